@@ -1,0 +1,15 @@
+"""Run with the interpreter of an environment that holds the wheel and NumPy, but no torch."""
+
+import importlib.resources
+import importlib.util
+
+import glimprouter as gr
+import numpy as np
+
+assert importlib.util.find_spec("torch") is None, "this check wants an environment without torch"
+row = np.zeros((2, 1000), np.float32)
+np.testing.assert_allclose(gr.glimpse(row).entropy, np.log(1000), rtol=1e-6)
+files = importlib.resources.files("glimprouter")
+for name in ("py.typed", "_C.pyi", "include/glimprouter/row_op.hpp"):
+    assert files.joinpath(name).is_file(), f"the wheel lacks {name}"
+print(gr.build_info())

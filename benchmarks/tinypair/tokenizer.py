@@ -1,0 +1,73 @@
+"""The tokenizer of the embedded pair: byte-level BPE of 302 ids with Qwen's pre-tokenizer."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import task
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+VOCABULARY = 302
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+THINK = ("<think>", "</think>")
+# Qwen's expression: single digits, letters with one leading mark, marks with trailing newlines.
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+
+
+def corpus(count: int, seed: int) -> list[str]:
+    """Texts from which the merges are learnt, with some plain English around the task's own words."""
+    generator = random.Random(seed)
+    texts = []
+    for _ in range(count):
+        numbers = task.training_numbers(generator, task.shipped.MAX_NUMBERS)
+        prompt, segments = task.training_segments(numbers, generator)
+        texts.append("user\n" + prompt + "\nassistant\n" + "".join(text for text, _ in segments))
+        texts.append("Why?\n\nFirst:\n\n(so)\n\nand\n\n\n")
+    return texts
+
+
+def build(seed: int = 0) -> PreTrainedTokenizerFast:
+    """Trains the tokenizer; the same seed gives the same ids."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(SPECIAL) - len(THINK),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus(2000, seed), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    fast.add_special_tokens({"additional_special_tokens": [SPECIAL[1]]})
+    fast.add_tokens(list(THINK))
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def load_or_build(directory: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer saved in the directory, or a new one saved there."""
+    if (directory / "tokenizer.json").exists():
+        return PreTrainedTokenizerFast.from_pretrained(directory)
+    tokenizer = build()
+    tokenizer.save_pretrained(directory)
+    return tokenizer

@@ -1,0 +1,56 @@
+// Row kernels for AVX2 with FMA and F16C.
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/kernel_tables.hpp"
+#include "glimprouter/cpu_backend.hpp"
+#include "glimprouter/numeric.hpp"
+
+namespace glimprouter {
+namespace {
+
+struct Vec {
+  static constexpr int kWidth = 8;
+  static constexpr int kUnroll = 2;
+  __m256 value;
+
+  static Vec load(const float* source) { return {_mm256_loadu_ps(source)}; }
+  static Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
+  void store(float* target) const { _mm256_storeu_ps(target, value); }
+  static void convert(const void* source, DataType dtype, float* out) {
+    const __m128i bits = _mm_loadu_si128(static_cast<const __m128i*>(source));
+    _mm256_storeu_ps(out, dtype == DataType::kFloat16 ? _mm256_cvtph_ps(bits)
+                                                      : _mm256_castsi256_ps(_mm256_slli_epi32(
+                                                            _mm256_cvtepu16_epi32(bits), 16)));
+  }
+};
+
+inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.value, b.value)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.value, b.value)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.value, b.value)}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.value, b.value, c.value)}; }
+// The instruction returns its second operand when either is NaN: the order of operands matters.
+inline Vec max_number(Vec best, Vec x) { return {_mm256_max_ps(x.value, best.value)}; }
+inline Vec max_propagate(Vec floor, Vec x) { return {_mm256_max_ps(floor.value, x.value)}; }
+inline Vec exponent_of(Vec shifted) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted.value), 23))};
+}
+inline std::uint32_t mask_equal(Vec a, Vec b) {
+  return static_cast<std::uint32_t>(
+      _mm256_movemask_ps(_mm256_cmp_ps(a.value, b.value, _CMP_EQ_OQ)));
+}
+inline std::uint32_t mask_at_least(Vec a, Vec b) {
+  return static_cast<std::uint32_t>(
+      _mm256_movemask_ps(_mm256_cmp_ps(a.value, b.value, _CMP_GE_OQ)));
+}
+
+#include "row_kernels-inl.hpp"
+
+}  // namespace
+
+extern const RowKernels kAvx2Kernels{"avx2",  row_statistics, load_tile,
+                                     top_two, collect,        exponentials};
+
+}  // namespace glimprouter

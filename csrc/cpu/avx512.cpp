@@ -1,0 +1,54 @@
+// Row kernels for AVX-512 (F, BW, VL, DQ).
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/kernel_tables.hpp"
+#include "glimprouter/cpu_backend.hpp"
+#include "glimprouter/numeric.hpp"
+
+namespace glimprouter {
+namespace {
+
+struct Vec {
+  static constexpr int kWidth = 16;
+  static constexpr int kUnroll = 4;
+  __m512 value;
+
+  static Vec load(const float* source) { return {_mm512_loadu_ps(source)}; }
+  static Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
+  void store(float* target) const { _mm512_storeu_ps(target, value); }
+  static void convert(const void* source, DataType dtype, float* out) {
+    const __m256i bits = _mm256_loadu_si256(static_cast<const __m256i*>(source));
+    _mm512_storeu_ps(out, dtype == DataType::kFloat16 ? _mm512_cvtph_ps(bits)
+                                                      : _mm512_castsi512_ps(_mm512_slli_epi32(
+                                                            _mm512_cvtepu16_epi32(bits), 16)));
+  }
+};
+
+inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.value, b.value)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.value, b.value)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.value, b.value)}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.value, b.value, c.value)}; }
+// The instruction returns its second operand when either is NaN: the order of operands matters.
+inline Vec max_number(Vec best, Vec x) { return {_mm512_max_ps(x.value, best.value)}; }
+inline Vec max_propagate(Vec floor, Vec x) { return {_mm512_max_ps(floor.value, x.value)}; }
+inline Vec exponent_of(Vec shifted) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted.value), 23))};
+}
+inline std::uint32_t mask_equal(Vec a, Vec b) {
+  return _mm512_cmp_ps_mask(a.value, b.value, _CMP_EQ_OQ);
+}
+inline std::uint32_t mask_at_least(Vec a, Vec b) {
+  return _mm512_cmp_ps_mask(a.value, b.value, _CMP_GE_OQ);
+}
+
+#include "row_kernels-inl.hpp"
+
+}  // namespace
+
+extern const RowKernels kAvx512Kernels{"avx512", row_statistics, load_tile,
+                                       top_two,  collect,        exponentials};
+
+}  // namespace glimprouter

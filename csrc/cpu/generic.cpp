@@ -1,0 +1,55 @@
+// Row kernels in plain C++, for any processor: the specification in its most readable form.
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/kernel_tables.hpp"
+#include "element.hpp"
+#include "glimprouter/cpu_backend.hpp"
+#include "glimprouter/numeric.hpp"
+
+namespace glimprouter {
+namespace {
+
+struct Vec {
+  static constexpr int kWidth = 1;
+  static constexpr int kUnroll = 4;
+  float value;
+
+  static Vec load(const float* source) {
+    Vec result{};
+    __builtin_memcpy(&result.value, source, sizeof(float));  // a row may start at any address
+    return result;
+  }
+  static Vec broadcast(float x) { return {x}; }
+  void store(float* target) const { *target = value; }
+  static void convert(const void* source, DataType dtype, float* out) {
+    std::uint16_t bits = 0;
+    __builtin_memcpy(&bits, source, sizeof bits);
+    *out = dtype == DataType::kFloat16 ? float_from_half(bits) : float_from_bfloat16(bits);
+  }
+};
+
+inline Vec operator+(Vec a, Vec b) { return {a.value + b.value}; }
+inline Vec operator-(Vec a, Vec b) { return {a.value - b.value}; }
+inline Vec operator*(Vec a, Vec b) { return {a.value * b.value}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {std::fma(a.value, b.value, c.value)}; }
+inline Vec max_number(Vec best, Vec x) { return {x.value > best.value ? x.value : best.value}; }
+inline Vec max_propagate(Vec floor, Vec x) {
+  return {floor.value > x.value ? floor.value : x.value};
+}
+inline Vec exponent_of(Vec shifted) {
+  return {std::bit_cast<float>(std::bit_cast<std::uint32_t>(shifted.value) << 23)};
+}
+inline std::uint32_t mask_equal(Vec a, Vec b) { return a.value == b.value ? 1u : 0u; }
+inline std::uint32_t mask_at_least(Vec a, Vec b) { return a.value >= b.value ? 1u : 0u; }
+
+#include "row_kernels-inl.hpp"
+
+}  // namespace
+
+extern const RowKernels kGenericKernels{"generic", row_statistics, load_tile,
+                                        top_two,   collect,        exponentials};
+
+}  // namespace glimprouter

@@ -1,0 +1,55 @@
+// Row kernels for 64-bit ARM (Advanced SIMD is part of the base architecture).
+#include <arm_neon.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/kernel_tables.hpp"
+#include "glimprouter/cpu_backend.hpp"
+#include "glimprouter/numeric.hpp"
+
+namespace glimprouter {
+namespace {
+
+struct Vec {
+  static constexpr int kWidth = 4;
+  static constexpr int kUnroll = 4;
+  float32x4_t value;
+
+  // Through bytes: a row may start at any address, and an element load wants its alignment.
+  static Vec load(const float* source) {
+    return {vreinterpretq_f32_u8(vld1q_u8(reinterpret_cast<const std::uint8_t*>(source)))};
+  }
+  static Vec broadcast(float x) { return {vdupq_n_f32(x)}; }
+  void store(float* target) const { vst1q_f32(target, value); }
+  static void convert(const void* source, DataType dtype, float* out) {
+    const uint16x4_t bits = vreinterpret_u16_u8(vld1_u8(static_cast<const std::uint8_t*>(source)));
+    vst1q_f32(out, dtype == DataType::kFloat16 ? vcvt_f32_f16(vreinterpret_f16_u16(bits))
+                                               : vreinterpretq_f32_u32(vshll_n_u16(bits, 16)));
+  }
+};
+
+inline Vec operator+(Vec a, Vec b) { return {vaddq_f32(a.value, b.value)}; }
+inline Vec operator-(Vec a, Vec b) { return {vsubq_f32(a.value, b.value)}; }
+inline Vec operator*(Vec a, Vec b) { return {vmulq_f32(a.value, b.value)}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f32(c.value, a.value, b.value)}; }
+inline Vec max_number(Vec best, Vec x) { return {vmaxnmq_f32(best.value, x.value)}; }
+inline Vec max_propagate(Vec floor, Vec x) { return {vmaxq_f32(floor.value, x.value)}; }
+inline Vec exponent_of(Vec shifted) {
+  return {vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(shifted.value), 23))};
+}
+inline std::uint32_t bits_of(uint32x4_t lanes) {
+  const uint32x4_t weights = {1, 2, 4, 8};
+  return vaddvq_u32(vandq_u32(lanes, weights));
+}
+inline std::uint32_t mask_equal(Vec a, Vec b) { return bits_of(vceqq_f32(a.value, b.value)); }
+inline std::uint32_t mask_at_least(Vec a, Vec b) { return bits_of(vcgeq_f32(a.value, b.value)); }
+
+#include "row_kernels-inl.hpp"
+
+}  // namespace
+
+extern const RowKernels kNeonKernels{"neon",  row_statistics, load_tile,
+                                     top_two, collect,        exponentials};
+
+}  // namespace glimprouter

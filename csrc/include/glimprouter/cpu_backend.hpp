@@ -1,0 +1,71 @@
+// The table of vector kernels that one instruction set fills, and the choice among them.
+//
+// Specification of the reduction (the same for every instruction set and for device code):
+//   - a row is cut in tiles of 2048 elements; missing elements of the last tile count as -inf;
+//   - in a tile, m is the maximum (-0 counts as +0), d = x - m, e = e^d (numeric.hpp);
+//   - element i belongs to virtual lane i mod 256; a lane adds its 8 elements in index order:
+//     s = s + e, t = fma(d, e, t), u = fma(d d, e, u), z = z + e^(d / T);
+//   - the 256 lanes are added in a tree: lane i takes lane i + 128, then + 64, ... then + 1.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "glimprouter/row_view.hpp"
+
+namespace glimprouter {
+
+inline constexpr std::int32_t kTileSize = 2048;
+inline constexpr std::int32_t kLanes = 256;
+
+struct TileStatistics {
+  float maximum;   // -inf when every element is
+  float sum;       // s = sum e^d; NaN when an element is NaN
+  float weighted;  // t = sum d e^d
+  float squared;   // u = sum d^2 e^d, when asked for
+  float sampling;  // z = sum e^(d / T), when asked for; else s
+};
+
+struct StatisticsRequest {
+  bool sampling = false;  // a second sum at the temperature 1 / inverse_temperature
+  bool squared = false;
+  float inverse_temperature = 1.0f;
+};
+
+// A candidate of the selection in 64 bits that sort as unsigned integers: by descending logit, then
+// by ascending id. High word: order-reversing image of the float; low word: the id.
+using Candidate = std::uint64_t;
+
+struct RowKernels {
+  std::string_view name;
+  // Statistics of every tile of the row. scratch: [kTileSize].
+  void (*row_statistics)(const RowView& row, const StatisticsRequest& request, float* scratch,
+                         TileStatistics* tiles);
+  // The tile as fp32, padded with -inf to a multiple of kLanes, whose count is stored. The result
+  // points into the row when that is possible (it may then be unaligned), else to scratch.
+  const float* (*load_tile)(const RowView& row, std::int64_t tile, float* scratch,
+                            std::int32_t* count);
+  // First index that holds the maximum, and the largest of the other elements.
+  void (*top_two)(const float* tile, std::int32_t count, float maximum, std::int32_t* first_index,
+                  float* second);
+  // Appends the elements >= pivot (pivot > -inf), in index order. Returns their number.
+  std::int64_t (*collect)(const float* tile, std::int32_t count, float pivot, std::int32_t first_id,
+                          Candidate* candidates);
+  // out[i] = e^((values[i] - maximum) inverse_temperature)
+  void (*exponentials)(const float* values, std::int64_t count, float maximum,
+                       float inverse_temperature, float* out);
+};
+
+// Every instruction set in this build, the preferred one last.
+std::span<const RowKernels* const> compiled_backends();
+// Whether this processor can run it.
+bool backend_supported(const RowKernels& kernels);
+// The kernels in use: the last supported one, or the one that the environment variable
+// GLIMPROUTER_ISA names. Throws std::invalid_argument at the first call when that name is unknown,
+// not in this build, or not supported by this processor.
+const RowKernels& active_backend();
+// Changes the kernels in use (for tests; not while another thread evaluates rows). Throws as above.
+void set_active_backend(std::string_view name);
+
+}  // namespace glimprouter

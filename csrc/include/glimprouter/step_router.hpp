@@ -1,0 +1,105 @@
+// StepRouter: the state of many sequences, and one call that turns logits into tokens and routes.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "glimprouter/row_op.hpp"
+#include "glimprouter/step_boundary.hpp"
+#include "glimprouter/step_outputs.hpp"
+#include "glimprouter/thread_pool.hpp"
+#include "glimprouter/transition.hpp"
+
+namespace glimprouter {
+
+struct SequenceOptions {
+  SequenceLimits limits;
+  SamplingParameters sampling;
+  std::int32_t entropy_top_k = 0;  // 0: full entropy
+  std::uint64_t seed = 0;
+  std::uint64_t stream = 0;
+};
+
+// A committed token, enough to replay the transition.
+struct TokenRecord {
+  std::int32_t token;
+  Model writer;
+};
+
+struct Sequence {
+  bool open = false;
+  SequenceOptions options;
+  SequenceState state;
+  std::uint64_t forks = 0;            // makes the default streams of forks distinct
+  std::int32_t candidate_token = -1;  // of a manual glimpse that waits for decide()
+  float candidate_logprob = 0;
+  float candidate_entropy = 0;
+  double step_logprob = 0;       // sum of raw log-probabilities of the running step
+  std::vector<TokenRecord> log;  // reserved when the sequence is opened
+  std::uint64_t last_call = 0;   // finds a row named twice in one call
+};
+
+// One router belongs to one thread: the first that uses it, until attach() is called by another.
+//
+// Errors: std::invalid_argument (a bad value), std::out_of_range (a row that is not open),
+// std::runtime_error (out of rows, wrong thread, a row in the wrong phase). Nothing has changed
+// after an exception.
+class StepRouter {
+ public:
+  // large_boundary: of the large model's tokenizer where that differs; it must have the same
+  // delimiters. Null: the same boundary for both.
+  StepRouter(std::shared_ptr<const StepBoundary> boundary,
+             std::shared_ptr<const StepBoundary> large_boundary, std::int32_t max_sequences);
+
+  std::int32_t open(const SequenceOptions& options);
+  void close(std::int32_t row);
+  // A copy that goes on with its own random stream (default: derived from the parent's).
+  std::int32_t fork(std::int32_t row, std::optional<std::uint64_t> stream);
+  // Drops the last `count` generated tokens; at a step's start the row comes back undecided.
+  void rewind(std::int32_t row, std::int32_t count);
+  std::string save(std::int32_t row);
+  std::int32_t load(std::string_view saved);
+
+  // Open rows that wait for this model's logits, ascending.
+  std::vector<std::int32_t> pending(Model model);
+  std::vector<std::int32_t> rows();
+
+  // The hot call. logits: one row per entry of `rows`, which must be distinct and wait for `model`.
+  // A row whose logits are invalid is reported in outputs.status and unchanged; the others go on.
+  void step(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
+            StepOutputs& outputs);
+  // Continues rows in kAwaitDecision: kSmall commits the candidate, kLarge discards it.
+  void decide(std::span<const std::int32_t> rows, Model model, StepOutputs& outputs);
+
+  const Sequence& sequence(std::int32_t row);
+  const StepBoundary& boundary(Model model) const {
+    return model == Model::kLarge ? *large_boundary_ : *boundary_;
+  }
+  void attach();  // the calling thread owns the router from now on
+
+ private:
+  Sequence& at(std::int32_t row);
+  void check_thread();
+  std::int32_t free_row() const;
+  void check_batch(std::span<const std::int32_t> rows, const StepOutputs& outputs);
+  void step_row(Model model, const RowResult& result, Sequence& sequence, std::size_t index,
+                StepOutputs& outputs) const noexcept;
+  void commit(Model writer, std::int32_t token, float logprob, Sequence& sequence,
+              std::size_t index, StepOutputs& outputs) const noexcept;
+  TransitionResult apply(Model writer, std::int32_t token, Sequence& sequence) const noexcept;
+
+  std::shared_ptr<const StepBoundary> boundary_;
+  std::shared_ptr<const StepBoundary> large_boundary_;
+  std::vector<Sequence> sequences_;
+  WorkspaceSet workspaces_;
+  std::thread::id owner_;
+  std::uint64_t calls_ = 0;
+};
+
+}  // namespace glimprouter

@@ -1,0 +1,204 @@
+// What one committed token does to a sequence: the rules of step-wise collaboration, written once
+// for host and device. Plain data, no allocation, no exceptions.
+//
+// Rules (docs/architecture.md, "Semantics"):
+//   - a step starts in kGlimpse (or at once with a writer, when the route is forced);
+//   - white space and the think-start token at a step's start are committed without a decision;
+//   - end of sequence > end of thinking > thinking budget > delimiter > step cap, in this order;
+//   - budget and repetition close the thinking by force: the caller appends the closing ids.
+#pragma once
+
+#include <cstdint>
+
+#include "glimprouter/host_device.hpp"
+#include "glimprouter/step_boundary.hpp"
+
+namespace glimprouter {
+
+enum class Model : std::uint8_t { kSmall = 0, kLarge = 1 };
+
+enum class Phase : std::uint8_t {
+  kGlimpse = 0,        // the small model's logits at a step's start are wanted
+  kSmallStep = 1,      // the small model writes
+  kLargeStep = 2,      // the large model writes, also the step's first token after a decision
+  kAwaitDecision = 3,  // manual route: decide() is wanted
+  kAnswer = 4,
+  kDone = 5,
+};
+
+enum class EndReason : std::uint8_t {
+  kNone = 0,
+  kDelimiter = 1,
+  kCap = 2,
+  kThinkEnd = 3,
+  kBudget = 4,
+  kRepetition = 5,
+  kEndOfSequence = 6,
+  kAnswerBudget = 7,
+};
+
+enum class RouteMode : std::uint8_t { kAuto = 0, kSmall = 1, kLarge = 2, kManual = 3 };
+enum class Comparison : std::uint8_t { kGreater = 0, kGreaterEqual = 1 };
+
+// A sequence's own rules. Lengths in tokens, threshold in nats.
+struct SequenceLimits {
+  float threshold = 1.0f;
+  Comparison comparison = Comparison::kGreater;
+  RouteMode route = RouteMode::kAuto;
+  Model answer_model = Model::kLarge;
+  bool repetition_guard = true;
+  std::int32_t max_step_tokens = 512;
+  std::int32_t max_think_tokens = 8192;
+  std::int32_t max_answer_tokens = 2048;
+  std::int32_t first_steps_large = 0;
+  std::int32_t num_close_tokens = 0;
+};
+
+inline constexpr std::int32_t kMaxCycle = 8;  // steps of the longest repetition that is noticed
+
+struct SequenceState {
+  Phase phase = Phase::kGlimpse;
+  std::uint8_t automaton = StepBoundary::kInitialState;
+  std::int32_t step_index = 0;
+  std::int32_t step_tokens = 0;
+  std::int32_t think_tokens = 0;
+  std::int32_t answer_tokens = 0;
+  std::int32_t position = 0;  // generated tokens, forced ones included: the shared frontier
+  std::int32_t finished_steps = 0;
+  std::uint64_t step_hash = 0;
+  std::uint64_t recent_steps[2 * kMaxCycle] = {};  // hashes, newest at finished_steps - 1 mod size
+};
+
+struct TransitionResult {
+  EndReason end_reason = EndReason::kNone;
+  std::int32_t forced_tokens = 0;  // closing ids that the caller appends now
+};
+
+GR_HOST_DEVICE inline bool wants_large(const SequenceLimits& limits, float entropy) {
+  return limits.comparison == Comparison::kGreater ? entropy > limits.threshold
+                                                   : entropy >= limits.threshold;
+}
+
+// Whether the sequence waits for this model's logits.
+GR_HOST_DEVICE inline bool waits_for(const SequenceState& state, const SequenceLimits& limits,
+                                     Model model) {
+  switch (state.phase) {
+    case Phase::kGlimpse:
+    case Phase::kSmallStep:
+      return model == Model::kSmall;
+    case Phase::kLargeStep:
+      return model == Model::kLarge;
+    case Phase::kAnswer:
+      return model == limits.answer_model;
+    default:
+      return false;
+  }
+}
+
+GR_HOST_DEVICE inline void begin_step(SequenceState& state, const SequenceLimits& limits) {
+  state.step_tokens = 0;
+  state.step_hash = 0xCBF29CE484222325u;
+  state.automaton = static_cast<std::uint8_t>(state.automaton & ~StepBoundary::kContent);
+  if (limits.route == RouteMode::kSmall) {
+    state.phase = Phase::kSmallStep;
+  } else if (limits.route == RouteMode::kLarge || state.step_index < limits.first_steps_large) {
+    state.phase = Phase::kLargeStep;
+  } else {
+    state.phase = Phase::kGlimpse;
+  }
+}
+
+// The last L steps equal the L before, for some L; at least three steps in all.
+GR_HOST_DEVICE inline bool repeats(const SequenceState& state) {
+  constexpr std::int32_t kSize = 2 * kMaxCycle;
+  if (state.finished_steps < 3) return false;
+  for (std::int32_t length = 1; length <= kMaxCycle; ++length) {
+    if (2 * length > state.finished_steps) return false;
+    bool equal = true;
+    for (std::int32_t i = 1; i <= length && equal; ++i) {
+      equal = state.recent_steps[(state.finished_steps - i) % kSize] ==
+              state.recent_steps[(state.finished_steps - i - length) % kSize];
+    }
+    if (equal) return true;
+  }
+  return false;
+}
+
+GR_HOST_DEVICE inline void begin_answer(SequenceState& state, const SequenceLimits& limits) {
+  state.phase = limits.max_answer_tokens > 0 ? Phase::kAnswer : Phase::kDone;
+}
+
+GR_HOST_DEVICE inline TransitionResult close_thinking(SequenceState& state,
+                                                      const SequenceLimits& limits,
+                                                      EndReason reason) {
+  state.position += limits.num_close_tokens;
+  begin_answer(state, limits);
+  return {reason, limits.num_close_tokens};
+}
+
+GR_HOST_DEVICE inline TransitionResult finish_step(SequenceState& state,
+                                                   const SequenceLimits& limits, EndReason reason) {
+  state.recent_steps[state.finished_steps % (2 * kMaxCycle)] = state.step_hash;
+  ++state.finished_steps;
+  if (limits.repetition_guard && repeats(state)) {
+    return close_thinking(state, limits, EndReason::kRepetition);
+  }
+  ++state.step_index;
+  begin_step(state, limits);
+  return {reason, 0};
+}
+
+GR_HOST_DEVICE inline TransitionResult commit_answer_token(SequenceState& state,
+                                                           const SequenceLimits& limits,
+                                                           TokenEffect effect) {
+  ++state.position;
+  ++state.answer_tokens;
+  if (effect.has(TokenEffect::kEndOfSequence)) {
+    state.phase = Phase::kDone;
+    return {EndReason::kEndOfSequence, 0};
+  }
+  if (state.answer_tokens >= limits.max_answer_tokens) {
+    state.phase = Phase::kDone;
+    return {EndReason::kAnswerBudget, 0};
+  }
+  return {};
+}
+
+// Whether a token at a step's start is committed without a decision and leaves it a start.
+GR_HOST_DEVICE inline bool precedes_step(TokenEffect effect) {
+  return effect.has(TokenEffect::kWhitespace) || effect.has(TokenEffect::kThinkStart);
+}
+
+// Commits a token that the model of the current phase wrote. effect: of the token in
+// state.automaton, from the writer's boundary table.
+GR_HOST_DEVICE inline TransitionResult commit_token(SequenceState& state,
+                                                    const SequenceLimits& limits,
+                                                    TokenEffect effect, std::int32_t token) {
+  if (state.phase == Phase::kAnswer) return commit_answer_token(state, limits, effect);
+  ++state.position;
+  ++state.think_tokens;
+  ++state.step_tokens;
+  if (!effect.has(TokenEffect::kWhitespace)) {
+    state.step_hash = (state.step_hash ^ static_cast<std::uint32_t>(token)) * 0x100000001B3u;
+  }
+  state.automaton = effect.next_state();
+  if (effect.has(TokenEffect::kEndOfSequence)) {
+    state.phase = Phase::kDone;
+    return {EndReason::kEndOfSequence, 0};
+  }
+  if (effect.has(TokenEffect::kThinkEnd)) {
+    begin_answer(state, limits);
+    return {EndReason::kThinkEnd, 0};
+  }
+  if (state.think_tokens >= limits.max_think_tokens) {
+    return close_thinking(state, limits, EndReason::kBudget);
+  }
+  if (effect.has(TokenEffect::kHit)) return finish_step(state, limits, EndReason::kDelimiter);
+  if (state.step_tokens >= limits.max_step_tokens) {
+    return finish_step(state, limits, EndReason::kCap);
+  }
+  if (state.phase == Phase::kGlimpse && !precedes_step(effect)) state.phase = Phase::kSmallStep;
+  return {};
+}
+
+}  // namespace glimprouter

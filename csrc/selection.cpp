@@ -1,0 +1,288 @@
+#include "selection.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <functional>
+#include <limits>
+
+#include "glimprouter/numeric.hpp"
+
+namespace glimprouter {
+namespace {
+
+constexpr float kLowestFinite = std::numeric_limits<float>::lowest();
+// Below this vocabulary every element is a candidate at once: a pivot would save nothing.
+constexpr std::int64_t kSmallVocabulary = 1024;
+constexpr std::int64_t kComparisonSortLimit = 256;
+
+float candidate_value(Candidate candidate) {
+  const auto descending = static_cast<std::uint32_t>(candidate >> 32);
+  return std::bit_cast<float>((descending >> 31) != 0 ? descending : ~descending & 0x7FFFFFFFu);
+}
+
+// All elements >= pivot, in id order. A tile whose maximum is lower is not read.
+std::int64_t collect_candidates(const RowView& row, float pivot, const RowSums& sums,
+                                RowWorkspace::Buffers& buffers) noexcept {
+  const RowKernels& kernels = active_backend();
+  std::int64_t count = 0;
+  for (std::int64_t tile = 0; tile < sums.num_tiles; ++tile) {
+    if (buffers.tiles[static_cast<std::size_t>(tile)].maximum < pivot) continue;
+    std::int32_t elements = 0;
+    const float* values = kernels.load_tile(row, tile, buffers.tile_scratch.data(), &elements);
+    count += kernels.collect(values, elements, pivot, static_cast<std::int32_t>(tile * kTileSize),
+                             buffers.candidates.data() + count);
+  }
+  return count;
+}
+
+// Candidates arrive in id order, so a stable sort by the logit alone leaves ties by lower id: three
+// counting passes over 11 bits each, whatever the values (a uniform row is no worse than another).
+void sort_candidates(std::int64_t count, RowWorkspace::Buffers& buffers) noexcept {
+  Candidate* source = buffers.candidates.data();
+  if (count <= kComparisonSortLimit) {
+    std::sort(source, source + count);
+    return;
+  }
+  Candidate* target = buffers.sort_scratch.data();
+  constexpr int kBits = 11;
+  for (int shift = 32; shift < 64; shift += kBits) {
+    std::uint32_t offsets[(1 << kBits) + 1] = {};
+    const auto digit = [shift](Candidate c) { return (c >> shift) & ((1u << kBits) - 1); };
+    for (std::int64_t i = 0; i < count; ++i) ++offsets[digit(source[i]) + 1];
+    for (int d = 0; d < 1 << kBits; ++d) offsets[d + 1] += offsets[d];
+    for (std::int64_t i = 0; i < count; ++i) target[offsets[digit(source[i])]++] = source[i];
+    std::swap(source, target);
+  }
+  // An odd number of passes ends in the scratch memory.
+  std::copy(source, source + count, buffers.candidates.data());
+}
+
+void weigh_candidates(std::int64_t count, float inverse_temperature, const RowSums& sums,
+                      RowWorkspace::Buffers& buffers) noexcept {
+  for (std::int64_t i = 0; i < count; ++i) {
+    buffers.values[static_cast<std::size_t>(i)] =
+        candidate_value(buffers.candidates[static_cast<std::size_t>(i)]);
+  }
+  active_backend().exponentials(buffers.values.data(), count, sums.maximum, inverse_temperature,
+                                buffers.weights.data());
+}
+
+float smallest_tile_maximum(const RowSums& sums, const RowWorkspace::Buffers& buffers) noexcept {
+  float smallest = sums.maximum;
+  for (std::int64_t tile = 0; tile < sums.num_tiles; ++tile) {
+    const float maximum = buffers.tiles[static_cast<std::size_t>(tile)].maximum;
+    smallest = maximum < smallest ? maximum : smallest;
+  }
+  return smallest > kLowestFinite ? smallest : kLowestFinite;
+}
+
+float kth_tile_maximum(std::int64_t k, const RowSums& sums,
+                       RowWorkspace::Buffers& buffers) noexcept {
+  for (std::int64_t tile = 0; tile < sums.num_tiles; ++tile) {
+    buffers.values[static_cast<std::size_t>(tile)] =
+        buffers.tiles[static_cast<std::size_t>(tile)].maximum;
+  }
+  const auto begin = buffers.values.begin();
+  std::nth_element(begin, begin + (k - 1), begin + sums.num_tiles, std::greater<>());
+  return std::max(buffers.values[static_cast<std::size_t>(k - 1)], kLowestFinite);
+}
+
+// The first count whose mass reaches `target`, or `count` + 1 when the candidates do not.
+std::int64_t prefix_with_mass(std::int64_t count, double target,
+                              const RowWorkspace::Buffers& buffers) noexcept {
+  double mass = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    mass += static_cast<double>(buffers.weights[static_cast<std::size_t>(i)]);
+    if (mass >= target) return i + 1;
+  }
+  return count + 1;
+}
+
+// top-p without top-k. A pivot is trusted only with the certificate that the mass above it reaches
+// p: first pivots near the smallest tile maximum, then one below which the whole row could not hold
+// 1 - p of the mass, then everything.
+std::int64_t take_top_p(const RowView& row, const SamplingParameters& sampling, const RowSums& sums,
+                        RowWorkspace::Buffers& buffers) noexcept {
+  const double target = static_cast<double>(sampling.top_p) * sums.sampling;
+  const double rest = std::max(sums.sampling - target, 1e-12 * sums.sampling);
+  const double certain = static_cast<double>(sums.maximum) +
+                         static_cast<double>(sampling.temperature) *
+                             (log_positive(rest / static_cast<double>(row.size)) - 1e-3);
+  const double start = std::max(certain, static_cast<double>(smallest_tile_maximum(sums, buffers)));
+  constexpr double kSteps[] = {0.3, 0.65, 1.0};
+  const float inverse_temperature = 1.0f / sampling.temperature;
+  for (int attempt = row.size <= kSmallVocabulary ? 3 : 0; attempt <= 3; ++attempt) {
+    float pivot = kLowestFinite;
+    if (attempt < 3) {
+      const double guess = start + (certain - start) * kSteps[attempt];
+      pivot = static_cast<float>(std::max(guess, static_cast<double>(kLowestFinite)));
+    }
+    const std::int64_t count = collect_candidates(row, pivot, sums, buffers);
+    sort_candidates(count, buffers);
+    weigh_candidates(count, inverse_temperature, sums, buffers);
+    const std::int64_t kept = prefix_with_mass(count, target, buffers);
+    if (kept <= count) return kept;
+    if (attempt == 3) return count;  // p of the rounded total is more than the rounded mass
+  }
+  return 0;
+}
+
+std::int64_t take_above_min_p(const RowView& row, const SamplingParameters& sampling,
+                              const RowSums& sums, RowWorkspace::Buffers& buffers) noexcept {
+  const double depth = static_cast<double>(sampling.temperature) *
+                       (log_positive(static_cast<double>(sampling.min_p)) - 1e-3);
+  const double pivot =
+      std::max(static_cast<double>(sums.maximum) + depth, static_cast<double>(kLowestFinite));
+  const std::int64_t count = collect_candidates(row, static_cast<float>(pivot), sums, buffers);
+  sort_candidates(count, buffers);
+  weigh_candidates(count, 1.0f / sampling.temperature, sums, buffers);
+  return count;
+}
+
+double block_mass(const float* weights, std::int32_t begin, std::int32_t end) noexcept {
+  double mass = 0;
+  for (std::int32_t chunk = begin; chunk < end; chunk += 8) {
+    double chunk_mass = 0;
+    for (std::int32_t i = chunk; i < std::min(chunk + 8, end); ++i) {
+      chunk_mass += static_cast<double>(weights[i]);
+    }
+    mass += chunk_mass;
+  }
+  return mass;
+}
+
+// Index of the first weight whose prefix exceeds target, with the weights added in three levels
+// (groups of 128, chunks of 8, elements), each in index order. Where rounding puts the target past
+// the end of a level: the last positive weight before that end.
+std::int32_t index_in_tile(const float* weights, std::int32_t count, double target) noexcept {
+  std::int32_t begin = 0;
+  std::int32_t end = count;
+  double prefix = 0;
+  for (const std::int32_t width : {128, 8, 1}) {
+    for (;; begin += width) {
+      if (begin >= end) {
+        while (end > 1 && !(weights[end - 1] > 0.0f)) --end;
+        return end - 1;
+      }
+      const double mass = block_mass(weights, begin, std::min(begin + width, end));
+      if (prefix + mass > target) break;
+      prefix += mass;
+    }
+    end = std::min(begin + width, end);
+  }
+  return begin;
+}
+
+std::int32_t sample_unfiltered(const RowView& row, const SamplingParameters& sampling,
+                               double uniform, const RowSums& sums,
+                               RowWorkspace::Buffers& buffers) noexcept {
+  const float inverse_temperature = 1.0f / sampling.temperature;
+  const double target = uniform * sums.sampling;
+  std::int64_t chosen = 0;
+  double residual = 0;
+  double prefix = 0;
+  for (std::int64_t tile = 0; tile < sums.num_tiles; ++tile) {
+    const TileStatistics& statistics = buffers.tiles[static_cast<std::size_t>(tile)];
+    if (!tile_counts(statistics, sums.maximum, sampling.temperature)) continue;
+    const double scale = static_cast<double>(
+        exp_nonpositive((statistics.maximum - sums.maximum) * inverse_temperature));
+    const double mass = scale * static_cast<double>(statistics.sampling);
+    if (mass > 0) {
+      chosen = tile;
+      residual = (target - prefix) / scale;
+    }
+    if (prefix + mass > target) break;
+    prefix += mass;
+  }
+  const RowKernels& kernels = active_backend();
+  std::int32_t count = 0;
+  const float* values = kernels.load_tile(row, chosen, buffers.tile_scratch.data(), &count);
+  kernels.exponentials(values, count, buffers.tiles[static_cast<std::size_t>(chosen)].maximum,
+                       inverse_temperature, buffers.weights.data());
+  return static_cast<std::int32_t>(chosen * kTileSize) +
+         index_in_tile(buffers.weights.data(), count, residual);
+}
+
+}  // namespace
+
+std::int64_t take_top_k(const RowView& row, std::int64_t k, float inverse_temperature,
+                        const RowSums& sums, RowWorkspace::Buffers& buffers) noexcept {
+  constexpr double kSteps[] = {1.0, 1.4, 2.0};
+  const bool few_tiles = k > sums.num_tiles;
+  const float smallest = smallest_tile_maximum(sums, buffers);
+  std::int64_t count = 0;
+  for (int attempt = row.size <= kSmallVocabulary || 8 * k > row.size ? 3 : 0; attempt <= 3;
+       ++attempt) {
+    float pivot = kLowestFinite;
+    if (attempt < 3 && !few_tiles) {
+      pivot = kth_tile_maximum(k, sums, buffers);  // k tiles hold an element at least this large
+    } else if (attempt < 3) {
+      const double span = static_cast<double>(sums.maximum) - static_cast<double>(smallest);
+      const double guess = static_cast<double>(sums.maximum) - span * kSteps[attempt];
+      pivot = static_cast<float>(std::max(guess, static_cast<double>(kLowestFinite)));
+    }
+    count = collect_candidates(row, pivot, sums, buffers);
+    if (count >= k || pivot == kLowestFinite) break;
+  }
+  if (count > k) {
+    const auto begin = buffers.candidates.begin();
+    std::nth_element(begin, begin + k, begin + count);
+    count = k;
+    std::sort(begin, begin + count);
+  } else {
+    sort_candidates(count, buffers);
+  }
+  weigh_candidates(count, inverse_temperature, sums, buffers);
+  return count;
+}
+
+KeptCandidates filter_candidates(const RowView& row, const SamplingParameters& sampling,
+                                 const RowSums& sums, RowWorkspace::Buffers& buffers) noexcept {
+  const bool limits_mass = sampling.top_p < 1.0f;
+  std::int64_t count = 0;
+  if (sampling.top_k > 0 && sampling.top_k < row.size) {
+    count = take_top_k(row, sampling.top_k, 1.0f / sampling.temperature, sums, buffers);
+    if (limits_mass) {
+      double total = 0;
+      for (std::int64_t i = 0; i < count; ++i) {
+        total += static_cast<double>(buffers.weights[static_cast<std::size_t>(i)]);
+      }
+      const double target = static_cast<double>(sampling.top_p) * total;
+      count = std::min(count, prefix_with_mass(count, target, buffers));
+    }
+  } else if (limits_mass) {
+    count = take_top_p(row, sampling, sums, buffers);
+  } else if (sampling.min_p > 0.0f) {
+    count = take_above_min_p(row, sampling, sums, buffers);
+  } else {
+    count = take_top_k(row, row.size, 1.0f / sampling.temperature, sums, buffers);
+  }
+  KeptCandidates kept{0, 0.0};
+  for (; kept.count < count; ++kept.count) {
+    const float weight = buffers.weights[static_cast<std::size_t>(kept.count)];
+    if (!(weight > 0.0f) || weight < sampling.min_p) break;
+    kept.mass += static_cast<double>(weight);
+  }
+  return kept;
+}
+
+std::int32_t sample_token(const RowView& row, const SamplingParameters& sampling,
+                          const RandomKey& random, const RowSums& sums,
+                          RowWorkspace::Buffers& buffers) noexcept {
+  const double uniform = uniform_double(random);
+  const bool limits_count = sampling.top_k > 0 && sampling.top_k < row.size;
+  if (!limits_count && !(sampling.top_p < 1.0f) && !(sampling.min_p > 0.0f)) {
+    return sample_unfiltered(row, sampling, uniform, sums, buffers);
+  }
+  const KeptCandidates kept = filter_candidates(row, sampling, sums, buffers);
+  const double target = uniform * kept.mass;
+  double prefix = 0;
+  std::int64_t chosen = 0;
+  for (; chosen < kept.count - 1; ++chosen) {
+    prefix += static_cast<double>(buffers.weights[static_cast<std::size_t>(chosen)]);
+    if (prefix > target) break;
+  }
+  return candidate_id(buffers.candidates[static_cast<std::size_t>(chosen)]);
+}
+
+}  // namespace glimprouter

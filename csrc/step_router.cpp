@@ -1,0 +1,340 @@
+#include "glimprouter/step_router.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+namespace glimprouter {
+namespace {
+
+constexpr float kNotANumber = std::numeric_limits<float>::quiet_NaN();
+// Tokens that a log holds without growing; longer sequences let it double.
+constexpr std::int64_t kReservedTokens = 16384;
+
+const char* name_of(Model model) { return model == Model::kSmall ? "small" : "large"; }
+
+const char* describe(Phase phase) {
+  constexpr const char* kNames[] = {"waits for the small model's glimpse",
+                                    "waits for the small model",
+                                    "waits for the large model",
+                                    "waits for decide()",
+                                    "writes its answer",
+                                    "is done"};
+  return kNames[static_cast<int>(phase)];
+}
+
+}  // namespace
+
+StepRouter::StepRouter(std::shared_ptr<const StepBoundary> boundary,
+                       std::shared_ptr<const StepBoundary> large_boundary,
+                       std::int32_t max_sequences)
+    : boundary_(std::move(boundary)), large_boundary_(std::move(large_boundary)) {
+  if (!boundary_) throw std::invalid_argument("a boundary is needed");
+  if (!large_boundary_) large_boundary_ = boundary_;
+  if (large_boundary_->delimiters() != boundary_->delimiters()) {
+    throw std::invalid_argument(
+        "boundary and large_boundary have different delimiters; steps would end differently for "
+        "the two models");
+  }
+  if (max_sequences < 1) {
+    throw std::invalid_argument("max_sequences must be >= 1, got " + std::to_string(max_sequences));
+  }
+  sequences_.resize(static_cast<std::size_t>(max_sequences));
+  workspaces_.reserve(std::max(boundary_->vocabulary_size(), large_boundary_->vocabulary_size()));
+}
+
+void StepRouter::check_thread() {
+  const std::thread::id caller = std::this_thread::get_id();
+  if (owner_ == caller) [[likely]] {
+    return;
+  }
+  if (owner_ != std::thread::id()) {
+    throw std::runtime_error(
+        "this StepRouter belongs to another thread; use one router per thread, or call "
+        "attach() from this thread when the other is finished with it");
+  }
+  owner_ = caller;
+}
+
+void StepRouter::attach() { owner_ = std::this_thread::get_id(); }
+
+Sequence& StepRouter::at(std::int32_t row) {
+  if (row < 0 || static_cast<std::size_t>(row) >= sequences_.size() ||
+      !sequences_[static_cast<std::size_t>(row)].open) {
+    throw std::out_of_range("row " + std::to_string(row) +
+                            " is not open; rows come from open(), fork() or load()");
+  }
+  return sequences_[static_cast<std::size_t>(row)];
+}
+
+const Sequence& StepRouter::sequence(std::int32_t row) {
+  check_thread();
+  return at(row);
+}
+
+std::int32_t StepRouter::free_row() const {
+  for (std::size_t row = 0; row < sequences_.size(); ++row) {
+    if (!sequences_[row].open) return static_cast<std::int32_t>(row);
+  }
+  throw std::runtime_error("all " + std::to_string(sequences_.size()) +
+                           " rows are in use; close one, or construct the router with a larger "
+                           "max_sequences");
+}
+
+std::int32_t StepRouter::open(const SequenceOptions& options) {
+  check_thread();
+  const std::int32_t row = free_row();
+  Sequence sequence;
+  sequence.options = options;
+  sequence.options.limits.num_close_tokens =
+      static_cast<std::int32_t>(boundary_->definition().close_ids.size());
+  const std::int64_t longest =
+      static_cast<std::int64_t>(options.limits.max_think_tokens) + options.limits.max_answer_tokens;
+  sequence.log.reserve(static_cast<std::size_t>(std::min(longest, kReservedTokens)));
+  begin_step(sequence.state, sequence.options.limits);
+  sequence.open = true;
+  sequences_[static_cast<std::size_t>(row)] = std::move(sequence);
+  return row;
+}
+
+void StepRouter::close(std::int32_t row) {
+  check_thread();
+  at(row) = Sequence{};
+}
+
+std::int32_t StepRouter::fork(std::int32_t row, std::optional<std::uint64_t> stream) {
+  check_thread();
+  Sequence& parent = at(row);
+  const std::int32_t child = free_row();
+  Sequence copy = parent;
+  copy.log.reserve(parent.log.capacity());
+  if (!stream) {
+    const PhiloxBlock derived =
+        philox4x32(PhiloxBlock{{static_cast<std::uint32_t>(parent.forks),
+                                static_cast<std::uint32_t>(parent.forks >> 32), 0x666F726Bu, 0}},
+                   parent.options.stream);
+    stream = static_cast<std::uint64_t>(derived.word[1]) << 32 | derived.word[0];
+  }
+  copy.options.stream = *stream;
+  copy.forks = 0;
+  ++parent.forks;
+  sequences_[static_cast<std::size_t>(child)] = std::move(copy);
+  return child;
+}
+
+void StepRouter::rewind(std::int32_t row, std::int32_t count) {
+  check_thread();
+  Sequence& sequence = at(row);
+  const std::int32_t target = sequence.state.position - count;
+  if (count < 0 || target < 0) {
+    throw std::invalid_argument("cannot rewind row " + std::to_string(row) + " by " +
+                                std::to_string(count) + " tokens: it has generated " +
+                                std::to_string(sequence.state.position));
+  }
+  Sequence replayed = sequence;
+  replayed.state = SequenceState{};
+  replayed.candidate_token = -1;
+  replayed.step_logprob = 0;
+  begin_step(replayed.state, replayed.options.limits);
+  std::size_t kept = 0;
+  for (; kept < sequence.log.size() && replayed.state.position < target; ++kept) {
+    apply(sequence.log[kept].writer, sequence.log[kept].token, replayed);
+  }
+  if (replayed.state.position != target) {
+    throw std::invalid_argument(
+        "cannot rewind row " + std::to_string(row) + " to " + std::to_string(target) +
+        " tokens: that lies inside the closing ids, which are appended as one; rewind to " +
+        std::to_string(replayed.state.position) + " or to " +
+        std::to_string(replayed.state.position - replayed.options.limits.num_close_tokens - 1));
+  }
+  replayed.log.resize(kept);
+  replayed.log.reserve(sequence.log.capacity());
+  sequence = std::move(replayed);
+}
+
+std::vector<std::int32_t> StepRouter::pending(Model model) {
+  check_thread();
+  std::vector<std::int32_t> result;
+  for (std::size_t row = 0; row < sequences_.size(); ++row) {
+    const Sequence& sequence = sequences_[row];
+    if (sequence.open && waits_for(sequence.state, sequence.options.limits, model)) {
+      result.push_back(static_cast<std::int32_t>(row));
+    }
+  }
+  return result;
+}
+
+std::vector<std::int32_t> StepRouter::rows() {
+  check_thread();
+  std::vector<std::int32_t> result;
+  for (std::size_t row = 0; row < sequences_.size(); ++row) {
+    if (sequences_[row].open) result.push_back(static_cast<std::int32_t>(row));
+  }
+  return result;
+}
+
+void StepRouter::check_batch(std::span<const std::int32_t> rows, const StepOutputs& outputs) {
+  if (static_cast<std::int64_t>(rows.size()) > outputs.capacity) {
+    throw std::invalid_argument("outputs were made for " + std::to_string(outputs.capacity) +
+                                " rows, the batch has " + std::to_string(rows.size()) +
+                                "; call router.outputs(" + std::to_string(rows.size()) + ")");
+  }
+  ++calls_;
+  for (const std::int32_t row : rows) {
+    Sequence& sequence = at(row);
+    if (sequence.last_call == calls_) {
+      throw std::invalid_argument("row " + std::to_string(row) + " is named twice in one call");
+    }
+    sequence.last_call = calls_;
+  }
+}
+
+void StepRouter::step(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
+                      StepOutputs& outputs) {
+  check_thread();
+  const std::int64_t vocabulary = boundary(model).vocabulary_size();
+  if (logits.rows != static_cast<std::int64_t>(rows.size())) {
+    throw std::invalid_argument("logits have " + std::to_string(logits.rows) + " rows, but " +
+                                std::to_string(rows.size()) + " rows are named");
+  }
+  if (logits.width < vocabulary) {
+    throw std::invalid_argument(
+        "logits are " + std::to_string(logits.width) + " wide, narrower than the vocabulary of " +
+        std::to_string(vocabulary) + "; wrong model, or wrong tokenizer for the boundary");
+  }
+  for (const std::int32_t id : outputs.logprob_ids) {
+    if (id < 0 || id >= vocabulary) {
+      throw std::invalid_argument("logprob_ids holds " + std::to_string(id) +
+                                  ", outside the vocabulary of " + std::to_string(vocabulary));
+    }
+  }
+  check_batch(rows, outputs);
+  for (const std::int32_t row : rows) {
+    const Sequence& sequence = at(row);
+    if (!waits_for(sequence.state, sequence.options.limits, model)) {
+      throw std::invalid_argument("row " + std::to_string(row) + " does not wait for the " +
+                                  name_of(model) + " model: it " + describe(sequence.state.phase) +
+                                  "; use the rows of pending(\"" + name_of(model) + "\")");
+    }
+  }
+  const auto num_ids = static_cast<std::int32_t>(outputs.logprob_ids.size());
+  auto body = [&](std::int64_t i, RowWorkspace& workspace) noexcept {
+    const auto index = static_cast<std::size_t>(i);
+    Sequence& sequence = sequences_[static_cast<std::size_t>(rows[index])];
+    RowRequest request;
+    request.sampling = sequence.options.sampling;
+    request.random = RandomKey{sequence.options.seed, sequence.options.stream,
+                               static_cast<std::uint64_t>(sequence.state.position),
+                               static_cast<std::uint32_t>(model)};
+    request.entropy_top_k = sequence.options.entropy_top_k;
+    request.want_varentropy = outputs.want_varentropy;
+    request.logprob_ids = outputs.logprob_ids.data();
+    request.num_logprob_ids = num_ids;
+    const RowResult result = evaluate_row(logits.row(i, vocabulary), request, workspace,
+                                          outputs.logprobs.data() + i * num_ids);
+    step_row(model, result, sequence, index, outputs);
+  };
+  parallel_rows(logits.rows, vocabulary, workspaces_, RowBody(body));
+}
+
+void StepRouter::step_row(Model model, const RowResult& result, Sequence& sequence,
+                          std::size_t index, StepOutputs& outputs) const noexcept {
+  SequenceState& state = sequence.state;
+  outputs.token[index] = -1;
+  outputs.status[index] = static_cast<std::uint8_t>(result.status);
+  outputs.route[index] = 0;
+  outputs.end_reason[index] = 0;
+  outputs.forced[index] = 0;
+  outputs.step_index[index] = state.phase == Phase::kAnswer ? -1 : state.step_index;
+  outputs.entropy[index] = result.entropy;
+  outputs.logprob[index] = result.logprob;
+  outputs.logsumexp[index] = result.logsumexp;
+  outputs.max_prob[index] = result.max_prob;
+  outputs.margin[index] = result.margin;
+  if (outputs.want_varentropy) outputs.varentropy[index] = result.varentropy;
+  outputs.phase[index] = static_cast<std::uint8_t>(state.phase);
+  if (result.status != RowStatus::kOk) return;
+
+  if (state.phase == Phase::kGlimpse &&
+      !precedes_step(boundary_->effect(state.automaton, result.token))) {
+    if (sequence.options.limits.route == RouteMode::kManual) {
+      state.phase = Phase::kAwaitDecision;
+      sequence.candidate_token = result.token;
+      sequence.candidate_logprob = result.logprob;
+      sequence.candidate_entropy = result.entropy;
+      outputs.phase[index] = static_cast<std::uint8_t>(state.phase);
+      return;
+    }
+    const bool large = wants_large(sequence.options.limits, result.entropy);
+    outputs.route[index] = large ? 2 : 1;
+    if (large) {
+      state.phase = Phase::kLargeStep;
+      outputs.phase[index] = static_cast<std::uint8_t>(state.phase);
+      return;
+    }
+  }
+  commit(model, result.token, result.logprob, sequence, index, outputs);
+}
+
+void StepRouter::commit(Model writer, std::int32_t token, float logprob, Sequence& sequence,
+                        std::size_t index, StepOutputs& outputs) const noexcept {
+  // Only a sequence longer than the reserved log can allocate here; running out of memory then ends
+  // the process, as everywhere else in a noexcept path.
+  sequence.log.push_back(TokenRecord{token, writer});
+  const std::int32_t step = sequence.state.step_index;
+  const TransitionResult transition = apply(writer, token, sequence);
+  sequence.step_logprob = sequence.state.step_index == step && sequence.state.step_tokens > 1
+                              ? sequence.step_logprob + static_cast<double>(logprob)
+                              : static_cast<double>(logprob);
+  outputs.token[index] = token;
+  outputs.end_reason[index] = static_cast<std::uint8_t>(transition.end_reason);
+  outputs.forced[index] = transition.forced_tokens;
+  outputs.phase[index] = static_cast<std::uint8_t>(sequence.state.phase);
+}
+
+TransitionResult StepRouter::apply(Model writer, std::int32_t token,
+                                   Sequence& sequence) const noexcept {
+  SequenceState& state = sequence.state;
+  // In a replay the decision is the writer's name: a step's start that the large model wrote.
+  if (state.phase == Phase::kGlimpse && writer == Model::kLarge) state.phase = Phase::kLargeStep;
+  return commit_token(state, sequence.options.limits,
+                      boundary(writer).effect(state.automaton, token), token);
+}
+
+void StepRouter::decide(std::span<const std::int32_t> rows, Model model, StepOutputs& outputs) {
+  check_thread();
+  check_batch(rows, outputs);
+  for (const std::int32_t row : rows) {
+    const Phase phase = at(row).state.phase;
+    if (phase != Phase::kAwaitDecision) {
+      throw std::invalid_argument("row " + std::to_string(row) + " has no decision to make: it " +
+                                  describe(phase));
+    }
+  }
+  for (std::size_t index = 0; index < rows.size(); ++index) {
+    Sequence& sequence = at(rows[index]);
+    outputs.token[index] = -1;
+    outputs.status[index] = 0;
+    outputs.end_reason[index] = 0;
+    outputs.forced[index] = 0;
+    outputs.step_index[index] = sequence.state.step_index;
+    outputs.entropy[index] = sequence.candidate_entropy;
+    outputs.logprob[index] = sequence.candidate_logprob;
+    for (auto* field : {&outputs.logsumexp, &outputs.max_prob, &outputs.margin}) {
+      (*field)[index] = kNotANumber;
+    }
+    const std::int32_t token = sequence.candidate_token;
+    sequence.candidate_token = -1;
+    if (model == Model::kLarge) {
+      sequence.state.phase = Phase::kLargeStep;
+      outputs.route[index] = 2;
+      outputs.phase[index] = static_cast<std::uint8_t>(sequence.state.phase);
+    } else {
+      sequence.state.phase = Phase::kGlimpse;
+      outputs.route[index] = 1;
+      commit(Model::kSmall, token, sequence.candidate_logprob, sequence, index, outputs);
+    }
+  }
+}
+
+}  // namespace glimprouter

@@ -1,0 +1,17 @@
+// The extension module: each topic registers itself.
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+namespace glimprouter::bindings {
+void bind_glimpse(py::module_& module);
+void bind_step_boundary(py::module_& module);
+void bind_step_router(py::module_& module);
+}  // namespace glimprouter::bindings
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Native core of glimprouter.";
+  glimprouter::bindings::bind_glimpse(module);
+  glimprouter::bindings::bind_step_boundary(module);
+  glimprouter::bindings::bind_step_router(module);
+}

@@ -1,0 +1,75 @@
+// StepBoundary from Python objects.
+#include "glimprouter/step_boundary.hpp"
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+
+namespace py = pybind11;
+
+namespace glimprouter::bindings {
+namespace {
+
+std::shared_ptr<StepBoundary> make_boundary(const py::sequence& token_bytes,
+                                            const std::vector<py::bytes>& delimiters,
+                                            std::vector<std::int32_t> think_start_ids,
+                                            std::vector<std::int32_t> think_end_ids,
+                                            std::vector<std::int32_t> eos_ids,
+                                            std::vector<std::int32_t> close_ids) {
+  StepBoundary::Definition definition;
+  definition.token_bytes.reserve(token_bytes.size());
+  for (const py::handle token : token_bytes) {
+    if (token.is_none()) {
+      definition.token_bytes.emplace_back(std::nullopt);
+    } else if (py::isinstance<py::bytes>(token)) {
+      definition.token_bytes.emplace_back(std::string(py::reinterpret_borrow<py::bytes>(token)));
+    } else {
+      throw py::type_error("token_bytes must hold bytes, or None for special tokens, got " +
+                           std::string(Py_TYPE(token.ptr())->tp_name));
+    }
+  }
+  for (const py::bytes& delimiter : delimiters) definition.delimiters.emplace_back(delimiter);
+  definition.think_start_ids = std::move(think_start_ids);
+  definition.think_end_ids = std::move(think_end_ids);
+  definition.eos_ids = std::move(eos_ids);
+  definition.close_ids = std::move(close_ids);
+  return std::make_shared<StepBoundary>(std::move(definition));
+}
+
+py::tuple effect(const StepBoundary& boundary, int state, std::int32_t token) {
+  if (state < 0 || state >= boundary.num_states()) {
+    throw py::value_error("state must lie in [0, " + std::to_string(boundary.num_states()) +
+                          "), got " + std::to_string(state));
+  }
+  if (token < 0 || token >= boundary.vocabulary_size()) {
+    throw py::value_error("token must lie in [0, " + std::to_string(boundary.vocabulary_size()) +
+                          "), got " + std::to_string(token));
+  }
+  const TokenEffect result = boundary.effect(static_cast<std::uint8_t>(state), token);
+  return py::make_tuple(static_cast<int>(result.next_state()), result.has(TokenEffect::kHit));
+}
+
+}  // namespace
+
+void bind_step_boundary(py::module_& module) {
+  py::class_<StepBoundary, std::shared_ptr<StepBoundary>>(module, "StepBoundary")
+      .def(py::init(&make_boundary), py::arg("token_bytes"), py::arg("delimiters"),
+           py::arg("think_start_ids"), py::arg("think_end_ids"), py::arg("eos_ids"),
+           py::arg("close_ids"))
+      .def_property_readonly("vocab_size", &StepBoundary::vocabulary_size)
+      .def_property_readonly("num_states", &StepBoundary::num_states)
+      .def_property_readonly("think_start_ids",
+                             [](const StepBoundary& b) { return b.definition().think_start_ids; })
+      .def_property_readonly("think_end_ids",
+                             [](const StepBoundary& b) { return b.definition().think_end_ids; })
+      .def_property_readonly("eos_ids",
+                             [](const StepBoundary& b) { return b.definition().eos_ids; })
+      .def_property_readonly("close_ids",
+                             [](const StepBoundary& b) { return b.definition().close_ids; })
+      .def("effect", &effect, py::arg("state"), py::arg("token"));
+}
+
+}  // namespace glimprouter::bindings

@@ -1,0 +1,179 @@
+// StepRouter and StepOutputs.
+#include "glimprouter/step_router.hpp"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tensor_access.hpp"
+
+namespace py = pybind11;
+
+namespace glimprouter::bindings {
+namespace {
+
+constexpr std::int64_t kMinElementsToReleaseGil = 1 << 15;
+
+Model model_of(const py::object& object) {
+  if (PyUnicode_Check(object.ptr())) {
+    if (PyUnicode_CompareWithASCIIString(object.ptr(), "small") == 0) return Model::kSmall;
+    if (PyUnicode_CompareWithASCIIString(object.ptr(), "large") == 0) return Model::kLarge;
+  }
+  throw py::value_error("model must be \"small\" or \"large\", got " +
+                        py::repr(object).cast<std::string>());
+}
+
+void step(StepRouter& router, const py::object& model, const py::object& logits,
+          const py::object& rows, StepOutputs& outputs) {
+  const Model writer = model_of(model);
+  const BorrowedTensor tensor(logits.ptr(), "logits");
+  const LogitsView view = logits_view(tensor, /*allow_vector=*/false);
+  const IndexList list(rows.ptr(), "rows");
+  if (view.rows * view.width < kMinElementsToReleaseGil) {
+    router.step(writer, view, list.span(), outputs);
+    return;
+  }
+  const py::gil_scoped_release release;
+  router.step(writer, view, list.span(), outputs);
+}
+
+void decide(StepRouter& router, const py::object& rows, const py::object& model,
+            StepOutputs& outputs) {
+  const IndexList list(rows.ptr(), "rows");
+  router.decide(list.span(), model_of(model), outputs);
+}
+
+py::array_t<std::int32_t> to_array(const std::vector<std::int32_t>& rows) {
+  return py::array_t<std::int32_t>(static_cast<py::ssize_t>(rows.size()), rows.data());
+}
+
+// A view of one field; `owner` keeps the memory alive.
+template <typename Value>
+py::array field_view(std::vector<Value>& field, const py::object& owner) {
+  return py::array_t<Value>(static_cast<py::ssize_t>(field.size()), field.data(), owner);
+}
+
+py::dict output_fields(const py::object& self) {
+  auto& outputs = self.cast<StepOutputs&>();
+  py::dict fields;
+  fields["token"] = field_view(outputs.token, self);
+  fields["status"] = field_view(outputs.status, self);
+  fields["route"] = field_view(outputs.route, self);
+  fields["phase"] = field_view(outputs.phase, self);
+  fields["end_reason"] = field_view(outputs.end_reason, self);
+  fields["step_index"] = field_view(outputs.step_index, self);
+  fields["forced"] = field_view(outputs.forced, self);
+  fields["entropy"] = field_view(outputs.entropy, self);
+  fields["logprob"] = field_view(outputs.logprob, self);
+  fields["logsumexp"] = field_view(outputs.logsumexp, self);
+  fields["max_prob"] = field_view(outputs.max_prob, self);
+  fields["margin"] = field_view(outputs.margin, self);
+  if (outputs.want_varentropy) fields["varentropy"] = field_view(outputs.varentropy, self);
+  if (!outputs.logprob_ids.empty()) {
+    const auto ids = static_cast<py::ssize_t>(outputs.logprob_ids.size());
+    fields["logprobs"] = field_view(outputs.logprobs, self)
+                             .reshape({static_cast<py::ssize_t>(outputs.capacity), ids});
+  }
+  return fields;
+}
+
+template <typename Enum>
+Enum checked_enum(int value, int count, const char* what) {
+  if (value < 0 || value >= count) {
+    throw py::value_error(std::string(what) + " is out of range: " + std::to_string(value));
+  }
+  return static_cast<Enum>(value);
+}
+
+// The values have been validated by RouterConfig; `options` is its flat form.
+std::int32_t open_row(StepRouter& router, std::uint64_t seed, std::uint64_t stream,
+                      const py::dict& options) {
+  const auto number = [&](const char* key) { return options[key].cast<float>(); };
+  const auto integer = [&](const char* key) { return options[key].cast<std::int32_t>(); };
+  SequenceOptions result;
+  result.seed = seed;
+  result.stream = stream;
+  result.entropy_top_k = integer("entropy_top_k");
+  result.sampling =
+      SamplingParameters{number("temperature"), number("top_p"), integer("top_k"), number("min_p")};
+  SequenceLimits& limits = result.limits;
+  limits.threshold = number("threshold");
+  limits.comparison = checked_enum<Comparison>(integer("comparison"), 2, "comparison");
+  limits.route = checked_enum<RouteMode>(integer("route"), 4, "route");
+  limits.answer_model = checked_enum<Model>(integer("answer_model"), 2, "answer_model");
+  limits.repetition_guard = options["repetition_guard"].cast<bool>();
+  limits.max_step_tokens = integer("max_step_tokens");
+  limits.max_think_tokens = integer("max_think_tokens");
+  limits.max_answer_tokens = integer("max_answer_tokens");
+  limits.first_steps_large = integer("first_steps_large");
+  return router.open(result);
+}
+
+py::dict state(StepRouter& router, std::int32_t row) {
+  const Sequence& sequence = router.sequence(row);
+  const SequenceState& state = sequence.state;
+  py::dict result;
+  result["phase"] = static_cast<int>(state.phase);
+  result["position"] = state.position;
+  result["step_index"] = state.step_index;
+  result["step_tokens"] = state.step_tokens;
+  result["think_tokens"] = state.think_tokens;
+  result["answer_tokens"] = state.answer_tokens;
+  result["step_logprob"] = sequence.step_logprob;
+  result["automaton"] = static_cast<int>(state.automaton);
+  result["seed"] = sequence.options.seed;
+  result["stream"] = sequence.options.stream;
+  result["threshold"] = sequence.options.limits.threshold;
+  return result;
+}
+
+void bind_outputs(py::module_& module) {
+  py::class_<StepOutputs>(module, "StepOutputs")
+      .def(py::init<std::int64_t, bool, std::vector<std::int32_t>>(), py::arg("capacity"),
+           py::arg("want_varentropy"), py::arg("logprob_ids"))
+      .def_readonly("capacity", &StepOutputs::capacity)
+      .def_static("fields", &output_fields, py::arg("outputs"));
+}
+
+}  // namespace
+
+void bind_step_router(py::module_& module) {
+  bind_outputs(module);
+  py::class_<StepRouter>(module, "StepRouter")
+      .def(py::init([](std::shared_ptr<StepBoundary> boundary,
+                       std::shared_ptr<StepBoundary> large_boundary, std::int32_t max_sequences) {
+             return std::make_unique<StepRouter>(boundary, large_boundary, max_sequences);
+           }),
+           py::arg("boundary"), py::arg("large_boundary"), py::arg("max_sequences"))
+      .def("open_row", &open_row, py::arg("seed"), py::arg("stream"), py::arg("options"))
+      .def("close", &StepRouter::close, py::arg("row"))
+      .def("fork", &StepRouter::fork, py::arg("row"), py::arg("stream") = std::nullopt)
+      .def("rewind", &StepRouter::rewind, py::arg("row"), py::arg("count"))
+      .def(
+          "save", [](StepRouter& router, std::int32_t row) { return py::bytes(router.save(row)); },
+          py::arg("row"))
+      .def(
+          "load",
+          [](StepRouter& router, const py::bytes& saved) {
+            return router.load(static_cast<std::string_view>(saved));
+          },
+          py::arg("state"))
+      .def(
+          "pending",
+          [](StepRouter& router, const py::object& model) {
+            return to_array(router.pending(model_of(model)));
+          },
+          py::arg("model"))
+      .def_property_readonly("rows", [](StepRouter& router) { return to_array(router.rows()); })
+      // Positional only: keywords would cost more than the call.
+      .def("step", &step)
+      .def("decide", &decide)
+      .def("state", &state, py::arg("row"))
+      .def("attach", &StepRouter::attach);
+}
+
+}  // namespace glimprouter::bindings

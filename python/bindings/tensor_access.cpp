@@ -1,0 +1,300 @@
+#include "tensor_access.hpp"
+
+#include <cstring>
+#include <limits>
+#include <string>
+
+#include "dlpack_abi.hpp"
+
+namespace py = pybind11;
+
+namespace glimprouter::bindings {
+namespace {
+
+// The exchange table of a tensor type, or null. Looked up once per type; the types are kept alive,
+// so that an address cannot come to mean another type.
+const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
+  struct Entry {
+    PyTypeObject* type;
+    const dlpack::ExchangeApi* api;
+  };
+  static Entry cache[16];
+  static int used = 0;
+  for (int i = 0; i < used; ++i) {
+    if (cache[i].type == type) return cache[i].api;
+  }
+  const dlpack::ExchangeApi* api = nullptr;
+  if (PyObject* capsule =
+          PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__")) {
+    if (PyCapsule_IsValid(capsule, "dlpack_exchange_api")) {
+      auto* header = static_cast<dlpack::ExchangeHeader*>(
+          PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+      while (header != nullptr && header->version.major != 1) header = header->previous;
+      api = reinterpret_cast<const dlpack::ExchangeApi*>(header);
+      if (api != nullptr && api->borrow_from_object == nullptr) api = nullptr;
+    }
+    Py_DECREF(capsule);
+  }
+  PyErr_Clear();
+  if (used < 16) {
+    Py_INCREF(type);
+    cache[used++] = {type, api};
+  }
+  return api;
+}
+
+std::string type_name(PyObject* object) { return Py_TYPE(object)->tp_name; }
+
+bool is_numpy_bfloat16(PyObject* object) {
+  if (!py::hasattr(object, "dtype") || !py::hasattr(object, "__array_interface__")) return false;
+  const py::object dtype = py::handle(object).attr("dtype");
+  return py::hasattr(dtype, "name") &&
+         py::str(dtype.attr("name")).cast<std::string>() == "bfloat16";
+}
+
+ElementKind kind_of_format(const char* format) {
+  const char* code = format;
+  if (*code == '@' || *code == '=' || *code == '<') ++code;
+  if (std::strlen(code) != 1) return ElementKind::kOther;
+  if (std::strchr("efd", *code) != nullptr) return ElementKind::kFloat;
+  if (std::strchr("bhilqn", *code) != nullptr) return ElementKind::kSigned;
+  if (std::strchr("BHILQN", *code) != nullptr) return ElementKind::kUnsigned;
+  return ElementKind::kOther;
+}
+
+std::string element_name(const BorrowedTensor& tensor) {
+  const char* const names[] = {"float", "bfloat", "int", "uint", "element of "};
+  return names[static_cast<int>(tensor.kind)] + std::to_string(tensor.bits);
+}
+
+}  // namespace
+
+BorrowedTensor::BorrowedTensor(PyObject* object, const char* what) : what_(what) {
+  if (from_exchange_api(object) || from_buffer(object) || from_capsule(object)) return;
+  throw py::type_error(std::string(what) +
+                       " must be a tensor (torch, NumPy, JAX, or anything with "
+                       "__dlpack__ or a buffer), got " +
+                       type_name(object));
+}
+
+BorrowedTensor::~BorrowedTensor() {
+  if (buffer_.obj != nullptr) PyBuffer_Release(&buffer_);
+  Py_XDECREF(capsule_);
+}
+
+void BorrowedTensor::assign(const void* dl_tensor) {
+  const auto& source = *static_cast<const dlpack::Tensor*>(dl_tensor);
+  if (source.dimensions > kMaxDimensions) {
+    throw py::value_error(std::string(what_) + " has " + std::to_string(source.dimensions) +
+                          " dimensions; at most 4 are read");
+  }
+  data = static_cast<char*>(source.data) + source.byte_offset;
+  bits = source.element.bits;
+  switch (source.element.lanes == 1 ? source.element.code : 255) {
+    case 0:
+      kind = ElementKind::kSigned;
+      break;
+    case 1:
+      kind = ElementKind::kUnsigned;
+      break;
+    case 2:
+      kind = ElementKind::kFloat;
+      break;
+    case 4:
+      kind = ElementKind::kBFloat;
+      break;
+    default:
+      kind = ElementKind::kOther;
+  }
+  device_type = source.device.type;
+  device_id = source.device.id;
+  dimensions = source.dimensions;
+  std::int64_t compact = 1;
+  for (int i = dimensions - 1; i >= 0; --i) {
+    shape[i] = source.shape[i];
+    strides[i] = source.strides != nullptr ? source.strides[i] : compact;
+    compact *= shape[i];
+  }
+}
+
+bool BorrowedTensor::from_exchange_api(PyObject* object) {
+  const dlpack::ExchangeApi* api = exchange_api(Py_TYPE(object));
+  if (api == nullptr) return false;
+  dlpack::Tensor tensor{};
+  if (api->borrow_from_object(object, &tensor) != 0) {
+    const py::error_already_set error;  // frameworks append pages of stack trace: keep one line
+    const std::string message = py::str(error.value()).cast<std::string>();
+    throw py::value_error(std::string(what_) + " has no memory that can be read: " +
+                          message.substr(0, message.find('\n')));
+  }
+  assign(&tensor);
+  return true;
+}
+
+bool BorrowedTensor::from_buffer(PyObject* object) {
+  if (!PyObject_CheckBuffer(object)) return false;
+  bool is_bfloat16 = false;
+  if (PyObject_GetBuffer(object, &buffer_, PyBUF_RECORDS_RO) != 0) {
+    PyErr_Clear();
+    is_bfloat16 = is_numpy_bfloat16(object);
+    if (!is_bfloat16) return false;
+    const py::object view = py::handle(object).attr("view")("uint16");
+    if (PyObject_GetBuffer(view.ptr(), &buffer_, PyBUF_RECORDS_RO) != 0) {
+      throw py::error_already_set();
+    }
+  }
+  if (buffer_.ndim > kMaxDimensions) {
+    throw py::value_error(std::string(what_) + " has " + std::to_string(buffer_.ndim) +
+                          " dimensions; at most 4 are read");
+  }
+  data = buffer_.buf;
+  kind = is_bfloat16 ? ElementKind::kBFloat
+                     : kind_of_format(buffer_.format != nullptr ? buffer_.format : "B");
+  bits = static_cast<int>(buffer_.itemsize * 8);
+  dimensions = buffer_.ndim;
+  read_only = buffer_.readonly != 0;
+  for (int i = 0; i < dimensions; ++i) {
+    shape[i] = buffer_.shape[i];
+    strides[i] = buffer_.strides[i] / buffer_.itemsize;
+    if (buffer_.strides[i] % buffer_.itemsize != 0 && shape[i] > 1) {
+      throw py::value_error(std::string(what_) + " has a stride of " +
+                            std::to_string(buffer_.strides[i]) +
+                            " bytes, which is no multiple of its element size; copy it first");
+    }
+  }
+  return true;
+}
+
+bool BorrowedTensor::from_capsule(PyObject* object) {
+  if (!py::hasattr(object, "__dlpack__")) return false;
+  const py::object method = py::handle(object).attr("__dlpack__");
+  py::object capsule;
+  try {
+    capsule = method(py::arg("max_version") = py::make_tuple(1, 0));
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError)) throw;
+    capsule = method();  // a producer from before DLPack 1.0
+  }
+  if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+    auto* managed = static_cast<dlpack::ManagedTensorVersioned*>(
+        PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+    assign(&managed->tensor);
+    read_only = (managed->flags & dlpack::kReadOnlyFlag) != 0;
+  } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
+    assign(&static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"))
+                ->tensor);
+  } else {
+    return false;
+  }
+  capsule_ = capsule.release().ptr();  // not renamed: the producer's destructor frees the tensor
+  return true;
+}
+
+LogitsView logits_view(const BorrowedTensor& tensor, bool allow_vector) {
+  if (tensor.device_type != kCpuDevice) {
+    throw py::value_error("logits are on device type " + std::to_string(tensor.device_type) +
+                          " (DLPack numbering); this build computes on the CPU: pass logits.cpu()");
+  }
+  LogitsView view{};
+  if (tensor.kind == ElementKind::kFloat && tensor.bits == 32) {
+    view.dtype = DataType::kFloat32;
+  } else if (tensor.kind == ElementKind::kFloat && tensor.bits == 16) {
+    view.dtype = DataType::kFloat16;
+  } else if (tensor.kind == ElementKind::kBFloat && tensor.bits == 16) {
+    view.dtype = DataType::kBFloat16;
+  } else {
+    throw py::type_error("logits must be float32, bfloat16 or float16, got " +
+                         element_name(tensor) +
+                         "; convert them explicitly, for example to float32");
+  }
+  const bool vector = tensor.dimensions == 1 && allow_vector;
+  if (tensor.dimensions != 2 && !vector) {
+    throw py::value_error(
+        "logits must have the shape [rows, vocabulary], got " + std::to_string(tensor.dimensions) +
+        " dimensions" + (tensor.dimensions == 3 ? "; take the last position: logits[:, -1]" : ""));
+  }
+  const int inner = tensor.dimensions - 1;
+  view.data = static_cast<const char*>(tensor.data);
+  view.rows = vector ? 1 : tensor.shape[0];
+  view.width = tensor.shape[inner];
+  view.row_stride = vector ? 0 : tensor.strides[0];
+  if (tensor.strides[inner] != 1 && view.width > 1) {
+    throw py::value_error("logits must be contiguous along the vocabulary (stride 1), got stride " +
+                          std::to_string(tensor.strides[inner]) + "; call .contiguous() first");
+  }
+  if (view.width < 1) throw py::value_error("logits have an empty vocabulary dimension");
+  if (view.width > std::numeric_limits<std::int32_t>::max()) {
+    throw py::value_error("logits are wider than 2^31 - 1");
+  }
+  return view;
+}
+
+IndexList::IndexList(PyObject* object, const char* what) : what_(what) {
+  if (PyList_Check(object) || PyTuple_Check(object) || PyRange_Check(object)) {
+    read_sequence(object);
+  } else {
+    read_tensor(object);
+  }
+}
+
+std::int32_t* IndexList::reserve(std::int64_t count) {
+  count_ = count;
+  if (count > kInline) large_.resize(static_cast<std::size_t>(count));
+  std::int32_t* const target = count > kInline ? large_.data() : inline_;
+  data_ = target;
+  return target;
+}
+
+std::int32_t IndexList::narrow(std::int64_t value) const {
+  if (value < std::numeric_limits<std::int32_t>::min() ||
+      value > std::numeric_limits<std::int32_t>::max()) {
+    throw py::value_error(std::string(what_) + " holds " + std::to_string(value) +
+                          ", which does not fit 32 bits");
+  }
+  return static_cast<std::int32_t>(value);
+}
+
+void IndexList::read_sequence(PyObject* object) {
+  const py::sequence values = py::reinterpret_borrow<py::sequence>(object);
+  std::int32_t* const target = reserve(static_cast<std::int64_t>(values.size()));
+  for (std::int64_t i = 0; i < count_; ++i) {
+    const py::object item = values[static_cast<std::size_t>(i)];
+    if (!PyIndex_Check(item.ptr()) || PyBool_Check(item.ptr())) {
+      throw py::type_error(std::string(what_) + " must hold integers, got " +
+                           type_name(item.ptr()));
+    }
+    const py::object integer = py::reinterpret_steal<py::object>(PyNumber_Index(item.ptr()));
+    if (!integer) throw py::error_already_set();
+    int overflow = 0;
+    const long long value = PyLong_AsLongLongAndOverflow(integer.ptr(), &overflow);
+    target[i] = narrow(overflow != 0 ? std::numeric_limits<std::int64_t>::max() : value);
+  }
+}
+
+void IndexList::read_tensor(PyObject* object) {
+  const BorrowedTensor tensor(object, what_);
+  if (tensor.device_type != kCpuDevice) {
+    throw py::value_error(std::string(what_) + " must be on the CPU");
+  }
+  if (tensor.dimensions != 1 || tensor.kind != ElementKind::kSigned ||
+      (tensor.bits != 32 && tensor.bits != 64)) {
+    throw py::type_error(std::string(what_) +
+                         " must be a 1-D int32 or int64 tensor, or a list, got " +
+                         std::to_string(tensor.dimensions) + "-D " + element_name(tensor));
+  }
+  std::int32_t* const target = reserve(tensor.shape[0]);
+  const char* source = static_cast<const char*>(tensor.data);
+  for (std::int64_t i = 0; i < count_; ++i, source += tensor.strides[0] * (tensor.bits / 8)) {
+    std::int64_t value = 0;
+    if (tensor.bits == 64) {
+      std::memcpy(&value, source, 8);
+    } else {
+      std::int32_t narrow_value = 0;
+      std::memcpy(&narrow_value, source, 4);
+      value = narrow_value;
+    }
+    target[i] = narrow(value);
+  }
+}
+
+}  // namespace glimprouter::bindings

@@ -1,0 +1,67 @@
+"""glimprouter: step-wise collaborative inference (GlimpRouter, arXiv 2601.05110), native.
+
+A small model writes the easy steps of a chain of thought, a large one the hard ones; the entropy of
+the small model's first-token distribution decides. ``import glimprouter`` needs NumPy only; the
+Hugging Face engine is in :mod:`glimprouter.hf`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from glimprouter import _C
+from glimprouter.boundary import StepBoundary
+from glimprouter.config import RouterConfig
+from glimprouter.glimpse import (
+    Glimpse,
+    Status,
+    get_num_threads,
+    glimpse,
+    nucleus,
+    sample,
+    set_num_threads,
+)
+from glimprouter.router import EndReason, Phase, Route, StepOutputs, StepRouter
+
+__all__ = [
+    "EndReason",
+    "Glimpse",
+    "Phase",
+    "Route",
+    "RouterConfig",
+    "Status",
+    "StepBoundary",
+    "StepOutputs",
+    "StepRouter",
+    "__version__",
+    "build_info",
+    "get_include",
+    "get_num_threads",
+    "glimpse",
+    "nucleus",
+    "sample",
+    "set_num_threads",
+]
+
+__version__: str = _C.build_info()["version"]
+
+
+def build_info() -> dict[str, Any]:
+    """Version, compiler, and the instruction set in use (GLIMPROUTER_ISA forces one)."""
+    return _C.build_info()
+
+
+def get_include() -> str:
+    """Directory of the C++ headers, for extensions that call the core directly.
+
+    Raises:
+        FileNotFoundError: The package was installed without its headers.
+    """
+    include = Path(__file__).parent / "include"
+    if not (include / "glimprouter").is_dir():
+        source_tree = Path(__file__).parents[2] / "csrc" / "include"
+        if not (source_tree / "glimprouter").is_dir():
+            raise FileNotFoundError(f"no glimprouter headers at {include}; reinstall the wheel")
+        include = source_tree
+    return str(include)

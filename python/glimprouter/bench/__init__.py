@@ -1,0 +1,64 @@
+"""Microbenchmarks of the fused operation: ratios measured in one process, never quoted.
+
+`run_benchmarks` is what `glimprouter bench` and the scripts in `benchmarks/` call. It needs torch,
+which is what the library is compared with (install the extra ``hf``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from glimprouter.bench.harness import BenchmarkRow, Report, Section, Settings
+
+__all__ = ["BENCHMARKS", "BenchmarkRow", "Report", "Section", "Settings", "run_benchmarks"]
+
+
+def _glimpse(settings: Settings) -> list[Section]:
+    from glimprouter.bench import glimpse
+
+    return glimpse.run(settings)
+
+
+def _sampling(settings: Settings) -> list[Section]:
+    from glimprouter.bench import sampling
+
+    return sampling.run(settings)
+
+
+def _step(settings: Settings) -> list[Section]:
+    from glimprouter.bench import step
+
+    return step.run(settings)
+
+
+BENCHMARKS: dict[str, Callable[[Settings], list[Section]]] = {
+    "glimpse": _glimpse,
+    "sampling": _sampling,
+    "step": _step,
+}
+
+
+def run_benchmarks(
+    names: Sequence[str] = tuple(BENCHMARKS), settings: Settings | None = None
+) -> Report:
+    """Runs the named benchmarks one after the other.
+
+    Args:
+        names: Keys of `BENCHMARKS`: "glimpse", "sampling", "step".
+        settings: Length and size of the run; the default takes about a minute.
+
+    Returns:
+        The measurements with a description of the machine.
+
+    Raises:
+        ValueError: A name is unknown.
+        ImportError: torch is not installed.
+    """
+    for name in names:
+        if name not in BENCHMARKS:
+            raise ValueError(f"unknown benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
+    chosen = settings or Settings()
+    report = Report.for_this_machine()
+    for name in names:
+        report.sections.extend(BENCHMARKS[name](chosen))
+    return report

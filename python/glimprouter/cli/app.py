@@ -1,0 +1,41 @@
+"""The typer application: one module a command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import glimprouter
+from glimprouter.cli.bench import bench
+from glimprouter.cli.demo import demo
+from glimprouter.cli.generate import generate
+
+app = typer.Typer(
+    name="glimprouter",
+    help="A small model writes the easy steps of a chain of thought, a large one the hard ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(demo)
+app.command()(generate)
+app.command()(bench)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"glimprouter {glimprouter.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+        ),
+    ] = False,
+) -> None:
+    """Options that stand before the command."""

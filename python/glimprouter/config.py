@@ -1,0 +1,136 @@
+"""Options of a router, validated where they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+ModelName: TypeAlias = Literal["small", "large"]
+RouteName: TypeAlias = Literal["auto", "small", "large", "manual"]
+
+_COMPARISONS = (">", ">=")
+_ROUTES = ("auto", "small", "large", "manual")
+_MODELS = ("small", "large")
+_MAX_INT = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RouterConfig:
+    """Options of every sequence; each can be overridden in :meth:`StepRouter.open`.
+
+    Defaults are those of the published code unless another source is named.
+
+    Attributes:
+        threshold: tau in nats, >= 0 (``inf``: never the large model). A step whose glimpse has an
+            entropy above it is written by the large model. Not portable between small models.
+        comparison: ``">"`` as in the paper, or ``">="`` as in the published code.
+        entropy_top_k: None for the full entropy (paper); k >= 1 for the entropy of the renormalised
+            k largest probabilities (published code: 20). Thresholds are not interchangeable.
+        temperature: Of the sampling, 0 (greedy) or in [1e-4, 1e4]. The entropy is always that of
+            temperature 1.
+        top_p: Nucleus mass in (0, 1]; 1 is off.
+        top_k: Number of tokens kept, >= 0; 0 is off.
+        min_p: Smallest probability kept, as a fraction of the largest, in [0, 1]; 0 is off.
+        max_step_tokens: Tokens of one step, >= 1. A step cut by it gets no delimiter.
+        max_think_tokens: Tokens of all steps, >= 1. Then the thinking is closed by force.
+        max_answer_tokens: Tokens of the answer, >= 0; 0 ends the sequence with the thinking.
+        first_steps_large: So many first steps go to the large model without a glimpse, >= 0.
+        answer_model: Who writes the answer: ``"large"`` (paper) or ``"small"``.
+        repetition_guard: Close the thinking when the last L steps equal the L before, L <= 8 (the
+            published code notices L = 1 only).
+        route: ``"auto"``; ``"small"`` / ``"large"``: every step by that model, nothing is glimpsed;
+            ``"manual"``: signals come out and :meth:`StepRouter.decide` continues.
+
+    Raises:
+        TypeError: A value of the wrong type.
+        ValueError: A value outside its range.
+    """
+
+    threshold: float = 1.0
+    comparison: Literal[">", ">="] = ">"
+    entropy_top_k: int | None = None
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 0
+    min_p: float = 0.0
+    max_step_tokens: int = 512
+    max_think_tokens: int = 8192
+    max_answer_tokens: int = 2048
+    first_steps_large: int = 0
+    answer_model: ModelName = "large"
+    repetition_guard: bool = True
+    route: RouteName = "auto"
+
+    def __post_init__(self) -> None:
+        """Validates every field."""
+        _check_number("threshold", self.threshold, 0.0, math.inf)
+        _check_choice("comparison", self.comparison, _COMPARISONS)
+        if self.entropy_top_k is not None:
+            _check_integer("entropy_top_k", self.entropy_top_k, 1, "None for the full entropy")
+        if self.temperature != 0:
+            _check_number("temperature", self.temperature, 1e-4, 1e4, "or 0 for greedy")
+        _check_number("top_p", self.top_p, 0.0, 1.0, "1 is off", open_below=True)
+        _check_integer("top_k", self.top_k, 0, "0 is off")
+        _check_number("min_p", self.min_p, 0.0, 1.0, "0 is off")
+        _check_integer("max_step_tokens", self.max_step_tokens, 1)
+        _check_integer("max_think_tokens", self.max_think_tokens, 1)
+        _check_integer("max_answer_tokens", self.max_answer_tokens, 0)
+        _check_integer("first_steps_large", self.first_steps_large, 0)
+        _check_choice("answer_model", self.answer_model, _MODELS)
+        _check_choice("route", self.route, _ROUTES)
+        if not isinstance(self.repetition_guard, bool):
+            raise TypeError(f"repetition_guard must be a bool, got {self.repetition_guard!r}")
+
+    def replace(self, **changes: Any) -> RouterConfig:
+        """A copy with some fields changed, validated again.
+
+        Raises:
+            TypeError: A name that is no option.
+        """
+        known = {field.name for field in dataclasses.fields(self)}
+        if unknown := sorted(set(changes) - known):
+            raise TypeError(
+                f"unknown option {unknown[0]!r}; RouterConfig has {', '.join(sorted(known))}"
+            )
+        return dataclasses.replace(self, **changes)
+
+    def native_options(self) -> dict[str, Any]:
+        """The flat form that the native router takes (enumerations as integers)."""
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        options["comparison"] = _COMPARISONS.index(self.comparison)
+        options["route"] = _ROUTES.index(self.route)
+        options["answer_model"] = _MODELS.index(self.answer_model)
+        options["entropy_top_k"] = self.entropy_top_k or 0
+        return options
+
+
+def _check_number(
+    name: str,
+    value: Any,
+    low: float,
+    high: float,
+    remark: str = "",
+    *,
+    open_below: bool = False,
+) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not low <= value <= high or (open_below and value == low):
+        bracket = "(" if open_below else "["
+        hint = f" ({remark})" if remark else ""
+        raise ValueError(f"{name} must lie in {bracket}{low:g}, {high:g}]{hint}, got {value!r}")
+
+
+def _check_integer(name: str, value: Any, low: int, remark: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not low <= value <= _MAX_INT:
+        hint = f" ({remark})" if remark else ""
+        raise ValueError(f"{name} must lie in [{low}, 2^31 - 1]{hint}, got {value}")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,201 @@
+"""The glimpse: statistics of next-token distributions, and sampling from them.
+
+Works on logits of any framework: ``torch.Tensor``, ``numpy.ndarray`` (also
+``ml_dtypes.bfloat16``), JAX arrays, or anything with ``__dlpack__`` or a buffer. Results come back
+in the framework of the input; inputs are never written.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glimprouter import _C
+
+__all__ = [
+    "Glimpse",
+    "Status",
+    "get_num_threads",
+    "glimpse",
+    "nucleus",
+    "sample",
+    "set_num_threads",
+]
+
+
+class Status(enum.IntEnum):
+    """What is wrong with a row of logits, if anything. NaN is reported before +inf."""
+
+    OK = 0
+    NAN = 1
+    POSITIVE_INFINITY = 2
+    ALL_MASKED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Glimpse:
+    """Statistics of ``B`` next-token distributions at temperature 1, before any filter.
+
+    Every field is an array of the input's framework. A row whose ``status`` is not ``Status.OK`` has
+    token -1 and NaN statistics.
+
+    Attributes:
+        entropy: Shannon entropy H = -sum p ln p in nats, float32 ``[B]``. Within
+            ``2e-6 * max(1, H)`` of float64 on the same input values (arXiv 2601.05110, H_init). With
+            ``entropy_top_k``: of the renormalised top k probabilities, as in the published code.
+        logsumexp: ln sum e^x, float32 ``[B]``.
+        max_prob: Largest probability, float32 ``[B]``.
+        margin: p1 - p2, the gap between the two largest probabilities, float32 ``[B]``.
+        token: Id of the largest logit, the lowest of several, int32 ``[B]``.
+        status: A :class:`Status` value, uint8 ``[B]``.
+        varentropy: Variance of -ln p in square nats, float32 ``[B]``; None unless requested.
+        logprobs: ln p of the requested ids, float32 ``[B, K]``; None unless requested.
+    """
+
+    entropy: Any
+    logsumexp: Any
+    max_prob: Any
+    margin: Any
+    token: Any
+    status: Any
+    varentropy: Any = None
+    logprobs: Any = None
+
+
+def _like(logits: Any, array: npt.NDArray[Any]) -> Any:
+    """The array in the framework of ``logits`` (zero-copy where that framework allows it)."""
+    if isinstance(logits, np.ndarray):
+        return array
+    root = type(logits).__module__.partition(".")[0]
+    if root == "torch" or hasattr(logits, "new_empty"):
+        return importlib.import_module("torch").from_numpy(array)
+    if root in ("jax", "jaxlib"):
+        return importlib.import_module("jax.numpy").asarray(array)
+    namespace = getattr(logits, "__array_namespace__", None)
+    return namespace().asarray(array) if namespace is not None else array
+
+
+def glimpse(
+    logits: Any,
+    *,
+    entropy_top_k: int | None = None,
+    varentropy: bool = False,
+    logprob_ids: Sequence[int] | None = None,
+) -> Glimpse:
+    """Entropy and companions of each row of logits, in one pass over them.
+
+    Args:
+        logits: ``[B, V]``, float32, bfloat16 or float16, on the CPU, contiguous along ``V``; any row
+            stride and alignment. ``B`` may be 0. -inf masks an element.
+        entropy_top_k: None for the entropy over the whole row; k for that of the renormalised k
+            largest probabilities (20 in the published code).
+        varentropy: Also compute the variance of -ln p.
+        logprob_ids: Ids whose log-probabilities are wanted, each in ``[0, V)``.
+
+    Returns:
+        A :class:`Glimpse` in the framework of ``logits``.
+
+    Raises:
+        TypeError: ``logits`` is no tensor, or its element type is not one of the three (float64 is
+            not converted silently).
+        ValueError: Wrong shape, stride or device, or an argument outside its range.
+    """
+    if entropy_top_k is not None and entropy_top_k < 1:
+        raise ValueError(f"entropy_top_k must be >= 1 or None, got {entropy_top_k}")
+    entropy, logsumexp, max_prob, margin, token, status, variance, logprobs = _C.glimpse(
+        logits, entropy_top_k or 0, varentropy, logprob_ids
+    )
+    return Glimpse(
+        entropy=_like(logits, entropy),
+        logsumexp=_like(logits, logsumexp),
+        max_prob=_like(logits, max_prob),
+        margin=_like(logits, margin),
+        token=_like(logits, token),
+        status=_like(logits, status),
+        varentropy=_like(logits, variance) if varentropy else None,
+        logprobs=_like(logits, logprobs) if logprob_ids is not None else None,
+    )
+
+
+def _keys(values: int | Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    return np.ascontiguousarray(values, dtype=np.uint64).reshape(-1)
+
+
+def sample(
+    logits: Any,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    seed: int = 0,
+    stream: int | Sequence[int] = 0,
+    position: int | Sequence[int] = 0,
+) -> Any:
+    """Draw one token per row, with the filters in the order of transformers.
+
+    Temperature, then top-k (exactly k, ties by lower id), then top-p over the renormalised rest (the
+    smallest prefix with mass >= p), then min-p. Randomness is counter-based (Philox4x32-10): the draw
+    depends on (seed, stream, position) alone.
+
+    Args:
+        logits: ``[B, V]`` as in :func:`glimpse`.
+        temperature: 0 for greedy, else in [1e-4, 1e4].
+        top_p: In (0, 1]; 1 is off.
+        top_k: Number of tokens kept; 0 is off.
+        min_p: In [0, 1], a fraction of the largest probability; 0 is off.
+        seed: Of the run, in [0, 2^64).
+        stream: Of each sequence, an integer or ``[B]``.
+        position: Number of tokens generated before, an integer or ``[B]``.
+
+    Returns:
+        int32 ``[B]`` in the framework of ``logits``; -1 for a row with NaN, +inf or only -inf.
+
+    Raises:
+        TypeError: As in :func:`glimpse`.
+        ValueError: As in :func:`glimpse`, or a parameter outside its range.
+    """
+    tokens = _C.sample(
+        logits, temperature, top_p, top_k, min_p, seed, _keys(stream), _keys(position)
+    )
+    return _like(logits, tokens)
+
+
+def nucleus(
+    logits: Any, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """The tokens that the filters of :func:`sample` keep, with their renormalised probabilities.
+
+    Args:
+        logits: One row, ``[V]`` or ``[1, V]``.
+        temperature: As in :func:`sample`; likewise the filters.
+        top_p: See :func:`sample`.
+        top_k: See :func:`sample`.
+        min_p: See :func:`sample`.
+
+    Returns:
+        ids int32 ``[n]``, most probable first (ties by lower id), and probabilities float32 ``[n]``.
+        n = 0 for a row with NaN, +inf or only -inf. A token more than about 87.7 nats below the
+        most probable one (after temperature) has probability 0 and is never kept.
+    """
+    return _C.nucleus(logits, temperature, top_p, top_k, min_p)
+
+
+def set_num_threads(count: int) -> None:
+    """Let a batch use ``count`` threads, the caller's included (default 1; process-wide).
+
+    Raises:
+        ValueError: ``count`` lies outside [1, 256].
+    """
+    _C.set_num_threads(count)
+
+
+def get_num_threads() -> int:
+    """The number of threads that a batch may use."""
+    return _C.get_num_threads()

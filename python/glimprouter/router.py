@@ -1,0 +1,192 @@
+"""StepRouter: many sequences, one call that turns logits into tokens and routes."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glimprouter import _C
+from glimprouter.boundary import StepBoundary
+from glimprouter.config import RouterConfig
+
+__all__ = ["EndReason", "Phase", "Route", "StepOutputs", "StepRouter"]
+
+_OPTIONAL_FIELDS = ("varentropy",)
+
+
+class Phase(enum.IntEnum):
+    """What a sequence waits for."""
+
+    GLIMPSE = 0  # the small model's logits at a step's start
+    SMALL_STEP = 1  # the small model's next logits
+    LARGE_STEP = 2  # the large model's, also for the step's first token after a decision
+    AWAIT_DECISION = 3  # route="manual": StepRouter.decide
+    ANSWER = 4  # the answer model's
+    DONE = 5
+
+
+class EndReason(enum.IntEnum):
+    """Why a step (or the answer) ended."""
+
+    NONE = 0
+    DELIMITER = 1
+    CAP = 2  # max_step_tokens
+    THINK_END = 3
+    BUDGET = 4  # max_think_tokens: closed by force
+    REPETITION = 5  # closed by force
+    EOS = 6
+    ANSWER_BUDGET = 7  # max_answer_tokens
+
+
+class Route(enum.IntEnum):
+    """A decision made in a call."""
+
+    NONE = 0
+    SMALL = 1
+    LARGE = 2
+
+
+class StepOutputs(_C.StepOutputs):
+    """Results of :meth:`StepRouter.step`, preallocated: NumPy views that each call overwrites.
+
+    Made by :meth:`StepRouter.outputs`. Entry i belongs to ``rows[i]`` of the call.
+
+    Attributes:
+        token: Token committed in this call, int32 ``[n]``; -1 for none (a step that went to the large
+            model, a manual glimpse, a row with invalid logits).
+        status: :class:`Status`, uint8 ``[n]``. Other than OK: the row is unchanged.
+        route: :class:`Route` decided in this call, uint8 ``[n]``.
+        phase: :class:`Phase` after the call, uint8 ``[n]``.
+        end_reason: :class:`EndReason` of the step or answer that this token ended, uint8 ``[n]``.
+        step_index: Step that the token belongs to, int32 ``[n]``; -1 in the answer.
+        forced: Closing ids (``boundary.close_ids``) to append after the token, int32 ``[n]``.
+        entropy: Nats, float32 ``[n]``: full, or of the top k with ``entropy_top_k``.
+        logprob: ln p of the committed or candidate token at temperature 1, float32 ``[n]``.
+        logsumexp: float32 ``[n]``.
+        max_prob: Largest probability, float32 ``[n]``.
+        margin: p1 - p2, float32 ``[n]``.
+        varentropy: Variance of -ln p in square nats, float32 ``[n]``; None unless requested.
+        logprobs: ln p of the requested ids, float32 ``[n, K]``; None unless requested.
+    """
+
+    def __init__(
+        self, n: int, fields: Sequence[str] | None = None, logprob_ids: Sequence[int] | None = None
+    ) -> None:
+        """See :meth:`StepRouter.outputs`."""
+        wanted = tuple(fields or ())
+        for name in wanted:
+            if name not in _OPTIONAL_FIELDS:
+                raise ValueError(
+                    f"unknown output field {name!r}; on request there is {_OPTIONAL_FIELDS[0]!r}"
+                    " (log-probabilities of ids: logprob_ids=)"
+                )
+        super().__init__(n, "varentropy" in wanted, [int(i) for i in logprob_ids or ()])
+        views: dict[str, npt.NDArray[Any]] = _C.StepOutputs.fields(self)
+        self.token: npt.NDArray[np.int32] = views["token"]
+        self.status: npt.NDArray[np.uint8] = views["status"]
+        self.route: npt.NDArray[np.uint8] = views["route"]
+        self.phase: npt.NDArray[np.uint8] = views["phase"]
+        self.end_reason: npt.NDArray[np.uint8] = views["end_reason"]
+        self.step_index: npt.NDArray[np.int32] = views["step_index"]
+        self.forced: npt.NDArray[np.int32] = views["forced"]
+        self.entropy: npt.NDArray[np.float32] = views["entropy"]
+        self.logprob: npt.NDArray[np.float32] = views["logprob"]
+        self.logsumexp: npt.NDArray[np.float32] = views["logsumexp"]
+        self.max_prob: npt.NDArray[np.float32] = views["max_prob"]
+        self.margin: npt.NDArray[np.float32] = views["margin"]
+        self.varentropy: npt.NDArray[np.float32] | None = views.get("varentropy")
+        self.logprobs: npt.NDArray[np.float32] | None = views.get("logprobs")
+
+
+class StepRouter(_C.StepRouter):
+    """Routes the steps of many sequences (arXiv 2601.05110); needs no model and no page pool.
+
+    The loop around it: for each model, run its forward pass for the rows of ``pending(model)``, hand
+    the logits to :meth:`step`, append the committed tokens (and the forced ids) to each sequence.
+
+    One router belongs to one thread, the first that uses it; another thread gets a RuntimeError
+    until it calls :meth:`attach`.
+    """
+
+    def __init__(
+        self,
+        boundary: StepBoundary,
+        config: RouterConfig | None = None,
+        large_boundary: StepBoundary | None = None,
+        max_sequences: int = 64,
+    ) -> None:
+        """Prepares a router.
+
+        Args:
+            boundary: Where steps end, of the small model's tokenizer.
+            config: Options of every sequence (default: ``RouterConfig()``).
+            large_boundary: Of the large model's tokenizer where that differs; same delimiters.
+            max_sequences: Rows that can be open at a time, >= 1.
+
+        Raises:
+            TypeError: ``boundary`` or ``config`` is something else.
+            ValueError: Different delimiters, or ``max_sequences`` < 1.
+        """
+        if not isinstance(boundary, StepBoundary):
+            raise TypeError(f"boundary must be a StepBoundary, got {type(boundary).__name__}")
+        if config is not None and not isinstance(config, RouterConfig):
+            raise TypeError(f"config must be a RouterConfig, got {type(config).__name__}")
+        super().__init__(boundary, large_boundary, max_sequences)
+        self.boundary = boundary
+        self.large_boundary = large_boundary or boundary
+        self.config = config or RouterConfig()
+
+    def open(self, seed: int = 0, stream: int = 0, **overrides: Any) -> int:
+        """Start a sequence at the end of its prompt.
+
+        Args:
+            seed: Of the run, in [0, 2^64).
+            stream: Of this sequence, in [0, 2^64); distinct streams draw independently.
+            **overrides: Fields of :class:`RouterConfig` for this sequence alone.
+
+        Returns:
+            The row, to be used in every other call.
+
+        Raises:
+            TypeError: An unknown option, or one of the wrong type.
+            ValueError: An option outside its range.
+            RuntimeError: All rows are in use, or the wrong thread.
+        """
+        for name, value in (("seed", seed), ("stream", stream)):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise TypeError(f"{name} must be an integer, got {value!r}")
+            if not 0 <= value < 2**64:
+                raise ValueError(f"{name} must lie in [0, 2^64), got {value}")
+        config = self.config.replace(**overrides) if overrides else self.config
+        return self.open_row(int(seed), int(stream), config.native_options())
+
+    def outputs(
+        self, n: int, fields: Sequence[str] | None = None, logprob_ids: Sequence[int] | None = None
+    ) -> StepOutputs:
+        """Preallocate results for batches of up to ``n`` rows.
+
+        Args:
+            n: Largest batch.
+            fields: Statistics on request: ``"varentropy"``.
+            logprob_ids: Ids whose log-probabilities are wanted, each below the vocabulary size.
+
+        Raises:
+            ValueError: ``n`` is negative, or an unknown field.
+        """
+        return StepOutputs(n, fields, logprob_ids)
+
+    def phase(self, row: int) -> Phase:
+        """What the sequence waits for."""
+        return Phase(self.state(row)["phase"])
+
+    def position(self, row: int) -> int:
+        """Number of generated tokens, forced ids included."""
+        return int(self.state(row)["position"])
+
+    def step_index(self, row: int) -> int:
+        """Index of the running step."""
+        return int(self.state(row)["step_index"])
