@@ -16,7 +16,7 @@ from reference.containers import DlpackOnly, as_numpy, bits, unaligned_copy
 from reference.rows import hostile_rows, normal_rows, peaked_rows
 
 FIELDS = ("entropy", "logsumexp", "max_prob", "margin", "token", "status", "varentropy")
-SAMPLING: tuple[dict[str, float], ...] = (
+SAMPLING: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},
     {"temperature": 1.0},
     {"temperature": 0.6, "top_p": 0.95},

@@ -44,8 +44,8 @@ def recorded_logits() -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def vocabulary_strings() -> list[str]:
-    """One token in fifty decodes like its neighbour, as partial UTF-8 bytes do."""
-    return [f"t{token - 1 if token % 50 == 7 else token}" for token in range(VOCABULARY)]
+    """One token in fifty decodes to the replacement character, as pieces of UTF-8 do."""
+    return ["\ufffd" if token % 50 == 7 else f"t{token}" for token in range(VOCABULARY)]
 
 
 def routes(logits: NDArray[np.float32], **config: Any) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -151,13 +151,23 @@ def test_top_p_of_a_uniform_row_is_exact(vocabulary: int, top_p: float) -> None:
     """Every candidate ties: the kept set is the lowest ids, as many as the mass asks for."""
     row = np.full(vocabulary, 2.5, np.float32)
     ids, probabilities = nucleus(row, Filters(top_p=top_p))
-    mass = top_p * vocabulary
-    if abs(mass - round(mass)) > 1e-6 * vocabulary:
-        assert ids.size == int(np.ceil(mass))
-    else:  # a decision by a hair in float64
-        assert abs(ids.size - round(mass)) <= 1
+    assert ids.size == int(np.ceil(top_p * vocabulary))  # weights of 1 add without rounding
     np.testing.assert_array_equal(ids, np.arange(ids.size))
     np.testing.assert_allclose(probabilities, 1.0 / ids.size, rtol=1e-5)
+
+
+@pytest.mark.parametrize("min_p", [0.01, 0.25, 0.9])
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 2.0])
+def test_min_p_keeps_what_lies_a_hair_above_and_drops_what_lies_below(
+    min_p: float, temperature: float
+) -> None:
+    edge = temperature * np.log(min_p)
+    for hair in (3e-6, 1e-4, 1e-2):
+        row = np.array([edge + hair, 0.0, edge - hair, edge - 1.0], dtype=np.float32)
+        kept = nucleus(row, Filters(temperature=temperature, min_p=min_p))[0]
+        assert kept.tolist() == [1, 0], f"{hair} nats from the edge"
+    ties = np.array([2.0, 1.9, 2.0, 2.0], dtype=np.float32)
+    assert nucleus(ties, Filters(min_p=1.0))[0].tolist() == [0, 2, 3]
 
 
 @pytest.mark.parametrize("k", [1, 2, 19, 20, 21, 301, 302, 303, 10_000])
@@ -350,12 +360,14 @@ def test_parameters_outside_their_range(name: str, value: float) -> None:
 @pytest.mark.parametrize("name", ["stream", "position"])
 @pytest.mark.parametrize("length", [0, 2, 4])
 def test_a_key_for_another_number_of_rows(name: str, length: int) -> None:
+    key: dict[str, Any] = {name: np.zeros(length, dtype=np.int64)}
     with pytest.raises(ValueError, match=name):
-        gr.sample(np.zeros((3, 302), np.float32), temperature=1.0, **{name: np.zeros(length, int)})
+        gr.sample(np.zeros((3, 302), np.float32), temperature=1.0, **key)
 
 
 @pytest.mark.parametrize("name", ["seed", "stream", "position"])
 @pytest.mark.parametrize("value", [-1, 1 << 64, 0.5, "1", np.array([-1, 0, 1])])
 def test_keys_outside_64_bits(name: str, value: Any) -> None:
+    key: dict[str, Any] = {name: value}
     with pytest.raises((TypeError, ValueError), match=name):
-        gr.sample(np.zeros((3, 302), np.float32), temperature=1.0, **{name: value})
+        gr.sample(np.zeros((3, 302), np.float32), temperature=1.0, **key)

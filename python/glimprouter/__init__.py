@@ -23,6 +23,7 @@ from glimprouter.glimpse import (
     set_num_threads,
 )
 from glimprouter.router import EndReason, Phase, Route, StepOutputs, StepRouter
+from glimprouter.trace import Trace, TraceStep
 
 __all__ = [
     "EndReason",
@@ -34,6 +35,8 @@ __all__ = [
     "StepBoundary",
     "StepOutputs",
     "StepRouter",
+    "Trace",
+    "TraceStep",
     "__version__",
     "build_info",
     "get_include",

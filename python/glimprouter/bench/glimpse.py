@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import TYPE_CHECKING
 
 import glimprouter as gr
-from glimprouter import _C
 from glimprouter.bench.harness import (
     BenchmarkRow,
     Section,
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 LEAST_SPEEDUP = 10.0
 MOST_TIMES_FLOOR = 6.0
 LEAST_THREAD_SPEEDUP = 1.7
-KERNEL_CALLS = 50
 
 
 def torch_chain(
@@ -68,12 +65,8 @@ def _one_row(kind: str, dtype: str, settings: Settings) -> list[BenchmarkRow]:
         )
 
     label = f"{kind} {dtype}"
-    kernel = 1e6 * statistics.median(
-        _C.benchmark_row(logits, KERNEL_CALLS) for _ in range(settings.rounds)
-    )
     return [
         row("glimpse", "glimpse", label),
-        BenchmarkRow(f"{label}: kernel alone", kernel, bytes_read / kernel / 1e3),
         row("torch.sum", "floor", label),
         row("torch chain", "chain", label),
     ]

@@ -90,6 +90,11 @@ class Timings:
         pairs = zip(self._seconds[numerator], self._seconds[denominator], strict=True)
         return statistics.median(above / below for above, below in pairs)
 
+    def microseconds_beyond(self, name: str, part: str) -> float:
+        """Returns the median over the rounds of the time of `name` less that of `part`."""
+        pairs = zip(self._seconds[name], self._seconds[part], strict=True)
+        return 1e6 * statistics.median(whole - inside for whole, inside in pairs)
+
 
 def _time_calls(call: Contender, count: int) -> float:
     start = time.perf_counter()

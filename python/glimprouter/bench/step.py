@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import TYPE_CHECKING
 
 import glimprouter as gr
@@ -42,11 +41,17 @@ def run(settings: Settings) -> list[Section]:
     logits = make_logits("normal", "float32", 1, VOCABULARY)
     logits[0, -1] = -20.0  # the delimiter: the step goes on
     rows = torch.tensor([row])
-    calls = measure({"step": lambda: _decode(router, row, "small", logits, rows)}, settings)
-    kernel = 1e6 * statistics.median(
-        _C.benchmark_row(logits[0].numpy(), STEPS) for _ in range(settings.rounds)
+    # Both contenders evaluate the row STEPS times in one call.
+    timings = measure(
+        {
+            "step": lambda: _decode(router, row, "small", logits, rows),
+            "kernel": lambda: _C.benchmark_row(logits, STEPS),
+        },
+        settings,
     )
-    call = calls.microseconds("step") / STEPS
+    call = timings.microseconds("step") / STEPS
+    kernel = timings.microseconds("kernel") / STEPS
+    beyond = timings.microseconds_beyond("step", "kernel") / STEPS
     return [
         Section(
             f"StepRouter.step from Python with torch tensors, B=1, V={VOCABULARY}",
@@ -55,9 +60,9 @@ def run(settings: Settings) -> list[Section]:
                 BenchmarkRow("kernel alone, in C++", kernel),
                 BenchmarkRow(
                     "step beyond its kernel",
-                    call - kernel,
+                    beyond,
                     goal=f"< {MOST_MICROSECONDS:g} us",
-                    met=call - kernel < MOST_MICROSECONDS,
+                    met=beyond < MOST_MICROSECONDS,
                 ),
             ],
         )

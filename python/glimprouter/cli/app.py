@@ -11,11 +11,13 @@ from glimprouter.cli.bench import bench
 from glimprouter.cli.demo import demo
 from glimprouter.cli.generate import generate
 
+HELP = "A small model writes the easy steps of a chain of thought, a large one the hard ones."
+
 app = typer.Typer(
     name="glimprouter",
-    help="A small model writes the easy steps of a chain of thought, a large one the hard ones.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # its panels cut the names of long options at 80 columns
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
@@ -29,7 +31,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool,
@@ -39,3 +40,6 @@ def _options(
     ] = False,
 ) -> None:
     """Options that stand before the command."""
+
+
+app.callback(help=HELP)(_options)

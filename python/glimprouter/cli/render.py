@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.segment import Segment, Segments
 from rich.style import Style
@@ -106,11 +107,11 @@ def step_line(step: TraceStep) -> Text:
     return line
 
 
-def make_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+def make_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     """A table whose first column is text and whose others are figures."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table

@@ -1,0 +1,21 @@
+"""The Hugging Face engine: :class:`RoutedModel` over a pair of causal language models.
+
+Needs the extra ``hf`` (torch, transformers).
+"""
+
+try:
+    import torch as _torch
+    import transformers as _transformers
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"glimprouter.hf needs {error.name}; install it with: pip install 'glimprouter[hf]'",
+        name=error.name,
+    ) from error
+
+from glimprouter.hf.events import Event, Result
+from glimprouter.hf.model import RoutedModel
+from glimprouter.hf.run import Run
+
+__all__ = ["Event", "Result", "RoutedModel", "Run"]
+
+del _torch, _transformers

@@ -1,0 +1,160 @@
+"""A KV cache for many sequences of one model that keeps everything across hand-offs.
+
+Each sequence owns a slot of one buffer per layer. A forward pass names its slots and how many tokens
+each adds; ``update()`` writes the new keys and values behind those already there and returns all of
+them to plain Hugging Face attention. Nothing is ever dropped, so no token is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+_FIRST_CAPACITY = 256  # tokens a slot; doubles when a sequence outgrows it
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardPlan:
+    """One forward pass: which slots, from which position, how many new tokens.
+
+    Attributes:
+        slots: ``[B]`` slot of each row.
+        starts: ``[B]`` tokens that the slot holds before.
+        counts: ``[B]`` new tokens, >= 1; rows are padded on the right to the largest.
+        positions: int64 ``[B, Q]``.
+        slot_index: int64 ``[B]``.
+        key_length: Keys returned to the attention: the largest end of a padded row.
+        first_slot: The first slot when the slots are consecutive (their buffer is then returned as a
+            view, without a copy), else None.
+    """
+
+    slots: tuple[int, ...]
+    starts: tuple[int, ...]
+    counts: tuple[int, ...]
+    positions: torch.Tensor
+    slot_index: torch.Tensor
+    key_length: int
+    first_slot: int | None
+
+    @classmethod
+    def make(
+        cls, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int], device: Any
+    ) -> ForwardPlan:
+        """The plan for these rows."""
+        query_length = max(counts)
+        offsets = torch.arange(query_length, device=device)
+        positions = torch.tensor(starts, device=device)[:, None] + offsets
+        consecutive = all(slot == slots[0] + i for i, slot in enumerate(slots))
+        return cls(
+            tuple(slots),
+            tuple(starts),
+            tuple(counts),
+            positions,
+            torch.tensor(slots, device=device),
+            max(starts) + query_length,
+            slots[0] if consecutive else None,
+        )
+
+
+class SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, ``[slots, heads, capacity, head size]`` each."""
+
+    is_sliding = False  # the window is applied by the mask: a hand-off needs the whole past
+    is_compileable = False
+    supports_early_init = False
+
+    def __init__(self, num_slots: int) -> None:
+        """An empty layer; memory comes with the first update."""
+        super().__init__()
+        self.num_slots = num_slots
+        self.plan: ForwardPlan | None = None
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocates for the shape, type and device of the first keys and values."""
+
+        def buffer(states: torch.Tensor) -> torch.Tensor:
+            shape = (self.num_slots, states.shape[1], _FIRST_CAPACITY, states.shape[3])
+            # Zeros: attention multiplies what the mask hides by 0, and 0 times garbage may be NaN.
+            return torch.zeros(shape, dtype=states.dtype, device=states.device)
+
+        self.keys, self.values = buffer(key_states), buffer(value_states)
+        self.is_initialized = True
+
+    def _reserve(self, length: int) -> None:
+        assert self.keys is not None and self.values is not None
+        capacity = self.keys.shape[2]
+        if length <= capacity:
+            return
+        while capacity < length:
+            capacity *= 2
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_zeros((*old.shape[:2], capacity, old.shape[3]))
+            new[:, :, : old.shape[2]] = old
+            setattr(self, name, new)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes ``[B, heads, Q, head size]`` behind what the slots hold; returns all of it."""
+        plan = self.plan
+        assert plan is not None, "SlotCache.begin() comes before the forward pass"
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self._reserve(plan.key_length)
+        return self._write(plan, self.keys, key_states), self._write(
+            plan, self.values, value_states
+        )
+
+    @staticmethod
+    def _write(plan: ForwardPlan, buffer: Any, states: torch.Tensor) -> torch.Tensor:
+        if len(plan.slots) == 1:
+            slot, start = plan.slots[0], plan.starts[0]
+            buffer[slot, :, start : start + states.shape[2]] = states[0]
+        else:
+            buffer[plan.slot_index[:, None], :, plan.positions] = states.transpose(1, 2)
+        visible = buffer[:, :, : plan.key_length]
+        if plan.first_slot is not None:
+            return visible[plan.first_slot : plan.first_slot + len(plan.slots)]
+        return visible.index_select(0, plan.slot_index)
+
+    def get_seq_length(self) -> int:
+        """Tokens before this forward pass (of the longest row)."""
+        return 0 if self.plan is None else max(self.plan.starts)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length of the returned keys, and the position of the first."""
+        return (query_length if self.plan is None else self.plan.key_length), 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+
+class SlotCache(Cache):
+    """The cache of one model; pass it as ``past_key_values`` after :meth:`begin`."""
+
+    def __init__(self, num_layers: int, num_slots: int) -> None:
+        """Empty slots for ``num_slots`` sequences."""
+        super().__init__(layers=[SlotLayer(num_slots) for _ in range(num_layers)])
+        self.lengths = [0] * num_slots
+
+    def begin(self, slots: Sequence[int], counts: Sequence[int], device: Any) -> ForwardPlan:
+        """Announces a forward pass over ``counts`` new tokens of each slot."""
+        plan = ForwardPlan.make(slots, [self.lengths[slot] for slot in slots], counts, device)
+        for layer in self.layers:
+            layer.plan = plan
+        return plan
+
+    def commit(self, plan: ForwardPlan) -> None:
+        """Counts the new tokens, after the forward pass has succeeded."""
+        for slot, start, count in zip(plan.slots, plan.starts, plan.counts, strict=True):
+            self.lengths[slot] = start + count
+
+    def free(self, slot: int) -> None:
+        """Empties a slot for another sequence."""
+        self.lengths[slot] = 0

@@ -1,0 +1,58 @@
+"""What a run reports: events while it goes on, a result at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from glimprouter.trace import Trace, TraceStep
+
+EventKind: TypeAlias = Literal["route", "token", "step", "answer_start", "done", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished sequence.
+
+    Attributes:
+        text: Everything generated, thinking included, without special tokens.
+        answer: What follows the thinking, without special tokens and surrounding white space.
+        token_ids: Generated ids only, closing and end-of-sequence ids included.
+        trace: The steps.
+    """
+
+    text: str
+    answer: str
+    token_ids: list[int]
+    trace: Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in a run; fields that a kind does not use are None.
+
+    Attributes:
+        sequence: Index of the prompt.
+        kind: ``"route"`` (a glimpse was decided: entropy, threshold, model), ``"token"`` (token_id,
+            text, model), ``"step"`` (a finished step), ``"answer_start"`` (model), ``"done"``
+            (result), ``"error"`` (message; a ``"done"`` follows).
+        token_id: The committed id.
+        text: Text that this token completes, perhaps empty.
+        model: The writer, ``"small"`` or ``"large"``.
+        entropy: Nats.
+        threshold: Nats.
+        step: The finished step.
+        result: The finished sequence.
+        message: What went wrong.
+    """
+
+    sequence: int
+    kind: EventKind
+    token_id: int | None = None
+    text: str | None = None
+    model: str | None = None
+    entropy: float | None = None
+    threshold: float | None = None
+    step: TraceStep | None = None
+    result: Result | None = None
+    message: str | None = None

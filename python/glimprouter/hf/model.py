@@ -1,0 +1,268 @@
+"""RoutedModel: two Hugging Face models that write one chain of thought."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from glimprouter.boundary import StepBoundary
+from glimprouter.config import RouterConfig
+from glimprouter.hf.events import Result
+from glimprouter.hf.prompts import EncodedPrompt, Prompt, encode_prompt
+from glimprouter.hf.run import Run
+from glimprouter.hf.runner import ModelRunner
+from glimprouter.hf.sequence import SequenceRecord
+from glimprouter.router import StepRouter
+from glimprouter.trace import Trace
+
+
+class RoutedModel:
+    """A small and a large causal language model, routed step by step (arXiv 2601.05110).
+
+    Plain Hugging Face attention over a cache that keeps keys and values of both models across
+    hand-offs. Both models share one vocabulary; their chat templates may differ.
+    """
+
+    def __init__(
+        self,
+        small: Any,
+        large: Any,
+        tokenizer: Any,
+        config: RouterConfig | None = None,
+        *,
+        large_tokenizer: Any = None,
+        think_start: str | None = "<think>",
+        think_end: str | None = "</think>",
+        on_invalid: Literal["raise", "end"] = "raise",
+        max_batch_size: int = 64,
+    ) -> None:
+        """Checks that the pair fits together.
+
+        Args:
+            small: A ``transformers`` causal language model in evaluation mode.
+            large: Another.
+            tokenizer: Of the small model.
+            config: Routing, sampling and limits (default: ``RouterConfig()``).
+            large_tokenizer: Of the large model, for its chat template (default: ``tokenizer``).
+            think_start: The token that opens thinking, None when there is none.
+            think_end: The token that ends thinking, None when there is none.
+            on_invalid: What to do when a model gives NaN, +inf or only -inf: ``"raise"``, or
+                ``"end"`` that sequence with an error in its trace while the others go on.
+            max_batch_size: Sequences in flight; further prompts wait.
+
+        Raises:
+            ValueError: Different vocabularies, a model that is narrower than the tokenizer, a layer
+                type that cannot be served, a tokenizer that cannot write the delimiter, or an option
+                out of range.
+        """
+        if on_invalid not in ("raise", "end"):
+            raise ValueError(f'on_invalid must be "raise" or "end", got {on_invalid!r}')
+        if max_batch_size < 1:
+            raise ValueError(f"max_batch_size must be >= 1, got {max_batch_size}")
+        self.config = config or RouterConfig()
+        if self.config.route == "manual":
+            raise ValueError('route="manual" needs your own loop around StepRouter')
+        self.small, self.large = small, large
+        self.tokenizer = tokenizer
+        self.large_tokenizer = large_tokenizer or tokenizer
+        self.max_batch_size = max_batch_size
+        self.on_invalid = on_invalid
+        _check_vocabulary(self.tokenizer, self.large_tokenizer)
+        self.boundary = StepBoundary.from_tokenizer(
+            tokenizer,
+            think_start=think_start,
+            think_end=think_end,
+            eos_token_ids=_eos_ids(tokenizer, small, large),
+        )
+        for name, model in (("small", small), ("large", large)):
+            width = model.get_output_embeddings().weight.shape[0]
+            if width < self.boundary.vocab_size:
+                raise ValueError(
+                    f"the {name} model has {width} output ids, but the tokenizer has"
+                    f" {self.boundary.vocab_size}: they do not belong together"
+                )
+            ModelRunner(name, model, 1)  # refuses layers that cannot be served
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        small_directory: str | Path,
+        large_directory: str | Path,
+        *,
+        dtype: Any = "auto",
+        config: RouterConfig | None = None,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> RoutedModel:
+        """Load a pair from two directories (or hub names).
+
+        Args:
+            small_directory: Of the small model, with its tokenizer.
+            large_directory: Of the large model, with its tokenizer.
+            dtype: As in ``transformers``: ``"auto"``, ``torch.bfloat16``, ...
+            config: As in the constructor.
+            trust_remote_code: Run code that ships with the models; off unless you ask for it.
+            **options: Further arguments of the constructor.
+        """
+        tokenizers, models = [], []
+        for directory in (small_directory, large_directory):
+            shared = {
+                "trust_remote_code": trust_remote_code,
+                "local_files_only": Path(directory).is_dir(),
+            }
+            tokenizers.append(AutoTokenizer.from_pretrained(directory, **shared))
+            model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **shared)
+            models.append(model.eval())
+        return cls(*models, tokenizers[0], config, large_tokenizer=tokenizers[1], **options)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: int | Sequence[int] | None = None,
+        *,
+        trace_path: str | Path | None = None,
+        **overrides: Any,
+    ) -> list[Result]:
+        """Answer some prompts.
+
+        Args:
+            prompts: A list; each a string (one user message), a list of dicts (a chat), or a list of
+                ids (raw).
+            seeds: One for all (the streams differ), one a prompt, or None for 0.
+            trace_path: With one prompt: where its trace is written, also after an interrupt.
+            **overrides: Fields of :class:`RouterConfig` for this call.
+
+        Returns:
+            Results in the order of the prompts.
+
+        Raises:
+            TypeError: ``prompts`` is not a list of prompts.
+            ValueError: An empty prompt, one that leaves no room for the answer, seeds of another
+                number, a chat without template.
+            RuntimeError: Invalid logits with ``on_invalid="raise"``.
+        """
+        if trace_path is not None and len(prompts) != 1:
+            raise ValueError(f"trace_path takes one prompt, got {len(prompts)}")
+        run = self._start(prompts, seeds, overrides, stream_tokens=False)
+        results: dict[int, Result] = {}
+        try:
+            for event in run:
+                if event.result is not None:
+                    results[event.sequence] = event.result
+        finally:
+            if trace_path is not None:
+                run.trace(0).to_jsonl(trace_path)
+        return [results[index] for index in range(len(prompts))]
+
+    def stream(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: int | Sequence[int] | None = None,
+        **overrides: Any,
+    ) -> Run:
+        """As :meth:`generate`, but an iterator over :class:`Event`; ``trace(i)`` at any time."""
+        return self._start(prompts, seeds, overrides, stream_tokens=True)
+
+    def _start(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: int | Sequence[int] | None,
+        overrides: dict[str, Any],
+        *,
+        stream_tokens: bool,
+    ) -> Run:
+        if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
+            raise TypeError("prompts must be a list of prompts; for one prompt pass [prompt]")
+        config = self.config.replace(**overrides)
+        if config.route == "manual":
+            raise ValueError('route="manual" needs your own loop around StepRouter')
+        batch = min(self.max_batch_size, max(len(prompts), 1))
+        runners = {
+            name: ModelRunner(name, model, batch)
+            for name, model in (("small", self.small), ("large", self.large))
+        }
+        encoded = [encode_prompt(p, self.tokenizer, self.large_tokenizer) for p in prompts]
+        records, options = [], []
+        for index, (prompt, seed) in enumerate(zip(encoded, _seeds(seeds, prompts), strict=True)):
+            limit = self._think_limit(index, prompt, config, runners)
+            trace = Trace(
+                prompt=prompt.text,
+                seed=seed,
+                stream=index,
+                threshold=config.threshold,
+                think_limit=limit,
+                answer_model=config.answer_model,
+            )
+            records.append(
+                SequenceRecord(
+                    index, prompt, trace, self.tokenizer, self.boundary.close_ids, stream_tokens
+                )
+            )
+            options.append({"seed": seed, "stream": index, **overrides, "max_think_tokens": limit})
+        return Run(
+            StepRouter(self.boundary, self.config, max_sequences=batch),
+            runners,
+            records,
+            options,
+            max_batch_size=batch,
+            raise_on_invalid=self.on_invalid == "raise",
+        )
+
+    def _think_limit(
+        self,
+        index: int,
+        prompt: EncodedPrompt,
+        config: RouterConfig,
+        runners: dict[str, ModelRunner],
+    ) -> int:
+        """The thinking budget: the configured one, or what prompt and answer leave of the context.
+
+        The answer's tokens and the closing ids are reserved from the start.
+        """
+        reserved = config.max_answer_tokens + len(self.boundary.close_ids)
+        limit = config.max_think_tokens
+        for name, ids in (("small", prompt.small), ("large", prompt.large)):
+            context = runners[name].context
+            room = context - len(ids) - reserved
+            if room < 1:
+                raise ValueError(
+                    f"prompt {index} has {len(ids)} tokens; with {reserved} reserved for the answer"
+                    f" nothing is left of the {name} model's context of {context}; shorten the"
+                    " prompt or lower max_answer_tokens"
+                )
+            limit = min(limit, room)
+        return limit
+
+
+def _seeds(seeds: int | Sequence[int] | None, prompts: Sequence[Prompt]) -> list[int]:
+    if seeds is None or isinstance(seeds, int):
+        return [seeds or 0] * len(prompts)
+    if len(seeds) != len(prompts):
+        raise ValueError(f"got {len(seeds)} seeds for {len(prompts)} prompts")
+    return list(seeds)
+
+
+def _eos_ids(tokenizer: Any, *models: Any) -> list[int]:
+    """Every id that ends a sequence: the tokenizer's and those of both generation configs."""
+    ids: set[int] = set()
+    for source in (tokenizer, *(getattr(model, "generation_config", None) for model in models)):
+        value = getattr(source, "eos_token_id", None)
+        ids.update([value] if isinstance(value, int) else value or ())
+    return sorted(ids)
+
+
+def _check_vocabulary(small: Any, large: Any) -> None:
+    if small is large:
+        return
+    first, second = small.get_vocab(), large.get_vocab()
+    if first == second:
+        return
+    differing = sorted(set(first.items()) ^ set(second.items()), key=lambda item: item[1])
+    token, index = differing[0]
+    raise ValueError(
+        f"the tokenizers of the pair differ ({len(first)} and {len(second)} tokens; first difference"
+        f" at id {index}, {token!r}); this engine needs one shared vocabulary"
+    )

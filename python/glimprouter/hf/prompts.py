@@ -1,0 +1,75 @@
+"""Prompts as token ids, once per model by its own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+# A user message, a chat, or raw ids.
+Prompt: TypeAlias = str | Sequence[dict[str, Any]] | Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt for both models.
+
+    Attributes:
+        text: What the user wrote, or None for raw ids.
+        small: Ids for the small model; its chat template may differ from the large one's.
+        large: Ids for the large model.
+    """
+
+    text: str | None
+    small: list[int]
+    large: list[int]
+
+
+def encode_prompt(prompt: Prompt, small_tokenizer: Any, large_tokenizer: Any) -> EncodedPrompt:
+    """Renders a prompt with the generation prompt appended; tokens are only ever appended after it.
+
+    Args:
+        prompt: A string is one user message, a list of dicts a chat, a list of ids is taken as it is.
+        small_tokenizer: Of the small model.
+        large_tokenizer: Of the large model.
+
+    Raises:
+        TypeError: None of the three forms.
+        ValueError: An empty prompt, an id outside the vocabulary, or a tokenizer without template.
+    """
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise ValueError("the prompt is empty; give a question, a chat, or a list of token ids")
+        chat: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
+        return EncodedPrompt(prompt, _render(chat, small_tokenizer), _render(chat, large_tokenizer))
+    if not isinstance(prompt, Sequence):
+        raise TypeError(
+            "a prompt is a string, a list of messages (dicts), or a list of token ids, got "
+            f"{type(prompt).__name__}"
+        )
+    if len(prompt) == 0:
+        raise ValueError("the prompt is empty; give a question, a chat, or a list of token ids")
+    if all(isinstance(item, dict) for item in prompt):
+        chat = [dict(message) for message in prompt]  # type: ignore[call-overload]
+        text = str(chat[-1].get("content", ""))
+        return EncodedPrompt(text, _render(chat, small_tokenizer), _render(chat, large_tokenizer))
+    if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
+        ids: list[int] = list(prompt)  # type: ignore[arg-type]
+        vocabulary = len(small_tokenizer)
+        for token in ids:
+            if not 0 <= token < vocabulary:
+                raise ValueError(f"prompt id {token} lies outside the vocabulary of {vocabulary}")
+        return EncodedPrompt(None, ids, list(ids))
+    raise TypeError("a prompt that is a list must hold messages (dicts) only, or token ids only")
+
+
+def _render(chat: list[dict[str, Any]], tokenizer: Any) -> list[int]:
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            "the tokenizer has no chat template, so it cannot render a message; set"
+            " tokenizer.chat_template, or pass token ids"
+        )
+    ids = tokenizer.apply_chat_template(
+        chat, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+    return [int(token) for token in ids]

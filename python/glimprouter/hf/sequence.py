@@ -1,0 +1,181 @@
+"""One sequence of a run: its tokens, what each model has seen, and its trace in the making."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from glimprouter.hf.events import Event, Result
+from glimprouter.hf.prompts import EncodedPrompt
+from glimprouter.hf.text import IncrementalDecoder, decode
+from glimprouter.router import EndReason, Phase
+from glimprouter.trace import Trace, TraceStep
+
+
+@dataclass(slots=True)
+class Signals:
+    """The router's outputs for one row of one call, as Python values."""
+
+    token: int
+    route: int
+    phase: int
+    end_reason: int
+    forced: int
+    entropy: float
+
+
+@dataclass(slots=True)
+class _RunningStep:
+    start: int  # index of its first generated id
+    model: str = "small"
+    entropy: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class SequenceRecord:
+    """Bookkeeping of one sequence; the router decides, this remembers.
+
+    Attributes:
+        index: Of the prompt.
+        prompt: Ids for both models.
+        row: Of the router, which is also the slot in both caches.
+        generated: Ids after the prompt: the shared frontier is its length.
+        trace: Filled as steps finish.
+    """
+
+    index: int
+    prompt: EncodedPrompt
+    trace: Trace
+    tokenizer: Any
+    close_ids: list[int]
+    stream_tokens: bool
+    row: int = -1
+    generated: list[int] = field(default_factory=list)
+    answering: bool = False
+    answer_start: int = 0
+    done: bool = False
+    _step: _RunningStep = field(default_factory=lambda: _RunningStep(0))
+    _decoder: IncrementalDecoder | None = None
+
+    def __post_init__(self) -> None:
+        """Prepares incremental decoding when tokens are streamed."""
+        if self.stream_tokens:
+            self._decoder = IncrementalDecoder(self.tokenizer)
+
+    def unseen(self, model: str, length: int) -> list[int]:
+        """Ids behind the first ``length`` that this model has computed, prompt included."""
+        prompt = self.prompt.small if model == "small" else self.prompt.large
+        if length < len(prompt):
+            return prompt[length:] + self.generated
+        return self.generated[length - len(prompt) :]
+
+    def advance(self, model: str, signals: Signals, seconds: float) -> list[Event]:
+        """Takes over what one router call said; returns what happened, in order."""
+        events: list[Event] = []
+        step = self._step
+        if self.answering:
+            self.trace.answer_seconds += seconds
+        else:
+            step.seconds += seconds
+        if signals.route:
+            step.entropy = signals.entropy
+            step.model = "large" if signals.route == 2 else "small"
+            events.append(
+                Event(
+                    self.index,
+                    "route",
+                    model=step.model,
+                    entropy=signals.entropy,
+                    threshold=self.trace.threshold,
+                )
+            )
+        if signals.token < 0:
+            return events
+        if not self.answering:
+            step.model = model
+        events += self._commit(model, signals.token)
+        if signals.end_reason and not self.answering:
+            events += self._finish_step(signals)
+        for token in self.close_ids if signals.forced else ():
+            events += self._commit(model, token)
+        if signals.phase == Phase.ANSWER and not self.answering:
+            self.answering = True
+            self.answer_start = len(self.generated)
+            events.append(Event(self.index, "answer_start", model=self.trace.answer_model))
+        if signals.phase == Phase.DONE:
+            events += self.finish(EndReason(signals.end_reason).name.lower())
+        return events
+
+    def _commit(self, model: str, token: int) -> list[Event]:
+        self.generated.append(token)
+        if self._decoder is None:
+            return []
+        text = self._decoder.push(token)
+        return [Event(self.index, "token", token_id=token, text=text, model=model)]
+
+    def _finish_step(self, signals: Signals) -> list[Event]:
+        """Ends the running step. End of thinking or sequence alone is no step."""
+        reason = EndReason(signals.end_reason)
+        step = self._close_step(reason.name.lower())
+        alone = reason in (EndReason.THINK_END, EndReason.EOS) and step.num_tokens == 1
+        if alone:
+            self.trace.answer_seconds += step.seconds
+            return []
+        self.trace.steps.append(step)
+        return [Event(self.index, "step", model=step.model, step=step)]
+
+    def _close_step(self, reason: str) -> TraceStep:
+        running = self._step
+        ids = self.generated[running.start :]
+        self._step = _RunningStep(len(self.generated))
+        return TraceStep(
+            index=len(self.trace.steps),
+            model=running.model,
+            entropy=running.entropy,
+            threshold=self.trace.threshold,
+            text=decode(self.tokenizer, ids),
+            num_tokens=len(ids),
+            seconds=running.seconds,
+            end_reason=reason,
+        )
+
+    def finish(self, reason: str, error: str | None = None) -> list[Event]:
+        """Ends the sequence; an unfinished step is kept with this reason."""
+        if not self.answering and self._step.start < len(self.generated):
+            self.trace.steps.append(self._close_step(reason))
+        self.done = True
+        events = []
+        if self._decoder is not None and (rest := self._decoder.flush()):
+            events.append(Event(self.index, "token", text=rest))
+        self.update_trace(reason, error)
+        if error is not None:
+            events.append(Event(self.index, "error", message=error))
+        return [*events, Event(self.index, "done", result=self.result())]
+
+    def update_trace(self, reason: str, error: str | None = None) -> None:
+        """Writes answer and totals so far into the trace."""
+        answer_ids = self.generated[self.answer_start :] if self.answering else []
+        self.trace.answer = decode(self.tokenizer, answer_ids, skip_special=True).strip()
+        self.trace.answer_tokens = len(answer_ids)
+        self.trace.total_tokens = len(self.generated)
+        self.trace.end_reason = reason
+        self.trace.error = error
+
+    def interrupted_trace(self) -> Trace:
+        """The trace so far, the unfinished step included; the sequence itself is unchanged."""
+        if self.done:
+            return self.trace
+        steps, step = list(self.trace.steps), self._step
+        reason = "interrupted"
+        self.update_trace(reason)
+        if not self.answering and step.start < len(self.generated):
+            steps.append(self._close_step(reason))
+            self._step = step
+        fields = {name: getattr(self.trace, name) for name in Trace.__slots__}
+        return Trace(**{**fields, "steps": steps})
+
+    def result(self) -> Result:
+        """The sequence as a result."""
+        text = decode(self.tokenizer, self.generated, skip_special=True)
+        return Result(text, self.trace.answer, list(self.generated), self.trace)

@@ -1,0 +1,179 @@
+"""The record of one routed chain of thought, and its file format (JSON lines)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["SCHEMA_VERSION", "Trace", "TraceStep"]
+
+SCHEMA_VERSION = 1
+_KIND = "glimprouter.trace"
+
+
+@dataclass(frozen=True, slots=True)
+class TraceStep:
+    """One step of the thinking.
+
+    Attributes:
+        index: From 0.
+        model: Who wrote it, ``"small"`` or ``"large"``.
+        entropy: Of the glimpse in nats; None when nothing was glimpsed (forced route).
+        threshold: tau of the decision in nats.
+        text: What was written, delimiter included.
+        num_tokens: Its tokens.
+        seconds: Wall-clock time of its forward passes and routing; in a batch, the sequence's share.
+        end_reason: Lower-case name of :class:`glimprouter.EndReason`, or ``"interrupted"``.
+    """
+
+    index: int
+    model: str
+    entropy: float | None
+    threshold: float
+    text: str
+    num_tokens: int
+    seconds: float
+    end_reason: str
+
+
+@dataclass(slots=True)
+class Trace:
+    """A chain of thought: its steps in order, then the answer.
+
+    Attributes:
+        prompt: The user's message as text, or None for raw ids.
+        seed: Of the run.
+        stream: Of the sequence.
+        threshold: tau in nats.
+        think_limit: Budget of thinking tokens in force (the configured one, or what the context left).
+        steps: The steps.
+        answer: Text of the answer.
+        answer_model: Who wrote it.
+        answer_tokens: Its tokens.
+        answer_seconds: As ``TraceStep.seconds``.
+        total_tokens: All generated tokens, closing ids included.
+        end_reason: Why the sequence ended: ``"eos"``, ``"answer_budget"``, ``"interrupted"``, ...
+        error: What went wrong, or None.
+    """
+
+    prompt: str | None = None
+    seed: int = 0
+    stream: int = 0
+    threshold: float = 1.0
+    think_limit: int = 0
+    steps: list[TraceStep] = field(default_factory=list)
+    answer: str = ""
+    answer_model: str = "large"
+    answer_tokens: int = 0
+    answer_seconds: float = 0.0
+    total_tokens: int = 0
+    end_reason: str = "none"
+    error: str | None = None
+
+    @property
+    def large_step_share(self) -> float:
+        """Share of the steps that the large model wrote; 0 without steps."""
+        large = sum(step.model == "large" for step in self.steps)
+        return large / len(self.steps) if self.steps else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time of all steps and the answer."""
+        return sum(step.seconds for step in self.steps) + self.answer_seconds
+
+    def to_jsonl(self, path: str | Path) -> None:
+        """Write a header line, a line a step, and an end line; the file appears whole or not at all.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        record = dataclasses.asdict(self)
+        steps = record.pop("steps")
+        header = {"kind": _KIND, "schema_version": SCHEMA_VERSION}
+        for name in ("prompt", "seed", "stream", "threshold", "think_limit"):
+            header[name] = record.pop(name)
+        lines = [header, *({"kind": "step", **step} for step in steps)]
+        lines.append({"kind": "end", "num_steps": len(steps), **record})
+        _write_atomically(Path(path), "".join(f"{_dump(line)}\n" for line in lines))
+
+    @classmethod
+    def from_jsonl(cls, path: str | Path) -> Trace:
+        """Read a trace back.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is no trace, of another schema version, or cut short.
+        """
+        lines = _read_lines(Path(path))
+        header = lines[0]
+        if header.get("kind") != _KIND:
+            raise ValueError(
+                f"{path} is not a glimprouter trace (no header line of kind {_KIND!r})"
+            )
+        if header.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(
+                f"{path} has schema version {header.get('schema_version')!r}; this glimprouter reads"
+                f" {SCHEMA_VERSION}"
+            )
+        end = lines[-1]
+        steps = lines[1:-1]
+        if end.get("kind") != "end" or end.get("num_steps") != len(steps):
+            raise ValueError(f"{path} is cut short: its end line is missing or counts other steps")
+        try:
+            return cls(
+                **_fields(header, {"kind", "schema_version"}),
+                steps=[TraceStep(**_fields(step, {"kind"})) for step in steps],
+                **_fields(end, {"kind", "num_steps"}),
+            )
+        except TypeError as error:
+            raise ValueError(f"{path} is not a valid trace: {error}") from error
+
+
+def _dump(record: dict[str, Any]) -> str:
+    """JSON has no infinity: an infinite threshold is written as a string."""
+    infinite = {k: "inf" for k, v in record.items() if isinstance(v, float) and math.isinf(v)}
+    return json.dumps({**record, **infinite}, ensure_ascii=False, allow_nan=False)
+
+
+def _fields(record: dict[str, Any], without: set[str]) -> dict[str, Any]:
+    fields = {name: value for name, value in record.items() if name not in without}
+    if fields.get("threshold") == "inf":
+        fields["threshold"] = math.inf
+    return fields
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a glimprouter trace (not UTF-8 text)") from error
+    records = []
+    # Not splitlines(): a text may hold separators that JSON leaves as they are.
+    for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path} is not a glimprouter trace, or is cut short: line {number} is not JSON"
+            ) from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{path} is not a glimprouter trace: line {number} is no JSON object")
+        records.append(record)
+    return records
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
