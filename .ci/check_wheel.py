@@ -3,8 +3,9 @@
 import importlib.resources
 import importlib.util
 
-import glimprouter as gr
 import numpy as np
+
+import glimprouter as gr
 
 assert importlib.util.find_spec("torch") is None, "this check wants an environment without torch"
 row = np.zeros((2, 1000), np.float32)

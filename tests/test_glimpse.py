@@ -270,7 +270,7 @@ def test_other_layouts_are_a_clear_error(logits: Any) -> None:
 
 @pytest.mark.parametrize("ids", [[-1], [302], [2**31]])
 def test_log_probability_ids_outside_the_vocabulary(ids: list[int]) -> None:
-    with pytest.raises((ValueError, IndexError), match="302|32 bits"):
+    with pytest.raises((ValueError, IndexError), match=r"302|32 bits"):
         gr.glimpse(np.zeros((1, 302), np.float32), logprob_ids=np.array(ids))
 
 

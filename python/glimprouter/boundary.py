@@ -34,7 +34,7 @@ class StepBoundary(_C.StepBoundary):
         eos_ids: Iterable[int] = (),
         close_ids: Iterable[int] = (),
     ) -> None:
-        """Builds the automaton from the bytes of each token.
+        r"""Builds the automaton from the bytes of each token.
 
         Args:
             token_bytes: ``[vocab_size]``; None for special tokens, which interrupt a delimiter.
@@ -46,8 +46,8 @@ class StepBoundary(_C.StepBoundary):
 
         Raises:
             TypeError: A token that is neither bytes nor None.
-            ValueError: No delimiter, an id outside the vocabulary, or a vocabulary that cannot write
-                any delimiter.
+            ValueError: No delimiter, an id outside the vocabulary, or a vocabulary that cannot
+                write any delimiter.
         """
         names = (delimiters,) if isinstance(delimiters, str) else tuple(delimiters)
         super().__init__(

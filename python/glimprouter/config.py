@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
 ModelName: TypeAlias = Literal["small", "large"]
 RouteName: TypeAlias = Literal["auto", "small", "large", "manual"]
 
@@ -104,6 +106,19 @@ class RouterConfig:
         options["answer_model"] = _MODELS.index(self.answer_model)
         options["entropy_top_k"] = self.entropy_top_k or 0
         return options
+
+
+def check_random_key(name: str, value: Any) -> None:
+    """Checks a part of the key of the random numbers.
+
+    Raises:
+        TypeError: No integer.
+        ValueError: Outside [0, 2^64).
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not 0 <= value < 2**64:
+        raise ValueError(f"{name} must lie in [0, 2^64), got {value}")
 
 
 def _check_number(

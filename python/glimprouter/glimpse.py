@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glimprouter import _C
+from glimprouter.config import check_random_key
 
 __all__ = [
     "Glimpse",
@@ -42,12 +43,13 @@ class Status(enum.IntEnum):
 class Glimpse:
     """Statistics of ``B`` next-token distributions at temperature 1, before any filter.
 
-    Every field is an array of the input's framework. A row whose ``status`` is not ``Status.OK`` has
-    token -1 and NaN statistics.
+    Every field is an array of the input's framework. A row whose ``status`` is not ``Status.OK``
+    has token -1 and NaN statistics.
 
     Attributes:
         entropy: Shannon entropy H = -sum p ln p in nats, float32 ``[B]``. Within
-            ``2e-6 * max(1, H)`` of float64 on the same input values (arXiv 2601.05110, H_init). With
+            ``2e-6 * max(1, H)`` of float64 on the same input values (arXiv 2601.05110, H_init).
+            With
             ``entropy_top_k``: of the renormalised top k probabilities, as in the published code.
         logsumexp: ln sum e^x, float32 ``[B]``.
         max_prob: Largest probability, float32 ``[B]``.
@@ -91,8 +93,8 @@ def glimpse(
     """Entropy and companions of each row of logits, in one pass over them.
 
     Args:
-        logits: ``[B, V]``, float32, bfloat16 or float16, on the CPU, contiguous along ``V``; any row
-            stride and alignment. ``B`` may be 0. -inf masks an element.
+        logits: ``[B, V]``, float32, bfloat16 or float16, on the CPU, contiguous along ``V``; any
+            row stride and alignment. ``B`` may be 0. -inf masks an element.
         entropy_top_k: None for the entropy over the whole row; k for that of the renormalised k
             largest probabilities (20 in the published code).
         varentropy: Also compute the variance of -ln p.
@@ -123,8 +125,13 @@ def glimpse(
     )
 
 
-def _keys(values: int | Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-    return np.ascontiguousarray(values, dtype=np.uint64).reshape(-1)
+def _keys(name: str, values: int | Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    array = np.asarray(values)
+    if array.dtype.kind == "O" or (array.dtype.kind == "i" and (array < 0).any()):
+        raise ValueError(f"{name} must lie in [0, 2^64), got {values!r}")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be an integer or integers, got {values!r}")
+    return np.ascontiguousarray(array, dtype=np.uint64).reshape(-1)
 
 
 def sample(
@@ -140,9 +147,9 @@ def sample(
 ) -> Any:
     """Draw one token per row, with the filters in the order of transformers.
 
-    Temperature, then top-k (exactly k, ties by lower id), then top-p over the renormalised rest (the
-    smallest prefix with mass >= p), then min-p. Randomness is counter-based (Philox4x32-10): the draw
-    depends on (seed, stream, position) alone.
+    Temperature, then top-k (exactly k, ties by lower id), then top-p over the renormalised rest
+    (the smallest prefix with mass >= p), then min-p. Randomness is counter-based (Philox4x32-10):
+    the draw depends on (seed, stream, position) alone.
 
     Args:
         logits: ``[B, V]`` as in :func:`glimpse`.
@@ -161,9 +168,9 @@ def sample(
         TypeError: As in :func:`glimpse`.
         ValueError: As in :func:`glimpse`, or a parameter outside its range.
     """
-    tokens = _C.sample(
-        logits, temperature, top_p, top_k, min_p, seed, _keys(stream), _keys(position)
-    )
+    check_random_key("seed", seed)
+    keys = _keys("stream", stream), _keys("position", position)
+    tokens = _C.sample(logits, temperature, top_p, top_k, min_p, seed, *keys)
     return _like(logits, tokens)
 
 
@@ -180,9 +187,9 @@ def nucleus(
         min_p: See :func:`sample`.
 
     Returns:
-        ids int32 ``[n]``, most probable first (ties by lower id), and probabilities float32 ``[n]``.
-        n = 0 for a row with NaN, +inf or only -inf. A token more than about 87.7 nats below the
-        most probable one (after temperature) has probability 0 and is never kept.
+        ids int32 ``[n]``, most probable first (ties by lower id), and probabilities float32
+        ``[n]``. n = 0 for a row with NaN, +inf or only -inf. A token more than about 87.7 nats
+        below the most probable one (after temperature) has probability 0 and is never kept.
     """
     return _C.nucleus(logits, temperature, top_p, top_k, min_p)
 

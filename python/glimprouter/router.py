@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from glimprouter import _C
 from glimprouter.boundary import StepBoundary
-from glimprouter.config import RouterConfig
+from glimprouter.config import RouterConfig, check_random_key
 
 __all__ = ["EndReason", "Phase", "Route", "StepOutputs", "StepRouter"]
 
@@ -56,8 +56,8 @@ class StepOutputs(_C.StepOutputs):
     Made by :meth:`StepRouter.outputs`. Entry i belongs to ``rows[i]`` of the call.
 
     Attributes:
-        token: Token committed in this call, int32 ``[n]``; -1 for none (a step that went to the large
-            model, a manual glimpse, a row with invalid logits).
+        token: Token committed in this call, int32 ``[n]``; -1 for none (a step that went to the
+            large model, a manual glimpse, a row with invalid logits).
         status: :class:`Status`, uint8 ``[n]``. Other than OK: the row is unchanged.
         route: :class:`Route` decided in this call, uint8 ``[n]``.
         phase: :class:`Phase` after the call, uint8 ``[n]``.
@@ -105,8 +105,9 @@ class StepOutputs(_C.StepOutputs):
 class StepRouter(_C.StepRouter):
     """Routes the steps of many sequences (arXiv 2601.05110); needs no model and no page pool.
 
-    The loop around it: for each model, run its forward pass for the rows of ``pending(model)``, hand
-    the logits to :meth:`step`, append the committed tokens (and the forced ids) to each sequence.
+    The loop around it: for each model, run its forward pass for the rows of ``pending(model)``,
+    hand the logits to :meth:`step`, append the committed tokens (and the forced ids) to each
+    sequence.
 
     One router belongs to one thread, the first that uses it; another thread gets a RuntimeError
     until it calls :meth:`attach`.
@@ -157,10 +158,7 @@ class StepRouter(_C.StepRouter):
             RuntimeError: All rows are in use, or the wrong thread.
         """
         for name, value in (("seed", seed), ("stream", stream)):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer):
-                raise TypeError(f"{name} must be an integer, got {value!r}")
-            if not 0 <= value < 2**64:
-                raise ValueError(f"{name} must lie in [0, 2^64), got {value}")
+            check_random_key(name, value)
         config = self.config.replace(**overrides) if overrides else self.config
         return self.open_row(int(seed), int(stream), config.native_options())
 

@@ -28,7 +28,8 @@ class TraceStep:
         threshold: tau of the decision in nats.
         text: What was written, delimiter included.
         num_tokens: Its tokens.
-        seconds: Wall-clock time of its forward passes and routing; in a batch, the sequence's share.
+        seconds: Wall-clock time of its forward passes and routing; in a batch, the sequence's
+            share.
         end_reason: Lower-case name of :class:`glimprouter.EndReason`, or ``"interrupted"``.
     """
 
@@ -51,7 +52,8 @@ class Trace:
         seed: Of the run.
         stream: Of the sequence.
         threshold: tau in nats.
-        think_limit: Budget of thinking tokens in force (the configured one, or what the context left).
+        think_limit: Budget of thinking tokens in force (the configured one, or what the context
+            left).
         steps: The steps.
         answer: Text of the answer.
         answer_model: Who wrote it.
@@ -88,7 +90,7 @@ class Trace:
         return sum(step.seconds for step in self.steps) + self.answer_seconds
 
     def to_jsonl(self, path: str | Path) -> None:
-        """Write a header line, a line a step, and an end line; the file appears whole or not at all.
+        """Write header line, a line a step, end line; the file appears whole or not at all.
 
         Raises:
             OSError: The file cannot be written.
@@ -118,8 +120,8 @@ class Trace:
             )
         if header.get("schema_version") != SCHEMA_VERSION:
             raise ValueError(
-                f"{path} has schema version {header.get('schema_version')!r}; this glimprouter reads"
-                f" {SCHEMA_VERSION}"
+                f"{path} has schema version {header.get('schema_version')!r}; this glimprouter"
+                f" reads {SCHEMA_VERSION}"
             )
         end = lines[-1]
         steps = lines[1:-1]

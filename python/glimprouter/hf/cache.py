@@ -1,8 +1,9 @@
 """A KV cache for many sequences of one model that keeps everything across hand-offs.
 
-Each sequence owns a slot of one buffer per layer. A forward pass names its slots and how many tokens
-each adds; ``update()`` writes the new keys and values behind those already there and returns all of
-them to plain Hugging Face attention. Nothing is ever dropped, so no token is computed twice.
+Each sequence owns a slot of one buffer per layer. A forward pass names its slots and how many
+tokens each adds; ``update()`` writes the new keys and values behind those already there and
+returns all of them to plain Hugging Face attention. Nothing is ever dropped, so no token is
+computed twice.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class ForwardPlan:
         positions: int64 ``[B, Q]``.
         slot_index: int64 ``[B]``.
         key_length: Keys returned to the attention: the largest end of a padded row.
-        first_slot: The first slot when the slots are consecutive (their buffer is then returned as a
-            view, without a copy), else None.
+        first_slot: The first slot when the slots are consecutive (their buffer is then returned as
+            a view, without a copy), else None.
     """
 
     slots: tuple[int, ...]
@@ -85,7 +86,8 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def _reserve(self, length: int) -> None:
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         capacity = self.keys.shape[2]
         if length <= capacity:
             return

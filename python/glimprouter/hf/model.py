@@ -55,8 +55,8 @@ class RoutedModel:
 
         Raises:
             ValueError: Different vocabularies, a model that is narrower than the tokenizer, a layer
-                type that cannot be served, a tokenizer that cannot write the delimiter, or an option
-                out of range.
+                type that cannot be served, a tokenizer that cannot write the delimiter, or an
+                option out of range.
         """
         if on_invalid not in ("raise", "end"):
             raise ValueError(f'on_invalid must be "raise" or "end", got {on_invalid!r}')
@@ -129,8 +129,8 @@ class RoutedModel:
         """Answer some prompts.
 
         Args:
-            prompts: A list; each a string (one user message), a list of dicts (a chat), or a list of
-                ids (raw).
+            prompts: A list; each a string (one user message), a list of dicts (a chat), or a list
+                of ids (raw).
             seeds: One for all (the streams differ), one a prompt, or None for 0.
             trace_path: With one prompt: where its trace is written, also after an interrupt.
             **overrides: Fields of :class:`RouterConfig` for this call.
@@ -263,6 +263,6 @@ def _check_vocabulary(small: Any, large: Any) -> None:
     differing = sorted(set(first.items()) ^ set(second.items()), key=lambda item: item[1])
     token, index = differing[0]
     raise ValueError(
-        f"the tokenizers of the pair differ ({len(first)} and {len(second)} tokens; first difference"
-        f" at id {index}, {token!r}); this engine needs one shared vocabulary"
+        f"the tokenizers of the pair differ ({len(first)} and {len(second)} tokens; first"
+        f" difference at id {index}, {token!r}); this engine needs one shared vocabulary"
     )

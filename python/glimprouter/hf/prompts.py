@@ -29,7 +29,7 @@ def encode_prompt(prompt: Prompt, small_tokenizer: Any, large_tokenizer: Any) ->
     """Renders a prompt with the generation prompt appended; tokens are only ever appended after it.
 
     Args:
-        prompt: A string is one user message, a list of dicts a chat, a list of ids is taken as it is.
+        prompt: A string is one user message, a list of dicts a chat, a list of ids is raw.
         small_tokenizer: Of the small model.
         large_tokenizer: Of the large model.
 

@@ -34,8 +34,8 @@ class ModelRunner:
         self.layer_types: list[str] = list(getattr(self.config, "layer_types", None) or ())
         if unknown := set(self.layer_types) - _KNOWN_LAYERS:
             raise ValueError(
-                f"the {name} model has layers of type {sorted(unknown)[0]!r}, whose state this engine"
-                " cannot keep across hand-offs; it serves full and sliding attention"
+                f"the {name} model has layers of type {sorted(unknown)[0]!r}, whose state this"
+                " engine cannot keep across hand-offs; it serves full and sliding attention"
             )
         self.window: int | None = getattr(self.config, "sliding_window", None)
         if getattr(self.config, "use_sliding_window", True) is False:

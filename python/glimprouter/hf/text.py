@@ -19,9 +19,9 @@ def decode(tokenizer: Any, ids: Sequence[int], *, skip_special: bool = False) ->
 class IncrementalDecoder:
     """Turns a growing list of ids into pieces of valid text.
 
-    A character may be spread over several tokens, and a SentencePiece token may lose its leading space
-    at the start of a text: so the ids since the last safe point are decoded together, and a piece is
-    given out only when it does not end in an unfinished character.
+    A character may be spread over several tokens, and a SentencePiece token may lose its leading
+    space at the start of a text: so the ids since the last safe point are decoded together, and a
+    piece is given out only when it does not end in an unfinished character.
     """
 
     def __init__(self, tokenizer: Any) -> None:
