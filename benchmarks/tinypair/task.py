@@ -1,7 +1,7 @@
 """Training texts for the embedded pair: the written trace, wrong steps and their corrections.
 
-A trace is a list of steps; an exact oracle (:class:`Oracle`) follows it and gives the one right next
-step, so that the correctness of every step is decided, not judged.
+A trace is a list of steps; an exact oracle (:class:`Oracle`) follows it and gives the one right
+next step, so that the correctness of every step is decided, not judged.
 """
 
 from __future__ import annotations

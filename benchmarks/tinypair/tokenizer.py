@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
 
 
 def corpus(count: int, seed: int) -> list[str]:
-    """Texts from which the merges are learnt, with some plain English around the task's own words."""
+    """Texts from which the merges are learnt: the task's own, with some plain English."""
     generator = random.Random(seed)
     texts = []
     for _ in range(count):

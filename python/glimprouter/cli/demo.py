@@ -137,7 +137,8 @@ def _print_summary(
     rows = [_summary_row(name, outcomes[name], latencies[name]) for name in outcomes]
     title = f"{solved} held-out problems; time at batch 1 over {timed} of them"
     console.print(Text(f"\n{title}", "bold"), soft_wrap=True)
-    console.print(render.make_table(columns, rows))
+    for line in (*render.table_lines(columns, rows), Text()):
+        console.print(line, soft_wrap=True)
     others = [name for name in outcomes if name != "routed"]
     for name in others:
         console.print(_difference_line(name, outcomes["routed"], outcomes[name]), soft_wrap=True)

@@ -120,7 +120,7 @@ class _Printer:
         elif event.kind == "answer_start":
             self._mark("[answer]", "")
         elif event.kind == "token" and event.text:
-            render.write(self._console, event.text, render.WRITER_STYLE[event.model])
+            render.write(self._console, event.text, render.WRITER_STYLE.get(event.model, ""))
             self._at_line_start = event.text.endswith("\n")
 
     def _mark(self, text: str, model: str) -> None:

@@ -90,18 +90,15 @@ def make_contenders(small: Any, large: Any, tokenizer: Any, threshold: float) ->
     ]
 
 
-def outcome_of(problem: Problem, result: Result, answer_model: str) -> Outcome:
-    """Counts of one finished problem."""
+def outcome_of(problem: Problem, result: Result, large_tokens: int) -> Outcome:
+    """Counts of one finished problem, of whose tokens the large model wrote ``large_tokens``."""
     steps = result.trace.steps
-    large = [step for step in steps if step.model == "large"]
-    # Closing ids and the answer belong to the model that answers.
-    rest = len(result.token_ids) - sum(step.num_tokens for step in steps)
     return Outcome(
         correct=is_correct(problem, result.answer),
         steps=len(steps),
-        large_steps=len(large),
+        large_steps=sum(step.model == "large" for step in steps),
         tokens=len(result.token_ids),
-        large_tokens=sum(s.num_tokens for s in large) + (rest if answer_model == "large" else 0),
+        large_tokens=large_tokens,
     )
 
 
@@ -122,14 +119,16 @@ def solve(
         RuntimeError: The engine ended a problem without a result.
     """
     results: dict[int, Result] = {}
+    large_tokens = [0] * len(problems)
     for event in contender.model.stream([problem.prompt for problem in problems]):
         if event.kind == "error":
             raise RuntimeError(f"{contender.name}: {event.message}")
-        if event.kind == "done" and event.result is not None:
+        if event.token_id is not None and event.model == "large":
+            large_tokens[event.sequence] += 1
+        if event.result is not None:
             results[event.sequence] = event.result
             advance()
-    answer_model = contender.model.config.answer_model
-    return [outcome_of(p, results[i], answer_model) for i, p in enumerate(problems)]
+    return [outcome_of(p, results[i], large_tokens[i]) for i, p in enumerate(problems)]
 
 
 def time_alone(

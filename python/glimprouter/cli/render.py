@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
 from rich.segment import Segment, Segments
 from rich.style import Style
-from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
 
 # Distinguishable with red-green colour blindness, legible on light and dark backgrounds.
 WRITER_STYLE = {"small": "cyan", "large": "bold magenta"}
-PLAIN_WIDTH = 100  # columns of tables where there is no terminal to ask
 _JOINERS = "\u200c\u200d"  # part of ordinary text in several scripts
 
 
@@ -65,7 +62,7 @@ def make_console(*, plain: bool = False, no_color: bool = False, stderr: bool = 
         no_color: No colours (NO_COLOR in the environment has the same effect).
         stderr: Write there instead of to stdout.
     """
-    console = Console(
+    return Console(
         stderr=stderr,
         force_terminal=False if plain else None,
         no_color=True if no_color else None,
@@ -73,9 +70,6 @@ def make_console(*, plain: bool = False, no_color: bool = False, stderr: bool = 
         markup=False,
         emoji=False,
     )
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    return console
 
 
 def write(console: Console, text: str, style: str = "") -> None:
@@ -107,11 +101,23 @@ def step_line(step: TraceStep) -> Text:
     return line
 
 
-def make_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    """A table whose first column is text and whose others are figures."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
+def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Text]:
+    """A table as lines without trailing white space: first column text, the others figures.
+
+    Args:
+        columns: Headings; a newline in one stacks it over two lines, at the bottom of the heading.
+        rows: Cells, as many as columns.
+    """
+    headings = [column.split("\n") for column in columns]
+    height = max(map(len, headings))
+    head = [[([""] * (height - len(h)) + h)[level] for h in headings] for level in range(height)]
+    widths = [max(len(line[i]) for line in (*head, *rows)) for i in range(len(columns))]
+
+    def line(cells: Sequence[str], style: str) -> Text:
+        first, *figures = zip(cells, widths, strict=True)
+        text = "  ".join(
+            [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in figures)]
+        )
+        return Text(text.rstrip(), style)
+
+    return [*(line(cells, "bold") for cells in head), *(line(cells, "") for cells in rows)]
