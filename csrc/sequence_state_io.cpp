@@ -43,7 +43,7 @@ std::uint64_t checksum(std::string_view bytes) {
 }  // namespace
 
 std::string StepRouter::save(std::int32_t row) {
-  check_thread();
+  const Use use(*this);
   const Sequence& sequence = at(row);
   SavedHeader header;
   std::memset(static_cast<void*>(&header), 0, sizeof header);  // no indeterminate padding in a file
@@ -74,7 +74,7 @@ std::string StepRouter::save(std::int32_t row) {
 }
 
 std::int32_t StepRouter::load(std::string_view saved) {
-  check_thread();
+  const Use use(*this);
   SavedHeader header;
   if (saved.size() < sizeof header + sizeof(std::uint64_t) ||
       std::memcmp(saved.data(), kMagic, sizeof kMagic) != 0) {

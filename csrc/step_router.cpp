@@ -43,20 +43,26 @@ StepRouter::StepRouter(std::shared_ptr<const StepBoundary> boundary,
   workspaces_.reserve(std::max(boundary_->vocabulary_size(), large_boundary_->vocabulary_size()));
 }
 
-void StepRouter::check_thread() {
+StepRouter::Use::Use(StepRouter& router) : router_(router) {
   const std::thread::id caller = std::this_thread::get_id();
-  if (owner_ == caller) [[likely]] {
-    return;
-  }
-  if (owner_ != std::thread::id()) {
+  std::thread::id owner;  // none yet: the first caller becomes it
+  if (!router.owner_.compare_exchange_strong(owner, caller) && owner != caller) {
     throw std::runtime_error(
         "this StepRouter belongs to another thread; use one router per thread, or call "
         "attach() from this thread when the other is finished with it");
   }
-  owner_ = caller;
+  router.in_use_.store(true);
 }
 
-void StepRouter::attach() { owner_ = std::this_thread::get_id(); }
+StepRouter::Use::~Use() { router_.in_use_.store(false); }
+
+void StepRouter::attach() {
+  if (in_use_.load()) {
+    throw std::runtime_error(
+        "this StepRouter is in a call of another thread; attach() comes after that call");
+  }
+  owner_.store(std::this_thread::get_id());
+}
 
 Sequence& StepRouter::at(std::int32_t row) {
   if (row < 0 || static_cast<std::size_t>(row) >= sequences_.size() ||
@@ -68,7 +74,7 @@ Sequence& StepRouter::at(std::int32_t row) {
 }
 
 const Sequence& StepRouter::sequence(std::int32_t row) {
-  check_thread();
+  const Use use(*this);
   return at(row);
 }
 
@@ -82,7 +88,7 @@ std::int32_t StepRouter::free_row() const {
 }
 
 std::int32_t StepRouter::open(const SequenceOptions& options) {
-  check_thread();
+  const Use use(*this);
   const std::int32_t row = free_row();
   Sequence sequence;
   sequence.options = options;
@@ -98,12 +104,12 @@ std::int32_t StepRouter::open(const SequenceOptions& options) {
 }
 
 void StepRouter::close(std::int32_t row) {
-  check_thread();
+  const Use use(*this);
   at(row) = Sequence{};
 }
 
 std::int32_t StepRouter::fork(std::int32_t row, std::optional<std::uint64_t> stream) {
-  check_thread();
+  const Use use(*this);
   Sequence& parent = at(row);
   const std::int32_t child = free_row();
   Sequence copy = parent;
@@ -123,7 +129,7 @@ std::int32_t StepRouter::fork(std::int32_t row, std::optional<std::uint64_t> str
 }
 
 void StepRouter::rewind(std::int32_t row, std::int32_t count) {
-  check_thread();
+  const Use use(*this);
   Sequence& sequence = at(row);
   const std::int32_t target = sequence.state.position - count;
   if (count < 0 || target < 0) {
@@ -153,7 +159,7 @@ void StepRouter::rewind(std::int32_t row, std::int32_t count) {
 }
 
 std::vector<std::int32_t> StepRouter::pending(Model model) {
-  check_thread();
+  const Use use(*this);
   std::vector<std::int32_t> result;
   for (std::size_t row = 0; row < sequences_.size(); ++row) {
     const Sequence& sequence = sequences_[row];
@@ -165,7 +171,7 @@ std::vector<std::int32_t> StepRouter::pending(Model model) {
 }
 
 std::vector<std::int32_t> StepRouter::rows() {
-  check_thread();
+  const Use use(*this);
   std::vector<std::int32_t> result;
   for (std::size_t row = 0; row < sequences_.size(); ++row) {
     if (sequences_[row].open) result.push_back(static_cast<std::int32_t>(row));
@@ -191,7 +197,7 @@ void StepRouter::check_batch(std::span<const std::int32_t> rows, const StepOutpu
 
 void StepRouter::step(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
                       StepOutputs& outputs) {
-  check_thread();
+  const Use use(*this);
   const std::int64_t vocabulary = boundary(model).vocabulary_size();
   if (logits.rows != static_cast<std::int64_t>(rows.size())) {
     throw std::invalid_argument("logits have " + std::to_string(logits.rows) + " rows, but " +
@@ -227,7 +233,7 @@ void StepRouter::step(Model model, const LogitsView& logits, std::span<const std
                                static_cast<std::uint64_t>(sequence.state.position),
                                static_cast<std::uint32_t>(model)};
     request.entropy_top_k = sequence.options.entropy_top_k;
-    request.want_varentropy = outputs.want_varentropy;
+    request.want_varentropy = outputs.wants(OutputField::kVarentropy);
     request.logprob_ids = outputs.logprob_ids.data();
     request.num_logprob_ids = num_ids;
     const RowResult result = evaluate_row(logits.row(i, vocabulary), request, workspace,
@@ -247,11 +253,11 @@ void StepRouter::step_row(Model model, const RowResult& result, Sequence& sequen
   outputs.forced[index] = 0;
   outputs.step_index[index] = state.phase == Phase::kAnswer ? -1 : state.step_index;
   outputs.entropy[index] = result.entropy;
-  outputs.logprob[index] = result.logprob;
-  outputs.logsumexp[index] = result.logsumexp;
-  outputs.max_prob[index] = result.max_prob;
-  outputs.margin[index] = result.margin;
-  if (outputs.want_varentropy) outputs.varentropy[index] = result.varentropy;
+  if (outputs.wants(OutputField::kLogprob)) outputs.logprob[index] = result.logprob;
+  if (outputs.wants(OutputField::kLogsumexp)) outputs.logsumexp[index] = result.logsumexp;
+  if (outputs.wants(OutputField::kMaxProb)) outputs.max_prob[index] = result.max_prob;
+  if (outputs.wants(OutputField::kMargin)) outputs.margin[index] = result.margin;
+  if (outputs.wants(OutputField::kVarentropy)) outputs.varentropy[index] = result.varentropy;
   outputs.phase[index] = static_cast<std::uint8_t>(state.phase);
   if (result.status != RowStatus::kOk) return;
 
@@ -302,7 +308,7 @@ TransitionResult StepRouter::apply(Model writer, std::int32_t token,
 }
 
 void StepRouter::decide(std::span<const std::int32_t> rows, Model model, StepOutputs& outputs) {
-  check_thread();
+  const Use use(*this);
   check_batch(rows, outputs);
   for (const std::int32_t row : rows) {
     const Phase phase = at(row).state.phase;
@@ -319,9 +325,12 @@ void StepRouter::decide(std::span<const std::int32_t> rows, Model model, StepOut
     outputs.forced[index] = 0;
     outputs.step_index[index] = sequence.state.step_index;
     outputs.entropy[index] = sequence.candidate_entropy;
-    outputs.logprob[index] = sequence.candidate_logprob;
-    for (auto* field : {&outputs.logsumexp, &outputs.max_prob, &outputs.margin}) {
-      (*field)[index] = kNotANumber;
+    if (outputs.wants(OutputField::kLogprob)) {
+      outputs.logprob[index] = sequence.candidate_logprob;
+    }
+    for (auto* field :
+         {&outputs.logsumexp, &outputs.max_prob, &outputs.margin, &outputs.varentropy}) {
+      if (!field->empty()) (*field)[index] = kNotANumber;
     }
     const std::int32_t token = sequence.candidate_token;
     sequence.candidate_token = -1;

@@ -89,7 +89,7 @@ def run(batches: Batches, greedy: bool) -> dict[str, list[bytes]]:
     router = gr.StepRouter(make_boundary(), max_sequences=SEQUENCES)
     rows = open_sequences(router, greedy)
     sequence_of = {int(row): index for index, row in enumerate(rows)}
-    out = router.outputs(SEQUENCES, fields=["varentropy"], logprob_ids=[0, EOS, SENTENCE_END])
+    out = router.outputs(SEQUENCES, fields=gr.OutputField.ALL, logprob_ids=[0, EOS, SENTENCE_END])
     history: dict[str, list[bytes]] = {field: [b""] * SEQUENCES for field in FIELDS}
     seen = np.zeros(SEQUENCES, dtype=np.int64)  # calls of a sequence so far choose its logits
     for _ in range(400):

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "step_router_docs.hpp"
 #include "tensor_access.hpp"
 
 namespace py = pybind11;
@@ -68,11 +69,14 @@ py::dict output_fields(const py::object& self) {
   fields["step_index"] = field_view(outputs.step_index, self);
   fields["forced"] = field_view(outputs.forced, self);
   fields["entropy"] = field_view(outputs.entropy, self);
-  fields["logprob"] = field_view(outputs.logprob, self);
-  fields["logsumexp"] = field_view(outputs.logsumexp, self);
-  fields["max_prob"] = field_view(outputs.max_prob, self);
-  fields["margin"] = field_view(outputs.margin, self);
-  if (outputs.want_varentropy) fields["varentropy"] = field_view(outputs.varentropy, self);
+  const auto add_if_wanted = [&](OutputField field, const char* name, std::vector<float>& values) {
+    if (outputs.wants(field)) fields[name] = field_view(values, self);
+  };
+  add_if_wanted(OutputField::kLogprob, "logprob", outputs.logprob);
+  add_if_wanted(OutputField::kLogsumexp, "logsumexp", outputs.logsumexp);
+  add_if_wanted(OutputField::kMaxProb, "max_prob", outputs.max_prob);
+  add_if_wanted(OutputField::kMargin, "margin", outputs.margin);
+  add_if_wanted(OutputField::kVarentropy, "varentropy", outputs.varentropy);
   if (!outputs.logprob_ids.empty()) {
     const auto ids = static_cast<py::ssize_t>(outputs.logprob_ids.size());
     fields["logprobs"] = field_view(outputs.logprobs, self)
@@ -133,10 +137,10 @@ py::dict state(StepRouter& router, std::int32_t row) {
 
 void bind_outputs(py::module_& module) {
   py::class_<StepOutputs>(module, "StepOutputs")
-      .def(py::init<std::int64_t, bool, std::vector<std::int32_t>>(), py::arg("capacity"),
-           py::arg("want_varentropy"), py::arg("logprob_ids"))
+      .def(py::init<std::int64_t, std::uint32_t, std::vector<std::int32_t>>(), py::arg("capacity"),
+           py::arg("fields"), py::arg("logprob_ids"))
       .def_readonly("capacity", &StepOutputs::capacity)
-      .def_static("fields", &output_fields, py::arg("outputs"));
+      .def_static("views", &output_fields, py::arg("outputs"));
 }
 
 }  // namespace
@@ -150,30 +154,32 @@ void bind_step_router(py::module_& module) {
            }),
            py::arg("boundary"), py::arg("large_boundary"), py::arg("max_sequences"))
       .def("open_row", &open_row, py::arg("seed"), py::arg("stream"), py::arg("options"))
-      .def("close", &StepRouter::close, py::arg("row"))
-      .def("fork", &StepRouter::fork, py::arg("row"), py::arg("stream") = std::nullopt)
-      .def("rewind", &StepRouter::rewind, py::arg("row"), py::arg("count"))
+      .def("close", &StepRouter::close, py::arg("row"), docs::kClose)
+      .def("fork", &StepRouter::fork, py::arg("row"), py::arg("stream") = std::nullopt, docs::kFork)
+      .def("rewind", &StepRouter::rewind, py::arg("row"), py::arg("count"), docs::kRewind)
       .def(
           "save", [](StepRouter& router, std::int32_t row) { return py::bytes(router.save(row)); },
-          py::arg("row"))
+          py::arg("row"), docs::kSave)
       .def(
           "load",
           [](StepRouter& router, const py::bytes& saved) {
             return router.load(static_cast<std::string_view>(saved));
           },
-          py::arg("state"))
+          py::arg("state"), docs::kLoad)
       .def(
           "pending",
           [](StepRouter& router, const py::object& model) {
             return to_array(router.pending(model_of(model)));
           },
-          py::arg("model"))
-      .def_property_readonly("rows", [](StepRouter& router) { return to_array(router.rows()); })
+          py::arg("model"), docs::kPending)
+      .def_property_readonly(
+          "rows", [](StepRouter& router) { return to_array(router.rows()); },
+          "Open rows, ascending, int32 [n].")
       // Positional only: keywords would cost more than the call.
-      .def("step", &step)
-      .def("decide", &decide)
-      .def("state", &state, py::arg("row"))
-      .def("attach", &StepRouter::attach);
+      .def("step", &step, docs::kStep)
+      .def("decide", &decide, docs::kDecide)
+      .def("state", &state, py::arg("row"), docs::kState)
+      .def("attach", &StepRouter::attach, docs::kAttach);
 }
 
 }  // namespace glimprouter::bindings

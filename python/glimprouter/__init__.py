@@ -22,12 +22,13 @@ from glimprouter.glimpse import (
     sample,
     set_num_threads,
 )
-from glimprouter.router import EndReason, Phase, Route, StepOutputs, StepRouter
+from glimprouter.router import EndReason, OutputField, Phase, Route, StepOutputs, StepRouter
 from glimprouter.trace import Trace, TraceStep
 
 __all__ = [
     "EndReason",
     "Glimpse",
+    "OutputField",
     "Phase",
     "Route",
     "RouterConfig",

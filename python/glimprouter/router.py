@@ -13,9 +13,7 @@ from glimprouter import _C
 from glimprouter.boundary import StepBoundary
 from glimprouter.config import RouterConfig, check_random_key
 
-__all__ = ["EndReason", "Phase", "Route", "StepOutputs", "StepRouter"]
-
-_OPTIONAL_FIELDS = ("varentropy",)
+__all__ = ["EndReason", "OutputField", "Phase", "Route", "StepOutputs", "StepRouter"]
 
 
 class Phase(enum.IntEnum):
@@ -50,6 +48,19 @@ class Route(enum.IntEnum):
     LARGE = 2
 
 
+class OutputField(enum.IntFlag):
+    """Mask of the statistics that :class:`StepOutputs` holds; the others are None."""
+
+    NONE = 0
+    LOGPROB = 1
+    LOGSUMEXP = 2
+    MAX_PROB = 4
+    MARGIN = 8
+    VARENTROPY = 16
+    DEFAULT = LOGPROB | LOGSUMEXP | MAX_PROB | MARGIN
+    ALL = DEFAULT | VARENTROPY
+
+
 class StepOutputs(_C.StepOutputs):
     """Results of :meth:`StepRouter.step`, preallocated: NumPy views that each call overwrites.
 
@@ -65,27 +76,29 @@ class StepOutputs(_C.StepOutputs):
         step_index: Step that the token belongs to, int32 ``[n]``; -1 in the answer.
         forced: Closing ids (``boundary.close_ids``) to append after the token, int32 ``[n]``.
         entropy: Nats, float32 ``[n]``: full, or of the top k with ``entropy_top_k``.
-        logprob: ln p of the committed or candidate token at temperature 1, float32 ``[n]``.
+        logprob: ln p of the committed or candidate token at temperature 1, float32 ``[n]``. This
+            and the following: None unless the mask asks for it.
         logsumexp: float32 ``[n]``.
         max_prob: Largest probability, float32 ``[n]``.
         margin: p1 - p2, float32 ``[n]``.
-        varentropy: Variance of -ln p in square nats, float32 ``[n]``; None unless requested.
-        logprobs: ln p of the requested ids, float32 ``[n, K]``; None unless requested.
+        varentropy: Variance of -ln p in square nats, float32 ``[n]``.
+        logprobs: ln p of ``logprob_ids``, float32 ``[n, K]``; None without ids.
     """
 
     def __init__(
-        self, n: int, fields: Sequence[str] | None = None, logprob_ids: Sequence[int] | None = None
+        self,
+        n: int,
+        fields: OutputField = OutputField.DEFAULT,
+        logprob_ids: Sequence[int] | None = None,
     ) -> None:
         """See :meth:`StepRouter.outputs`."""
-        wanted = tuple(fields or ())
-        for name in wanted:
-            if name not in _OPTIONAL_FIELDS:
-                raise ValueError(
-                    f"unknown output field {name!r}; on request there is {_OPTIONAL_FIELDS[0]!r}"
-                    " (log-probabilities of ids: logprob_ids=)"
-                )
-        super().__init__(n, "varentropy" in wanted, [int(i) for i in logprob_ids or ()])
-        views: dict[str, npt.NDArray[Any]] = _C.StepOutputs.fields(self)
+        if not isinstance(fields, OutputField):
+            raise TypeError(
+                "fields must be a mask of glimprouter.OutputField members (for example"
+                f" OutputField.DEFAULT | OutputField.VARENTROPY), got {fields!r}"
+            )
+        super().__init__(n, int(fields), [int(i) for i in logprob_ids or ()])
+        views: dict[str, npt.NDArray[Any]] = _C.StepOutputs.views(self)
         self.token: npt.NDArray[np.int32] = views["token"]
         self.status: npt.NDArray[np.uint8] = views["status"]
         self.route: npt.NDArray[np.uint8] = views["route"]
@@ -94,10 +107,10 @@ class StepOutputs(_C.StepOutputs):
         self.step_index: npt.NDArray[np.int32] = views["step_index"]
         self.forced: npt.NDArray[np.int32] = views["forced"]
         self.entropy: npt.NDArray[np.float32] = views["entropy"]
-        self.logprob: npt.NDArray[np.float32] = views["logprob"]
-        self.logsumexp: npt.NDArray[np.float32] = views["logsumexp"]
-        self.max_prob: npt.NDArray[np.float32] = views["max_prob"]
-        self.margin: npt.NDArray[np.float32] = views["margin"]
+        self.logprob: npt.NDArray[np.float32] | None = views.get("logprob")
+        self.logsumexp: npt.NDArray[np.float32] | None = views.get("logsumexp")
+        self.max_prob: npt.NDArray[np.float32] | None = views.get("max_prob")
+        self.margin: npt.NDArray[np.float32] | None = views.get("margin")
         self.varentropy: npt.NDArray[np.float32] | None = views.get("varentropy")
         self.logprobs: npt.NDArray[np.float32] | None = views.get("logprobs")
 
@@ -163,17 +176,21 @@ class StepRouter(_C.StepRouter):
         return self.open_row(int(seed), int(stream), config.native_options())
 
     def outputs(
-        self, n: int, fields: Sequence[str] | None = None, logprob_ids: Sequence[int] | None = None
+        self,
+        n: int,
+        fields: OutputField = OutputField.DEFAULT,
+        logprob_ids: Sequence[int] | None = None,
     ) -> StepOutputs:
         """Preallocate results for batches of up to ``n`` rows.
 
         Args:
             n: Largest batch.
-            fields: Statistics on request: ``"varentropy"``.
+            fields: Mask of the statistics wanted.
             logprob_ids: Ids whose log-probabilities are wanted, each below the vocabulary size.
 
         Raises:
-            ValueError: ``n`` is negative, or an unknown field.
+            TypeError: ``fields`` is no mask.
+            ValueError: ``n`` is negative.
         """
         return StepOutputs(n, fields, logprob_ids)
 

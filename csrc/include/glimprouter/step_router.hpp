@@ -1,6 +1,7 @@
 // StepRouter: the state of many sequences, and one call that turns logits into tokens and routes.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -81,11 +82,24 @@ class StepRouter {
   const StepBoundary& boundary(Model model) const {
     return model == Model::kLarge ? *large_boundary_ : *boundary_;
   }
-  void attach();  // the calling thread owns the router from now on
+  // The calling thread owns the router from now on. Throws std::runtime_error during a call of the
+  // owner.
+  void attach();
 
  private:
+  // One call by the owning thread; throws std::runtime_error for any other thread.
+  class Use {
+   public:
+    explicit Use(StepRouter& router);
+    ~Use();
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+
+   private:
+    StepRouter& router_;
+  };
+
   Sequence& at(std::int32_t row);
-  void check_thread();
   std::int32_t free_row() const;
   void check_batch(std::span<const std::int32_t> rows, const StepOutputs& outputs);
   void step_row(Model model, const RowResult& result, Sequence& sequence, std::size_t index,
@@ -98,7 +112,8 @@ class StepRouter {
   std::shared_ptr<const StepBoundary> large_boundary_;
   std::vector<Sequence> sequences_;
   WorkspaceSet workspaces_;
-  std::thread::id owner_;
+  std::atomic<std::thread::id> owner_{};
+  std::atomic<bool> in_use_{false};
   std::uint64_t calls_ = 0;
 };
 

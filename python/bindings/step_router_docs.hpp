@@ -1,0 +1,126 @@
+// What help() shows of the router's methods.
+#pragma once
+
+namespace glimprouter::bindings::docs {
+
+inline constexpr const char* kClose = R"(Ends a sequence and frees its row.
+
+Args:
+    row: An open row.
+
+Raises:
+    IndexError: The row is not open.
+)";
+
+inline constexpr const char* kFork =
+    R"(Copies a sequence; the copy draws from a random stream of its own.
+
+Args:
+    row: An open row.
+    stream: Of the copy, in [0, 2^64); None derives one from the parent's.
+
+Returns:
+    The row of the copy.
+
+Raises:
+    IndexError: The row is not open.
+    RuntimeError: All rows are in use.
+)";
+
+inline constexpr const char* kRewind = R"(Drops the last generated tokens of a sequence.
+
+At a step's start the row comes back undecided: its glimpse is wanted again. Draws depend on the
+position alone, so the same logits give the same tokens again.
+
+Args:
+    row: An open row.
+    count: Tokens to drop, forced closing ids included, in [0, position(row)].
+
+Raises:
+    IndexError: The row is not open.
+    ValueError: Another count, or one that ends inside the closing ids.
+)";
+
+inline constexpr const char* kSave = R"(The whole state of a sequence as bytes, for load().
+
+Args:
+    row: An open row, which stays open.
+
+Raises:
+    IndexError: The row is not open.
+)";
+
+inline constexpr const char* kLoad =
+    R"(Opens a sequence from what save() gave, here or in another process.
+
+Args:
+    state: Bytes of save(), by a router with the same boundaries.
+
+Returns:
+    The new row.
+
+Raises:
+    ValueError: Foreign, damaged or shortened bytes, another format version, or other boundaries.
+    RuntimeError: All rows are in use.
+)";
+
+inline constexpr const char* kPending =
+    R"(Rows that wait for a model's logits, ascending, int32 [n].
+
+Args:
+    model: "small" or "large".
+)";
+
+inline constexpr const char* kStep =
+    R"(step(model, logits, rows, out): from logits to tokens and routes.
+
+Statistics, selection, step boundary, transition and route of each row in one pass over its logits.
+Allocates nothing. A row whose logits hold NaN, +inf or nothing but -inf is reported in out.status
+and unchanged; the others go on.
+
+Args:
+    model: "small" or "large": who computed the logits.
+    logits: [n, width], float32, bfloat16 or float16, on the CPU, width >= boundary.vocab_size,
+        contiguous along the width.
+    rows: n distinct rows of pending(model): a list, or an int32 or int64 tensor.
+    out: From outputs(m), m >= n; entry i is about rows[i].
+
+Raises:
+    TypeError: Another element type, or no tensor.
+    ValueError: Another shape, stride or device, a row named twice or not waiting for this model.
+    IndexError: A row that is not open.
+    RuntimeError: Another thread than the router's.
+)";
+
+inline constexpr const char* kDecide =
+    R"(decide(rows, model, out): continues rows of route="manual" after their glimpse.
+
+Args:
+    rows: Rows whose phase is AWAIT_DECISION.
+    model: "small" commits the token selected from the glimpse; "large" discards it.
+    out: As in step(); statistics other than entropy and logprob are NaN.
+
+Raises:
+    ValueError: A row with no decision to make, or named twice.
+    IndexError: A row that is not open.
+)";
+
+inline constexpr const char* kState = R"(Counters of a sequence, as a dict.
+
+phase, position (generated tokens, forced ones included), step_index, step_tokens, think_tokens,
+answer_tokens, step_logprob (sum over the running step, nats), automaton, seed, stream, threshold.
+
+Args:
+    row: An open row.
+
+Raises:
+    IndexError: The row is not open.
+)";
+
+inline constexpr const char* kAttach = R"(Makes the calling thread the owner of the router.
+
+Raises:
+    RuntimeError: The owner is in a call.
+)";
+
+}  // namespace glimprouter::bindings::docs
