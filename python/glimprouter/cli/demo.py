@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -214,11 +215,16 @@ def demo(
     plain: Annotated[
         bool, typer.Option("--plain", help="Plain text, as where the output is no terminal.")
     ] = False,
+    svg: Annotated[
+        Path | None, typer.Option(help="Also write what is printed to this file, as a picture.")
+    ] = None,
 ) -> None:
     """Solve problems with the embedded trained pair: routed, small alone and large alone."""
     with clean_exit():
         sizes = Sizes(show, problems, latency_problems)
         if quick:
             sizes = Sizes(QUICK_SHOWN, QUICK_PROBLEMS, QUICK_LATENCY_PROBLEMS)
-        console = render.make_console(plain=plain, no_color=no_color)
+        console = render.make_console(plain=plain, no_color=no_color, record=svg is not None)
         run_demo(console, sizes, threshold, seed, threads)
+        if svg is not None:
+            render.save_svg(console, svg, "glimprouter demo")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 # Distinguishable with red-green colour blindness, legible on light and dark backgrounds.
 WRITER_STYLE = {"small": "cyan", "large": "bold magenta"}
+SVG_COLUMNS = 100
 _JOINERS = "\u200c\u200d"  # part of ordinary text in several scripts
 
 
@@ -54,13 +57,16 @@ def one_line(text: str) -> str:
     return neutralise(text).strip().replace("\n", "\N{SYMBOL FOR NEWLINE}").replace("\t", " ")
 
 
-def make_console(*, plain: bool = False, no_color: bool = False, stderr: bool = False) -> Console:
+def make_console(
+    *, plain: bool = False, no_color: bool = False, stderr: bool = False, record: bool = False
+) -> Console:
     """A console for a command.
 
     Args:
         plain: No escape sequences at all, as where the output is no terminal.
         no_color: No colours (NO_COLOR in the environment has the same effect).
         stderr: Write there instead of to stdout.
+        record: Keep what is printed, for :func:`save_svg`.
     """
     return Console(
         stderr=stderr,
@@ -69,7 +75,21 @@ def make_console(*, plain: bool = False, no_color: bool = False, stderr: bool = 
         highlight=False,
         markup=False,
         emoji=False,
+        record=record,
+        width=SVG_COLUMNS if record else None,
     )
+
+
+def save_svg(console: Console, path: Path, title: str) -> None:
+    """Writes what a recording console printed as a picture that needs nothing from a network.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    svg = console.export_svg(title=title, unique_id="glimprouter")
+    # rich fetches a font; any monospaced one does.
+    svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
+    path.write_text(svg, encoding="utf-8")
 
 
 def write(console: Console, text: str, style: str = "") -> None:
