@@ -22,14 +22,20 @@ from glimprouter.glimpse import (
     sample,
     set_num_threads,
 )
+from glimprouter.kv import KvCache, KvLayout, OutOfPages, PagePool, RaggedBatch
 from glimprouter.router import EndReason, OutputField, Phase, Route, StepOutputs, StepRouter
 from glimprouter.trace import Trace, TraceStep
 
 __all__ = [
     "EndReason",
     "Glimpse",
+    "KvCache",
+    "KvLayout",
+    "OutOfPages",
     "OutputField",
+    "PagePool",
     "Phase",
+    "RaggedBatch",
     "Route",
     "RouterConfig",
     "Status",

@@ -1,0 +1,93 @@
+// The paged KV cache of many sequences: for each one list of generated tokens, the frontier, that
+// all models share, and for each model the pages of what it has computed.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "glimprouter/page_pool.hpp"
+#include "glimprouter/ragged_batch.hpp"
+
+namespace glimprouter {
+
+// What one model holds of a sequence. Invariants: committed <= allocated, pages.size() ==
+// ceil(allocated / page_tokens); allocated > committed only while a batch is in flight.
+struct ModelCache {
+  std::vector<PageId> pages;
+  std::int32_t committed = 0;  // tokens whose keys and values are in the pages
+  std::int32_t allocated = 0;  // tokens that the pages were reserved for
+};
+
+struct CachedSequence {
+  bool open = false;
+  std::uint64_t in_flight = 0;                     // ticket of its prepared batch; 0: none
+  std::vector<std::vector<std::int32_t>> prompts;  // [models] ids by each model's own template
+  std::vector<std::int32_t> generated;             // the frontier is its length
+  std::vector<ModelCache> caches;                  // [models]
+
+  std::int32_t length(std::int32_t model) const {
+    return static_cast<std::int32_t>(prompts[static_cast<std::size_t>(model)].size() +
+                                     generated.size());
+  }
+};
+
+// Errors: std::invalid_argument (a bad value), std::out_of_range (a sequence that is not open),
+// std::runtime_error (no free sequence, or one in flight), OutOfPages. Nothing has changed after an
+// exception. Not thread-safe.
+class KvCache {
+ public:
+  // Throws std::invalid_argument for max_sequences < 1.
+  KvCache(std::shared_ptr<PagePool> pool, std::int32_t max_sequences);
+  ~KvCache();
+  KvCache(const KvCache&) = delete;
+  KvCache& operator=(const KvCache&) = delete;
+
+  PagePool& pool() { return *pool_; }
+
+  // prompts: [models], none empty. Takes no page.
+  std::int32_t open(std::vector<std::vector<std::int32_t>> prompts);
+  void close(std::int32_t sequence);
+  // A copy that shares every page; whoever writes into a shared page first gets a copy of it.
+  std::int32_t fork(std::int32_t sequence);
+  // Moves the frontier forward by some generated tokens. Takes no page.
+  void append(std::int32_t sequence, std::span<const std::int32_t> ids);
+  // Moves the frontier back to `generated` tokens; what any model computed beyond it is dropped.
+  void truncate(std::int32_t sequence, std::int32_t generated);
+
+  // The batch that brings the model to the frontier of each (distinct) sequence, with its pages
+  // taken and shared ones replaced. Every sequence must have at least one token that the model has
+  // not computed. Ends by complete() after the forward pass, or by abandon().
+  RaggedBatch prepare(std::int32_t model, std::span<const std::int32_t> sequences);
+  // Both throw std::runtime_error when the batch is not in flight (any more).
+  void complete(const RaggedBatch& batch);
+  void abandon(const RaggedBatch& batch);
+
+  // Everything of a sequence as bytes, keys and values included (preemption: save, then close).
+  std::string save(std::int32_t sequence);
+  // Throws std::invalid_argument for foreign, damaged or shortened bytes, or other layouts.
+  std::int32_t load(std::string_view saved);
+
+  const CachedSequence& sequence(std::int32_t sequence) const;
+  std::vector<std::int32_t> sequences() const;
+  // Of the pool and of every sequence. Throws std::logic_error.
+  void check_invariants() const;
+
+ private:
+  CachedSequence& at(std::int32_t sequence);
+  CachedSequence& idle(std::int32_t sequence);
+  std::int32_t free_sequence() const;
+  void land(const RaggedBatch& batch);
+  PageCounts pages_wanted(std::int32_t model, std::span<const std::int32_t> sequences) const;
+  void place(RaggedBatch& batch, std::size_t row) noexcept;
+  void release_from(std::int32_t model, ModelCache& cache, std::int32_t committed) noexcept;
+
+  std::shared_ptr<PagePool> pool_;
+  std::vector<CachedSequence> sequences_;
+  std::uint64_t last_ticket_ = 0;
+};
+
+}  // namespace glimprouter

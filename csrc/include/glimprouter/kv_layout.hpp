@@ -1,0 +1,43 @@
+// How one model's keys and values lie in a page: an explicit descriptor, compared at every boundary
+// and never inferred from a shape.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "glimprouter/row_view.hpp"
+
+namespace glimprouter {
+
+// A page holds page_tokens tokens of one sequence for all layers:
+//   [layer][key, value][head][token][head element]
+// so that attention walks the tokens of one head in contiguous memory. Strides in bytes.
+struct KvLayout {
+  static constexpr std::uint32_t kVersion = 1;
+  // Pages begin at multiples of this, which also is the unit of a PageId.
+  static constexpr std::int64_t kPageUnit = 256;
+
+  std::uint32_t version = kVersion;
+  DataType dtype = DataType::kFloat32;
+  std::int32_t num_layers = 0;
+  std::int32_t num_kv_heads = 0;
+  std::int32_t head_size = 0;    // elements
+  std::int32_t page_tokens = 0;  // tokens of a page
+  std::int64_t token_stride = 0;
+  std::int64_t head_stride = 0;
+  std::int64_t value_offset = 0;  // of a layer's values behind its keys
+  std::int64_t layer_stride = 0;
+  std::int64_t page_bytes = 0;  // a multiple of kPageUnit
+
+  // Throws std::invalid_argument when a size is not positive.
+  static KvLayout make(std::int32_t num_layers, std::int32_t num_kv_heads, std::int32_t head_size,
+                       std::int32_t page_tokens, DataType dtype);
+
+  bool operator==(const KvLayout&) const = default;
+  std::string describe() const;
+};
+
+// Throws std::invalid_argument that names the first difference and both layouts.
+void check_same_layout(const KvLayout& expected, const KvLayout& actual, const char* what);
+
+}  // namespace glimprouter

@@ -1,0 +1,188 @@
+// KvLayout, PagePool, KvCache and RaggedBatch.
+#include "glimprouter/kv_cache.hpp"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kv_cache_docs.hpp"
+#include "tensor_access.hpp"
+
+namespace py = pybind11;
+
+namespace glimprouter::bindings {
+namespace {
+
+DataType data_type(const std::string& name) {
+  if (name == "float32") return DataType::kFloat32;
+  if (name == "bfloat16") return DataType::kBFloat16;
+  if (name == "float16") return DataType::kFloat16;
+  throw py::value_error("dtype must be \"float32\", \"bfloat16\" or \"float16\", got \"" + name +
+                        "\"");
+}
+
+// A read-only view of one column; `owner` keeps the memory alive.
+template <typename Value>
+py::array column(const std::vector<Value>& values, const py::object& owner) {
+  py::array_t<Value> view(static_cast<py::ssize_t>(values.size()), values.data(), owner);
+  view.attr("flags").attr("writeable") = false;
+  return view;
+}
+
+template <auto Member>
+void def_column(py::class_<RaggedBatch>& batch, const char* name, const char* doc) {
+  batch.def_property_readonly(
+      name, [](const py::object& self) { return column(self.cast<RaggedBatch&>().*Member, self); },
+      doc);
+}
+
+void bind_layout(py::module_& module) {
+  py::class_<KvLayout>(module, "KvLayout", docs::kKvLayout)
+      .def(py::init([](std::int32_t num_layers, std::int32_t num_kv_heads, std::int32_t head_size,
+                       std::int32_t page_tokens, const std::string& dtype) {
+             return KvLayout::make(num_layers, num_kv_heads, head_size, page_tokens,
+                                   data_type(dtype));
+           }),
+           py::kw_only(), py::arg("num_layers"), py::arg("num_kv_heads"), py::arg("head_size"),
+           py::arg("page_tokens"), py::arg("dtype"))
+      .def_readonly("num_layers", &KvLayout::num_layers)
+      .def_readonly("num_kv_heads", &KvLayout::num_kv_heads)
+      .def_readonly("head_size", &KvLayout::head_size)
+      .def_readonly("page_tokens", &KvLayout::page_tokens)
+      .def_readonly("token_stride", &KvLayout::token_stride)
+      .def_readonly("head_stride", &KvLayout::head_stride)
+      .def_readonly("value_offset", &KvLayout::value_offset)
+      .def_readonly("layer_stride", &KvLayout::layer_stride)
+      .def_readonly("page_bytes", &KvLayout::page_bytes)
+      .def(
+          "__eq__", [](const KvLayout& a, const KvLayout& b) { return a == b; }, py::is_operator())
+      .def("__repr__",
+           [](const KvLayout& layout) { return "<KvLayout " + layout.describe() + ">"; });
+}
+
+void bind_pool(py::module_& module) {
+  py::class_<PagePool, std::shared_ptr<PagePool>>(module, "PagePool", docs::kPagePool)
+      .def(py::init([](std::vector<KvLayout> layouts, std::int64_t arena_bytes,
+                       std::int64_t sector_bytes) {
+             return std::make_shared<PagePool>(std::move(layouts), arena_bytes, sector_bytes);
+           }),
+           py::arg("layouts"), py::arg("arena_bytes"), py::arg("sector_bytes") = 0)
+      .def_property_readonly("sector_bytes", &PagePool::sector_bytes)
+      .def_property_readonly("num_sectors", &PagePool::num_sectors)
+      .def_property_readonly("num_free_sectors", &PagePool::num_free_sectors)
+      .def("layout", &PagePool::layout, py::arg("model"), "KvLayout of a model.")
+      .def("available", &PagePool::available, py::arg("model"),
+           "Pages of a model that could be had now, if no other model took any.")
+      .def("owned", &PagePool::owned, py::arg("model"), "Pages of a model in use.")
+      .def("limit_sectors", &PagePool::limit_sectors, py::arg("count"),
+           "Sectors that may be in use at a time, in [0, num_sectors].")
+      .def("poison_freed_pages", &PagePool::poison_freed_pages, py::arg("byte"),
+           "Fill pages that become free with this byte: for tests.")
+      .def("check_invariants", &PagePool::check_invariants)
+      .def_property_readonly(
+          "memory",
+          [](const py::object& self) {
+            auto& pool = self.cast<PagePool&>();
+            const auto bytes = (pool.num_sectors() + 1) * pool.sector_bytes();
+            auto* const begin = reinterpret_cast<std::uint8_t*>(pool.address(kNullPage));
+            return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(bytes), begin, self);
+          },
+          "The arena, uint8 [bytes]; writable.");
+}
+
+void bind_batch(py::module_& module) {
+  py::class_<RaggedBatch> batch(module, "RaggedBatch",
+                                "Unseen tokens of B sequences, T in all, side by side.");
+  batch.def_readonly("model", &RaggedBatch::model, "Index of the model.");
+  def_column<&RaggedBatch::sequences>(batch, "sequences", "int32 [B].");
+  def_column<&RaggedBatch::ids>(batch, "ids", "Unseen token ids of all sequences, int32 [T].");
+  def_column<&RaggedBatch::positions>(batch, "positions", "Their positions, int32 [T].");
+  def_column<&RaggedBatch::cu_seqlens>(batch, "cu_seqlens",
+                                       "Where each sequence's tokens begin, int32 [B + 1].");
+  def_column<&RaggedBatch::key_lengths>(batch, "key_lengths",
+                                        "Keys that the last token sees, int32 [B].");
+  def_column<&RaggedBatch::last_rows>(batch, "last_rows",
+                                      "Index of each sequence's last token, int32 [B].");
+  def_column<&RaggedBatch::slots>(
+      batch, "slots", "Where keys and values go: page * page_tokens + place, int64 [T].");
+  batch.def_property_readonly(
+      "block_table",
+      [](const py::object& self) {
+        auto& value = self.cast<RaggedBatch&>();
+        return column(value.block_table, self)
+            .reshape({static_cast<py::ssize_t>(value.sequences.size()),
+                      static_cast<py::ssize_t>(value.table_width)});
+      },
+      "Pages of each sequence in units of 256 bytes, int32 [B, pages], padded with 0.");
+}
+
+}  // namespace
+
+void bind_kv_cache(py::module_& module) {
+  py::register_exception<OutOfPages>(module, "OutOfPages", PyExc_RuntimeError);
+  bind_layout(module);
+  bind_pool(module);
+  bind_batch(module);
+  py::class_<KvCache>(module, "KvCache", docs::kKvCache)
+      .def(py::init<std::shared_ptr<PagePool>, std::int32_t>(), py::arg("pool"),
+           py::arg("max_sequences"))
+      .def("open", &KvCache::open, py::arg("prompts"), docs::kKvOpen)
+      .def("close", &KvCache::close, py::arg("sequence"), "Ends a sequence and frees its pages.")
+      .def("fork", &KvCache::fork, py::arg("sequence"), docs::kKvFork)
+      .def(
+          "append",
+          [](KvCache& cache, std::int32_t sequence, const py::object& ids) {
+            const IndexList list(ids.ptr(), "ids");
+            cache.append(sequence, list.span());
+          },
+          py::arg("sequence"), py::arg("ids"), docs::kKvAppend)
+      .def("truncate", &KvCache::truncate, py::arg("sequence"), py::arg("generated"),
+           docs::kKvTruncate)
+      .def(
+          "prepare",
+          [](KvCache& cache, std::int32_t model, const py::object& sequences) {
+            const IndexList list(sequences.ptr(), "sequences");
+            return cache.prepare(model, list.span());
+          },
+          py::arg("model"), py::arg("sequences"), docs::kKvPrepare)
+      .def("complete", &KvCache::complete, py::arg("batch"), docs::kKvComplete)
+      .def("abandon", &KvCache::abandon, py::arg("batch"), docs::kKvAbandon)
+      .def(
+          "save",
+          [](KvCache& cache, std::int32_t sequence) { return py::bytes(cache.save(sequence)); },
+          py::arg("sequence"), docs::kKvSave)
+      .def(
+          "load",
+          [](KvCache& cache, const py::bytes& saved) {
+            return cache.load(static_cast<std::string_view>(saved));
+          },
+          py::arg("saved"), docs::kKvLoad)
+      .def(
+          "generated",
+          [](const KvCache& cache, std::int32_t sequence) {
+            return cache.sequence(sequence).generated;
+          },
+          py::arg("sequence"), "Generated ids: the frontier is their number.")
+      .def(
+          "computed",
+          [](const KvCache& cache, std::int32_t model, std::int32_t sequence) {
+            return cache.sequence(sequence).caches.at(static_cast<std::size_t>(model)).committed;
+          },
+          py::arg("model"), py::arg("sequence"),
+          "Tokens that a model has computed, prompt included.")
+      .def(
+          "pages",
+          [](const KvCache& cache, std::int32_t model, std::int32_t sequence) {
+            return cache.sequence(sequence).caches.at(static_cast<std::size_t>(model)).pages;
+          },
+          py::arg("model"), py::arg("sequence"), "Pages of a model, in units of 256 bytes.")
+      .def_property_readonly("sequences", &KvCache::sequences, "Open sequences, ascending.")
+      .def("check_invariants", &KvCache::check_invariants,
+           "Raises RuntimeError that names the first invariant of cache or pool that is violated.");
+}
+
+}  // namespace glimprouter::bindings

@@ -1,0 +1,126 @@
+// What help() shows of the paged KV cache.
+#pragma once
+
+namespace glimprouter::bindings::docs {
+
+inline constexpr const char* kKvLayout =
+    R"(How one model's keys and values lie in a page: [layer][key, value][head][token][element].
+
+Args:
+    num_layers, num_kv_heads, head_size: Of the model, each >= 1.
+    page_tokens: Tokens of a page, >= 1.
+    dtype: "float32", "bfloat16" or "float16".
+
+Attributes: the arguments, and token_stride, head_stride, value_offset, layer_stride, page_bytes
+(bytes).
+
+Raises:
+    ValueError: A size below 1, or another dtype.
+)";
+
+inline constexpr const char* kPagePool =
+    R"(One arena of pages for several models, cut in sectors that go to whichever model needs them.
+
+Args:
+    layouts: A KvLayout a model.
+    arena_bytes: Memory to take, rounded down to whole sectors; one sector holds the null page.
+    sector_bytes: A multiple of 256 that holds a page of each layout; 0 chooses one.
+
+Raises:
+    ValueError: No layout, an arena without a sector a model, or a sector that does not fit.
+)";
+
+inline constexpr const char* kKvCache =
+    R"(Paged keys and values of many sequences: one list of generated tokens each, shared by all models.
+
+A model falls behind while another writes; prepare() gives the batch that brings it to the frontier.
+
+Args:
+    pool: Where the pages come from.
+    max_sequences: Sequences that can be open at a time, >= 1.
+
+Raises:
+    ValueError: max_sequences < 1.
+)";
+
+inline constexpr const char* kKvOpen = R"(Starts a sequence; takes no page.
+
+Args:
+    prompts: Ids by each model's own template, one list a model, none empty.
+
+Returns:
+    The sequence, to be used in every other call.
+
+Raises:
+    ValueError: Another number of prompts, or an empty one.
+    RuntimeError: All sequences are in use.
+)";
+
+inline constexpr const char* kKvFork =
+    R"(A copy that shares every page; a shared page is copied before it is written.
+
+Raises:
+    IndexError: The sequence is not open.
+    RuntimeError: All sequences are in use, or this one is part of a batch in flight.
+)";
+
+inline constexpr const char* kKvAppend =
+    R"(Moves the frontier forward by some generated tokens; takes no page.
+
+Args:
+    sequence: An open sequence.
+    ids: A list, or a 1-D int32 or int64 tensor.
+)";
+
+inline constexpr const char* kKvTruncate =
+    R"(Moves the frontier back; what any model computed beyond it is dropped.
+
+Args:
+    sequence: An open sequence.
+    generated: Generated tokens to keep, in [0, those there are].
+
+Raises:
+    ValueError: Another number.
+)";
+
+inline constexpr const char* kKvPrepare =
+    R"(The batch of exactly the tokens that a model has not computed, with pages for them.
+
+Args:
+    model: Index of the model's layout in the pool.
+    sequences: Distinct open sequences, each with at least one such token.
+
+Returns:
+    A RaggedBatch. It is in flight until complete() after the forward pass, or abandon().
+
+Raises:
+    OutOfPages: Nothing has changed; close or preempt (save, then close) a sequence.
+    ValueError: A sequence named twice, or with nothing to compute.
+    RuntimeError: A sequence is part of another batch in flight.
+)";
+
+inline constexpr const char* kKvComplete = R"(The batch's tokens have been computed.
+
+Raises:
+    RuntimeError: The batch is not in flight.
+)";
+
+inline constexpr const char* kKvAbandon =
+    R"(The batch's tokens have not been computed: its new pages go back.
+
+Raises:
+    RuntimeError: The batch is not in flight.
+)";
+
+inline constexpr const char* kKvSave =
+    R"(A sequence as bytes, keys and values included; it stays open.)";
+
+inline constexpr const char* kKvLoad = R"(Opens a sequence from what save() gave.
+
+Raises:
+    OutOfPages: Nothing has changed.
+    ValueError: Foreign, damaged or shortened bytes, or another KV layout (the message names it).
+    RuntimeError: All sequences are in use.
+)";
+
+}  // namespace glimprouter::bindings::docs

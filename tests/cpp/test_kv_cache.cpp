@@ -1,0 +1,181 @@
+// The operations of the KV cache in a long random order, short of memory, under the sanitizers:
+// what was written for a token is found again, whatever was forked, truncated, preempted or refused
+// in between. The tables themselves are checked in Python against an independent model.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "glimprouter/kv_cache.hpp"
+
+namespace glimprouter {
+namespace {
+
+constexpr std::int32_t kSequences = 6;
+constexpr int kModels = 2;
+
+class CacheTape {
+ public:
+  explicit CacheTape(std::uint32_t seed)
+      : random_(seed),
+        pool_(
+            std::make_shared<PagePool>(std::vector{KvLayout::make(2, 1, 2, 4, DataType::kFloat32),
+                                                   KvLayout::make(3, 2, 4, 8, DataType::kBFloat16)},
+                                       16 * 2304, 2304)),
+        cache_(pool_, kSequences) {
+    pool_->poison_freed_pages(0xA5);
+  }
+
+  void run(int calls) {
+    for (int i = 0; i < calls; ++i) {
+      play_one();
+      cache_.check_invariants();
+      if (i % 16 == 0) check_values();
+    }
+    EXPECT_GT(refused_, 0) << "the tape was never short of memory";
+  }
+
+ private:
+  // What each model wrote for each token: a tag in the first bytes of the token's first key.
+  using Tags = std::array<std::vector<std::uint32_t>, kModels>;
+
+  int below(int bound) { return static_cast<int>(random_() % static_cast<std::uint32_t>(bound)); }
+  std::int32_t any() {
+    const std::vector<std::int32_t> open = cache_.sequences();
+    return open[static_cast<std::size_t>(below(static_cast<int>(open.size())))];
+  }
+  bool full() { return cache_.sequences().size() == kSequences; }
+  std::vector<std::int32_t> some_ids() {
+    return std::vector<std::int32_t>(static_cast<std::size_t>(1 + below(9)), below(1000));
+  }
+
+  void play_one() {
+    const int choice = below(16);
+    if (cache_.sequences().empty() || choice == 0) {
+      if (!full()) tags_[cache_.open({some_ids(), some_ids()})] = {};
+    } else if (choice == 1) {
+      const std::int32_t sequence = any();
+      cache_.close(sequence);
+      tags_.erase(sequence);
+    } else if (choice == 2 && !full()) {
+      const std::int32_t parent = any();
+      tags_[cache_.fork(parent)] = tags_[parent];
+    } else if (choice == 3) {
+      truncate(any());
+    } else if (choice == 4) {
+      preempt(any());
+    } else if (choice == 5) {
+      pool_->limit_sectors(below(2) != 0 ? pool_->num_sectors()
+                                         : pool_->num_sectors() - pool_->num_free_sectors());
+    } else {
+      compute(any(), below(kModels));
+    }
+  }
+
+  void truncate(std::int32_t sequence) {
+    const auto generated = static_cast<int>(cache_.sequence(sequence).generated.size());
+    cache_.truncate(sequence, below(generated + 1));
+    for (int model = 0; model < kModels; ++model) resize_tags(sequence, model);
+  }
+
+  void preempt(std::int32_t sequence) {
+    const std::string saved = cache_.save(sequence);
+    const Tags kept = tags_[sequence];
+    cache_.close(sequence);
+    tags_.erase(sequence);
+    try {
+      tags_[cache_.load(saved)] = kept;
+    } catch (const OutOfPages&) {
+      ++refused_;
+    }
+  }
+
+  void compute(std::int32_t sequence, int model) {
+    cache_.append(sequence, some_ids());
+    RaggedBatch batch;
+    try {
+      batch = cache_.prepare(model, std::vector{sequence});
+    } catch (const OutOfPages&) {
+      ++refused_;
+      return;
+    }
+    const std::int32_t page_tokens = pool_->layout(model).page_tokens;
+    auto& tags = tags_[sequence][static_cast<std::size_t>(model)];
+    const bool fails = below(5) == 0;  // the forward pass stops half-way
+    for (std::size_t i = 0; i < batch.ids.size() / (fails ? 2 : 1); ++i) {
+      const std::uint32_t tag = ++last_tag_;
+      std::memcpy(token_address(model, static_cast<PageId>(batch.slots[i] / page_tokens),
+                                static_cast<std::int32_t>(batch.slots[i] % page_tokens)),
+                  &tag, 4);
+      if (!fails) tags.push_back(tag);
+    }
+    if (fails) {
+      cache_.abandon(batch);
+    } else {
+      cache_.complete(batch);
+    }
+  }
+
+  std::byte* token_address(int model, PageId page, std::int32_t place) {
+    return pool_->address(page) + place * pool_->layout(model).token_stride;
+  }
+  void resize_tags(std::int32_t sequence, int model) {
+    const auto index = static_cast<std::size_t>(model);
+    tags_[sequence][index].resize(
+        static_cast<std::size_t>(cache_.sequence(sequence).caches[index].committed));
+  }
+
+  void check_values() {
+    for (const auto& [sequence, tags] : tags_) {
+      for (std::size_t model = 0; model < kModels; ++model) {
+        const ModelCache& cache = cache_.sequence(sequence).caches[model];
+        const std::int32_t page_tokens = pool_->layout(static_cast<int>(model)).page_tokens;
+        ASSERT_EQ(static_cast<std::size_t>(cache.committed), tags[model].size());
+        for (std::int32_t position = 0; position < cache.committed; ++position) {
+          std::uint32_t stored = 0;
+          const PageId page = cache.pages[static_cast<std::size_t>(position / page_tokens)];
+          std::memcpy(&stored, token_address(static_cast<int>(model), page, position % page_tokens),
+                      4);
+          ASSERT_EQ(stored, tags[model][static_cast<std::size_t>(position)]);
+        }
+      }
+    }
+  }
+
+  std::mt19937 random_;
+  std::shared_ptr<PagePool> pool_;
+  KvCache cache_;
+  std::map<std::int32_t, Tags> tags_;
+  std::uint32_t last_tag_ = 0;
+  int refused_ = 0;
+};
+
+TEST(KvCache, LongTapes) {
+  for (std::uint32_t seed = 0; seed < 4; ++seed) CacheTape(seed).run(3000);
+}
+
+// A page that a copy in flight touches is not handed out again before the copy has ended.
+TEST(PagePool, PinnedPagesWait) {
+  PagePool pool({KvLayout::make(1, 1, 64, 1, DataType::kFloat32)}, 3 * 512, 512);
+  const PageId first = pool.take(0);
+  const PageId second = pool.take(0);
+  EXPECT_EQ(pool.available(0), 0);
+  pool.pin(first);
+  pool.release(first);
+  pool.release(second);
+  EXPECT_EQ(pool.owned(0), 0);
+  EXPECT_EQ(pool.available(0), 1);
+  EXPECT_EQ(pool.take(0), second);
+  pool.check_invariants();
+  pool.unpin(first);
+  EXPECT_EQ(pool.available(0), 1);
+  pool.check_invariants();
+}
+
+}  // namespace
+}  // namespace glimprouter
