@@ -1,8 +1,9 @@
-// One element of a row as fp32. For files compiled for the base instruction set only (an inline
-// function must not be compiled twice for different processors).
+// One element of a row as fp32, and back. For files compiled for the base instruction set only (an
+// inline function must not be compiled twice for different processors).
 #pragma once
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -34,6 +35,39 @@ inline float element(const RowView& row, std::int64_t index) {
   std::uint16_t bits = 0;
   std::memcpy(&bits, source, sizeof bits);
   return row.dtype == DataType::kFloat16 ? float_from_half(bits) : float_from_bfloat16(bits);
+}
+
+inline std::uint16_t half_from_float(float value) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  const auto sign = static_cast<std::uint16_t>(bits >> 16 & 0x8000u);
+  const std::uint32_t magnitude = bits & 0x7FFFFFFFu;
+  if (magnitude >= 0x7F800000u) {
+    return static_cast<std::uint16_t>(sign | 0x7C00u | (magnitude > 0x7F800000u ? 0x200u : 0u));
+  }
+  if (magnitude >= 0x477FF000u) return static_cast<std::uint16_t>(sign | 0x7C00u);
+  if (magnitude < 0x38800000u) {  // subnormal: adding 1/2 rounds at units of 2^-24
+    const float units = std::bit_cast<float>(magnitude) + 0.5f;
+    return static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(units) - 0x3F000000u));
+  }
+  const std::uint32_t rounded = magnitude + 0xFFFu + (magnitude >> 13 & 1u);
+  return static_cast<std::uint16_t>(sign | (rounded - 0x38000000u) >> 13);
+}
+
+inline std::uint16_t bfloat16_from_float(float value) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<std::uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<std::uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+}
+
+// Rounds to nearest, ties to even.
+inline void store_element(std::byte* target, DataType dtype, float value) {
+  if (dtype == DataType::kFloat32) {
+    std::memcpy(target, &value, 4);
+    return;
+  }
+  const std::uint16_t bits =
+      dtype == DataType::kFloat16 ? half_from_float(value) : bfloat16_from_float(value);
+  std::memcpy(target, &bits, 2);
 }
 
 }  // namespace glimprouter

@@ -96,7 +96,7 @@ RowSums merge_tiles(const RowWorkspace::Buffers& buffers, std::int64_t num_tiles
 // Lowest id of the maximum, and the largest of the other elements.
 void find_top_two(const RowView& row, const RowSums& sums, RowWorkspace::Buffers& buffers,
                   std::int32_t* argmax, float* second) noexcept {
-  const RowKernels& kernels = active_backend();
+  const CpuKernels& kernels = active_backend();
   std::int64_t winner = -1;
   float best = -kInfinity;
   for (std::int64_t i = 0; i < sums.num_tiles; ++i) {

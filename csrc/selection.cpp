@@ -23,7 +23,7 @@ float candidate_value(Candidate candidate) {
 // All elements >= pivot, in id order. A tile whose maximum is lower is not read.
 std::int64_t collect_candidates(const RowView& row, float pivot, const RowSums& sums,
                                 RowWorkspace::Buffers& buffers) noexcept {
-  const RowKernels& kernels = active_backend();
+  const CpuKernels& kernels = active_backend();
   std::int64_t count = 0;
   for (std::int64_t tile = 0; tile < sums.num_tiles; ++tile) {
     if (buffers.tiles[static_cast<std::size_t>(tile)].maximum < pivot) continue;
@@ -194,7 +194,7 @@ std::int32_t sample_unfiltered(const RowView& row, const SamplingParameters& sam
     if (prefix + mass > target) break;
     prefix += mass;
   }
-  const RowKernels& kernels = active_backend();
+  const CpuKernels& kernels = active_backend();
   std::int32_t count = 0;
   const float* values = kernels.load_tile(row, chosen, buffers.tile_scratch.data(), &count);
   kernels.exponentials(values, count, buffers.tiles[static_cast<std::size_t>(chosen)].maximum,

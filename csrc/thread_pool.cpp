@@ -16,7 +16,7 @@ constexpr int kMaxThreads = 256;
 // Waking a thread costs a few microseconds: about as long as this many elements take.
 constexpr std::int64_t kMinElementsToShare = 1 << 16;
 
-// Worker threads that wait for a batch and take its rows one by one.
+// Worker threads that wait for a batch and take its tasks one by one.
 class ThreadPool {
  public:
   explicit ThreadPool(int workers) : process_(getpid()) {
@@ -37,28 +37,27 @@ class ThreadPool {
   // Threads do not survive fork(): the child evaluates its rows alone.
   bool belongs_to_this_process() const { return process_ == getpid(); }
 
-  void run(std::int64_t count, WorkspaceSet& workspaces, const RowBody& body) {
+  void run(std::int64_t count, const TaskBody& body) {
     {
       const std::lock_guard lock(mutex_);
       body_ = &body;
-      workspaces_ = &workspaces;
       count_ = count;
       next_.store(0, std::memory_order_relaxed);
       running_ = static_cast<int>(threads_.size());
       ++generation_;
     }
     wake_.notify_all();
-    take_rows(0);
+    take_tasks(0);
     std::unique_lock lock(mutex_);
     finished_.wait(lock, [this] { return running_ == 0; });
   }
 
  private:
-  void take_rows(int thread) {
+  void take_tasks(int thread) {
     for (;;) {
-      const std::int64_t row = next_.fetch_add(1, std::memory_order_relaxed);
-      if (row >= count_) return;
-      (*body_)(row, workspaces_->at(thread));
+      const std::int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
+      if (task >= count_) return;
+      (*body_)(task, thread);
     }
   }
 
@@ -70,7 +69,7 @@ class ThreadPool {
       if (stop_) return;
       seen = generation_;
       lock.unlock();
-      take_rows(thread);
+      take_tasks(thread);
       lock.lock();
       if (--running_ == 0) finished_.notify_one();
     }
@@ -81,8 +80,7 @@ class ThreadPool {
   std::condition_variable wake_;
   std::condition_variable finished_;
   std::vector<std::thread> threads_;
-  const RowBody* body_ = nullptr;
-  WorkspaceSet* workspaces_ = nullptr;
+  const TaskBody* body_ = nullptr;
   std::int64_t count_ = 0;
   std::atomic<std::int64_t> next_{0};
   std::uint64_t generation_ = 0;
@@ -130,18 +128,23 @@ void WorkspaceSet::reserve(std::int64_t max_vocabulary) {
   while (workspaces_.size() < wanted) workspaces_.emplace_back(max_vocabulary);
 }
 
-void parallel_rows(std::int64_t count, std::int64_t vocabulary, WorkspaceSet& workspaces,
-                   RowBody body) {
+void parallel_tasks(std::int64_t count, std::int64_t elements, TaskBody body) {
   Shared& state = shared();
-  if (count > 1 && count * vocabulary >= kMinElementsToShare && state.count.load() > 1) {
+  if (count > 1 && elements >= kMinElementsToShare && state.count.load() > 1) {
     const std::unique_lock lock(state.mutex, std::try_to_lock);
     if (lock.owns_lock() && state.pool && state.pool->belongs_to_this_process()) {
-      workspaces.reserve(vocabulary);
-      state.pool->run(count, workspaces, body);
+      state.pool->run(count, body);
       return;
     }
   }
-  for (std::int64_t row = 0; row < count; ++row) body(row, workspaces.at(0));
+  for (std::int64_t task = 0; task < count; ++task) body(task, 0);
+}
+
+void parallel_rows(std::int64_t count, std::int64_t vocabulary, WorkspaceSet& workspaces,
+                   RowBody body) {
+  workspaces.reserve(vocabulary);  // the number of threads may have grown since
+  auto task = [&](std::int64_t row, int thread) noexcept { body(row, workspaces.at(thread)); };
+  parallel_tasks(count, count * vocabulary, TaskBody(task));
 }
 
 }  // namespace glimprouter

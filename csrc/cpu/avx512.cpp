@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/kernel_tables.hpp"
+#include "glimprouter/attention_task.hpp"
 #include "glimprouter/cpu_backend.hpp"
 #include "glimprouter/numeric.hpp"
 
@@ -43,12 +44,22 @@ inline std::uint32_t mask_equal(Vec a, Vec b) {
 inline std::uint32_t mask_at_least(Vec a, Vec b) {
   return _mm512_cmp_ps_mask(a.value, b.value, _CMP_GE_OQ);
 }
+// The 16 virtual lanes of an attention score, in a tree of halves.
+inline float sum_of_lanes(const Vec* lanes) {
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(lanes[0].value),
+                                    _mm512_extractf32x8_ps(lanes[0].value, 1));
+  __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  quarter = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+  return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
+}
 
 #include "row_kernels-inl.hpp"
+// Needs what stands above.
+#include "attention_kernels-inl.hpp"
 
 }  // namespace
 
-extern const RowKernels kAvx512Kernels{"avx512", row_statistics, load_tile,
-                                       top_two,  collect,        exponentials};
+extern const CpuKernels kAvx512Kernels{"avx512", row_statistics, load_tile, top_two,
+                                       collect,  exponentials,   attend};
 
 }  // namespace glimprouter

@@ -10,7 +10,7 @@
 namespace glimprouter {
 namespace {
 
-constexpr const RowKernels* kCompiled[] = {
+constexpr const CpuKernels* kCompiled[] = {
     &kGenericKernels,
 #if defined(__x86_64__)
     &kAvx2Kernels,
@@ -20,9 +20,9 @@ constexpr const RowKernels* kCompiled[] = {
 #endif
 };
 
-const RowKernels& find_backend(std::string_view name) {
+const CpuKernels& find_backend(std::string_view name) {
   std::string known;
-  for (const RowKernels* kernels : kCompiled) {
+  for (const CpuKernels* kernels : kCompiled) {
     known += (known.empty() ? "" : ", ") + std::string(kernels->name);
     if (kernels->name != name) continue;
     if (backend_supported(*kernels)) return *kernels;
@@ -34,24 +34,24 @@ const RowKernels& find_backend(std::string_view name) {
                               "\": GLIMPROUTER_ISA takes one of " + known);
 }
 
-const RowKernels& choose_backend() {
+const CpuKernels& choose_backend() {
   if (const char* forced = std::getenv("GLIMPROUTER_ISA"); forced != nullptr && *forced != '\0') {
     return find_backend(forced);
   }
-  const RowKernels* best = &kGenericKernels;
-  for (const RowKernels* kernels : kCompiled) {
+  const CpuKernels* best = &kGenericKernels;
+  for (const CpuKernels* kernels : kCompiled) {
     if (backend_supported(*kernels)) best = kernels;
   }
   return *best;
 }
 
-std::atomic<const RowKernels*> active{nullptr};
+std::atomic<const CpuKernels*> active{nullptr};
 
 }  // namespace
 
-std::span<const RowKernels* const> compiled_backends() { return kCompiled; }
+std::span<const CpuKernels* const> compiled_backends() { return kCompiled; }
 
-bool backend_supported(const RowKernels& kernels) {
+bool backend_supported(const CpuKernels& kernels) {
 #if defined(__x86_64__)
   if (&kernels == &kAvx2Kernels) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -66,8 +66,8 @@ bool backend_supported(const RowKernels& kernels) {
   return true;
 }
 
-const RowKernels& active_backend() {
-  const RowKernels* kernels = active.load(std::memory_order_acquire);
+const CpuKernels& active_backend() {
+  const CpuKernels* kernels = active.load(std::memory_order_acquire);
   if (kernels == nullptr) {
     kernels = &choose_backend();
     active.store(kernels, std::memory_order_release);

@@ -6,6 +6,7 @@
 
 #include "cpu/kernel_tables.hpp"
 #include "element.hpp"
+#include "glimprouter/attention_task.hpp"
 #include "glimprouter/cpu_backend.hpp"
 #include "glimprouter/numeric.hpp"
 
@@ -44,12 +45,23 @@ inline Vec exponent_of(Vec shifted) {
 }
 inline std::uint32_t mask_equal(Vec a, Vec b) { return a.value == b.value ? 1u : 0u; }
 inline std::uint32_t mask_at_least(Vec a, Vec b) { return a.value >= b.value ? 1u : 0u; }
+// The 16 virtual lanes of an attention score, in a tree of halves.
+inline float sum_of_lanes(const Vec* lanes) {
+  float sums[kAttentionLanes];
+  for (int i = 0; i < kAttentionLanes; ++i) sums[i] = lanes[i].value;
+  for (int width = kAttentionLanes / 2; width >= 1; width /= 2) {
+    for (int i = 0; i < width; ++i) sums[i] += sums[width + i];
+  }
+  return sums[0];
+}
 
 #include "row_kernels-inl.hpp"
+// Needs what stands above.
+#include "attention_kernels-inl.hpp"
 
 }  // namespace
 
-extern const RowKernels kGenericKernels{"generic", row_statistics, load_tile,
-                                        top_two,   collect,        exponentials};
+extern const CpuKernels kGenericKernels{"generic", row_statistics, load_tile, top_two,
+                                        collect,   exponentials,   attend};
 
 }  // namespace glimprouter

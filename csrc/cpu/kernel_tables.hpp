@@ -5,12 +5,12 @@
 
 namespace glimprouter {
 
-extern const RowKernels kGenericKernels;
+extern const CpuKernels kGenericKernels;
 #if defined(__x86_64__)
-extern const RowKernels kAvx2Kernels;
-extern const RowKernels kAvx512Kernels;
+extern const CpuKernels kAvx2Kernels;
+extern const CpuKernels kAvx512Kernels;
 #elif defined(__aarch64__)
-extern const RowKernels kNeonKernels;
+extern const CpuKernels kNeonKernels;
 #endif
 
 }  // namespace glimprouter

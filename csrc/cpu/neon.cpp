@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/kernel_tables.hpp"
+#include "glimprouter/attention_task.hpp"
 #include "glimprouter/cpu_backend.hpp"
 #include "glimprouter/numeric.hpp"
 
@@ -44,12 +45,21 @@ inline std::uint32_t bits_of(uint32x4_t lanes) {
 }
 inline std::uint32_t mask_equal(Vec a, Vec b) { return bits_of(vceqq_f32(a.value, b.value)); }
 inline std::uint32_t mask_at_least(Vec a, Vec b) { return bits_of(vcgeq_f32(a.value, b.value)); }
+// The 16 virtual lanes of an attention score, in a tree of halves.
+inline float sum_of_lanes(const Vec* lanes) {
+  const float32x4_t quarter = vaddq_f32(vaddq_f32(lanes[0].value, lanes[2].value),
+                                        vaddq_f32(lanes[1].value, lanes[3].value));
+  const float32x2_t pair = vadd_f32(vget_low_f32(quarter), vget_high_f32(quarter));
+  return vget_lane_f32(pair, 0) + vget_lane_f32(pair, 1);
+}
 
 #include "row_kernels-inl.hpp"
+// Needs what stands above.
+#include "attention_kernels-inl.hpp"
 
 }  // namespace
 
-extern const RowKernels kNeonKernels{"neon",  row_statistics, load_tile,
-                                     top_two, collect,        exponentials};
+extern const CpuKernels kNeonKernels{"neon",  row_statistics, load_tile, top_two,
+                                     collect, exponentials,   attend};
 
 }  // namespace glimprouter

@@ -177,7 +177,7 @@ double benchmark_row(const py::object& object, std::int64_t iterations, float te
 py::dict build_info() {
   py::list compiled;
   py::list supported;
-  for (const RowKernels* kernels : compiled_backends()) {
+  for (const CpuKernels* kernels : compiled_backends()) {
     compiled.append(std::string(kernels->name));
     if (backend_supported(*kernels)) supported.append(std::string(kernels->name));
   }

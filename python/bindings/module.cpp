@@ -6,6 +6,7 @@ namespace py = pybind11;
 namespace glimprouter::bindings {
 void bind_glimpse(py::module_& module);
 void bind_kv_cache(py::module_& module);
+void bind_kv_ops(py::module_& module);
 void bind_step_boundary(py::module_& module);
 void bind_step_router(py::module_& module);
 }  // namespace glimprouter::bindings
@@ -14,6 +15,7 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Native core of glimprouter.";
   glimprouter::bindings::bind_glimpse(module);
   glimprouter::bindings::bind_kv_cache(module);
+  glimprouter::bindings::bind_kv_ops(module);
   glimprouter::bindings::bind_step_boundary(module);
   glimprouter::bindings::bind_step_router(module);
 }

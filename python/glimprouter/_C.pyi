@@ -175,3 +175,21 @@ class KvCache:
     @property
     def sequences(self) -> list[int]: ...
     def check_invariants(self) -> None: ...
+
+def append_kv(
+    pool: PagePool, layer: int, batch: RaggedBatch, keys: Any, values: Any, /
+) -> None: ...
+def paged_attention(
+    pool: PagePool,
+    layer: int,
+    batch: RaggedBatch,
+    queries: Any,
+    out: Any,
+    scale: float,
+    window: int,
+    softcap: float,
+    /,
+) -> None: ...
+def gather_kv(
+    pool: PagePool, model: int, layer: int, pages: Any, keys: Any, values: Any, /
+) -> None: ...

@@ -22,7 +22,16 @@ from glimprouter.glimpse import (
     sample,
     set_num_threads,
 )
-from glimprouter.kv import KvCache, KvLayout, OutOfPages, PagePool, RaggedBatch
+from glimprouter.kv import (
+    KvCache,
+    KvLayout,
+    OutOfPages,
+    PagePool,
+    RaggedBatch,
+    append_kv,
+    gather_kv,
+    paged_attention,
+)
 from glimprouter.router import EndReason, OutputField, Phase, Route, StepOutputs, StepRouter
 from glimprouter.trace import Trace, TraceStep
 
@@ -45,11 +54,14 @@ __all__ = [
     "Trace",
     "TraceStep",
     "__version__",
+    "append_kv",
     "build_info",
+    "gather_kv",
     "get_include",
     "get_num_threads",
     "glimpse",
     "nucleus",
+    "paged_attention",
     "sample",
     "set_num_threads",
 ]

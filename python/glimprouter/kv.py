@@ -1,7 +1,96 @@
-"""Paged keys and values of several models: one arena, one list of generated tokens a sequence."""
+"""Paged keys and values of several models: one arena, one list of generated tokens a sequence.
+
+:class:`KvCache` decides which pages a forward pass writes and reads; the functions here do it, a
+layer at a time, on tensors of any framework (float32, bfloat16, float16; cast to the pages' type).
+Shapes are ``[tokens, heads, size]``, or what an attention function of ``transformers`` is given
+(``[1, heads, tokens, size]``) and returns (``[1, tokens, heads, size]``).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from glimprouter import _C
 from glimprouter._C import KvCache, KvLayout, OutOfPages, PagePool, RaggedBatch
 
-__all__ = ["KvCache", "KvLayout", "OutOfPages", "PagePool", "RaggedBatch"]
+__all__ = [
+    "KvCache",
+    "KvLayout",
+    "OutOfPages",
+    "PagePool",
+    "RaggedBatch",
+    "append_kv",
+    "gather_kv",
+    "paged_attention",
+]
+
+
+def append_kv(pool: PagePool, layer: int, batch: RaggedBatch, keys: Any, values: Any) -> None:
+    """Write one layer's keys and values of a batch's tokens into their pages.
+
+    Args:
+        pool: The pool of the cache that prepared the batch.
+        layer: In ``[0, num_layers)``.
+        batch: Tells the slots; T tokens.
+        keys: ``[T, KV heads, size]`` or ``[1, KV heads, T, size]``, contiguous along ``size``.
+        values: Likewise.
+
+    Raises:
+        TypeError: Another element type.
+        ValueError: Another shape, stride, device or layer.
+    """
+    _C.append_kv(pool, layer, batch, keys, values)
+
+
+def paged_attention(
+    pool: PagePool,
+    layer: int,
+    batch: RaggedBatch,
+    queries: Any,
+    out: Any,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> None:
+    """Causal attention of a batch's tokens over the pages of their sequences, read in place.
+
+    Bitwise the same on every instruction set, for any batch, and however a prefill is cut.
+
+    Args:
+        pool: As in :func:`append_kv`, which comes first for the batch's own tokens.
+        layer: In ``[0, num_layers)``.
+        batch: T tokens of B sequences.
+        queries: ``[T, heads, size]`` or ``[1, heads, T, size]``; ``heads`` is a multiple of the KV
+            heads, ``size`` a multiple of 16.
+        out: Written: ``[T, heads, size]`` or ``[1, T, heads, size]``.
+        scale: Of the scores, usually ``size ** -0.5``.
+        window: Tokens that a token sees, itself included; 0 for all before it.
+        softcap: Scores become ``softcap * tanh(score / softcap)``; 0 is off.
+
+    Raises:
+        TypeError: Another element type.
+        ValueError: Another shape, stride, device or layer, or an option out of range.
+    """
+    _C.paged_attention(pool, layer, batch, queries, out, scale, window, softcap)
+
+
+def gather_kv(
+    pool: PagePool, model: int, layer: int, pages: Sequence[int], keys: Any, values: Any
+) -> None:
+    """Copy the first keys and values of one sequence and layer out of its pages.
+
+    Args:
+        pool: The pool.
+        model: Index of the model's layout.
+        layer: In ``[0, num_layers)``.
+        pages: ``KvCache.pages(model, sequence)``.
+        keys: Written: ``[T, KV heads, size]`` or ``[1, KV heads, T, size]`` for the first T tokens.
+        values: Likewise.
+
+    Raises:
+        TypeError: Another element type.
+        ValueError: Another shape, stride, device, layer, or too few pages.
+    """
+    _C.gather_kv(pool, model, layer, pages, keys, values)

@@ -78,7 +78,7 @@ std::vector<std::uint64_t> row_hashes(std::uint64_t rows) {
 std::vector<std::string> backends_to_test() {
   if (std::getenv("GLIMPROUTER_ISA") != nullptr) return {std::string(active_backend().name)};
   std::vector<std::string> names;
-  for (const RowKernels* kernels : compiled_backends()) {
+  for (const CpuKernels* kernels : compiled_backends()) {
     if (backend_supported(*kernels)) names.emplace_back(kernels->name);
   }
   return names;

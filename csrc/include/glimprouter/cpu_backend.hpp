@@ -12,6 +12,7 @@
 #include <span>
 #include <string_view>
 
+#include "glimprouter/attention_task.hpp"
 #include "glimprouter/row_view.hpp"
 
 namespace glimprouter {
@@ -37,7 +38,7 @@ struct StatisticsRequest {
 // by ascending id. High word: order-reversing image of the float; low word: the id.
 using Candidate = std::uint64_t;
 
-struct RowKernels {
+struct CpuKernels {
   std::string_view name;
   // Statistics of every tile of the row. scratch: [kTileSize].
   void (*row_statistics)(const RowView& row, const StatisticsRequest& request, float* scratch,
@@ -55,16 +56,18 @@ struct RowKernels {
   // out[i] = e^((values[i] - maximum) inverse_temperature)
   void (*exponentials)(const float* values, std::int64_t count, float maximum,
                        float inverse_temperature, float* out);
+  // Attention over pages (attention_task.hpp).
+  void (*attend)(const AttentionTask& task, float* scratch);
 };
 
 // Every instruction set in this build, the preferred one last.
-std::span<const RowKernels* const> compiled_backends();
+std::span<const CpuKernels* const> compiled_backends();
 // Whether this processor can run it.
-bool backend_supported(const RowKernels& kernels);
+bool backend_supported(const CpuKernels& kernels);
 // The kernels in use: the last supported one, or the one that the environment variable
 // GLIMPROUTER_ISA names. Throws std::invalid_argument at the first call when that name is unknown,
 // not in this build, or not supported by this processor.
-const RowKernels& active_backend();
+const CpuKernels& active_backend();
 // Changes the kernels in use (for tests; not while another thread evaluates rows). Throws as above.
 void set_active_backend(std::string_view name);
 

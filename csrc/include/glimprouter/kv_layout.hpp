@@ -9,6 +9,12 @@
 
 namespace glimprouter {
 
+// Where a page begins, in units of KvLayout::kPageUnit bytes from the arena's start: one number for
+// every layout, from which a kernel gets the address without a division. kNullPage is a page that
+// padding may read and write; it belongs to nobody and is never handed out.
+using PageId = std::int32_t;
+inline constexpr PageId kNullPage = 0;
+
 // A page holds page_tokens tokens of one sequence for all layers:
 //   [layer][key, value][head][token][head element]
 // so that attention walks the tokens of one head in contiguous memory. Strides in bytes.

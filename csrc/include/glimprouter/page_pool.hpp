@@ -13,12 +13,6 @@
 
 namespace glimprouter {
 
-// Where a page begins, in units of KvLayout::kPageUnit bytes from the arena's start: one number for
-// every layout, from which a kernel gets the address without a division. kNullPage is a page that
-// padding may read and write; it belongs to nobody and is never handed out.
-using PageId = std::int32_t;
-inline constexpr PageId kNullPage = 0;
-
 // Not enough pages; nothing has changed. The message says what was wanted and what there is.
 class OutOfPages : public std::runtime_error {
  public:

@@ -25,26 +25,32 @@ class WorkspaceSet {
   std::vector<RowWorkspace> workspaces_;
 };
 
-// A borrowed callable: body(row index, workspace). Non-owning, for the duration of a call.
-class RowBody {
+// A borrowed callable: body(index, context). Non-owning, for the duration of a call.
+template <typename Context>
+class BorrowedBody {
  public:
   template <typename Body>
-  RowBody(Body& body)  // NOLINT(google-explicit-constructor): a view of the callable
+  BorrowedBody(Body& body)  // NOLINT(google-explicit-constructor): a view of the callable
       : object_(static_cast<void*>(&body)),
-        call_([](void* object, std::int64_t row, RowWorkspace& workspace) noexcept {
-          (*static_cast<std::remove_reference_t<Body>*>(object))(row, workspace);
+        call_([](void* object, std::int64_t index, Context context) noexcept {
+          (*static_cast<std::remove_reference_t<Body>*>(object))(index, context);
         }) {}
-  void operator()(std::int64_t row, RowWorkspace& workspace) const noexcept {
-    call_(object_, row, workspace);
+  void operator()(std::int64_t index, Context context) const noexcept {
+    call_(object_, index, context);
   }
 
  private:
   void* object_;
-  void (*call_)(void*, std::int64_t, RowWorkspace&) noexcept;
+  void (*call_)(void*, std::int64_t, Context) noexcept;
 };
+using RowBody = BorrowedBody<RowWorkspace&>;
+using TaskBody = BorrowedBody<int>;  // context: number of the thread, the caller's being 0
 
-// Calls body for rows 0 .. count-1, each exactly once, in any order and on any of the threads.
-// Runs on the calling thread alone when the batch is too small to share (count * vocabulary).
+// Calls body for tasks 0 .. count-1, each exactly once, in any order and on any of the threads.
+// elements: how much they touch together; the calling thread does little work alone.
+void parallel_tasks(std::int64_t count, std::int64_t elements, TaskBody body);
+
+// The same for rows of logits, with a workspace a thread.
 // workspaces.reserve(vocabulary) must have been called.
 void parallel_rows(std::int64_t count, std::int64_t vocabulary, WorkspaceSet& workspaces,
                    RowBody body);

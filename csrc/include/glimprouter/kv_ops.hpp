@@ -1,0 +1,48 @@
+// What a forward pass does with the pages of one layer: write new keys and values, attend, gather.
+// Host memory; every function checks its arguments before it touches anything and throws
+// std::invalid_argument.
+#pragma once
+
+#include <cstdint>
+
+#include "glimprouter/page_pool.hpp"
+#include "glimprouter/ragged_batch.hpp"
+
+namespace glimprouter {
+
+// [tokens, heads, head_size] with contiguous head elements; strides in elements. Non-owning.
+struct HeadsView {
+  void* data;
+  DataType dtype;
+  std::int64_t tokens;
+  std::int32_t heads;
+  std::int32_t head_size;
+  std::int64_t token_stride;
+  std::int64_t head_stride;
+};
+
+// Writes keys and values [T, KV heads, head size] of the batch's tokens into one layer of their
+// pages, cast to the pages' type.
+void append_kv(PagePool& pool, std::int32_t layer, const RaggedBatch& batch, const HeadsView& keys,
+               const HeadsView& values);
+
+struct AttentionOptions {
+  float scale = 1.0f;
+  std::int32_t window = 0;  // keys that a token sees, itself included; 0: all before it
+  float softcap = 0.0f;     // 0: off; else scores become softcap tanh(score / softcap)
+};
+
+// Causal attention of the batch's tokens [T, heads, head size] over the pages of their sequences,
+// which hold the batch's own keys by now. KV head h serves the heads [h G, (h + 1) G).
+// Pages are read in place, whatever the number of tokens; bitwise the same on every instruction
+// set, for any batch, and however a prefill is cut. The library's threads share the work.
+void paged_attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
+                     const AttentionOptions& options, const HeadsView& queries,
+                     const HeadsView& out);
+
+// Copies the first `tokens` keys and values of one sequence and layer out of its pages, cast to the
+// type of the targets. pages: [ceil(tokens / page_tokens)] of the model's layout.
+void gather_kv(const PagePool& pool, std::int32_t model, std::int32_t layer, const PageId* pages,
+               const HeadsView& keys, const HeadsView& values);
+
+}  // namespace glimprouter

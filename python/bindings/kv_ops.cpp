@@ -1,0 +1,110 @@
+// append_kv, paged_attention, gather_kv.
+#include "glimprouter/kv_ops.hpp"
+
+#include <pybind11/pybind11.h>
+
+#include <cmath>
+#include <memory>
+#include <string>
+
+#include "tensor_access.hpp"
+
+namespace py = pybind11;
+
+namespace glimprouter::bindings {
+namespace {
+
+// Which axes of a four-dimensional tensor hold heads and tokens (the batch axis has one entry).
+enum class Axes : std::uint8_t { kHeadsFirst, kTokensFirst };
+
+// [T, H, D]; or [1, H, T, D] / [1, T, H, D], which is what attention functions of transformers take
+// and return.
+HeadsView heads_view(const BorrowedTensor& tensor, const char* what, Axes axes, bool written) {
+  const std::string name(what);
+  HeadsView view{};
+  if (tensor.device_type != kCpuDevice) {
+    throw py::value_error(name + " must be on the CPU, where the pages are");
+  }
+  if (tensor.kind == ElementKind::kFloat && tensor.bits == 32) {
+    view.dtype = DataType::kFloat32;
+  } else if (tensor.kind == ElementKind::kFloat && tensor.bits == 16) {
+    view.dtype = DataType::kFloat16;
+  } else if (tensor.kind == ElementKind::kBFloat && tensor.bits == 16) {
+    view.dtype = DataType::kBFloat16;
+  } else {
+    throw py::type_error(name + " must be float32, bfloat16 or float16");
+  }
+  if (written && tensor.read_only) throw py::value_error(name + " is read-only");
+  const int dimensions = tensor.dimensions;
+  if (dimensions != 3 && !(dimensions == 4 && tensor.shape[0] == 1)) {
+    throw py::value_error(name +
+                          " must have the shape [tokens, heads, size] or one of four "
+                          "dimensions with a batch of 1, got " +
+                          std::to_string(dimensions) + " dimensions");
+  }
+  const bool swapped = dimensions == 4 && axes == Axes::kHeadsFirst;
+  const int token_axis = dimensions - (swapped ? 2 : 3);
+  const int head_axis = dimensions - (swapped ? 3 : 2);
+  if (tensor.strides[dimensions - 1] != 1 && tensor.shape[dimensions - 1] > 1) {
+    throw py::value_error(name + " must be contiguous along the head; call .contiguous() first");
+  }
+  view.data = tensor.data;
+  view.tokens = tensor.shape[token_axis];
+  view.heads = static_cast<std::int32_t>(tensor.shape[head_axis]);
+  view.head_size = static_cast<std::int32_t>(tensor.shape[dimensions - 1]);
+  view.token_stride = tensor.strides[token_axis];
+  view.head_stride = tensor.strides[head_axis];
+  return view;
+}
+
+void append(PagePool& pool, std::int32_t layer, const RaggedBatch& batch, const py::object& keys,
+            const py::object& values) {
+  const BorrowedTensor k(keys.ptr(), "keys");
+  const BorrowedTensor v(values.ptr(), "values");
+  append_kv(pool, layer, batch, heads_view(k, "keys", Axes::kHeadsFirst, false),
+            heads_view(v, "values", Axes::kHeadsFirst, false));
+}
+
+void attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
+               const py::object& queries, const py::object& out, float scale, std::int32_t window,
+               float softcap) {
+  if (!std::isfinite(scale)) throw py::value_error("scale must be finite");
+  if (window < 0) throw py::value_error("window must be >= 0 (0: off)");
+  if (!(softcap >= 0.0f) || std::isinf(softcap)) {
+    throw py::value_error("softcap must be >= 0 (0: off)");
+  }
+  const BorrowedTensor q(queries.ptr(), "queries");
+  const BorrowedTensor o(out.ptr(), "out");
+  const HeadsView query = heads_view(q, "queries", Axes::kHeadsFirst, false);
+  const HeadsView target = heads_view(o, "out", Axes::kTokensFirst, true);
+  const py::gil_scoped_release release;
+  paged_attention(pool, layer, batch, {scale, window, softcap}, query, target);
+}
+
+void gather(const PagePool& pool, std::int32_t model, std::int32_t layer, const py::object& pages,
+            const py::object& keys, const py::object& values) {
+  if (model < 0 || model >= pool.num_models()) throw py::value_error("no such model");
+  const IndexList list(pages.ptr(), "pages");
+  const BorrowedTensor k(keys.ptr(), "keys");
+  const BorrowedTensor v(values.ptr(), "values");
+  const HeadsView key = heads_view(k, "keys", Axes::kHeadsFirst, true);
+  const std::int64_t needed =
+      (key.tokens + pool.layout(model).page_tokens - 1) / pool.layout(model).page_tokens;
+  if (static_cast<std::int64_t>(list.span().size()) < needed) {
+    throw py::value_error(std::to_string(key.tokens) + " tokens lie in " + std::to_string(needed) +
+                          " pages, got " + std::to_string(list.span().size()));
+  }
+  gather_kv(pool, model, layer, list.span().data(), key,
+            heads_view(v, "values", Axes::kHeadsFirst, true));
+}
+
+}  // namespace
+
+void bind_kv_ops(py::module_& module) {
+  // Positional only: they are called once a layer.
+  module.def("append_kv", &append);
+  module.def("paged_attention", &attention);
+  module.def("gather_kv", &gather);
+}
+
+}  // namespace glimprouter::bindings
