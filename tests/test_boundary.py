@@ -1,4 +1,4 @@
-"""StepBoundary against a plain search over the decoded bytes, on made-up and real tokenizers."""
+"""StepBoundary against a plain search over the decoded bytes, on made-up vocabularies."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 import glimprouter as gr
-from glimprouter.boundary import token_bytes
 
 INTERRUPTION = b"\xff"  # stands for a special token; not in any text of this file
 

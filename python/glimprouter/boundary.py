@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -86,14 +87,11 @@ class StepBoundary(_C.StepBoundary):
         """
         start_ids = [] if think_start is None else [_single_id(tokenizer, think_start)]
         end_ids = [] if think_end is None else [_single_id(tokenizer, think_end)]
-        close_ids = (
-            []
-            if think_end is None
-            else tokenizer.encode(f"\n{think_end}\n\n", add_special_tokens=False)
-        )
+        known = token_bytes(tokenizer)
+        close_ids = [] if think_end is None else _close_ids(tokenizer, think_end, known)
         eos = tokenizer.eos_token_id if eos_token_ids is None else eos_token_ids
         eos_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-        return cls(token_bytes(tokenizer), delimiters, start_ids, end_ids, eos_ids, close_ids)
+        return cls(known, delimiters, start_ids, end_ids, eos_ids, close_ids)
 
 
 def _single_id(tokenizer: Any, text: str) -> int:
@@ -104,6 +102,12 @@ def _single_id(tokenizer: Any, text: str) -> int:
             " model's own markers by think_start= and think_end=, or None where it has none"
         )
     return int(ids[0])
+
+
+def _close_ids(tokenizer: Any, think_end: str, known: Sequence[bytes | None]) -> list[int]:
+    ids: list[int] = tokenizer.encode(f"\n{think_end}\n\n", add_special_tokens=False)
+    # SentencePiece begins each piece of text with a space of its own; this text has none.
+    return [token for token in ids if known[token] != b" "]
 
 
 def _byte_level_alphabet() -> dict[str, int]:
@@ -126,7 +130,7 @@ def _uses_byte_level(tokenizer: Any) -> bool:
 
 
 def _sentencepiece_bytes(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+    if re.fullmatch("<0x[0-9A-Fa-f]{2}>", token):
         return bytes([int(token[3:5], 16)])
     return token.replace("▁", " ").encode()
 

@@ -70,16 +70,16 @@ class RouterConfig:
         _check_number("threshold", self.threshold, 0.0, math.inf)
         _check_choice("comparison", self.comparison, _COMPARISONS)
         if self.entropy_top_k is not None:
-            _check_integer("entropy_top_k", self.entropy_top_k, 1, "None for the full entropy")
+            check_integer("entropy_top_k", self.entropy_top_k, 1, "None for the full entropy")
         if self.temperature != 0:
             _check_number("temperature", self.temperature, 1e-4, 1e4, "or 0 for greedy")
         _check_number("top_p", self.top_p, 0.0, 1.0, "1 is off", open_below=True)
-        _check_integer("top_k", self.top_k, 0, "0 is off")
+        check_integer("top_k", self.top_k, 0, "0 is off")
         _check_number("min_p", self.min_p, 0.0, 1.0, "0 is off")
-        _check_integer("max_step_tokens", self.max_step_tokens, 1)
-        _check_integer("max_think_tokens", self.max_think_tokens, 1)
-        _check_integer("max_answer_tokens", self.max_answer_tokens, 0)
-        _check_integer("first_steps_large", self.first_steps_large, 0)
+        check_integer("max_step_tokens", self.max_step_tokens, 1)
+        check_integer("max_think_tokens", self.max_think_tokens, 1)
+        check_integer("max_answer_tokens", self.max_answer_tokens, 0)
+        check_integer("first_steps_large", self.first_steps_large, 0)
         _check_choice("answer_model", self.answer_model, _MODELS)
         _check_choice("route", self.route, _ROUTES)
         if not isinstance(self.repetition_guard, bool):
@@ -138,12 +138,21 @@ def _check_number(
         raise ValueError(f"{name} must lie in {bracket}{low:g}, {high:g}]{hint}, got {value!r}")
 
 
-def _check_integer(name: str, value: Any, low: int, remark: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+def check_integer(
+    name: str, value: Any, low: int, remark: str = "", *, high: int = _MAX_INT
+) -> None:
+    """Checks a count.
+
+    Raises:
+        TypeError: No integer.
+        ValueError: Outside [low, high].
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if not low <= value <= _MAX_INT:
+    if not low <= value <= high:
         hint = f" ({remark})" if remark else ""
-        raise ValueError(f"{name} must lie in [{low}, 2^31 - 1]{hint}, got {value}")
+        limit = f"2^{high.bit_length()} - 1"
+        raise ValueError(f"{name} must lie in [{low}, {limit}]{hint}, got {value}")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glimprouter import _C
-from glimprouter.config import check_random_key
+from glimprouter.config import check_integer, check_random_key
 
 __all__ = [
     "Glimpse",
@@ -108,8 +108,8 @@ def glimpse(
             not converted silently).
         ValueError: Wrong shape, stride or device, or an argument outside its range.
     """
-    if entropy_top_k is not None and entropy_top_k < 1:
-        raise ValueError(f"entropy_top_k must be >= 1 or None, got {entropy_top_k}")
+    if entropy_top_k is not None:
+        check_integer("entropy_top_k", entropy_top_k, 1, "None for the full entropy")
     entropy, logsumexp, max_prob, margin, token, status, variance, logprobs = _C.glimpse(
         logits, entropy_top_k or 0, varentropy, logprob_ids
     )

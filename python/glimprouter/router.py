@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from glimprouter import _C
 from glimprouter.boundary import StepBoundary
-from glimprouter.config import RouterConfig, check_random_key
+from glimprouter.config import RouterConfig, check_integer, check_random_key
 
 __all__ = ["EndReason", "OutputField", "Phase", "Route", "StepOutputs", "StepRouter"]
 
@@ -97,7 +97,11 @@ class StepOutputs(_C.StepOutputs):
                 "fields must be a mask of glimprouter.OutputField members (for example"
                 f" OutputField.DEFAULT | OutputField.VARENTROPY), got {fields!r}"
             )
-        super().__init__(n, int(fields), [int(i) for i in logprob_ids or ()])
+        check_integer("n", n, 0)
+        ids = [] if logprob_ids is None else np.asarray(logprob_ids).tolist()
+        for token in ids:
+            check_integer("each of logprob_ids", token, 0)
+        super().__init__(n, int(fields), ids)
         views: dict[str, npt.NDArray[Any]] = _C.StepOutputs.views(self)
         self.token: npt.NDArray[np.int32] = views["token"]
         self.status: npt.NDArray[np.uint8] = views["status"]
@@ -142,11 +146,16 @@ class StepRouter(_C.StepRouter):
             max_sequences: Rows that can be open at a time, >= 1.
 
         Raises:
-            TypeError: ``boundary`` or ``config`` is something else.
+            TypeError: An argument is something else.
             ValueError: Different delimiters, or ``max_sequences`` < 1.
         """
         if not isinstance(boundary, StepBoundary):
             raise TypeError(f"boundary must be a StepBoundary, got {type(boundary).__name__}")
+        if large_boundary is not None and not isinstance(large_boundary, StepBoundary):
+            raise TypeError(
+                f"large_boundary must be a StepBoundary, got {type(large_boundary).__name__}"
+            )
+        check_integer("max_sequences", max_sequences, 1)
         if config is not None and not isinstance(config, RouterConfig):
             raise TypeError(f"config must be a RouterConfig, got {type(config).__name__}")
         super().__init__(boundary, large_boundary, max_sequences)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from glimprouter.files import write_atomically
 
 __all__ = ["SCHEMA_VERSION", "Trace", "TraceStep"]
 
@@ -102,7 +102,7 @@ class Trace:
             header[name] = record.pop(name)
         lines = [header, *({"kind": "step", **step} for step in steps)]
         lines.append({"kind": "end", "num_steps": len(steps), **record})
-        _write_atomically(Path(path), "".join(f"{_dump(line)}\n" for line in lines))
+        write_atomically(path, "".join(f"{_dump(line)}\n" for line in lines))
 
     @classmethod
     def from_jsonl(cls, path: str | Path) -> Trace:
@@ -127,12 +127,14 @@ class Trace:
         steps = lines[1:-1]
         if end.get("kind") != "end" or end.get("num_steps") != len(steps):
             raise ValueError(f"{path} is cut short: its end line is missing or counts other steps")
+        if any(step.get("kind") != "step" for step in steps):
+            raise ValueError(f"{path} is not a valid trace: a line between the ends is no step")
+        values = {**_fields(header, {"schema_version"}), **_fields(end, {"num_steps"})}
+        names = {field.name for field in dataclasses.fields(cls)} - {"steps"}
+        if missing := sorted(names - set(values)):
+            raise ValueError(f"{path} is not a valid trace: it lacks {missing[0]!r}")
         try:
-            return cls(
-                **_fields(header, {"kind", "schema_version"}),
-                steps=[TraceStep(**_fields(step, {"kind"})) for step in steps],
-                **_fields(end, {"kind", "num_steps"}),
-            )
+            return cls(**values, steps=[TraceStep(**_fields(step, set())) for step in steps])
         except TypeError as error:
             raise ValueError(f"{path} is not a valid trace: {error}") from error
 
@@ -144,7 +146,7 @@ def _dump(record: dict[str, Any]) -> str:
 
 
 def _fields(record: dict[str, Any], without: set[str]) -> dict[str, Any]:
-    fields = {name: value for name, value in record.items() if name not in without}
+    fields = {name: value for name, value in record.items() if name not in {"kind", *without}}
     if fields.get("threshold") == "inf":
         fields["threshold"] = math.inf
     return fields
@@ -168,14 +170,3 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path} is not a glimprouter trace: line {number} is no JSON object")
         records.append(record)
     return records
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glimprouter.files import write_atomically
+
 if TYPE_CHECKING:
     import torch
 
@@ -209,10 +211,7 @@ class Report:
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes the report; a file that was there is replaced as a whole or not at all."""
-        target = Path(path)
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text(json.dumps(asdict(self), indent=2, default=str) + "\n", encoding="utf-8")
-        partial.replace(target)
+        write_atomically(path, json.dumps(asdict(self), indent=2, default=str) + "\n")
 
     def print(self) -> None:
         """Prints the tables, with rich where it is installed."""
