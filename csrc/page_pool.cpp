@@ -1,8 +1,10 @@
 #include "glimprouter/page_pool.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -17,7 +19,7 @@ constexpr int kMaxPagesPerSector = 64;  // of the largest layout, when the secto
 
 }  // namespace
 
-std::int64_t PagePool::choose_sector_bytes(const std::vector<KvLayout>& layouts) {
+std::int64_t PagePool::default_sector_bytes(const std::vector<KvLayout>& layouts) {
   std::int64_t largest = 0;
   for (const KvLayout& layout : layouts) largest = std::max(largest, layout.page_bytes);
   std::int64_t best = largest;
@@ -41,7 +43,7 @@ PagePool::PagePool(std::vector<KvLayout> layouts, std::int64_t arena_bytes,
                    std::int64_t sector_bytes, std::byte* memory)
     : layouts_(std::move(layouts)) {
   if (layouts_.empty()) throw std::invalid_argument("a page pool needs a KV layout");
-  sector_bytes_ = sector_bytes == 0 ? choose_sector_bytes(layouts_) : sector_bytes;
+  sector_bytes_ = sector_bytes == 0 ? default_sector_bytes(layouts_) : sector_bytes;
   std::int64_t smallest_page = sector_bytes_;
   for (const KvLayout& layout : layouts_) {
     smallest_page = std::min(smallest_page, layout.page_bytes);
@@ -64,8 +66,10 @@ PagePool::PagePool(std::vector<KvLayout> layouts, std::int64_t arena_bytes,
   }
   const auto bytes = static_cast<std::size_t>(sectors * sector_bytes_);
   if (memory == nullptr) {
-    // Zeros: attention multiplies what its mask hides by 0, and 0 times garbage may be NaN.
-    owned_memory_ = std::make_unique<std::byte[]>(bytes + KvLayout::kPageUnit);
+    // calloc: the system maps memory when a page is first written, so a large arena costs nothing
+    // until it is used.
+    owned_memory_.reset(static_cast<std::byte*>(std::calloc(bytes + KvLayout::kPageUnit, 1)));
+    if (!owned_memory_) throw std::bad_alloc();
     const auto address = reinterpret_cast<std::uintptr_t>(owned_memory_.get());
     memory = owned_memory_.get() + (KvLayout::kPageUnit - address % KvLayout::kPageUnit);
   }

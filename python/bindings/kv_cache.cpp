@@ -74,6 +74,17 @@ void bind_pool(py::module_& module) {
       .def_property_readonly("sector_bytes", &PagePool::sector_bytes)
       .def_property_readonly("num_sectors", &PagePool::num_sectors)
       .def_property_readonly("num_free_sectors", &PagePool::num_free_sectors)
+      .def_static("default_sector_bytes", &PagePool::default_sector_bytes, py::arg("layouts"),
+                  "Bytes of the sector that is chosen where none is named.")
+      .def(
+          "can_allocate",
+          [](const PagePool& pool, const PageCounts& wanted) {
+            if (static_cast<std::int32_t>(wanted.size()) != pool.num_models()) {
+              throw py::value_error("wanted needs one number a model");
+            }
+            return pool.can_allocate(wanted);
+          },
+          py::arg("wanted"), "Whether so many pages of each model could be had together.")
       .def("layout", &PagePool::layout, py::arg("model"), "KvLayout of a model.")
       .def("available", &PagePool::available, py::arg("model"),
            "Pages of a model that could be had now, if no other model took any.")

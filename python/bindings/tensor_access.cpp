@@ -55,7 +55,9 @@ bool is_numpy_bfloat16(PyObject* object) {
 ElementKind kind_of_format(const char* format) {
   const char* code = format;
   if (*code == '@' || *code == '=' || *code == '<') ++code;
+  if (*code == 'Z') return ElementKind::kComplex;
   if (std::strlen(code) != 1) return ElementKind::kOther;
+  if (*code == '?') return ElementKind::kBool;
   if (std::strchr("efd", *code) != nullptr) return ElementKind::kFloat;
   if (std::strchr("bhilqn", *code) != nullptr) return ElementKind::kSigned;
   if (std::strchr("BHILQN", *code) != nullptr) return ElementKind::kUnsigned;
@@ -63,7 +65,9 @@ ElementKind kind_of_format(const char* format) {
 }
 
 std::string element_name(const BorrowedTensor& tensor) {
-  const char* const names[] = {"float", "bfloat", "int", "uint", "element of "};
+  const char* const names[] = {"float", "bfloat", "int", "uint", "complex"};
+  if (tensor.kind == ElementKind::kBool) return "bool";
+  if (tensor.kind == ElementKind::kOther) return "another type";
   return names[static_cast<int>(tensor.kind)] + std::to_string(tensor.bits);
 }
 
@@ -102,6 +106,12 @@ void BorrowedTensor::assign(const void* dl_tensor) {
       break;
     case 4:
       kind = ElementKind::kBFloat;
+      break;
+    case 5:
+      kind = ElementKind::kComplex;
+      break;
+    case 6:
+      kind = ElementKind::kBool;
       break;
     default:
       kind = ElementKind::kOther;
@@ -230,6 +240,11 @@ LogitsView logits_view(const BorrowedTensor& tensor, bool allow_vector) {
 }
 
 IndexList::IndexList(PyObject* object, const char* what) : what_(what) {
+  if (PyLong_Check(object) || PyUnicode_Check(object)) {
+    throw py::type_error(std::string(what) +
+                         " must be a list or a 1-D int32 or int64 tensor, got " +
+                         type_name(object));
+  }
   if (PyList_Check(object) || PyTuple_Check(object) || PyRange_Check(object)) {
     read_sequence(object);
   } else {

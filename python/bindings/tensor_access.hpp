@@ -19,7 +19,15 @@ namespace glimprouter::bindings {
 
 inline constexpr int kMaxDimensions = 4;
 
-enum class ElementKind : std::uint8_t { kFloat, kBFloat, kSigned, kUnsigned, kOther };
+enum class ElementKind : std::uint8_t {
+  kFloat,
+  kBFloat,
+  kSigned,
+  kUnsigned,
+  kComplex,
+  kBool,
+  kOther
+};
 
 // DLPack's device types that messages name.
 inline constexpr int kCpuDevice = 1;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <stdexcept>
 #include <utility>
@@ -33,6 +34,9 @@ class PagePool {
   // Throws std::invalid_argument for no layout, or an arena that holds no page of each.
   PagePool(std::vector<KvLayout> layouts, std::int64_t arena_bytes, std::int64_t sector_bytes = 0,
            std::byte* memory = nullptr);
+
+  // The sector that is chosen where none is named.
+  static std::int64_t default_sector_bytes(const std::vector<KvLayout>& layouts);
 
   std::int32_t num_models() const { return static_cast<std::int32_t>(layouts_.size()); }
   const KvLayout& layout(std::int32_t model) const {
@@ -97,7 +101,6 @@ class PagePool {
     std::int64_t owned = 0;
   };
 
-  static std::int64_t choose_sector_bytes(const std::vector<KvLayout>& layouts);
   std::int64_t takeable_sectors() const;
   std::int32_t sector_of(PageId page) const {
     return static_cast<std::int32_t>(page * KvLayout::kPageUnit / sector_bytes_);
@@ -115,7 +118,10 @@ class PagePool {
   std::vector<KvLayout> layouts_;
   std::int64_t sector_bytes_ = 0;
   std::int64_t sector_limit_ = 0;
-  std::unique_ptr<std::byte[]> owned_memory_;
+  struct FreeMemory {
+    void operator()(std::byte* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<std::byte, FreeMemory> owned_memory_;
   std::byte* memory_ = nullptr;
   std::vector<Sector> sectors_;             // [0] holds the null page
   std::vector<std::int32_t> free_sectors_;  // the next one last

@@ -61,7 +61,7 @@ class ForwardPlan:
         )
 
 
-class SlotLayer(CacheLayerMixin):
+class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """Keys and values of one layer, ``[slots, heads, capacity, head size]`` each."""
 
     is_sliding = False  # the window is applied by the mask: a hand-off needs the whole past
@@ -70,7 +70,7 @@ class SlotLayer(CacheLayerMixin):
 
     def __init__(self, num_slots: int) -> None:
         """An empty layer; memory comes with the first update."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.num_slots = num_slots
         self.plan: ForwardPlan | None = None
 
@@ -119,10 +119,16 @@ class SlotLayer(CacheLayerMixin):
             buffer[slot, :, start : start + states.shape[2]] = states[0]
         else:
             buffer[plan.slot_index[:, None], :, plan.positions] = states.transpose(1, 2)
-        visible = buffer[:, :, : plan.key_length]
+        visible: torch.Tensor = buffer[:, :, : plan.key_length]
         if plan.first_slot is not None:
             return visible[plan.first_slot : plan.first_slot + len(plan.slots)]
         return visible.index_select(0, plan.slot_index)
+
+    def clear(self, slot: int) -> None:
+        """Zeros in the slot again: a sequence that went wrong leaves NaN."""
+        if self.is_initialized:
+            self.keys[slot] = 0  # type: ignore[index]
+            self.values[slot] = 0  # type: ignore[index]
 
     def get_seq_length(self) -> int:
         """Tokens before this forward pass (of the longest row)."""
@@ -142,13 +148,14 @@ class SlotCache(Cache):
 
     def __init__(self, num_layers: int, num_slots: int) -> None:
         """Empty slots for ``num_slots`` sequences."""
-        super().__init__(layers=[SlotLayer(num_slots) for _ in range(num_layers)])
+        self._slot_layers = [SlotLayer(num_slots) for _ in range(num_layers)]
+        super().__init__(layers=[*self._slot_layers])
         self.lengths = [0] * num_slots
 
     def begin(self, slots: Sequence[int], counts: Sequence[int], device: Any) -> ForwardPlan:
         """Announces a forward pass over ``counts`` new tokens of each slot."""
         plan = ForwardPlan.make(slots, [self.lengths[slot] for slot in slots], counts, device)
-        for layer in self.layers:
+        for layer in self._slot_layers:
             layer.plan = plan
         return plan
 
@@ -157,6 +164,9 @@ class SlotCache(Cache):
         for slot, start, count in zip(plan.slots, plan.starts, plan.counts, strict=True):
             self.lengths[slot] = start + count
 
+    @torch.inference_mode()
     def free(self, slot: int) -> None:
         """Empties a slot for another sequence."""
         self.lengths[slot] = 0
+        for layer in self._slot_layers:
+            layer.clear(slot)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glimprouter.boundary import StepBoundary
-from glimprouter.config import RouterConfig
+from glimprouter.config import RouterConfig, check_integer, check_random_key
+from glimprouter.hf.engine import Engine, GatherEngine
 from glimprouter.hf.events import Result
+from glimprouter.hf.paged_attention import why_not_paged
+from glimprouter.hf.paged_engine import PagedEngine
+from glimprouter.hf.pair import check_vocabulary, check_width, eos_ids
 from glimprouter.hf.prompts import EncodedPrompt, Prompt, encode_prompt
 from glimprouter.hf.run import Run
-from glimprouter.hf.runner import ModelRunner
+from glimprouter.hf.runner import ModelRunner, context_length
 from glimprouter.hf.sequence import SequenceRecord
 from glimprouter.router import StepRouter
 from glimprouter.trace import Trace
@@ -22,8 +28,8 @@ from glimprouter.trace import Trace
 class RoutedModel:
     """A small and a large causal language model, routed step by step (arXiv 2601.05110).
 
-    Plain Hugging Face attention over a cache that keeps keys and values of both models across
-    hand-offs. Both models share one vocabulary; their chat templates may differ.
+    Keys and values of both models are kept across hand-offs, so that no token is computed twice by
+    the same model. Both models share one vocabulary; their chat templates may differ.
     """
 
     def __init__(
@@ -38,6 +44,8 @@ class RoutedModel:
         think_end: str | None = "</think>",
         on_invalid: Literal["raise", "end"] = "raise",
         max_batch_size: int = 64,
+        engine: Literal["auto", "paged", "gather"] = "auto",
+        kv_memory_bytes: int | None = None,
     ) -> None:
         """Checks that the pair fits together.
 
@@ -52,14 +60,31 @@ class RoutedModel:
             on_invalid: What to do when a model gives NaN, +inf or only -inf: ``"raise"``, or
                 ``"end"`` that sequence with an error in its trace while the others go on.
             max_batch_size: Sequences in flight; further prompts wait.
+            engine: ``"paged"``: both models on one arena of pages, ragged batches; ``"gather"``:
+                plain Hugging Face attention over copies; ``"auto"``: pages where both models can
+                be served (found by trying), else gathering, with a warning that says why.
+            kv_memory_bytes: Memory for keys and values of both models on pages, > 0; None for what
+                the prompts need, up to half of this machine's. When it runs short, sequences are
+                preempted and resumed.
 
         Raises:
             ValueError: Different vocabularies, a model that is narrower than the tokenizer, a layer
                 type that cannot be served, a tokenizer that cannot write the delimiter, or an
                 option out of range.
+
+        Warns:
+            RuntimeWarning: ``engine="auto"`` falls back.
         """
+        if engine not in ("auto", "paged", "gather"):
+            raise ValueError(f'engine must be "auto", "paged" or "gather", got {engine!r}')
+        if kv_memory_bytes is not None:
+            check_integer("kv_memory_bytes", kv_memory_bytes, 1, high=2**63 - 1)
         if on_invalid not in ("raise", "end"):
             raise ValueError(f'on_invalid must be "raise" or "end", got {on_invalid!r}')
+        if config is not None and not isinstance(config, RouterConfig):
+            raise TypeError(f"config must be a RouterConfig, got {type(config).__name__}")
+        if not isinstance(max_batch_size, int) or isinstance(max_batch_size, bool):
+            raise TypeError(f"max_batch_size must be an integer, got {max_batch_size!r}")
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size must be >= 1, got {max_batch_size}")
         self.config = config or RouterConfig()
@@ -70,21 +95,34 @@ class RoutedModel:
         self.large_tokenizer = large_tokenizer or tokenizer
         self.max_batch_size = max_batch_size
         self.on_invalid = on_invalid
-        _check_vocabulary(self.tokenizer, self.large_tokenizer)
+        check_vocabulary(self.tokenizer, self.large_tokenizer)
         self.boundary = StepBoundary.from_tokenizer(
             tokenizer,
             think_start=think_start,
             think_end=think_end,
-            eos_token_ids=_eos_ids(tokenizer, small, large),
+            eos_token_ids=eos_ids(tokenizer, small, large),
         )
         for name, model in (("small", small), ("large", large)):
-            width = model.get_output_embeddings().weight.shape[0]
-            if width < self.boundary.vocab_size:
-                raise ValueError(
-                    f"the {name} model has {width} output ids, but the tokenizer has"
-                    f" {self.boundary.vocab_size}: they do not belong together"
-                )
+            check_width(name, model, self.boundary)
             ModelRunner(name, model, 1)  # refuses layers that cannot be served
+        self.kv_memory_bytes = kv_memory_bytes
+        self.engine = self._choose_engine(engine)
+
+    def _choose_engine(self, wanted: str) -> Literal["paged", "gather"]:
+        if wanted == "gather":
+            return "gather"
+        for name, model in (("small", self.small), ("large", self.large)):
+            reason = why_not_paged(model)
+            if reason is None:
+                continue
+            message = f"the {name} model cannot be served on pages: {reason}"
+            if wanted == "paged":
+                raise ValueError(message + '; engine="gather" serves it')
+            warnings.warn(
+                message + "; falling back to the gathering engine", RuntimeWarning, stacklevel=3
+            )
+            return "gather"
+        return "paged"
 
     @classmethod
     def from_pretrained(
@@ -107,16 +145,19 @@ class RoutedModel:
             trust_remote_code: Run code that ships with the models; off unless you ask for it.
             **options: Further arguments of the constructor.
         """
-        tokenizers, models = [], []
+        tokenizers: list[Any] = []
+        models: list[Any] = []
         for directory in (small_directory, large_directory):
             shared = {
                 "trust_remote_code": trust_remote_code,
                 "local_files_only": Path(directory).is_dir(),
             }
             tokenizers.append(AutoTokenizer.from_pretrained(directory, **shared))
-            model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **shared)
+            model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **shared)
             models.append(model.eval())
-        return cls(*models, tokenizers[0], config, large_tokenizer=tokenizers[1], **options)
+        return cls(
+            models[0], models[1], tokenizers[0], config, large_tokenizer=tokenizers[1], **options
+        )
 
     def generate(
         self,
@@ -180,14 +221,10 @@ class RoutedModel:
         if config.route == "manual":
             raise ValueError('route="manual" needs your own loop around StepRouter')
         batch = min(self.max_batch_size, max(len(prompts), 1))
-        runners = {
-            name: ModelRunner(name, model, batch)
-            for name, model in (("small", self.small), ("large", self.large))
-        }
         encoded = [encode_prompt(p, self.tokenizer, self.large_tokenizer) for p in prompts]
         records, options = [], []
         for index, (prompt, seed) in enumerate(zip(encoded, _seeds(seeds, prompts), strict=True)):
-            limit = self._think_limit(index, prompt, config, runners)
+            limit = self._think_limit(index, prompt, config)
             trace = Trace(
                 prompt=prompt.text,
                 seed=seed,
@@ -204,11 +241,26 @@ class RoutedModel:
             options.append({"seed": seed, "stream": index, **overrides, "max_think_tokens": limit})
         return Run(
             StepRouter(self.boundary, self.config, max_sequences=batch),
-            runners,
+            self._make_engine(records, config, batch),
             records,
             options,
             max_batch_size=batch,
             raise_on_invalid=self.on_invalid == "raise",
+        )
+
+    def _make_engine(
+        self, records: list[SequenceRecord], config: RouterConfig, batch: int
+    ) -> Engine:
+        if self.engine == "gather":
+            return GatherEngine(self.small, self.large, batch)
+        rest = config.max_answer_tokens + len(self.boundary.close_ids)
+        return PagedEngine(
+            self.small,
+            self.large,
+            records,
+            [record.trace.think_limit + rest for record in records],
+            batch,
+            self.kv_memory_bytes,
         )
 
     def _think_limit(
@@ -216,7 +268,6 @@ class RoutedModel:
         index: int,
         prompt: EncodedPrompt,
         config: RouterConfig,
-        runners: dict[str, ModelRunner],
     ) -> int:
         """The thinking budget: the configured one, or what prompt and answer leave of the context.
 
@@ -224,8 +275,11 @@ class RoutedModel:
         """
         reserved = config.max_answer_tokens + len(self.boundary.close_ids)
         limit = config.max_think_tokens
-        for name, ids in (("small", prompt.small), ("large", prompt.large)):
-            context = runners[name].context
+        for name, model, ids in (
+            ("small", self.small, prompt.small),
+            ("large", self.large, prompt.large),
+        ):
+            context = context_length(model)
             room = context - len(ids) - reserved
             if room < 1:
                 raise ValueError(
@@ -234,35 +288,15 @@ class RoutedModel:
                     " prompt or lower max_answer_tokens"
                 )
             limit = min(limit, room)
-        return limit
+        return int(limit)
 
 
 def _seeds(seeds: int | Sequence[int] | None, prompts: Sequence[Prompt]) -> list[int]:
-    if seeds is None or isinstance(seeds, int):
-        return [seeds or 0] * len(prompts)
+    """One a prompt, all of them checked before the first prompt starts."""
+    if not isinstance(seeds, Sequence | np.ndarray):
+        seeds = [0 if seeds is None else seeds] * len(prompts)
     if len(seeds) != len(prompts):
         raise ValueError(f"got {len(seeds)} seeds for {len(prompts)} prompts")
-    return list(seeds)
-
-
-def _eos_ids(tokenizer: Any, *models: Any) -> list[int]:
-    """Every id that ends a sequence: the tokenizer's and those of both generation configs."""
-    ids: set[int] = set()
-    for source in (tokenizer, *(getattr(model, "generation_config", None) for model in models)):
-        value = getattr(source, "eos_token_id", None)
-        ids.update([value] if isinstance(value, int) else value or ())
-    return sorted(ids)
-
-
-def _check_vocabulary(small: Any, large: Any) -> None:
-    if small is large:
-        return
-    first, second = small.get_vocab(), large.get_vocab()
-    if first == second:
-        return
-    differing = sorted(set(first.items()) ^ set(second.items()), key=lambda item: item[1])
-    token, index = differing[0]
-    raise ValueError(
-        f"the tokenizers of the pair differ ({len(first)} and {len(second)} tokens; first"
-        f" difference at id {index}, {token!r}); this engine needs one shared vocabulary"
-    )
+    for seed in seeds:
+        check_random_key("seed", seed)
+    return [int(seed) for seed in seeds]

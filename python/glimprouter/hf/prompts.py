@@ -42,7 +42,7 @@ def encode_prompt(prompt: Prompt, small_tokenizer: Any, large_tokenizer: Any) ->
             raise ValueError("the prompt is empty; give a question, a chat, or a list of token ids")
         chat: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
         return EncodedPrompt(prompt, _render(chat, small_tokenizer), _render(chat, large_tokenizer))
-    if not isinstance(prompt, Sequence):
+    if isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Sequence):
         raise TypeError(
             "a prompt is a string, a list of messages (dicts), or a list of token ids, got "
             f"{type(prompt).__name__}"
@@ -50,7 +50,7 @@ def encode_prompt(prompt: Prompt, small_tokenizer: Any, large_tokenizer: Any) ->
     if len(prompt) == 0:
         raise ValueError("the prompt is empty; give a question, a chat, or a list of token ids")
     if all(isinstance(item, dict) for item in prompt):
-        chat = [dict(message) for message in prompt]  # type: ignore[call-overload]
+        chat = [dict(message) for message in prompt if isinstance(message, dict)]
         text = str(chat[-1].get("content", ""))
         return EncodedPrompt(text, _render(chat, small_tokenizer), _render(chat, large_tokenizer))
     if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
@@ -69,6 +69,11 @@ def _render(chat: list[dict[str, Any]], tokenizer: Any) -> list[int]:
             "the tokenizer has no chat template, so it cannot render a message; set"
             " tokenizer.chat_template, or pass token ids"
         )
+    for message in chat:
+        try:
+            str(message.get("content")).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the prompt is no valid Unicode text: {error}") from error
     ids = tokenizer.apply_chat_template(
         chat, tokenize=True, add_generation_prompt=True, return_dict=False
     )

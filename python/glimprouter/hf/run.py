@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from glimprouter.glimpse import Status
+from glimprouter.hf.engine import MODELS, Engine
 from glimprouter.hf.events import Event
-from glimprouter.hf.runner import ModelRunner
 from glimprouter.hf.sequence import SequenceRecord, Signals
-from glimprouter.router import StepRouter
+from glimprouter.kv import OutOfPages
+from glimprouter.router import OutputField, StepRouter
 from glimprouter.trace import Trace
 
 
@@ -23,22 +24,23 @@ class Run:
     def __init__(
         self,
         router: StepRouter,
-        runners: dict[str, ModelRunner],
+        engine: Engine,
         records: Sequence[SequenceRecord],
         options: Sequence[dict[str, object]],
         *,
         max_batch_size: int,
         raise_on_invalid: bool,
     ) -> None:
-        """Takes a fresh router and fresh caches; ``options[i]`` opens ``records[i]``."""
+        """Takes a fresh router and a fresh engine; ``options[i]`` opens ``records[i]``."""
         self._router = router
-        self._runners = runners
+        self._engine = engine
         self._records = list(records)
         self._waiting = deque(zip(records, options, strict=True))
         self._active: dict[int, SequenceRecord] = {}  # by row
+        self._preempted: deque[SequenceRecord] = deque()  # in order of admission
         self._max_batch = max_batch_size
         self._raise_on_invalid = raise_on_invalid
-        self._outputs = router.outputs(max_batch_size)
+        self._outputs = router.outputs(max_batch_size, OutputField.NONE)
         self._events = self._loop()
 
     def __iter__(self) -> Iterator[Event]:
@@ -58,40 +60,49 @@ class Run:
         return self._records[sequence].interrupted_trace()
 
     def _loop(self) -> Iterator[Event]:
-        while self._waiting or self._active:
+        while self._waiting or self._active or self._preempted:
             self._admit()
-            for name, runner in self._runners.items():
-                yield from self._advance(name, runner)
+            for name in MODELS:
+                pending = self._router.pending(name).tolist()
+                records = [self._active[row] for row in pending if row in self._active]
+                for group in list(self._engine.groups(name, records)):
+                    yield from self._forward(name, group)
 
     def _admit(self) -> None:
-        """Opens rows while there is room. A row of the router is the slot in both caches."""
-        while self._waiting and len(self._active) < self._max_batch:
-            record, options = self._waiting.popleft()
+        """Opens rows while there is room: those that were preempted first."""
+        while self._preempted and self._engine.open(self._preempted[0]):
+            record = self._preempted.popleft()
+            self._active[record.row] = record
+        while self._waiting and not self._preempted and len(self._active) < self._max_batch:
+            record, options = self._waiting[0]
+            if not self._engine.open(record):
+                return
+            self._waiting.popleft()
             record.row = self._router.open(**options)  # type: ignore[arg-type]
             self._active[record.row] = record
 
-    def _advance(self, name: str, runner: ModelRunner) -> Iterator[Event]:
-        """One token (or decision) for every row that waits for this model."""
-        decoding: list[SequenceRecord] = []
-        behind: list[SequenceRecord] = []
-        for row in self._router.pending(name).tolist():
-            record = self._active[row]
-            unseen = len(record.unseen(name, runner.cache.lengths[row]))
-            (decoding if unseen == 1 else behind).append(record)
-        # Rows that catch up are padded to the longest: sorted, so that little is wasted.
-        behind.sort(key=lambda record: len(record.unseen(name, runner.cache.lengths[record.row])))
-        for group, size in ((decoding, self._max_batch), (behind, 16)):
-            size = size if runner.batches else 1
-            for start in range(0, len(group), size):
-                yield from self._forward(name, runner, group[start : start + size])
+    def _preempt_youngest(self) -> None:
+        """Makes room for the others; the oldest sequence always goes on, so every one ends."""
+        record = max(self._active.values(), key=lambda active: active.index)
+        self._engine.preempt(record)
+        del self._active[record.row]
+        self._preempted.appendleft(record)
 
-    def _forward(
-        self, name: str, runner: ModelRunner, records: Sequence[SequenceRecord]
-    ) -> Iterator[Event]:
+    def _forward(self, name: str, records: Sequence[SequenceRecord]) -> Iterator[Event]:
+        """One token (or decision) for each of these rows."""
         started = time.perf_counter()
+        while True:
+            records = [record for record in records if record.row in self._active]
+            if not records:
+                return
+            try:
+                logits = self._engine.forward(name, records)
+                break
+            except OutOfPages:
+                if len(self._active) == 1:
+                    raise
+                self._preempt_youngest()
         rows = [record.row for record in records]
-        unseen = [record.unseen(name, runner.cache.lengths[record.row]) for record in records]
-        logits = runner.forward(rows, unseen)
         if logits.device.type != "cpu":
             logits = logits.cpu()
         self._router.step(name, logits.contiguous(), rows, self._outputs)
@@ -134,6 +145,5 @@ class Run:
 
     def _close(self, record: SequenceRecord) -> None:
         self._router.close(record.row)
-        for runner in self._runners.values():
-            runner.cache.free(record.row)
+        self._engine.close(record)
         del self._active[record.row]

@@ -13,6 +13,11 @@ _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _MASKED_ATTENTION = {"sdpa", "eager"}  # implementations that take an explicit mask
 
 
+def context_length(model: Any) -> int:
+    """Largest number of positions of a model."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31 - 1))
+
+
 class ModelRunner:
     """One model and the KV cache of its sequences.
 
@@ -44,11 +49,6 @@ class ModelRunner:
         self.cache = SlotCache(self.config.num_hidden_layers, num_slots)
         self.dtype: torch.dtype = model.dtype
 
-    @property
-    def context(self) -> int:
-        """Largest number of positions."""
-        return int(getattr(self.config, "max_position_embeddings", 2**31 - 1))
-
     @torch.inference_mode()
     def forward(self, slots: Sequence[int], unseen: Sequence[Sequence[int]]) -> torch.Tensor:
         """Computes the unseen tokens of each slot.
@@ -65,10 +65,11 @@ class ModelRunner:
         ids = [[*row, *[0] * (length - len(row))] for row in unseen]
         plan = self.cache.begin(slots, counts, self.device)
         last = sorted({count - 1 for count in counts})
+        end = max(start + count for start, count in zip(plan.starts, counts, strict=True))
         output = self.model(
             input_ids=torch.tensor(ids, device=self.device),
             attention_mask=self._mask(plan),
-            position_ids=plan.positions,
+            position_ids=plan.positions.clamp(max=end - 1),  # padding may reach past the context
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1 if len(last) == 1 and last[0] == length - 1 else torch.tensor(last),

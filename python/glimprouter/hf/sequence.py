@@ -97,8 +97,10 @@ class SequenceRecord:
         events += self._commit(model, signals.token)
         if signals.end_reason and not self.answering:
             events += self._finish_step(signals)
-        for token in self.close_ids if signals.forced else ():
-            events += self._commit(model, token)
+        if signals.forced:
+            for token in self.close_ids:
+                events += self._commit(model, token)
+            self._step.start = len(self.generated)  # the closing ids are no step
         if signals.phase == Phase.ANSWER and not self.answering:
             self.answering = True
             self.answer_start = len(self.generated)

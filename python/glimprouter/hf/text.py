@@ -20,8 +20,9 @@ class IncrementalDecoder:
     """Turns a growing list of ids into pieces of valid text.
 
     A character may be spread over several tokens, and a SentencePiece token may lose its leading
-    space at the start of a text: so the ids since the last safe point are decoded together, and a
-    piece is given out only when it does not end in an unfinished character.
+    space at the start of a text: so the ids since the last safe point are decoded together. One
+    replacement character at the end may yet become a character and is held back; whatever stands
+    before it stays.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -29,23 +30,27 @@ class IncrementalDecoder:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._context = 0  # ids before this index are forgotten
-        self._given = 0  # ids before this index have been given out
+        self._safe = 0  # no character crosses this index
+        self._given = 0  # characters of the text since _context that have been given out
+
+    def _text(self) -> str:
+        return decode(self._tokenizer, self._ids[self._context :])
 
     def push(self, token: int) -> str:
         """The text that is complete with this token, perhaps empty."""
         self._ids.append(token)
-        before = decode(self._tokenizer, self._ids[self._context : self._given])
-        text = decode(self._tokenizer, self._ids[self._context :])
-        # Four tokens are more than any character takes: then the bytes are simply not UTF-8.
-        unfinished = text.endswith(_UNFINISHED) and len(self._ids) - self._given < 4
-        if unfinished or len(text) <= len(before):
-            return ""
-        self._context, self._given = self._given, len(self._ids)
-        return text[len(before) :]
+        text = self._text()
+        complete = text.removesuffix(_UNFINISHED)
+        piece = complete[self._given :]
+        self._given = max(self._given, len(complete))
+        if complete == text:
+            self._context, self._safe = self._safe, len(self._ids)
+            self._given = len(self._text())
+        return piece
 
     def flush(self) -> str:
-        """What is left, with replacement characters for bytes that form none."""
-        before = decode(self._tokenizer, self._ids[self._context : self._given])
-        text = decode(self._tokenizer, self._ids[self._context :])
-        self._context = self._given = len(self._ids)
-        return text[len(before) :]
+        """What is left, with a replacement character for bytes that form none."""
+        rest = self._text()[self._given :]
+        self._context = self._safe = len(self._ids)
+        self._given = 0
+        return rest

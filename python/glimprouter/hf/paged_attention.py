@@ -1,0 +1,170 @@
+"""Hugging Face models on pages: the attention function, and whether a model can be served by it.
+
+A forward pass is packed: the unseen tokens of all sequences side by side, ``[1, T]``, with their
+own positions and without a mask. The attention function writes the new keys and values into the
+pages of their sequences and attends over those pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+
+from glimprouter import _C
+from glimprouter.kv import KvCache, KvLayout, PagePool, RaggedBatch
+
+ATTENTION_NAME = "glimprouter"
+PAGE_TOKENS = 16
+_PROBE_LENGTHS = (7, 5)  # two sequences side by side, one of them in two pieces
+_PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+class PagedPass:
+    """What the attention function is told about a forward pass.
+
+    Attributes:
+        pool: Where the pages are.
+        batch: Which tokens, and which pages they write and read.
+        layers: How many layers have attended.
+    """
+
+    __slots__ = ("batch", "layers", "pool")
+
+    def __init__(self, pool: PagePool, batch: RaggedBatch) -> None:
+        """A pass that has not begun."""
+        self.pool = pool
+        self.batch = batch
+        self.layers = 0
+
+
+def _attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    glimprouter_pass: PagedPass | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """``[1, heads, T, size]`` in, ``[1, T, heads, size]`` out."""
+    if glimprouter_pass is None:
+        raise RuntimeError("this attention needs a PagedPass; run the model by RoutedModel")
+    if kwargs.get("s_aux") is not None:
+        raise NotImplementedError("attention sinks")
+    _, heads, tokens, size = query.shape
+    out = query.new_empty((1, tokens, heads, size))
+    scale = size**-0.5 if scaling is None else float(scaling)
+    pool, batch, layer = glimprouter_pass.pool, glimprouter_pass.batch, module.layer_idx
+    _C.append_kv(pool, layer, batch, key, value)
+    _C.paged_attention(pool, layer, batch, query, out, scale, sliding_window or 0, softcap or 0.0)
+    glimprouter_pass.layers += 1
+    return out, None
+
+
+AttentionInterface.register(ATTENTION_NAME, _attention)
+
+
+@contextmanager
+def _own_attention(config: Any) -> Iterator[None]:
+    """The model is the user's: it has its own attention back after each pass."""
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION_NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def kv_layout(model: Any) -> KvLayout:
+    """The layout of a model's keys and values, from its configuration."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    return KvLayout(
+        num_layers=config.num_hidden_layers,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        page_tokens=PAGE_TOKENS,
+        dtype=str(model.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+    )
+
+
+@torch.inference_mode()
+def paged_forward(model: Any, pool: PagePool, batch: RaggedBatch) -> torch.Tensor:
+    """Computes the batch's tokens; logits of each sequence's last one, ``[B, V]``.
+
+    The caller completes or abandons the batch.
+
+    Raises:
+        RuntimeError: A layer did not come by: the model has attention of its own.
+    """
+    config = model.config.get_text_config()
+    state = PagedPass(pool, batch)
+    with _own_attention(config):
+        output = model(
+            input_ids=torch.tensor(batch.ids, dtype=torch.long)[None],
+            position_ids=torch.tensor(batch.positions, dtype=torch.long)[None],
+            use_cache=False,
+            logits_to_keep=torch.tensor(batch.last_rows, dtype=torch.long),
+            glimprouter_pass=state,
+        )
+    if state.layers != pool.layout(batch.model).num_layers:
+        raise RuntimeError(f"{state.layers} of the model's layers used the attention over pages")
+    logits: torch.Tensor = output.logits[0]
+    return logits
+
+
+def why_not_paged(model: Any) -> str | None:
+    """Why a model cannot be served on pages, or None when it can: found by trying.
+
+    Two short sequences are computed side by side, in pieces, and compared with the model's own
+    attention: a model that drops our arguments, has attention sinks, or keeps other state differs.
+    """
+    if model.device.type != "cpu":
+        return f"it is on {model.device}, and the pages are on the CPU"
+    try:
+        layout = kv_layout(model)
+        if layout.head_size % 16 != 0:
+            return f"its head size of {layout.head_size} is no multiple of 16"
+        error = _probe(model, layout)
+    except Exception as failure:  # whatever a model's code does with an attention it does not know
+        return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
+    tolerance = _PROBE_TOLERANCE[model.dtype]
+    if not error <= tolerance:
+        return f"its logits differ by {error:.2g} of their spread from its own attention's"
+    return None
+
+
+@torch.inference_mode()
+def _probe(model: Any, layout: KvLayout) -> float:
+    """Largest difference to the model's own attention, over the spread of the logits."""
+    width = model.get_output_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    prompts = [
+        torch.randint(0, width, (length,), generator=generator).tolist()
+        for length in _PROBE_LENGTHS
+    ]
+    pool = PagePool([layout], 8 * layout.page_bytes, layout.page_bytes)
+    cache = KvCache(pool, len(prompts))
+    rows = [cache.open([prompt[:3]]) for prompt in prompts]
+    worst = 0.0
+    for start, end in ((0, 3), (3, 4), (4, None)):
+        if start:
+            for row, prompt in zip(rows, prompts, strict=True):
+                cache.append(row, prompt[start:end])
+        batch = cache.prepare(0, rows)
+        logits = paged_forward(model, pool, batch)
+        cache.complete(batch)
+        for row, prompt in enumerate(prompts):
+            expected = model(torch.tensor([prompt[:end]]), use_cache=False).logits[0, -1].float()
+            spread = float(expected.std()) + 1e-6
+            worst = max(worst, float((logits[row].float() - expected).abs().max()) / spread)
+            if worst != worst:
+                return worst
+    return worst

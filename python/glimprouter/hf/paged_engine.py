@@ -1,0 +1,159 @@
+"""Both models on one arena of pages: ragged batches, preemption when pages run short."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from glimprouter.hf.engine import MODELS
+from glimprouter.hf.paged_attention import kv_layout, paged_forward
+from glimprouter.hf.sequence import SequenceRecord
+from glimprouter.kv import KvCache, PagePool
+
+_MAX_BATCH_TOKENS = 4096  # of one forward pass: bounds the memory of its activations
+
+
+def default_arena_bytes() -> int:
+    """Half of this machine's memory; it is only taken as pages are written."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+class PagedEngine:
+    """All rows that wait for a model in one packed forward pass over pages.
+
+    The arena is shared: pages go to whichever model needs them. When they run short, sequences are
+    preempted to host memory and taken back later.
+    """
+
+    def __init__(
+        self,
+        small: Any,
+        large: Any,
+        records: Sequence[SequenceRecord],
+        max_new_tokens: Sequence[int],
+        max_batch_size: int,
+        arena_bytes: int | None = None,
+    ) -> None:
+        """An arena that holds the longest sequences, as far as it may.
+
+        Args:
+            small: The small model.
+            large: The large model.
+            records: The sequences to come.
+            max_new_tokens: Tokens that each may generate, all told.
+            max_batch_size: Sequences in flight.
+            arena_bytes: Memory for keys and values of both models; None for what
+                ``max_batch_size`` of the longest sequences need, up to half of this machine's.
+
+        Raises:
+            ValueError: The arena cannot hold the longest sequence.
+        """
+        self._models = dict(zip(MODELS, (small, large), strict=True))
+        self._layouts = [kv_layout(small), kv_layout(large)]
+        self._max_batch = max_batch_size
+        lengths = [
+            (len(record.prompt.small) + new, len(record.prompt.large) + new)
+            for record, new in zip(records, max_new_tokens, strict=True)
+        ]
+        self._pool = self._make_pool(lengths, arena_bytes)
+        self._cache = KvCache(self._pool, max_batch_size)
+        self._sequences: dict[int, int] = {}  # of the cache, by the record's index
+        self._appended: dict[int, int] = {}  # generated ids that the cache knows, likewise
+        self._saved: dict[int, bytes] = {}  # preempted sequences
+
+    def _pages(self, tokens: Sequence[int]) -> list[int]:
+        """Pages for so many tokens of each model."""
+        return [
+            -(-count // layout.page_tokens)
+            for count, layout in zip(tokens, self._layouts, strict=True)
+        ]
+
+    def _make_pool(self, lengths: Sequence[Sequence[int]], arena_bytes: int | None) -> PagePool:
+        sector_bytes = PagePool.default_sector_bytes(self._layouts)
+
+        def sectors(pages: Sequence[int]) -> int:
+            in_a_sector = (sector_bytes // layout.page_bytes for layout in self._layouts)
+            return sum(-(-count // held) for count, held in zip(pages, in_a_sector, strict=True))
+
+        pages = sorted((self._pages(pair) for pair in lengths), key=sectors, reverse=True)
+        together = [sum(column) for column in zip(*pages[: self._max_batch], strict=True)]
+        largest = sectors(pages[0]) if pages else 2
+        null_page = 1
+        wanted = (sectors(together) if pages else 2) + null_page
+        limit = default_arena_bytes() if arena_bytes is None else arena_bytes
+        if limit < (largest + null_page) * sector_bytes:
+            raise ValueError(
+                f"an arena of {limit} bytes cannot hold the longest sequence, which may need"
+                f" {(largest + null_page) * sector_bytes}; raise kv_memory_bytes, or lower the"
+                " token budgets"
+            )
+        return PagePool(self._layouts, min(limit, wanted * sector_bytes), sector_bytes)
+
+    def open(self, record: SequenceRecord) -> bool:
+        """Takes a sequence in when what it has computed, and some pages more, fit."""
+        saved = self._saved.get(record.index)
+        done = len(record.generated) if saved is not None else 0
+        tokens = [len(record.prompt.small) + done, len(record.prompt.large) + done]
+        # Room for each of the others to grow, or one of them would be preempted at once.
+        spare = 1 + len(self._sequences)
+        wanted = [pages + spare for pages in self._pages(tokens)]
+        if self._sequences and not self._pool.can_allocate(wanted):
+            return False
+        if saved is None:
+            sequence = self._cache.open([record.prompt.small, record.prompt.large])
+            self._appended[record.index] = 0
+        else:
+            sequence = self._cache.load(saved)
+            del self._saved[record.index]
+        self._sequences[record.index] = sequence
+        return True
+
+    def close(self, record: SequenceRecord) -> None:
+        """Frees the pages of both models."""
+        self._cache.close(self._sequences.pop(record.index))
+        del self._appended[record.index]
+
+    def preempt(self, record: SequenceRecord) -> None:
+        """Keys and values of both models go to host memory until the sequence is opened again."""
+        sequence = self._sequences.pop(record.index)
+        self._saved[record.index] = self._cache.save(sequence)
+        self._cache.close(sequence)
+
+    def groups(
+        self, model: str, records: Sequence[SequenceRecord]
+    ) -> Iterable[list[SequenceRecord]]:
+        """All of them, unless their unseen tokens are very many."""
+        index = MODELS.index(model)
+        group: list[SequenceRecord] = []
+        tokens = 0
+        for record in records:
+            prompt = record.prompt.small if model == "small" else record.prompt.large
+            computed = self._cache.computed(index, self._sequences[record.index])
+            unseen = len(prompt) + len(record.generated) - computed
+            if group and tokens + unseen > _MAX_BATCH_TOKENS:
+                yield group
+                group, tokens = [], 0
+            group.append(record)
+            tokens += unseen
+        if group:
+            yield group
+
+    def forward(self, model: str, records: Sequence[SequenceRecord]) -> torch.Tensor:
+        """One packed forward pass over exactly the unseen tokens."""
+        for record in records:
+            known = self._appended[record.index]
+            if known < len(record.generated):
+                self._cache.append(self._sequences[record.index], record.generated[known:])
+                self._appended[record.index] = len(record.generated)
+        rows = [self._sequences[record.index] for record in records]
+        batch = self._cache.prepare(MODELS.index(model), rows)
+        try:
+            logits = paged_forward(self._models[model], self._pool, batch)
+        except BaseException:
+            self._cache.abandon(batch)
+            raise
+        self._cache.complete(batch)
+        return logits
