@@ -1,7 +1,8 @@
 """Trains one model of the embedded pair on data generated as it goes.
 
-    python benchmarks/tinypair/train.py --model small --out DIR
-    python benchmarks/tinypair/train.py --model large --out DIR
+    python benchmarks/tinypair/train.py --model small --out DIR/small --seed 1 --steps 1100
+    python benchmarks/tinypair/train.py --model large --out DIR/large --steps 1600 --bfloat16 \
+        --threads 2
 
 Prints the held-out accuracy (development problems, greedy) at every checkpoint.
 """
@@ -189,7 +190,7 @@ def main() -> None:
     parser.add_argument("--model", choices=sorted(RECIPES), required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--every", type=int, default=300, help="steps between checkpoints")
     parser.add_argument("--problems", type=int, default=100, help="development problems")

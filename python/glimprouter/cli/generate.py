@@ -12,7 +12,7 @@ from rich.console import Console
 
 from glimprouter.cli import render
 from glimprouter.cli.errors import UserError, clean_exit, require_model_directory
-from glimprouter.cli.torch_setup import DTYPES, quiet_transformers, torch_dtype
+from glimprouter.cli.torch_setup import DTYPES, quiet_transformers, torch_dtype, use_threads
 from glimprouter.config import RouterConfig
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ Seed = Annotated[int, typer.Option(min=0, help="Of the sampling.")]
 Dtype = Annotated[str, typer.Option(help=f"Of the weights: {', '.join(DTYPES)}.")]
 ThinkStart = Annotated[str, typer.Option(help="Token that opens thinking; empty: there is none.")]
 ThinkEnd = Annotated[str, typer.Option(help="Token that ends thinking; empty: there is none.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Threads of torch.", show_default="one a core"),
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code found in the directories.")
 ]
@@ -203,6 +207,7 @@ def generate(
     dtype: Dtype = "auto",
     think_start: ThinkStart = "<think>",
     think_end: ThinkEnd = "</think>",
+    threads: Threads = None,
     trust_remote_code: TrustRemoteCode = False,
     no_color: NoColor = False,
     plain: Plain = False,
@@ -219,6 +224,8 @@ def generate(
         check_trace_path(json)
         require_model_directory("--small", small)
         require_model_directory("--large", large)
+        if threads is not None:
+            use_threads(threads)
         model = _load(
             small,
             large,
