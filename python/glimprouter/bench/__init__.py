@@ -31,10 +31,17 @@ def _step(settings: Settings) -> list[Section]:
     return step.run(settings)
 
 
+def _decode(settings: Settings) -> list[Section]:
+    from glimprouter.bench import decode
+
+    return decode.run(settings)
+
+
 BENCHMARKS: dict[str, Callable[[Settings], list[Section]]] = {
     "glimpse": _glimpse,
     "sampling": _sampling,
     "step": _step,
+    "decode": _decode,
 }
 
 
@@ -44,7 +51,7 @@ def run_benchmarks(
     """Runs the named benchmarks one after the other.
 
     Args:
-        names: Keys of `BENCHMARKS`: "glimpse", "sampling", "step".
+        names: Keys of `BENCHMARKS`: "glimpse", "sampling", "step", "decode".
         settings: Length and size of the run; the default takes about a minute.
 
     Returns:
