@@ -13,9 +13,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 from glimprouter.hf.events import Event, Result
+from glimprouter.hf.generate import routed_generate
 from glimprouter.hf.model import RoutedModel
 from glimprouter.hf.run import Run
 
-__all__ = ["Event", "Result", "RoutedModel", "Run"]
+__all__ = ["Event", "Result", "RoutedModel", "Run", "routed_generate"]
 
 del _torch, _transformers

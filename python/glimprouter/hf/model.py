@@ -42,6 +42,7 @@ class RoutedModel:
         large_tokenizer: Any = None,
         think_start: str | None = "<think>",
         think_end: str | None = "</think>",
+        eos_token_ids: Sequence[int] | None = None,
         on_invalid: Literal["raise", "end"] = "raise",
         max_batch_size: int = 64,
         engine: Literal["auto", "paged", "gather"] = "auto",
@@ -57,6 +58,8 @@ class RoutedModel:
             large_tokenizer: Of the large model, for its chat template (default: ``tokenizer``).
             think_start: The token that opens thinking, None when there is none.
             think_end: The token that ends thinking, None when there is none.
+            eos_token_ids: Ids that end a sequence; None for the tokenizer's and those of both
+                models' generation configs.
             on_invalid: What to do when a model gives NaN, +inf or only -inf: ``"raise"``, or
                 ``"end"`` that sequence with an error in its trace while the others go on.
             max_batch_size: Sequences in flight; further prompts wait.
@@ -100,7 +103,9 @@ class RoutedModel:
             tokenizer,
             think_start=think_start,
             think_end=think_end,
-            eos_token_ids=eos_ids(tokenizer, small, large),
+            eos_token_ids=(
+                eos_ids(tokenizer, small, large) if eos_token_ids is None else eos_token_ids
+            ),
         )
         for name, model in (("small", small), ("large", large)):
             check_width(name, model, self.boundary)
