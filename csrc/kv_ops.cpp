@@ -1,5 +1,6 @@
 #include "glimprouter/kv_ops.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 #include "element.hpp"
@@ -8,17 +9,54 @@
 namespace glimprouter {
 namespace {
 
-// One head of one token; a plain copy unless the types differ.
-void copy_head(const void* source, DataType from, std::byte* target, DataType to,
-               std::int32_t head_size) {
-  if (from == to) {
-    std::memcpy(target, source, static_cast<std::size_t>(head_size * element_size(to)));
+// Tokens of one head that lie side by side in a page. One copy where they also do outside of it and
+// the types are the same; else a copy, or a cast, a token.
+struct Run {
+  const std::byte* source;
+  std::int64_t source_stride;  // bytes
+  DataType source_type;
+  std::byte* target;
+  std::int64_t target_stride;  // bytes
+  DataType target_type;
+  std::int64_t tokens;
+  std::int32_t head_size;
+};
+
+void copy_run(const Run& run) {
+  const std::int64_t bytes = run.head_size * element_size(run.target_type);
+  if (run.source_type == run.target_type && run.source_stride == bytes &&
+      run.target_stride == bytes) {
+    std::memcpy(run.target, run.source, static_cast<std::size_t>(bytes * run.tokens));
     return;
   }
-  const RowView row{source, from, head_size};
-  for (std::int32_t i = 0; i < head_size; ++i) {
-    store_element(target + i * element_size(to), to, element(row, i));
+  for (std::int64_t token = 0; token < run.tokens; ++token) {
+    const std::byte* const source = run.source + token * run.source_stride;
+    std::byte* const target = run.target + token * run.target_stride;
+    if (run.source_type == run.target_type) {
+      std::memcpy(target, source, static_cast<std::size_t>(bytes));
+      continue;
+    }
+    const RowView row{source, run.source_type, run.head_size};
+    for (std::int32_t i = 0; i < run.head_size; ++i) {
+      store_element(target + i * element_size(run.target_type), run.target_type, element(row, i));
+    }
   }
+}
+
+std::int64_t token_bytes(const HeadsView& view) {
+  return view.token_stride * element_size(view.dtype);
+}
+
+// How many tokens from `first` on have slots side by side in one page.
+std::int64_t run_length(const RaggedBatch& batch, std::int64_t first, std::int32_t page_tokens) {
+  const auto total = static_cast<std::int64_t>(batch.slots.size());
+  const std::int64_t slot = batch.slots[static_cast<std::size_t>(first)];
+  const std::int64_t most = std::min(total - first, page_tokens - slot % page_tokens);
+  std::int64_t length = 1;
+  while (length < most && batch.slots[static_cast<std::size_t>(first + length)] == slot + length) {
+    ++length;
+  }
+  return length;
 }
 
 std::int64_t layer_offset(const KvLayout& layout, std::int32_t layer, std::int32_t head,
@@ -35,16 +73,19 @@ void append_kv(PagePool& pool, std::int32_t layer, const RaggedBatch& batch, con
   const auto tokens = static_cast<std::int64_t>(batch.slots.size());
   check_heads(keys, "keys", tokens, layout.num_kv_heads, layout.head_size);
   check_heads(values, "values", tokens, layout.num_kv_heads, layout.head_size);
-  for (std::int64_t token = 0; token < tokens; ++token) {
+  for (std::int64_t token = 0; token < tokens;) {
     const std::int64_t slot = batch.slots[static_cast<std::size_t>(token)];
+    const std::int64_t length = run_length(batch, token, layout.page_tokens);
     std::byte* const page = pool.address(static_cast<PageId>(slot / layout.page_tokens));
     for (std::int32_t head = 0; head < layout.num_kv_heads; ++head) {
       std::byte* const target = page + layer_offset(layout, layer, head, slot % layout.page_tokens);
-      copy_head(head_address(keys, token, head), keys.dtype, target, layout.dtype,
-                layout.head_size);
-      copy_head(head_address(values, token, head), values.dtype, target + layout.value_offset,
-                layout.dtype, layout.head_size);
+      copy_run({head_address(keys, token, head), token_bytes(keys), keys.dtype, target,
+                layout.token_stride, layout.dtype, length, layout.head_size});
+      copy_run({head_address(values, token, head), token_bytes(values), values.dtype,
+                target + layout.value_offset, layout.token_stride, layout.dtype, length,
+                layout.head_size});
     }
+    token += length;
   }
 }
 
@@ -54,14 +95,16 @@ void gather_kv(const PagePool& pool, std::int32_t model, std::int32_t layer, con
   check_layer(layout, layer);
   check_heads(keys, "keys", keys.tokens, layout.num_kv_heads, layout.head_size);
   check_heads(values, "values", keys.tokens, layout.num_kv_heads, layout.head_size);
-  for (std::int32_t head = 0; head < layout.num_kv_heads; ++head) {
-    for (std::int64_t token = 0; token < keys.tokens; ++token) {
-      const std::byte* const source = pool.address(pages[token / layout.page_tokens]) +
-                                      layer_offset(layout, layer, head, token % layout.page_tokens);
-      copy_head(source, layout.dtype, head_address(keys, token, head), keys.dtype,
-                layout.head_size);
-      copy_head(source + layout.value_offset, layout.dtype, head_address(values, token, head),
-                values.dtype, layout.head_size);
+  for (std::int64_t token = 0; token < keys.tokens; token += layout.page_tokens) {
+    const std::int64_t length = std::min<std::int64_t>(layout.page_tokens, keys.tokens - token);
+    const std::byte* const page = pool.address(pages[token / layout.page_tokens]);
+    for (std::int32_t head = 0; head < layout.num_kv_heads; ++head) {
+      const std::byte* const source = page + layer_offset(layout, layer, head, 0);
+      copy_run({source, layout.token_stride, layout.dtype, head_address(keys, token, head),
+                token_bytes(keys), keys.dtype, length, layout.head_size});
+      copy_run({source + layout.value_offset, layout.token_stride, layout.dtype,
+                head_address(values, token, head), token_bytes(values), values.dtype, length,
+                layout.head_size});
     }
   }
 }

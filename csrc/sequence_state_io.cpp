@@ -26,11 +26,13 @@ struct SavedHeader {
   float candidate_logprob;
   float candidate_entropy;
   double step_logprob;
+  double step_entropy;
 };
 static_assert(std::is_trivially_copyable_v<SavedHeader>);
 
 constexpr char kMagic[8] = {'G', 'R', 'S', 'T', 'A', 'T', 'E', '\n'};
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
+constexpr std::size_t kRecordBytes = 13;  // token, logprob, entropy, writer
 
 std::uint64_t checksum(std::string_view bytes) {
   std::uint64_t hash = 0xCBF29CE484222325u;
@@ -38,6 +40,23 @@ std::uint64_t checksum(std::string_view bytes) {
     hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001B3u;
   }
   return hash;
+}
+
+bool holds_records(std::size_t bytes, std::uint64_t count) {
+  return bytes % kRecordBytes == 0 && bytes / kRecordBytes == count;
+}
+
+// A checksum does not stop who computes it: what indexes memory must lie in its range.
+void check_state(const SavedHeader& header, std::int32_t num_states, std::int32_t vocabulary) {
+  const SequenceState& state = header.state;
+  const SequenceLimits& limits = header.options.limits;
+  const bool counts = state.step_index >= 0 && state.step_tokens >= 0 && state.think_tokens >= 0 &&
+                      state.answer_tokens >= 0 && state.position >= 0 && state.finished_steps >= 0;
+  if (!counts || state.phase > Phase::kDone || state.automaton >= num_states ||
+      limits.comparison > Comparison::kGreaterEqual || limits.route > RouteMode::kManual ||
+      limits.answer_model > Model::kLarge || header.candidate_token >= vocabulary) {
+    throw std::invalid_argument("the saved sequence is damaged: a value is out of its range");
+  }
 }
 
 }  // namespace
@@ -60,12 +79,15 @@ std::string StepRouter::save(std::int32_t row) {
   header.candidate_logprob = sequence.candidate_logprob;
   header.candidate_entropy = sequence.candidate_entropy;
   header.step_logprob = sequence.step_logprob;
+  header.step_entropy = sequence.step_entropy;
   std::string bytes(sizeof header, '\0');
   std::memcpy(bytes.data(), &header, sizeof header);
   for (const TokenRecord& record : sequence.log) {
-    char entry[5];
+    char entry[kRecordBytes];
     std::memcpy(entry, &record.token, 4);
-    entry[4] = static_cast<char>(record.writer);
+    std::memcpy(entry + 4, &record.logprob, 4);
+    std::memcpy(entry + 8, &record.entropy, 4);
+    entry[12] = static_cast<char>(record.writer);
     bytes.append(entry, sizeof entry);
   }
   const std::uint64_t sum = checksum(bytes);
@@ -89,7 +111,7 @@ std::int32_t StepRouter::load(std::string_view saved) {
   const std::string_view body = saved.substr(0, saved.size() - sizeof(std::uint64_t));
   std::uint64_t sum = 0;
   std::memcpy(&sum, saved.data() + body.size(), sizeof sum);
-  if (sum != checksum(body) || body.size() != sizeof header + 5 * header.tokens) {
+  if (sum != checksum(body) || !holds_records(body.size() - sizeof header, header.tokens)) {
     throw std::invalid_argument("the saved sequence is damaged or cut short");
   }
   if (header.boundary != boundary_->fingerprint() ||
@@ -97,6 +119,7 @@ std::int32_t StepRouter::load(std::string_view saved) {
     throw std::invalid_argument(
         "the sequence was saved by a router with another boundary (tokenizer or delimiters)");
   }
+  check_state(header, boundary_->num_states(), boundary_->vocabulary_size());
   const std::int32_t row = free_row();
   Sequence sequence;
   sequence.options = header.options;
@@ -106,12 +129,18 @@ std::int32_t StepRouter::load(std::string_view saved) {
   sequence.candidate_logprob = header.candidate_logprob;
   sequence.candidate_entropy = header.candidate_entropy;
   sequence.step_logprob = header.step_logprob;
+  sequence.step_entropy = header.step_entropy;
   sequence.log.reserve(static_cast<std::size_t>(header.tokens) + 1024);
   for (std::uint64_t i = 0; i < header.tokens; ++i) {
-    const char* entry = saved.data() + sizeof header + 5 * i;
+    const char* entry = saved.data() + sizeof header + kRecordBytes * i;
     TokenRecord record{};
     std::memcpy(&record.token, entry, 4);
-    record.writer = entry[4] == 0 ? Model::kSmall : Model::kLarge;
+    std::memcpy(&record.logprob, entry + 4, 4);
+    std::memcpy(&record.entropy, entry + 8, 4);
+    record.writer = entry[12] == 0 ? Model::kSmall : Model::kLarge;
+    if (record.token < 0 || record.token >= boundary(record.writer).vocabulary_size()) {
+      throw std::invalid_argument("the saved sequence holds a token outside the vocabulary");
+    }
     sequence.log.push_back(record);
   }
   sequence.open = true;

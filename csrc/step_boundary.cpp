@@ -149,6 +149,16 @@ void StepBoundary::build_table() {
       if (only_white_space(*bytes)) entry |= TokenEffect::kWhitespace;
     }
   }
+  // Markers of thinking are no text of a step, whatever their bytes say ("<think>" is an ordinary
+  // added token in many vocabularies).
+  for (const auto* ids : {&definition_.think_start_ids, &definition_.think_end_ids}) {
+    for (const std::int32_t id : *ids) {
+      for (std::size_t state = 0; state < states; ++state) {
+        table_[static_cast<std::size_t>(id) * states + state] =
+            static_cast<std::uint16_t>(state & kContent);
+      }
+    }
+  }
   const auto mark = [&](const std::vector<std::int32_t>& ids, std::uint16_t flag) {
     for (const std::int32_t id : ids) {
       for (std::size_t state = 0; state < states; ++state) {
@@ -181,7 +191,13 @@ void StepBoundary::build_table() {
         "check the delimiters and the token bytes");
   }
   fingerprint_ = 0xCBF29CE484222325u;
-  for (const std::uint16_t entry : table_) fingerprint_ = (fingerprint_ ^ entry) * 0x100000001B3u;
+  const auto add = [&](std::uint32_t value) {
+    fingerprint_ = (fingerprint_ ^ value) * 0x100000001B3u;
+  };
+  add(static_cast<std::uint32_t>(vocabulary_size_));
+  add(static_cast<std::uint32_t>(num_states_));
+  for (const std::uint16_t entry : table_) add(entry);
+  for (const std::int32_t id : definition_.close_ids) add(static_cast<std::uint32_t>(id));
 }
 
 }  // namespace glimprouter

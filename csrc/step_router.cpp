@@ -43,25 +43,29 @@ StepRouter::StepRouter(std::shared_ptr<const StepBoundary> boundary,
   workspaces_.reserve(std::max(boundary_->vocabulary_size(), large_boundary_->vocabulary_size()));
 }
 
-StepRouter::Use::Use(StepRouter& router) : router_(router) {
+// The claim comes first, so that of two threads at most one is past it.
+StepRouter::Claim::Claim(StepRouter& router) : router_(router) {
+  if (router.in_use_.exchange(true)) {
+    throw std::runtime_error(
+        "this StepRouter is in a call of another thread; use one router per thread");
+  }
+}
+
+StepRouter::Claim::~Claim() { router_.in_use_.store(false); }
+
+StepRouter::Use::Use(StepRouter& router) : claim_(router) {
   const std::thread::id caller = std::this_thread::get_id();
-  std::thread::id owner;  // none yet: the first caller becomes it
-  if (!router.owner_.compare_exchange_strong(owner, caller) && owner != caller) {
+  if (router.owner_ == std::thread::id()) router.owner_ = caller;
+  if (router.owner_ != caller) {
     throw std::runtime_error(
         "this StepRouter belongs to another thread; use one router per thread, or call "
         "attach() from this thread when the other is finished with it");
   }
-  router.in_use_.store(true);
 }
 
-StepRouter::Use::~Use() { router_.in_use_.store(false); }
-
 void StepRouter::attach() {
-  if (in_use_.load()) {
-    throw std::runtime_error(
-        "this StepRouter is in a call of another thread; attach() comes after that call");
-  }
-  owner_.store(std::this_thread::get_id());
+  const Claim claim(*this);
+  owner_ = std::this_thread::get_id();
 }
 
 Sequence& StepRouter::at(std::int32_t row) {
@@ -131,20 +135,20 @@ std::int32_t StepRouter::fork(std::int32_t row, std::optional<std::uint64_t> str
 void StepRouter::rewind(std::int32_t row, std::int32_t count) {
   const Use use(*this);
   Sequence& sequence = at(row);
-  const std::int32_t target = sequence.state.position - count;
-  if (count < 0 || target < 0) {
+  if (count < 0 || count > sequence.state.position) {
     throw std::invalid_argument("cannot rewind row " + std::to_string(row) + " by " +
                                 std::to_string(count) + " tokens: it has generated " +
                                 std::to_string(sequence.state.position));
   }
+  const std::int32_t target = sequence.state.position - count;
   Sequence replayed = sequence;
   replayed.state = SequenceState{};
   replayed.candidate_token = -1;
-  replayed.step_logprob = 0;
+  replayed.step_logprob = replayed.step_entropy = 0;
   begin_step(replayed.state, replayed.options.limits);
   std::size_t kept = 0;
   for (; kept < sequence.log.size() && replayed.state.position < target; ++kept) {
-    apply(sequence.log[kept].writer, sequence.log[kept].token, replayed);
+    apply(sequence.log[kept], replayed);
   }
   if (replayed.state.position != target) {
     throw std::invalid_argument(
@@ -279,32 +283,35 @@ void StepRouter::step_row(Model model, const RowResult& result, Sequence& sequen
       return;
     }
   }
-  commit(model, result.token, result.logprob, sequence, index, outputs);
+  commit({result.token, result.logprob, result.entropy, model}, sequence, index, outputs);
 }
 
-void StepRouter::commit(Model writer, std::int32_t token, float logprob, Sequence& sequence,
-                        std::size_t index, StepOutputs& outputs) const noexcept {
+void StepRouter::commit(const TokenRecord& record, Sequence& sequence, std::size_t index,
+                        StepOutputs& outputs) const noexcept {
   // Only a sequence longer than the reserved log can allocate here; running out of memory then ends
   // the process, as everywhere else in a noexcept path.
-  sequence.log.push_back(TokenRecord{token, writer});
-  const std::int32_t step = sequence.state.step_index;
-  const TransitionResult transition = apply(writer, token, sequence);
-  sequence.step_logprob = sequence.state.step_index == step && sequence.state.step_tokens > 1
-                              ? sequence.step_logprob + static_cast<double>(logprob)
-                              : static_cast<double>(logprob);
-  outputs.token[index] = token;
+  sequence.log.push_back(record);
+  const TransitionResult transition = apply(record, sequence);
+  outputs.token[index] = record.token;
   outputs.end_reason[index] = static_cast<std::uint8_t>(transition.end_reason);
   outputs.forced[index] = transition.forced_tokens;
   outputs.phase[index] = static_cast<std::uint8_t>(sequence.state.phase);
 }
 
-TransitionResult StepRouter::apply(Model writer, std::int32_t token,
-                                   Sequence& sequence) const noexcept {
+TransitionResult StepRouter::apply(const TokenRecord& record, Sequence& sequence) const noexcept {
   SequenceState& state = sequence.state;
   // In a replay the decision is the writer's name: a step's start that the large model wrote.
-  if (state.phase == Phase::kGlimpse && writer == Model::kLarge) state.phase = Phase::kLargeStep;
-  return commit_token(state, sequence.options.limits,
-                      boundary(writer).effect(state.automaton, token), token);
+  if (state.phase == Phase::kGlimpse && record.writer == Model::kLarge) {
+    state.phase = Phase::kLargeStep;
+  }
+  const TokenEffect effect = boundary(record.writer).effect(state.automaton, record.token);
+  const TransitionResult transition =
+      commit_token(state, sequence.options.limits, effect, record.token);
+  sequence.step_logprob += static_cast<double>(record.logprob);
+  sequence.step_entropy += static_cast<double>(record.entropy);
+  const bool thinking = state.phase != Phase::kAnswer && state.phase != Phase::kDone;
+  if (!thinking || state.step_tokens == 0) sequence.step_logprob = sequence.step_entropy = 0;
+  return transition;
 }
 
 void StepRouter::decide(std::span<const std::int32_t> rows, Model model, StepOutputs& outputs) {
@@ -332,6 +339,9 @@ void StepRouter::decide(std::span<const std::int32_t> rows, Model model, StepOut
          {&outputs.logsumexp, &outputs.max_prob, &outputs.margin, &outputs.varentropy}) {
       if (!field->empty()) (*field)[index] = kNotANumber;
     }
+    const auto ids = static_cast<std::ptrdiff_t>(outputs.logprob_ids.size());
+    const auto own = outputs.logprobs.begin() + static_cast<std::ptrdiff_t>(index) * ids;
+    std::fill(own, own + ids, kNotANumber);
     const std::int32_t token = sequence.candidate_token;
     sequence.candidate_token = -1;
     if (model == Model::kLarge) {
@@ -341,7 +351,8 @@ void StepRouter::decide(std::span<const std::int32_t> rows, Model model, StepOut
     } else {
       sequence.state.phase = Phase::kGlimpse;
       outputs.route[index] = 1;
-      commit(Model::kSmall, token, sequence.candidate_logprob, sequence, index, outputs);
+      commit({token, sequence.candidate_logprob, sequence.candidate_entropy, Model::kSmall},
+             sequence, index, outputs);
     }
   }
 }

@@ -128,23 +128,26 @@ void WorkspaceSet::reserve(std::int64_t max_vocabulary) {
   while (workspaces_.size() < wanted) workspaces_.emplace_back(max_vocabulary);
 }
 
-void parallel_tasks(std::int64_t count, std::int64_t elements, TaskBody body) {
+void parallel_tasks(std::int64_t count, std::int64_t elements, TaskBody body,
+                    WorkspaceSet* workspaces, std::int64_t vocabulary) {
   Shared& state = shared();
   if (count > 1 && elements >= kMinElementsToShare && state.count.load() > 1) {
     const std::unique_lock lock(state.mutex, std::try_to_lock);
     if (lock.owns_lock() && state.pool && state.pool->belongs_to_this_process()) {
+      // Under the lock: the number of threads cannot change until the batch is done.
+      if (workspaces != nullptr) workspaces->reserve(vocabulary);
       state.pool->run(count, body);
       return;
     }
   }
+  if (workspaces != nullptr) workspaces->reserve(vocabulary);
   for (std::int64_t task = 0; task < count; ++task) body(task, 0);
 }
 
 void parallel_rows(std::int64_t count, std::int64_t vocabulary, WorkspaceSet& workspaces,
                    RowBody body) {
-  workspaces.reserve(vocabulary);  // the number of threads may have grown since
   auto task = [&](std::int64_t row, int thread) noexcept { body(row, workspaces.at(thread)); };
-  parallel_tasks(count, count * vocabulary, TaskBody(task));
+  parallel_tasks(count, count * vocabulary, TaskBody(task), &workspaces, vocabulary);
 }
 
 }  // namespace glimprouter

@@ -176,7 +176,7 @@ def tiny_model(layers: int = 1, vocabulary: int = 302) -> Any:
         num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
-        head_dim=8,
+        head_dim=16,
         max_position_embeddings=CONTEXT,
         **{f"{name}_token_id": None for name in ("bos", "eos", "pad")},
     )

@@ -39,6 +39,12 @@ def entropies(row: NDArray[Any]) -> NDArray[np.float64]:
     return np.log(sums) - weighted / sums
 
 
+def log_probability(row: NDArray[Any], token: int) -> float:
+    """ln p of a token over the whole row, in float64."""
+    values = row.astype(np.float64)
+    return float(values[token] - values.max() - np.log(np.exp(values - values.max()).sum()))
+
+
 @dataclass
 class Expected:
     """What a call must say about one row."""
@@ -68,7 +74,8 @@ class Sequence:
     step_text: bytes = b""  # of the running step
     words: tuple[int, ...] = ()  # of the running step, without white space
     finished: list[tuple[int, ...]] = field(default_factory=list)
-    candidate: tuple[int, float] | None = None  # of a manual glimpse: token, entropy
+    candidate: tuple[int, float, float] | None = None  # of a manual glimpse, as `sums`
+    sums: tuple[float, float] = (0.0, 0.0)  # log-probabilities and entropies of the running step
 
     def begin_step(self) -> None:
         """Says who is asked first."""
@@ -233,7 +240,7 @@ class RouterModel:
         if sequence.phase == Phase.GLIMPSE and not opens_no_step(token):
             if sequence.config.route == "manual":
                 sequence.phase = expected.phase = Phase.AWAIT_DECISION
-                sequence.candidate = token, entropy
+                sequence.candidate = token, log_probability(logits, token), entropy
                 return expected
             threshold = sequence.config.threshold
             equal = sequence.config.comparison == ">=" and entropy == threshold
@@ -242,7 +249,7 @@ class RouterModel:
                 expected.route = Route.LARGE
                 return expected
             expected.route = Route.SMALL
-        self._commit(row, token, expected)
+        self._commit(row, token, expected, log_probability(logits, token), entropy)
         return expected
 
     def invalid(self, row: int, status: Status) -> Expected:
@@ -253,7 +260,7 @@ class RouterModel:
     def decide(self, row: int, model: str) -> Expected:
         sequence = self.sequences[row]
         assert sequence.candidate is not None
-        token, entropy = sequence.candidate
+        token, logprob, entropy = sequence.candidate
         sequence.candidate = None
         expected = Expected(step_index=sequence.step_index, entropy=entropy)
         if model == "large":
@@ -262,7 +269,7 @@ class RouterModel:
             return expected
         sequence.phase = Phase.GLIMPSE
         expected.route = Route.SMALL
-        self._commit(row, token, expected)
+        self._commit(row, token, expected, logprob, entropy)
         return expected
 
     def step_index(self, row: int) -> int:
@@ -275,9 +282,14 @@ class RouterModel:
         position = self.sequences[row].position
         return sorted(position - earlier.position for earlier in self.histories[row])
 
-    def _commit(self, row: int, token: int, expected: Expected) -> None:
+    def _commit(
+        self, row: int, token: int, expected: Expected, logprob: float, entropy: float
+    ) -> None:
         sequence = self.sequences[row]
         expected.token = token
         expected.end_reason, expected.forced = sequence.commit(token)
         expected.phase = sequence.phase
+        sequence.sums = sequence.sums[0] + logprob, sequence.sums[1] + entropy
+        if sequence.phase in (Phase.ANSWER, Phase.DONE) or sequence.step_tokens == 0:
+            sequence.sums = 0.0, 0.0
         self.histories[row].append(copy.deepcopy(sequence))

@@ -196,7 +196,7 @@ def test_an_unknown_benchmark(
 ) -> None:
     status, out, err = ended(monkeypatch, capfd, "bench", "nothing")
     assert (status, out) == (2, "")
-    assert err == "error: unknown benchmark 'nothing': choose from glimpse, sampling, step\n"
+    assert err == "error: unknown benchmark 'nothing': choose from glimpse, sampling, step, decode, kv\n"
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -217,7 +217,7 @@ def endless_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
             num_hidden_layers=layers,
             num_attention_heads=2,
             num_key_value_heads=1,
-            head_dim=8,
+            head_dim=16,
             max_position_embeddings=2_000_000,
             **{f"{kind}_token_id": None for kind in ("bos", "eos", "pad")},
         )

@@ -24,7 +24,11 @@ INSTALLING = ("# install and run the demo\n", "# run the tests\n")
 
 def run_python(*arguments: str, cwd: Path) -> str:
     finished = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error::RuntimeWarning", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout

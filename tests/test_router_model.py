@@ -86,8 +86,11 @@ class Router(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        # Markers of thinking are ordinary added tokens in many vocabularies: their text is no text.
+        written = list(VOCABULARY)
+        written[THINK], written[END_THINK] = b"<think>", b"</think>"
         boundary = gr.StepBoundary(
-            VOCABULARY, DELIMITERS, [THINK], [END_THINK], [EOS, EOS_2], CLOSE_IDS
+            written, DELIMITERS, [THINK], [END_THINK], [EOS, EOS_2], CLOSE_IDS
         )
         config = gr.RouterConfig(
             max_step_tokens=8, max_think_tokens=40, max_answer_tokens=5, temperature=0.0
@@ -211,6 +214,8 @@ class Router(RuleBasedStateMachine):
                 *("think_tokens", "answer_tokens"),
             ):
                 assert state[name] == getattr(sequence, name), (row, name)
+            sums = state["step_logprob"], state["step_entropy"]
+            np.testing.assert_allclose(sums, sequence.sums, rtol=1e-5, atol=1e-5)
 
 
 Router.TestCase.settings = settings(

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include <chrono>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -45,10 +46,9 @@ template <typename Body>
 void for_rows(const LogitsView& logits, Body&& body) {
   thread_local WorkspaceSet workspaces;
   workspaces.reserve(logits.width);
-  const bool release = logits.rows * logits.width >= kMinElementsToReleaseGil;
-  PyThreadState* state = release ? PyEval_SaveThread() : nullptr;
+  std::optional<py::gil_scoped_release> release;
+  if (logits.rows * logits.width >= kMinElementsToReleaseGil) release.emplace();
   parallel_rows(logits.rows, logits.width, workspaces, RowBody(body));
-  if (release) PyEval_RestoreThread(state);
 }
 
 std::vector<std::int32_t> read_logprob_ids(const py::object& ids, std::int64_t vocabulary) {

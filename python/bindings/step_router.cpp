@@ -28,8 +28,17 @@ Model model_of(const py::object& object) {
                         py::repr(object).cast<std::string>());
 }
 
+StepOutputs& outputs_of(const py::object& object) {
+  if (!py::isinstance<StepOutputs>(object)) {
+    throw py::type_error("out must come from router.outputs(n), got " +
+                         std::string(Py_TYPE(object.ptr())->tp_name));
+  }
+  return object.cast<StepOutputs&>();
+}
+
 void step(StepRouter& router, const py::object& model, const py::object& logits,
-          const py::object& rows, StepOutputs& outputs) {
+          const py::object& rows, const py::object& out) {
+  StepOutputs& outputs = outputs_of(out);
   const Model writer = model_of(model);
   const BorrowedTensor tensor(logits.ptr(), "logits");
   const LogitsView view = logits_view(tensor, /*allow_vector=*/false);
@@ -43,7 +52,8 @@ void step(StepRouter& router, const py::object& model, const py::object& logits,
 }
 
 void decide(StepRouter& router, const py::object& rows, const py::object& model,
-            StepOutputs& outputs) {
+            const py::object& out) {
+  StepOutputs& outputs = outputs_of(out);
   const IndexList list(rows.ptr(), "rows");
   router.decide(list.span(), model_of(model), outputs);
 }
@@ -128,6 +138,7 @@ py::dict state(StepRouter& router, std::int32_t row) {
   result["think_tokens"] = state.think_tokens;
   result["answer_tokens"] = state.answer_tokens;
   result["step_logprob"] = sequence.step_logprob;
+  result["step_entropy"] = sequence.step_entropy;
   result["automaton"] = static_cast<int>(state.automaton);
   result["seed"] = sequence.options.seed;
   result["stream"] = sequence.options.stream;

@@ -75,7 +75,7 @@ inline constexpr const char* kStep =
     R"(step(model, logits, rows, out): from logits to tokens and routes.
 
 Statistics, selection, step boundary, transition and route of each row in one pass over its logits.
-Allocates nothing. A row whose logits hold NaN, +inf or nothing but -inf is reported in out.status
+Allocates nothing for up to 256 rows. A row whose logits hold NaN, +inf or nothing but -inf is reported in out.status
 and unchanged; the others go on.
 
 Args:
@@ -103,12 +103,14 @@ Args:
 Raises:
     ValueError: A row with no decision to make, or named twice.
     IndexError: A row that is not open.
+    RuntimeError: Another thread than the router's.
 )";
 
 inline constexpr const char* kState = R"(Counters of a sequence, as a dict.
 
 phase, position (generated tokens, forced ones included), step_index, step_tokens, think_tokens,
-answer_tokens, step_logprob (sum over the running step, nats), automaton, seed, stream, threshold.
+answer_tokens, step_logprob and step_entropy (sums over the running step, nats; 0 in
+the answer), automaton, seed, stream, threshold.
 
 Args:
     row: An open row.

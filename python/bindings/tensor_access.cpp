@@ -3,6 +3,7 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "dlpack_abi.hpp"
 
@@ -81,11 +82,6 @@ BorrowedTensor::BorrowedTensor(PyObject* object, const char* what) : what_(what)
                        type_name(object));
 }
 
-BorrowedTensor::~BorrowedTensor() {
-  if (buffer_.obj != nullptr) PyBuffer_Release(&buffer_);
-  Py_XDECREF(capsule_);
-}
-
 void BorrowedTensor::assign(const void* dl_tensor) {
   const auto& source = *static_cast<const dlpack::Tensor*>(dl_tensor);
   if (source.dimensions > kMaxDimensions) {
@@ -117,7 +113,6 @@ void BorrowedTensor::assign(const void* dl_tensor) {
       kind = ElementKind::kOther;
   }
   device_type = source.device.type;
-  device_id = source.device.id;
   dimensions = source.dimensions;
   std::int64_t compact = 1;
   for (int i = dimensions - 1; i >= 0; --i) {
@@ -144,31 +139,35 @@ bool BorrowedTensor::from_exchange_api(PyObject* object) {
 bool BorrowedTensor::from_buffer(PyObject* object) {
   if (!PyObject_CheckBuffer(object)) return false;
   bool is_bfloat16 = false;
-  if (PyObject_GetBuffer(object, &buffer_, PyBUF_RECORDS_RO) != 0) {
+  if (PyObject_GetBuffer(object, &buffer_.view, PyBUF_RECORDS_RO) != 0) {
     PyErr_Clear();
     is_bfloat16 = is_numpy_bfloat16(object);
     if (!is_bfloat16) return false;
-    const py::object view = py::handle(object).attr("view")("uint16");
-    if (PyObject_GetBuffer(view.ptr(), &buffer_, PyBUF_RECORDS_RO) != 0) {
+    const py::object words = py::handle(object).attr("view")("uint16");
+    if (PyObject_GetBuffer(words.ptr(), &buffer_.view, PyBUF_RECORDS_RO) != 0) {
       throw py::error_already_set();
     }
   }
-  if (buffer_.ndim > kMaxDimensions) {
-    throw py::value_error(std::string(what_) + " has " + std::to_string(buffer_.ndim) +
+  const Py_buffer& view = buffer_.view;
+  if (view.itemsize < 1) {
+    throw py::value_error(std::string(what_) + " has elements of no size");
+  }
+  if (view.ndim > kMaxDimensions) {
+    throw py::value_error(std::string(what_) + " has " + std::to_string(view.ndim) +
                           " dimensions; at most 4 are read");
   }
-  data = buffer_.buf;
+  data = view.buf;
   kind = is_bfloat16 ? ElementKind::kBFloat
-                     : kind_of_format(buffer_.format != nullptr ? buffer_.format : "B");
-  bits = static_cast<int>(buffer_.itemsize * 8);
-  dimensions = buffer_.ndim;
-  read_only = buffer_.readonly != 0;
+                     : kind_of_format(view.format != nullptr ? view.format : "B");
+  bits = static_cast<int>(view.itemsize * 8);
+  dimensions = view.ndim;
+  read_only = view.readonly != 0;
   for (int i = 0; i < dimensions; ++i) {
-    shape[i] = buffer_.shape[i];
-    strides[i] = buffer_.strides[i] / buffer_.itemsize;
-    if (buffer_.strides[i] % buffer_.itemsize != 0 && shape[i] > 1) {
+    shape[i] = view.shape[i];
+    strides[i] = view.strides[i] / view.itemsize;
+    if (view.strides[i] % view.itemsize != 0 && shape[i] > 1) {
       throw py::value_error(std::string(what_) + " has a stride of " +
-                            std::to_string(buffer_.strides[i]) +
+                            std::to_string(view.strides[i]) +
                             " bytes, which is no multiple of its element size; copy it first");
     }
   }
@@ -196,7 +195,7 @@ bool BorrowedTensor::from_capsule(PyObject* object) {
   } else {
     return false;
   }
-  capsule_ = capsule.release().ptr();  // not renamed: the producer's destructor frees the tensor
+  capsule_ = std::move(capsule);  // not renamed: the producer's destructor frees the tensor
   return true;
 }
 

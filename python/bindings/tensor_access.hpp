@@ -37,7 +37,6 @@ class BorrowedTensor {
   // Throws pybind11::type_error when `object` is no tensor, pybind11::value_error for more than
   // kMaxDimensions dimensions. `what` names the argument in messages.
   BorrowedTensor(PyObject* object, const char* what);
-  ~BorrowedTensor();
   BorrowedTensor(const BorrowedTensor&) = delete;
   BorrowedTensor& operator=(const BorrowedTensor&) = delete;
 
@@ -46,7 +45,6 @@ class BorrowedTensor {
   int bits = 0;
   int dimensions = 0;
   int device_type = kCpuDevice;
-  int device_id = 0;
   bool read_only = false;
   std::int64_t shape[kMaxDimensions] = {};
   std::int64_t strides[kMaxDimensions] = {};  // in elements
@@ -57,8 +55,18 @@ class BorrowedTensor {
   bool from_capsule(PyObject* object);
   void assign(const void* dl_tensor);
 
-  Py_buffer buffer_{};
-  PyObject* capsule_ = nullptr;
+  struct Buffer {  // released also when the constructor throws
+    Buffer() = default;
+    ~Buffer() {
+      if (view.obj != nullptr) PyBuffer_Release(&view);
+    }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    Py_buffer view{};
+  };
+
+  Buffer buffer_;
+  pybind11::object capsule_;
   const char* what_;
 };
 

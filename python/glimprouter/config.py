@@ -40,8 +40,8 @@ class RouterConfig:
         max_answer_tokens: Tokens of the answer, >= 0; 0 ends the sequence with the thinking.
         first_steps_large: So many first steps go to the large model without a glimpse, >= 0.
         answer_model: Who writes the answer: ``"large"`` (paper) or ``"small"``.
-        repetition_guard: Close the thinking when the last L steps equal the L before, L <= 8 (the
-            published code notices L = 1 only).
+        repetition_guard: Close the thinking when the last L steps equal the L before, L <= 8, from
+            the third step on (the published code notices L = 1 only).
         route: ``"auto"``; ``"small"`` / ``"large"``: every step by that model, nothing is glimpsed;
             ``"manual"``: signals come out and :meth:`StepRouter.decide` continues.
 
@@ -71,11 +71,7 @@ class RouterConfig:
         _check_choice("comparison", self.comparison, _COMPARISONS)
         if self.entropy_top_k is not None:
             check_integer("entropy_top_k", self.entropy_top_k, 1, "None for the full entropy")
-        if self.temperature != 0:
-            _check_number("temperature", self.temperature, 1e-4, 1e4, "or 0 for greedy")
-        _check_number("top_p", self.top_p, 0.0, 1.0, "1 is off", open_below=True)
-        check_integer("top_k", self.top_k, 0, "0 is off")
-        _check_number("min_p", self.min_p, 0.0, 1.0, "0 is off")
+        check_sampling(self.temperature, self.top_p, self.top_k, self.min_p)
         check_integer("max_step_tokens", self.max_step_tokens, 1)
         check_integer("max_think_tokens", self.max_think_tokens, 1)
         check_integer("max_answer_tokens", self.max_answer_tokens, 0)
@@ -101,11 +97,27 @@ class RouterConfig:
     def native_options(self) -> dict[str, Any]:
         """The flat form that the native router takes (enumerations as integers)."""
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in ("threshold", "temperature", "top_p", "min_p"):
+            options[name] = float(options[name])
         options["comparison"] = _COMPARISONS.index(self.comparison)
         options["route"] = _ROUTES.index(self.route)
         options["answer_model"] = _MODELS.index(self.answer_model)
         options["entropy_top_k"] = self.entropy_top_k or 0
         return options
+
+
+def check_sampling(temperature: Any, top_p: Any, top_k: Any, min_p: Any) -> None:
+    """Checks the options of the sampling.
+
+    Raises:
+        TypeError: One of the wrong type.
+        ValueError: One outside its range.
+    """
+    if isinstance(temperature, str | bytes) or temperature != 0:
+        _check_number("temperature", temperature, 1e-4, 1e4, "or 0 for greedy")
+    _check_number("top_p", top_p, 0.0, 1.0, "1 is off", open_below=True)
+    check_integer("top_k", top_k, 0, "0 is off")
+    _check_number("min_p", min_p, 0.0, 1.0, "0 is off")
 
 
 def check_random_key(name: str, value: Any) -> None:
@@ -130,8 +142,10 @@ def _check_number(
     *,
     open_below: bool = False,
 ) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a number, got {value!r}")
+    if isinstance(value, int) and value.bit_length() > 1000:
+        raise ValueError(f"{name} is too large for a number, it has {value.bit_length()} bits")
     if not low <= value <= high or (open_below and value == low):
         bracket = "(" if open_below else "["
         hint = f" ({remark})" if remark else ""

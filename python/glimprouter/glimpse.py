@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glimprouter import _C
-from glimprouter.config import check_integer, check_random_key
+from glimprouter.config import check_integer, check_random_key, check_sampling
 
 __all__ = [
     "Glimpse",
@@ -168,6 +168,7 @@ def sample(
         TypeError: As in :func:`glimpse`.
         ValueError: As in :func:`glimpse`, or a parameter outside its range.
     """
+    check_sampling(temperature, top_p, top_k, min_p)
     check_random_key("seed", seed)
     keys = _keys("stream", stream), _keys("position", position)
     tokens = _C.sample(logits, temperature, top_p, top_k, min_p, seed, *keys)
@@ -191,6 +192,7 @@ def nucleus(
         ``[n]``. n = 0 for a row with NaN, +inf or only -inf. A token more than about 87.7 nats
         below the most probable one (after temperature) has probability 0 and is never kept.
     """
+    check_sampling(temperature, top_p, top_k, min_p)
     return _C.nucleus(logits, temperature, top_p, top_k, min_p)
 
 

@@ -49,7 +49,7 @@ class StepBoundary {
   std::int32_t num_states() const { return num_states_; }
   const std::vector<std::string>& delimiters() const { return definition_.delimiters; }
   const Definition& definition() const { return definition_; }
-  std::uint64_t fingerprint() const { return fingerprint_; }  // of the table
+  std::uint64_t fingerprint() const { return fingerprint_; }  // of table and close_ids
 
   // The lowest bit of a state: whether the step has something other than white space by now. A
   // delimiter ends a step only then, so that a run of delimiters makes one boundary.

@@ -27,9 +27,11 @@ struct SequenceOptions {
   std::uint64_t stream = 0;
 };
 
-// A committed token, enough to replay the transition.
+// A committed token, enough to replay the transition and the sums of its step.
 struct TokenRecord {
   std::int32_t token;
+  float logprob;  // raw
+  float entropy;  // nats, of the distribution that the token was selected from
   Model writer;
 };
 
@@ -41,7 +43,8 @@ struct Sequence {
   std::int32_t candidate_token = -1;  // of a manual glimpse that waits for decide()
   float candidate_logprob = 0;
   float candidate_entropy = 0;
-  double step_logprob = 0;       // sum of raw log-probabilities of the running step
+  double step_logprob = 0;  // sums over the running step; 0 at its start and in the answer
+  double step_entropy = 0;
   std::vector<TokenRecord> log;  // reserved when the sequence is opened
   std::uint64_t last_call = 0;   // finds a row named twice in one call
 };
@@ -87,16 +90,24 @@ class StepRouter {
   void attach();
 
  private:
+  // One call at a time; throws std::runtime_error during another.
+  class Claim {
+   public:
+    explicit Claim(StepRouter& router);
+    ~Claim();
+    Claim(const Claim&) = delete;
+    Claim& operator=(const Claim&) = delete;
+
+   private:
+    StepRouter& router_;
+  };
   // One call by the owning thread; throws std::runtime_error for any other thread.
   class Use {
    public:
     explicit Use(StepRouter& router);
-    ~Use();
-    Use(const Use&) = delete;
-    Use& operator=(const Use&) = delete;
 
    private:
-    StepRouter& router_;
+    Claim claim_;
   };
 
   Sequence& at(std::int32_t row);
@@ -104,15 +115,15 @@ class StepRouter {
   void check_batch(std::span<const std::int32_t> rows, const StepOutputs& outputs);
   void step_row(Model model, const RowResult& result, Sequence& sequence, std::size_t index,
                 StepOutputs& outputs) const noexcept;
-  void commit(Model writer, std::int32_t token, float logprob, Sequence& sequence,
-              std::size_t index, StepOutputs& outputs) const noexcept;
-  TransitionResult apply(Model writer, std::int32_t token, Sequence& sequence) const noexcept;
+  void commit(const TokenRecord& record, Sequence& sequence, std::size_t index,
+              StepOutputs& outputs) const noexcept;
+  TransitionResult apply(const TokenRecord& record, Sequence& sequence) const noexcept;
 
   std::shared_ptr<const StepBoundary> boundary_;
   std::shared_ptr<const StepBoundary> large_boundary_;
   std::vector<Sequence> sequences_;
   WorkspaceSet workspaces_;
-  std::atomic<std::thread::id> owner_{};
+  std::thread::id owner_;  // written under a claim only
   std::atomic<bool> in_use_{false};
   std::uint64_t calls_ = 0;
 };

@@ -48,10 +48,11 @@ using TaskBody = BorrowedBody<int>;  // context: number of the thread, the calle
 
 // Calls body for tasks 0 .. count-1, each exactly once, in any order and on any of the threads.
 // elements: how much they touch together; the calling thread does little work alone.
-void parallel_tasks(std::int64_t count, std::int64_t elements, TaskBody body);
+// workspaces: when given, holds one for each of the threads by then.
+void parallel_tasks(std::int64_t count, std::int64_t elements, TaskBody body,
+                    WorkspaceSet* workspaces = nullptr, std::int64_t vocabulary = 0);
 
 // The same for rows of logits, with a workspace a thread.
-// workspaces.reserve(vocabulary) must have been called.
 void parallel_rows(std::int64_t count, std::int64_t vocabulary, WorkspaceSet& workspaces,
                    RowBody body);
 

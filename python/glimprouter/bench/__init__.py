@@ -37,11 +37,18 @@ def _decode(settings: Settings) -> list[Section]:
     return decode.run(settings)
 
 
+def _kv(settings: Settings) -> list[Section]:
+    from glimprouter.bench import kv
+
+    return kv.run(settings)
+
+
 BENCHMARKS: dict[str, Callable[[Settings], list[Section]]] = {
     "glimpse": _glimpse,
     "sampling": _sampling,
     "step": _step,
     "decode": _decode,
+    "kv": _kv,
 }
 
 
@@ -51,7 +58,7 @@ def run_benchmarks(
     """Runs the named benchmarks one after the other.
 
     Args:
-        names: Keys of `BENCHMARKS`: "glimpse", "sampling", "step", "decode".
+        names: Keys of `BENCHMARKS`: "glimpse", "sampling", "step", "decode", "kv".
         settings: Length and size of the run; the default takes about a minute.
 
     Returns:

@@ -19,7 +19,7 @@ LAYERS = 28
 TOKENS = 40
 
 
-def _thin_model() -> torch.nn.Module:
+def thin_model() -> torch.nn.Module:
     """28 layers so thin that attention and bookkeeping, not matrices, take the time."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -78,7 +78,7 @@ def run(settings: Settings) -> list[Section]:
     """Measures both engines and `generate` at two lengths of the context, on one thread."""
     import torch
 
-    model: Any = _thin_model()
+    model: Any = thin_model()
     engines = {name: _routed(model, name) for name in ("paged", "gather")}
     rows = []
     with one_torch_thread(), torch.inference_mode():

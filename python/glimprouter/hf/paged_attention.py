@@ -20,7 +20,9 @@ from glimprouter.kv import KvCache, KvLayout, PagePool, RaggedBatch
 ATTENTION_NAME = "glimprouter"
 PAGE_TOKENS = 16
 _PROBE_LENGTHS = (7, 5)  # two sequences side by side, one of them in two pieces
-_PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+# Root mean square of the difference over the spread of the logits. Rounding in the narrow types is
+# some hundredths; an attention that is not the model's own gives about 1.
+_PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.1}
 
 
 class PagedPass:
@@ -143,7 +145,7 @@ def why_not_paged(model: Any) -> str | None:
 
 @torch.inference_mode()
 def _probe(model: Any, layout: KvLayout) -> float:
-    """Largest difference to the model's own attention, over the spread of the logits."""
+    """Difference to the model's own attention: root mean square over the spread of the logits."""
     width = model.get_output_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     prompts = [
@@ -164,7 +166,8 @@ def _probe(model: Any, layout: KvLayout) -> float:
         for row, prompt in enumerate(prompts):
             expected = model(torch.tensor([prompt[:end]]), use_cache=False).logits[0, -1].float()
             spread = float(expected.std()) + 1e-6
-            worst = max(worst, float((logits[row].float() - expected).abs().max()) / spread)
-            if worst != worst:
-                return worst
+            difference = (logits[row].float() - expected).square().mean().sqrt()
+            if not torch.isfinite(difference):
+                return float("inf")
+            worst = max(worst, float(difference) / spread)
     return worst

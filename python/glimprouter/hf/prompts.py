@@ -51,7 +51,13 @@ def encode_prompt(prompt: Prompt, small_tokenizer: Any, large_tokenizer: Any) ->
         raise ValueError("the prompt is empty; give a question, a chat, or a list of token ids")
     if all(isinstance(item, dict) for item in prompt):
         chat = [dict(message) for message in prompt if isinstance(message, dict)]
-        text = str(chat[-1].get("content", ""))
+        for message in chat:
+            if "role" not in message or not message.get("content"):
+                raise ValueError(
+                    f"a message needs a role and some content, got keys {sorted(message)}"
+                    " (content is empty or missing)"
+                )
+        text = str(chat[-1]["content"])
         return EncodedPrompt(text, _render(chat, small_tokenizer), _render(chat, large_tokenizer))
     if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
         ids: list[int] = list(prompt)  # type: ignore[arg-type]

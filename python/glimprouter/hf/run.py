@@ -137,11 +137,12 @@ class Run:
             f"sequence {record.index}: the {name} model gave logits with a fault ({fault}) after "
             f"{len(record.generated)} tokens"
         )
+        events = record.finish("error", message)  # also in the trace of a run that raises
         if self._raise_on_invalid:
             raise RuntimeError(
                 message + '; RoutedModel(on_invalid="end") ends such a sequence instead'
             )
-        yield from record.finish("error", message)
+        yield from events
 
     def _close(self, record: SequenceRecord) -> None:
         self._router.close(record.row)

@@ -117,10 +117,12 @@ class SequenceRecord:
         return [Event(self.index, "token", token_id=token, text=text, model=model)]
 
     def _finish_step(self, signals: Signals) -> list[Event]:
-        """Ends the running step. End of thinking or sequence alone is no step."""
+        """Ends the running step. End of thinking or sequence, behind white space, is no step."""
         reason = EndReason(signals.end_reason)
+        before = self.generated[self._step.start : -1]
         step = self._close_step(reason.name.lower())
-        alone = reason in (EndReason.THINK_END, EndReason.EOS) and step.num_tokens == 1
+        ends = reason in (EndReason.THINK_END, EndReason.EOS)
+        alone = ends and not decode(self.tokenizer, before).strip()
         if alone:
             self.trace.answer_seconds += step.seconds
             return []

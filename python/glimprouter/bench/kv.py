@@ -1,0 +1,117 @@
+"""Keys and values in pages: append, gather and save against memcpy; catching up by k tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import glimprouter as gr
+from glimprouter.bench.harness import BenchmarkRow, Section, Settings, measure, one_torch_thread
+
+LEAST_SHARE_OF_MEMCPY = 0.8
+CONTEXT = 2048
+CATCH_UP = (8, 64, 512)
+
+
+def _transfers(settings: Settings) -> list[BenchmarkRow]:
+    import torch
+
+    layout = gr.KvLayout(
+        num_layers=1, num_kv_heads=8, head_size=128, page_tokens=16, dtype="bfloat16"
+    )
+    pool = gr.PagePool([layout], (CONTEXT // 16 + 4) * layout.page_bytes)
+    cache = gr.KvCache(pool, 1)
+    cache.open([[0] * CONTEXT])
+    batch = cache.prepare(0, [0])
+    cache.complete(batch)
+    keys, values = torch.randn(2, 1, 8, CONTEXT, 128).to(torch.bfloat16)
+    gathered = torch.empty_like(keys), torch.empty_like(values)
+    pages = cache.pages(0, 0)
+    payload = 2 * keys.numel() * 2
+    source, target = np.ones(payload, np.uint8), np.zeros(payload, np.uint8)
+    timings = measure(
+        {
+            "memcpy": lambda: np.copyto(target, source),
+            "append": lambda: gr.append_kv(pool, 0, batch, keys, values),
+            "gather": lambda: gr.gather_kv(pool, 0, 0, pages, *gathered),
+        },
+        settings,
+    )
+    rows = [BenchmarkRow("memcpy of the same bytes", timings.microseconds("memcpy"))]
+    for name in ("append", "gather"):
+        microseconds = timings.microseconds(name)
+        share = timings.ratio("memcpy", name)
+        rows.append(
+            BenchmarkRow(
+                f"{name}, {payload / 1e6:.1f} MB",
+                microseconds,
+                gigabytes_per_second=payload / microseconds / 1e3,
+                speedup=share,
+                goal=f"share of memcpy >= {LEAST_SHARE_OF_MEMCPY:g}",
+                met=share >= LEAST_SHARE_OF_MEMCPY,
+            )
+        )
+    return rows
+
+
+def _catch_up(settings: Settings) -> list[BenchmarkRow]:
+    """A model that is k tokens behind at a context of 2048: on pages, and by DynamicCache."""
+    import torch
+    from transformers import DynamicCache
+
+    from glimprouter.bench.decode import thin_model
+    from glimprouter.hf.paged_attention import kv_layout, paged_forward
+
+    model: Any = thin_model()
+    layout = kv_layout(model)
+    pool = gr.PagePool([layout], (CONTEXT // 16 + 64) * layout.page_bytes)
+    cache = gr.KvCache(pool, 1)
+    ids = (torch.arange(CONTEXT + 1024) % 200 + 40).tolist()
+    cache.open([ids[:CONTEXT]])
+    batch = cache.prepare(0, [0])
+    paged_forward(model, pool, batch)
+    cache.complete(batch)
+    dynamic = DynamicCache(config=model.config)
+    model(torch.tensor([ids[:CONTEXT]]), past_key_values=dynamic)
+    rows = []
+    for k in CATCH_UP:
+        unseen = ids[CONTEXT : CONTEXT + k]
+
+        def paged(unseen: list[int] = unseen) -> None:
+            cache.append(0, unseen)
+            batch = cache.prepare(0, [0])
+            assert len(batch.ids) == len(unseen), "computed exactly what was not seen"
+            paged_forward(model, pool, batch)
+            cache.complete(batch)
+            cache.truncate(0, 0)
+
+        def copied(unseen: list[int] = unseen) -> None:
+            model(torch.tensor([unseen]), past_key_values=dynamic, logits_to_keep=1)
+            dynamic.crop(-len(unseen))
+
+        contenders: dict[str, Callable[[], object]] = {"pages": paged, "DynamicCache": copied}
+        timings = measure(contenders, settings)
+        for name in contenders:
+            rows.append(
+                BenchmarkRow(
+                    f"k = {k}: {name}",
+                    timings.microseconds(name),
+                    speedup=timings.ratio("DynamicCache", "pages") if name == "pages" else None,
+                )
+            )
+    return rows
+
+
+def run(settings: Settings) -> list[Section]:
+    """Measures transfers of one layer, and catching up of 28 thin layers, on one thread."""
+    import torch
+
+    with one_torch_thread(), torch.inference_mode():
+        return [
+            Section("keys and values of 2048 tokens, bfloat16, one layer", _transfers(settings)),
+            Section(
+                f"k unseen tokens at a context of {CONTEXT}, 28 thin layers", _catch_up(settings)
+            ),
+        ]
