@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from glimprouter import json_fields
 from glimprouter.files import write_atomically
+from glimprouter.json_fields import Kind
 
-__all__ = ["SCHEMA_VERSION", "Trace", "TraceStep"]
+__all__ = ["SCHEMA_VERSION", "Trace", "TraceStep", "parse_trace"]
 
 SCHEMA_VERSION = 1
 _KIND = "glimprouter.trace"
@@ -25,7 +27,7 @@ class TraceStep:
         index: From 0.
         model: Who wrote it, ``"small"`` or ``"large"``.
         entropy: Of the glimpse in nats; None when nothing was glimpsed (forced route).
-        threshold: tau of the decision in nats.
+        threshold: tau of the decision in nats; NaN where the file that was read holds none.
         text: What was written, delimiter included.
         num_tokens: Its tokens.
         seconds: Wall-clock time of its forward passes and routing; in a batch, the sequence's
@@ -51,7 +53,7 @@ class Trace:
         prompt: The user's message as text, or None for raw ids.
         seed: Of the run.
         stream: Of the sequence.
-        threshold: tau in nats.
+        threshold: tau in nats; NaN where the file that was read holds none.
         think_limit: Budget of thinking tokens in force (the configured one, or what the context
             left).
         steps: The steps.
@@ -110,63 +112,108 @@ class Trace:
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: It is no trace, of another schema version, or cut short.
+            ValueError: It is no trace, of another schema version, cut short, or a value is of
+                another type than the format says.
         """
-        lines = _read_lines(Path(path))
-        header = lines[0]
-        if header.get("kind") != _KIND:
-            raise ValueError(
-                f"{path} is not a glimprouter trace (no header line of kind {_KIND!r})"
-            )
-        if header.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(
-                f"{path} has schema version {header.get('schema_version')!r}; this glimprouter"
-                f" reads {SCHEMA_VERSION}"
-            )
-        end = lines[-1]
-        steps = lines[1:-1]
-        if end.get("kind") != "end" or end.get("num_steps") != len(steps):
-            raise ValueError(f"{path} is cut short: its end line is missing or counts other steps")
-        if any(step.get("kind") != "step" for step in steps):
-            raise ValueError(f"{path} is not a valid trace: a line between the ends is no step")
-        values = {**_fields(header, {"schema_version"}), **_fields(end, {"num_steps"})}
-        names = {field.name for field in dataclasses.fields(cls)} - {"steps"}
-        if missing := sorted(names - set(values)):
-            raise ValueError(f"{path} is not a valid trace: it lacks {missing[0]!r}")
-        try:
-            return cls(**values, steps=[TraceStep(**_fields(step, set())) for step in steps])
-        except TypeError as error:
-            raise ValueError(f"{path} is not a valid trace: {error}") from error
+        return parse_trace(json_fields.read_text(Path(path)), str(path))
+
+
+_STEP_KINDS = {
+    "index": json_fields.COUNT,
+    "model": json_fields.WRITER,
+    "entropy": json_fields.FINITE_OR_NULL,
+    "threshold": json_fields.THRESHOLD,
+    "text": json_fields.TEXT,
+    "num_tokens": json_fields.COUNT,
+    "seconds": json_fields.SECONDS,
+    "end_reason": json_fields.TEXT,
+}
+_TRACE_KINDS = {
+    "prompt": json_fields.TEXT_OR_NULL,
+    "seed": json_fields.COUNT,
+    "stream": json_fields.COUNT,
+    "threshold": json_fields.THRESHOLD,
+    "think_limit": json_fields.COUNT,
+    "answer": json_fields.TEXT,
+    "answer_model": json_fields.WRITER,
+    "answer_tokens": json_fields.COUNT,
+    "answer_seconds": json_fields.SECONDS,
+    "total_tokens": json_fields.COUNT,
+    "end_reason": json_fields.TEXT,
+    "error": json_fields.TEXT_OR_NULL,
+}
+
+
+def parse_trace(text: str, name: str) -> Trace:
+    """Read what :meth:`Trace.to_jsonl` wrote.
+
+    Args:
+        text: The whole file.
+        name: Of the file, for messages.
+
+    Raises:
+        ValueError: It is no trace, of another schema version, cut short, or a value is of another
+            type than the format says.
+    """
+    lines = _parse_lines(text, name)
+    header = lines[0]
+    if header.get("kind") != _KIND:
+        raise ValueError(f"{name} is not a glimprouter trace (no header line of kind {_KIND!r})")
+    if header.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(
+            f"{name} has schema version {json_fields.shown(header.get('schema_version'))}; this"
+            f" glimprouter reads {SCHEMA_VERSION}"
+        )
+    end = lines[-1]
+    steps = lines[1:-1]
+    if end.get("kind") != "end" or end.get("num_steps") != len(steps):
+        raise ValueError(f"{name} is cut short: its end line is missing or counts other steps")
+    if any(step.get("kind") != "step" for step in steps):
+        raise ValueError(f"{name} is not a valid trace: a line between the ends is no step")
+    values = {**_fields(header, {"schema_version"}), **_fields(end, {"num_steps"})}
+    if missing := sorted(set(_TRACE_KINDS) - set(values)):
+        raise ValueError(f"{name} is not a valid trace: it lacks {missing[0]!r}")
+    try:
+        trace = Trace(**values, steps=[TraceStep(**_fields(step, set())) for step in steps])
+    except TypeError as error:
+        raise ValueError(f"{name} is not a valid trace: {error}") from error
+    _check(trace, _TRACE_KINDS, f"{name} is not a valid trace:")
+    for number, step in enumerate(trace.steps, start=2):
+        _check(step, _STEP_KINDS, f"{name} is not a valid trace: line {number},")
+    return trace
+
+
+def _check(record: Trace | TraceStep, kinds: dict[str, Kind], where: str) -> None:
+    for field_name, kind in kinds.items():
+        json_fields.check(getattr(record, field_name), kind, f"{where} {field_name!r}")
 
 
 def _dump(record: dict[str, Any]) -> str:
-    """JSON has no infinity: an infinite threshold is written as a string."""
-    infinite = {k: "inf" for k, v in record.items() if isinstance(v, float) and math.isinf(v)}
-    return json.dumps({**record, **infinite}, ensure_ascii=False, allow_nan=False)
+    """JSON has neither infinity nor NaN: such a threshold is written as a string."""
+    threshold = record.get("threshold", 0.0)
+    if not math.isfinite(threshold):
+        record = {**record, "threshold": "nan" if math.isnan(threshold) else "inf"}
+    return json.dumps(record, ensure_ascii=False, allow_nan=False)
 
 
 def _fields(record: dict[str, Any], without: set[str]) -> dict[str, Any]:
     fields = {name: value for name, value in record.items() if name not in {"kind", *without}}
-    if fields.get("threshold") == "inf":
-        fields["threshold"] = math.inf
+    if fields.get("threshold") in ("inf", "nan"):
+        fields["threshold"] = float(fields["threshold"])
     return fields
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a glimprouter trace (not UTF-8 text)") from error
+def _parse_lines(text: str, name: str) -> list[dict[str, Any]]:
     records = []
     # Not splitlines(): a text may hold separators that JSON leaves as they are.
     for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = json_fields.parse(line)
+        except ValueError as error:
             raise ValueError(
-                f"{path} is not a glimprouter trace, or is cut short: line {number} is not JSON"
+                f"{name} is not a glimprouter trace, or is cut short: line {number} is not JSON"
             ) from error
         if not isinstance(record, dict):
-            raise ValueError(f"{path} is not a glimprouter trace: line {number} is no JSON object")
+            raise ValueError(f"{name} is not a glimprouter trace: line {number} is no JSON object")
         records.append(record)
     return records

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,48 +12,16 @@ from rich.segment import Segment, Segments
 from rich.style import Style
 from rich.text import Text
 
+# Also under these names here, where the commands look for them.
+from glimprouter.visible_text import neutralise as neutralise
+from glimprouter.visible_text import one_line as one_line
+
 if TYPE_CHECKING:
     from glimprouter import TraceStep
 
 # Distinguishable with red-green colour blindness, legible on light and dark backgrounds.
 WRITER_STYLE = {"small": "cyan", "large": "bold magenta"}
 SVG_COLUMNS = 100
-_JOINERS = "\u200c\u200d"  # part of ordinary text in several scripts
-
-
-def _visible(character: str) -> str:
-    if character.isprintable() or character in "\n\t" or character in _JOINERS:
-        return character
-    category = unicodedata.category(character)
-    code = ord(character)
-    if category == "Zs":
-        return character
-    if category == "Cs":
-        return "\N{REPLACEMENT CHARACTER}"
-    if code < 0x20:
-        return chr(0x2400 + code)  # the control picture, for example ESC -> U+241B
-    if code == 0x7F:
-        return "\N{SYMBOL FOR DELETE}"
-    return character.encode("unicode_escape").decode("ascii")
-
-
-def neutralise(text: str) -> str:
-    r"""Text in which no character can command a terminal.
-
-    A model may write escape sequences, carriage returns or bidirectional overrides; printed as they
-    are they could clear the screen, retitle the window or show another text than was written.
-    Control characters but newline and tab become visible: control pictures below U+0020, ``\x9b``
-    style escapes for C1 and for format characters. Works character by character, so a sequence that
-    arrives in pieces is caught as well.
-    """
-    if text.isprintable():
-        return text
-    return "".join(map(_visible, text))
-
-
-def one_line(text: str) -> str:
-    """The text of a step on one line: outer white space dropped, inner newlines shown."""
-    return neutralise(text).strip().replace("\n", "\N{SYMBOL FOR NEWLINE}").replace("\t", " ")
 
 
 def make_console(
@@ -103,6 +70,11 @@ def format_entropy(entropy: float | None) -> str:
     return "-" if entropy is None else f"{entropy:.3f}"
 
 
+def format_milliseconds(seconds: float) -> str:
+    """A time in milliseconds, or a dash where none was recorded (exactly 0)."""
+    return f"{1e3 * seconds:.1f}" if seconds else "-"
+
+
 def step_header() -> Text:
     """The heading above :func:`step_line`."""
     return Text(
@@ -116,7 +88,7 @@ def step_line(step: TraceStep) -> Text:
     style = WRITER_STYLE[step.model]
     line.append(f"{step.model:6}", style)
     line.append(f"  {format_entropy(step.entropy):>8}  {step.num_tokens:>6}")
-    line.append(f"  {1e3 * step.seconds:>7.1f}  ")
+    line.append(f"  {format_milliseconds(step.seconds):>7}  ")
     line.append(one_line(step.text), style)
     return line
 
