@@ -45,11 +45,12 @@ def test_command_blocks_are_the_known_ones() -> None:
     assert firsts[:2] == list(INSTALLING)
     assert [first.split()[:2] for first in firsts[2:]] == [
         [".venv/bin/glimprouter", "generate"],
+        [".venv/bin/glimprouter", "trace"],
         [".venv/bin/glimprouter", "bench"],
     ]
 
 
-def test_generate_command(tmp_path: Path) -> None:
+def test_generate_and_trace_commands(tmp_path: Path) -> None:
     words = shlex.split(COMMANDS[2])
     words[words.index("DIR")] = str(small_path())
     words[words.index("DIR")] = str(large_path())
@@ -58,11 +59,13 @@ def test_generate_command(tmp_path: Path) -> None:
     options = ["--max-answer-tokens", "16"]
     printed = run_python("-m", "glimprouter", *words[1:], *options, cwd=tmp_path)
     assert printed.strip()
-    assert (tmp_path / "trace.jsonl").exists()
+    trace = shlex.split(COMMANDS[3])
+    assert "large" in run_python("-m", "glimprouter", *trace[1:], cwd=tmp_path)
+    assert "</html>" in (tmp_path / "trace.html").read_text(encoding="utf-8")
 
 
 def test_bench_command(tmp_path: Path) -> None:
-    words = shlex.split(COMMANDS[3])
+    words = shlex.split(COMMANDS[4])
     assert "torch.sum" in run_python("-m", "glimprouter", *words[1:], "--quick", cwd=tmp_path)
 
 
