@@ -10,6 +10,7 @@ import glimprouter
 from glimprouter.cli.bench import bench
 from glimprouter.cli.demo import demo
 from glimprouter.cli.generate import generate
+from glimprouter.cli.trace import trace
 
 HELP = "A small model writes the easy steps of a chain of thought, a large one the hard ones."
 
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(generate)
 app.command()(bench)
+app.command()(trace)
 
 
 def _print_version(wanted: bool) -> None:
