@@ -8,7 +8,7 @@ Hugging Face engine is in :mod:`glimprouter.hf`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glimprouter import _C
 from glimprouter.boundary import StepBoundary
@@ -35,7 +35,11 @@ from glimprouter.kv import (
 from glimprouter.router import EndReason, OutputField, Phase, Route, StepOutputs, StepRouter
 from glimprouter.trace import Trace, TraceStep
 
+if TYPE_CHECKING:
+    from glimprouter.calibration import Calibration, calibrate
+
 __all__ = [
+    "Calibration",
     "EndReason",
     "Glimpse",
     "KvCache",
@@ -56,6 +60,7 @@ __all__ = [
     "__version__",
     "append_kv",
     "build_info",
+    "calibrate",
     "gather_kv",
     "get_include",
     "get_num_threads",
@@ -67,6 +72,15 @@ __all__ = [
 ]
 
 __version__: str = _C.build_info()["version"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what most programs never use when it is asked for."""
+    if name in ("Calibration", "calibrate"):
+        from glimprouter import calibration
+
+        return getattr(calibration, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def build_info() -> dict[str, Any]:

@@ -8,6 +8,7 @@ import typer
 
 import glimprouter
 from glimprouter.cli.bench import bench
+from glimprouter.cli.calibrate import calibrate
 from glimprouter.cli.demo import demo
 from glimprouter.cli.generate import generate
 from glimprouter.cli.trace import trace
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(generate)
+app.command()(calibrate)
 app.command()(bench)
 app.command()(trace)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from glimprouter.calibration import Calibration
 from glimprouter.cli import render
 from glimprouter.cli.errors import UserError, clean_exit, require_model_directory
 from glimprouter.cli.torch_setup import DTYPES, quiet_transformers, torch_dtype, use_threads
@@ -38,6 +39,13 @@ EntropyTopK = Annotated[
     int | None,
     typer.Option(
         help="Entropy of the k most likely only; 20 is the published code's.", metavar="K"
+    ),
+]
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        help="File of `glimprouter calibrate`: its threshold, comparison and entropy.",
     ),
 ]
 Temperature = Annotated[float, typer.Option(help="Of the sampling; 0 is greedy.")]
@@ -87,8 +95,12 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     return text
 
 
-def check_trace_path(path: Path | None) -> None:
-    """Finds out before the run, not after it, that the trace cannot be written.
+def check_output_path(option: str, path: Path | None) -> None:
+    """Finds out before the run, not after it, that a file cannot be written.
+
+    Args:
+        option: That the path was given by.
+        path: Of the file, or None.
 
     Raises:
         UserError: The path is a directory, or its directory does not exist.
@@ -96,10 +108,21 @@ def check_trace_path(path: Path | None) -> None:
     if path is None:
         return
     if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"--json {path}: give a file in a directory that exists")
+        raise UserError(f"{option} {path}: give a file in a directory that exists")
 
 
-def _load(small: Path, large: Path, config: RouterConfig, **options: Any) -> RoutedModel:
+def load_pair(small: Path, large: Path, config: RouterConfig, **options: Any) -> RoutedModel:
+    """The pair in two local directories.
+
+    Args:
+        small: Of the small model.
+        large: Of the large model.
+        config: As ``RoutedModel`` takes it.
+        **options: Of ``RoutedModel.from_pretrained``.
+
+    Raises:
+        UserError: Something in the directories cannot be loaded.
+    """
     from glimprouter.hf import RoutedModel
 
     quiet_transformers()
@@ -109,6 +132,32 @@ def _load(small: Path, large: Path, config: RouterConfig, **options: Any) -> Rou
         raise
     except Exception as error:  # transformers, safetensors and json each have their own kinds
         raise UserError(f"cannot load {small} and {large}: {error}") from error
+
+
+def read_calibration(context: typer.Context, path: Path | None) -> Calibration | None:
+    """What a calibration file holds, None without one.
+
+    Args:
+        context: Of the command, which knows the options that were typed.
+        path: Of the file, or None.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no calibration.
+        UserError: An option was typed that the file settles.
+    """
+    if path is None:
+        return None
+    calibration = Calibration.from_json(path)
+    for name in calibration.router_options():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            option = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{option} and --calibration exclude each other: the threshold in {path} belongs to"
+                " the comparison and the entropy that it was found with"
+            )
+    return calibration
 
 
 class _Printer:
@@ -184,6 +233,7 @@ def run_generate(
 
 
 def generate(
+    context: typer.Context,
     small: Small,
     large: Large,
     prompt: Prompt = None,
@@ -192,6 +242,7 @@ def generate(
     threshold: Threshold = DEFAULTS.threshold,
     comparison: ComparisonName = DEFAULTS.comparison,
     entropy_top_k: EntropyTopK = DEFAULTS.entropy_top_k,
+    calibration: CalibrationFile = None,
     temperature: Temperature = DEFAULTS.temperature,
     top_p: TopP = DEFAULTS.top_p,
     top_k: TopK = DEFAULTS.top_k,
@@ -215,18 +266,18 @@ def generate(
     """Let any two Hugging Face causal language models write one chain of thought together."""
     options = locals()
     with clean_exit():
-        config = DEFAULTS.replace(
-            **{name: options[name] for name in RouterConfig.__dataclass_fields__}
-        )
+        settled = read_calibration(context, calibration)
+        typed = {name: options[name] for name in RouterConfig.__dataclass_fields__}
+        config = DEFAULTS.replace(**typed | (settled.router_options() if settled else {}))
         if config.route == "manual":
             raise UserError("--route manual is for programs; give auto, small or large")
         message = read_prompt(prompt, file)
-        check_trace_path(json)
+        check_output_path("--json", json)
         require_model_directory("--small", small)
         require_model_directory("--large", large)
         if threads is not None:
             use_threads(threads)
-        model = _load(
+        model = load_pair(
             small,
             large,
             config,
@@ -235,6 +286,8 @@ def generate(
             think_end=think_end or None,
             trust_remote_code=trust_remote_code,
         )
+        if settled is not None:
+            settled.check_pair(model)
         run_generate(
             render.make_console(plain=plain, no_color=no_color), model, message, seed, json
         )

@@ -1,0 +1,161 @@
+"""``glimprouter calibrate``: the threshold of a pair for a wanted share of large steps."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from glimprouter import calibration
+from glimprouter.cli import generate as shared
+from glimprouter.cli import render
+from glimprouter.cli.errors import UserError, clean_exit, require_model_directory
+from glimprouter.cli.torch_setup import torch_dtype, use_threads
+from glimprouter.config import RouterConfig
+
+if TYPE_CHECKING:
+    from glimprouter.hf import RoutedModel
+
+DEFAULTS = shared.DEFAULTS
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The user messages of a file, one a line; empty lines are skipped.
+
+    Raises:
+        UserError: It cannot be read, or has too few different lines.
+    """
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the prompts from {file}: {error}") from error
+    # Not splitlines(): a message may hold separators that are no newline.
+    prompts = [line.strip() for line in text.split("\n") if line.strip()]
+    calibration.distinct_prompts(prompts)  # before a model is loaded
+    return prompts
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[calibration.Progress]:
+    """A bar a stage on a terminal, a line a stage elsewhere."""
+    if console.is_terminal:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+        columns = ("{task.description:12}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console) as bar:
+            tasks = {}
+
+            def advance(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bar.add_task(stage, total=total)
+                bar.update(tasks[stage], completed=done)
+
+            yield advance
+        return
+    start = time.perf_counter()
+
+    def report(stage: str, done: int, total: int) -> None:
+        nonlocal start
+        if done == 0:
+            start = time.perf_counter()
+        elif done == total:
+            seconds = time.perf_counter() - start
+            console.print(f"{stage}: {total} prompts in {seconds:.1f} s", soft_wrap=True)
+
+    yield report
+
+
+def _run(
+    bars: Console, model: RoutedModel, prompts: list[str], large_share: float, seed: int
+) -> calibration.Calibration:
+    """Calibrates with progress; a warning becomes one line below it."""
+    with warnings.catch_warnings(record=True) as caught, _progress(bars) as progress:
+        warnings.simplefilter("always", RuntimeWarning)
+        result = calibration.calibrate(model, prompts, large_share, seed=seed, progress=progress)
+    for warning in caught:
+        typer.echo(f"warning: {render.neutralise(str(warning.message))}", err=True)
+    return result
+
+
+def _print_result(console: Console, result: calibration.Calibration, out: Path) -> None:
+    entropy = "full entropy"
+    if result.entropy_top_k is not None:
+        entropy = f"entropy of the {result.entropy_top_k} most likely"
+    outside = not result.low <= result.large_share <= result.high
+    lines = [
+        f"threshold: {result.threshold:.6g} nats (H {result.comparison} tau, {entropy})",
+        f"wanted:    {100 * result.large_share:.1f} % of the glimpsed steps by the large model",
+        f"measured:  {100 * result.measured_share:.1f} % (95 %: {100 * result.low:.1f} .. "
+        f"{100 * result.high:.1f}) of {result.verification_steps} steps in "
+        f"{result.verification_prompts} other prompts",
+        f"chosen on: {result.calibration_steps} steps in {result.calibration_prompts} prompts, "
+        f"{result.rounds} routed {'round' if result.rounds == 1 else 'rounds'}",
+        *(["The wanted share lies outside the interval; more prompts help."] if outside else []),
+        f"calibration: {out}",
+    ]
+    for line in lines:
+        render.write(console, f"{line}\n")
+
+
+def calibrate(
+    small: shared.Small,
+    large: shared.Large,
+    file: Annotated[
+        Path, typer.Option("--file", "-f", help="User messages, one a line; - is stdin.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Write the calibration here, as JSON.")],
+    large_share: Annotated[
+        float, typer.Option(help="Wanted share of glimpsed steps by the large model, in (0, 1).")
+    ] = 0.25,
+    comparison: shared.ComparisonName = DEFAULTS.comparison,
+    entropy_top_k: shared.EntropyTopK = DEFAULTS.entropy_top_k,
+    temperature: shared.Temperature = DEFAULTS.temperature,
+    top_p: shared.TopP = DEFAULTS.top_p,
+    top_k: shared.TopK = DEFAULTS.top_k,
+    min_p: shared.MinP = DEFAULTS.min_p,
+    max_step_tokens: shared.MaxStep = DEFAULTS.max_step_tokens,
+    max_think_tokens: shared.MaxThink = DEFAULTS.max_think_tokens,
+    max_answer_tokens: shared.MaxAnswer = DEFAULTS.max_answer_tokens,
+    first_steps_large: shared.FirstLarge = DEFAULTS.first_steps_large,
+    repetition_guard: shared.Guard = DEFAULTS.repetition_guard,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and the sampling.")] = 0,
+    dtype: shared.Dtype = "auto",
+    think_start: shared.ThinkStart = "<think>",
+    think_end: shared.ThinkEnd = "</think>",
+    threads: shared.Threads = None,
+    trust_remote_code: shared.TrustRemoteCode = False,
+    no_color: shared.NoColor = False,
+    plain: shared.Plain = False,
+) -> None:
+    """Find the threshold that sends a wanted share of the steps to the large model."""
+    options = locals()
+    names = RouterConfig.__dataclass_fields__.keys() & options.keys()
+    with clean_exit():
+        config = DEFAULTS.replace(**{name: options[name] for name in names})
+        calibration.check_large_share(large_share)
+        shared.check_output_path("--out", out)
+        require_model_directory("--small", small)
+        require_model_directory("--large", large)
+        prompts = read_prompts(file)
+        if threads is not None:
+            use_threads(threads)
+        model = shared.load_pair(
+            small,
+            large,
+            config,
+            dtype=torch_dtype(dtype),
+            think_start=think_start or None,
+            think_end=think_end or None,
+            trust_remote_code=trust_remote_code,
+        )
+        bars = render.make_console(plain=plain, no_color=no_color, stderr=True)
+        result = _run(bars, model, prompts, large_share, seed)
+        result.to_json(out)
+        _print_result(render.make_console(plain=plain, no_color=no_color), result, out)
