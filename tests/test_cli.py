@@ -196,7 +196,10 @@ def test_an_unknown_benchmark(
 ) -> None:
     status, out, err = ended(monkeypatch, capfd, "bench", "nothing")
     assert (status, out) == (2, "")
-    assert err == "error: unknown benchmark 'nothing': choose from glimpse, sampling, step, decode, kv\n"
+    assert (
+        err
+        == "error: unknown benchmark 'nothing': choose from glimpse, sampling, step, decode, kv\n"
+    )
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -84,16 +84,30 @@ py::tuple glimpse(const py::object& object, int entropy_top_k, bool varentropy,
   auto margin = new_array<float>(logits.rows);
   auto token = new_array<std::int32_t>(logits.rows);
   auto status = new_array<std::uint8_t>(logits.rows);
-  auto variance = new_array<float>(varentropy ? logits.rows : 0);
-  py::array_t<float> logprobs(
-      {static_cast<py::ssize_t>(logits.rows), static_cast<py::ssize_t>(ids.size())});
+  py::object variance =
+      py::none();  // arrays that nobody asked for would cost as much as the others
+  py::object logprobs = py::none();
+  float* variance_data = nullptr;
+  float* logprobs_data = nullptr;
+  if (varentropy) {
+    auto array = new_array<float>(logits.rows);
+    variance_data = array.mutable_data();
+    variance = std::move(array);
+  }
+  if (!logprob_ids.is_none()) {
+    py::array_t<float> array(
+        {static_cast<py::ssize_t>(logits.rows), static_cast<py::ssize_t>(ids.size())});
+    logprobs_data = array.mutable_data();
+    logprobs = std::move(array);
+  }
   struct {
     float *entropy, *logsumexp, *max_prob, *margin, *varentropy, *logprobs;
     std::int32_t* token;
     std::uint8_t* status;
-  } out{entropy.mutable_data(), logsumexp.mutable_data(), max_prob.mutable_data(),
-        margin.mutable_data(),  variance.mutable_data(),  logprobs.mutable_data(),
-        token.mutable_data(),   status.mutable_data()};
+  } out{entropy.mutable_data(),  logsumexp.mutable_data(),
+        max_prob.mutable_data(), margin.mutable_data(),
+        variance_data,           logprobs_data,
+        token.mutable_data(),    status.mutable_data()};
   for_rows(logits, [&](std::int64_t i, RowWorkspace& workspace) noexcept {
     const RowResult result = evaluate_row(logits.row(i, logits.width), request, workspace,
                                           out.logprobs + i * request.num_logprob_ids);

@@ -11,7 +11,16 @@ _Int = npt.NDArray[np.int32]
 
 def glimpse(
     logits: Any, entropy_top_k: int, varentropy: bool, logprob_ids: Sequence[int] | None
-) -> tuple[_Float, _Float, _Float, _Float, _Int, npt.NDArray[np.uint8], _Float, _Float]: ...
+) -> tuple[
+    _Float,
+    _Float,
+    _Float,
+    _Float,
+    _Int,
+    npt.NDArray[np.uint8],
+    _Float | None,
+    _Float | None,
+]: ...
 def sample(
     logits: Any,
     temperature: float,

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import enum
 import importlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +38,7 @@ class Status(enum.IntEnum):
     ALL_MASKED = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Glimpse:
+class Glimpse(NamedTuple):
     """Statistics of ``B`` next-token distributions at temperature 1, before any filter.
 
     Every field is an array of the input's framework. A row whose ``status`` is not ``Status.OK``
@@ -70,17 +68,26 @@ class Glimpse:
     logprobs: Any = None
 
 
-def _like(logits: Any, array: npt.NDArray[Any]) -> Any:
-    """The array in the framework of ``logits`` (zero-copy where that framework allows it)."""
+def _converter(logits: Any) -> Callable[[npt.NDArray[Any]], Any]:
+    """Turns arrays into the framework of ``logits`` (zero-copy where that framework allows it)."""
     if isinstance(logits, np.ndarray):
-        return array
+        return _unchanged
     root = type(logits).__module__.partition(".")[0]
     if root == "torch" or hasattr(logits, "new_empty"):
-        return importlib.import_module("torch").from_numpy(array)
+        convert: Callable[[npt.NDArray[Any]], Any] = importlib.import_module("torch").from_numpy
+        return convert
     if root in ("jax", "jaxlib"):
-        return importlib.import_module("jax.numpy").asarray(array)
+        to_jax: Callable[[npt.NDArray[Any]], Any] = importlib.import_module("jax.numpy").asarray
+        return to_jax
     namespace = getattr(logits, "__array_namespace__", None)
-    return namespace().asarray(array) if namespace is not None else array
+    if namespace is None:
+        return _unchanged
+    to_namespace: Callable[[npt.NDArray[Any]], Any] = namespace().asarray
+    return to_namespace
+
+
+def _unchanged(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return array
 
 
 def glimpse(
@@ -113,15 +120,16 @@ def glimpse(
     entropy, logsumexp, max_prob, margin, token, status, variance, logprobs = _C.glimpse(
         logits, entropy_top_k or 0, varentropy, logprob_ids
     )
+    like = _converter(logits)  # looked up once: it would cost as much as a tenth of the kernel
     return Glimpse(
-        entropy=_like(logits, entropy),
-        logsumexp=_like(logits, logsumexp),
-        max_prob=_like(logits, max_prob),
-        margin=_like(logits, margin),
-        token=_like(logits, token),
-        status=_like(logits, status),
-        varentropy=_like(logits, variance) if varentropy else None,
-        logprobs=_like(logits, logprobs) if logprob_ids is not None else None,
+        like(entropy),
+        like(logsumexp),
+        like(max_prob),
+        like(margin),
+        like(token),
+        like(status),
+        None if variance is None else like(variance),
+        None if logprobs is None else like(logprobs),
     )
 
 
@@ -172,7 +180,7 @@ def sample(
     check_random_key("seed", seed)
     keys = _keys("stream", stream), _keys("position", position)
     tokens = _C.sample(logits, temperature, top_p, top_k, min_p, seed, *keys)
-    return _like(logits, tokens)
+    return _converter(logits)(tokens)
 
 
 def nucleus(

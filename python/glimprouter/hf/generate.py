@@ -6,15 +6,14 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer
-from transformers.generation import (
-    EosTokenCriteria,
-    GenerateDecoderOnlyOutput,
-    MaxLengthCriteria,
+from transformers.generation.logits_process import (
     MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from glimprouter.config import RouterConfig
 from glimprouter.hf.model import RoutedModel
@@ -87,7 +86,7 @@ def routed_generate(
     columns = torch.tensor([[*ids, *[padding] * (longest - len(ids))] for ids in new])
     sequences = torch.cat([input_ids, columns.to(input_ids)], dim=1)
     if generation_config.return_dict_in_generate:
-        return GenerateDecoderOnlyOutput(sequences=sequences)
+        return GenerateDecoderOnlyOutput(sequences=sequences)  # type: ignore[arg-type]
     return sequences
 
 
