@@ -1,7 +1,8 @@
 #include "glimprouter/page_pool.hpp"
 
+#include <sys/mman.h>
+
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <new>
@@ -18,6 +19,28 @@ constexpr int kMaxPagesPerSector = 64;  // of the largest layout, when the secto
 }
 
 }  // namespace
+
+ArenaMemory::ArenaMemory(std::size_t bytes) : bytes_(bytes) {
+  void* const mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  data_ = static_cast<std::byte*>(mapped);
+#if defined(MADV_HUGEPAGE)
+  // One layer and head of a page is a few kilobytes, far from that of the next page: with small
+  // pages of the system, attention would miss its translation for every one of them.
+  madvise(mapped, bytes, MADV_HUGEPAGE);
+#endif
+}
+
+ArenaMemory& ArenaMemory::operator=(ArenaMemory&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+ArenaMemory::~ArenaMemory() {
+  if (data_ != nullptr) munmap(data_, bytes_);
+}
 
 std::int64_t PagePool::default_sector_bytes(const std::vector<KvLayout>& layouts) {
   std::int64_t largest = 0;
@@ -66,12 +89,8 @@ PagePool::PagePool(std::vector<KvLayout> layouts, std::int64_t arena_bytes,
   }
   const auto bytes = static_cast<std::size_t>(sectors * sector_bytes_);
   if (memory == nullptr) {
-    // calloc: the system maps memory when a page is first written, so a large arena costs nothing
-    // until it is used.
-    owned_memory_.reset(static_cast<std::byte*>(std::calloc(bytes + KvLayout::kPageUnit, 1)));
-    if (!owned_memory_) throw std::bad_alloc();
-    const auto address = reinterpret_cast<std::uintptr_t>(owned_memory_.get());
-    memory = owned_memory_.get() + (KvLayout::kPageUnit - address % KvLayout::kPageUnit);
+    owned_memory_ = ArenaMemory(bytes);
+    memory = owned_memory_.data();
   }
   memory_ = memory;
   sector_limit_ = sectors - 1;

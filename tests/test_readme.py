@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from glimprouter.demo_pair import large_path, small_path
+from glimprouter.demo_pair.task import held_out_problems
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -46,6 +47,7 @@ def test_command_blocks_are_the_known_ones() -> None:
     assert [first.split()[:2] for first in firsts[2:]] == [
         [".venv/bin/glimprouter", "generate"],
         [".venv/bin/glimprouter", "trace"],
+        [".venv/bin/glimprouter", "calibrate"],
         [".venv/bin/glimprouter", "bench"],
     ]
 
@@ -64,8 +66,21 @@ def test_generate_and_trace_commands(tmp_path: Path) -> None:
     assert "</html>" in (tmp_path / "trace.html").read_text(encoding="utf-8")
 
 
-def test_bench_command(tmp_path: Path) -> None:
+def test_calibrate_command(tmp_path: Path) -> None:
     words = shlex.split(COMMANDS[4])
+    words[words.index("DIR")] = str(small_path())
+    words[words.index("DIR")] = str(large_path())
+    prompts = tmp_path / "prompts.txt"
+    problems = held_out_problems(12, seed=3)
+    prompts.write_text("".join(f"{problem.prompt}\n" for problem in problems))
+    words[words.index("PROMPTS")] = str(prompts)
+    options = ["--max-answer-tokens", "16", "--max-think-tokens", "300", "--temperature", "0"]
+    assert run_python("-m", "glimprouter", *words[1:], *options, cwd=tmp_path).strip()
+    assert (tmp_path / "calibration.json").exists()
+
+
+def test_bench_command(tmp_path: Path) -> None:
+    words = shlex.split(COMMANDS[5])
     assert "torch.sum" in run_python("-m", "glimprouter", *words[1:], "--quick", cwd=tmp_path)
 
 

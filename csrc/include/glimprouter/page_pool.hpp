@@ -4,8 +4,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -18,6 +16,22 @@ namespace glimprouter {
 class OutOfPages : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
+};
+
+// Zeros that the system maps when they are first written: a large arena costs nothing until then.
+class ArenaMemory {
+ public:
+  ArenaMemory() = default;
+  explicit ArenaMemory(std::size_t bytes);  // throws std::bad_alloc
+  ~ArenaMemory();
+  ArenaMemory(ArenaMemory&& other) noexcept { *this = std::move(other); }
+  ArenaMemory& operator=(ArenaMemory&& other) noexcept;
+
+  std::byte* data() const { return data_; }
+
+ private:
+  std::byte* data_ = nullptr;
+  std::size_t bytes_ = 0;
 };
 
 // Pages wanted of each model's layout.
@@ -118,10 +132,7 @@ class PagePool {
   std::vector<KvLayout> layouts_;
   std::int64_t sector_bytes_ = 0;
   std::int64_t sector_limit_ = 0;
-  struct FreeMemory {
-    void operator()(std::byte* memory) const { std::free(memory); }
-  };
-  std::unique_ptr<std::byte, FreeMemory> owned_memory_;
+  ArenaMemory owned_memory_;
   std::byte* memory_ = nullptr;
   std::vector<Sector> sectors_;             // [0] holds the null page
   std::vector<std::int32_t> free_sectors_;  // the next one last

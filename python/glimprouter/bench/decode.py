@@ -24,12 +24,12 @@ def thin_model() -> Any:
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=302,
-        hidden_size=128,
-        intermediate_size=256,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=64,
+        head_dim=32,
         max_position_embeddings=4096,
         initializer_range=0.2,
     )
