@@ -7,10 +7,6 @@
 namespace glimprouter {
 namespace {
 
-std::int32_t pages_of(std::int32_t tokens, std::int32_t page_tokens) {
-  return (tokens + page_tokens - 1) / page_tokens;
-}
-
 [[noreturn]] void violated(const std::string& what) {
   throw std::logic_error("KV cache invariant violated: " + what);
 }
@@ -84,7 +80,7 @@ std::int32_t KvCache::open(std::vector<std::vector<std::int32_t>> prompts) {
 }
 
 void KvCache::release_from(std::int32_t model, ModelCache& cache, std::int32_t committed) noexcept {
-  const std::int32_t kept = pages_of(committed, pool_->layout(model).page_tokens);
+  const std::int32_t kept = pool_->layout(model).pages_for(committed);
   // The last page first: freed pages are taken again in the opposite order.
   while (static_cast<std::int32_t>(cache.pages.size()) > kept) {
     pool_->release(cache.pages.back());
@@ -132,7 +128,7 @@ void KvCache::truncate(std::int32_t sequence, std::int32_t generated) {
 
 PageCounts KvCache::pages_wanted(std::int32_t model,
                                  std::span<const std::int32_t> sequences) const {
-  const std::int32_t page_tokens = pool_->layout(model).page_tokens;
+  const KvLayout& layout = pool_->layout(model);
   PageCounts wanted(static_cast<std::size_t>(pool_->num_models()), 0);
   // Of two forks in one batch only the first needs a copy of the page that they share.
   std::map<PageId, std::int32_t> references;
@@ -140,9 +136,8 @@ PageCounts KvCache::pages_wanted(std::int32_t model,
     const CachedSequence& entry = sequence(index);
     const ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
     std::int64_t& count = wanted[static_cast<std::size_t>(model)];
-    count +=
-        pages_of(entry.length(model), page_tokens) - static_cast<std::int64_t>(cache.pages.size());
-    if (cache.committed % page_tokens == 0) continue;
+    count += layout.pages_for(entry.length(model)) - static_cast<std::int64_t>(cache.pages.size());
+    if (cache.committed % layout.page_tokens == 0) continue;
     const PageId tail = cache.pages.back();
     const auto found = references.try_emplace(tail, pool_->references(tail)).first;
     if (found->second > 1) {
@@ -158,7 +153,7 @@ RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> s
     throw std::invalid_argument("model must lie in [0, " + std::to_string(pool_->num_models()) +
                                 "), got " + std::to_string(model));
   }
-  const std::int32_t page_tokens = pool_->layout(model).page_tokens;
+  const KvLayout& layout = pool_->layout(model);
   RaggedBatch batch;
   batch.model = model;
   batch.sequences.assign(sequences.begin(), sequences.end());
@@ -178,7 +173,7 @@ RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> s
                                   " has not computed; append one, or truncate by one");
     }
     total += static_cast<std::size_t>(length - committed);
-    batch.table_width = std::max(batch.table_width, pages_of(length, page_tokens));
+    batch.table_width = std::max(batch.table_width, layout.pages_for(length));
   }
   pool_->check_available(pages_wanted(model, sequences));
   // Everything that may fail comes before the first page is taken.
@@ -190,7 +185,7 @@ RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> s
     column->reserve(sequences.size() + 1);
   }
   for (const std::int32_t index : sequences) {
-    const auto pages = static_cast<std::size_t>(pages_of(at(index).length(model), page_tokens));
+    const auto pages = static_cast<std::size_t>(layout.pages_for(at(index).length(model)));
     at(index).caches[static_cast<std::size_t>(model)].pages.reserve(pages);
   }
   batch.cu_seqlens.push_back(0);
@@ -202,7 +197,8 @@ RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> s
 void KvCache::place(RaggedBatch& batch, std::size_t row) noexcept {
   CachedSequence& entry = sequences_[static_cast<std::size_t>(batch.sequences[row])];
   const auto model = static_cast<std::size_t>(batch.model);
-  const std::int32_t page_tokens = pool_->layout(batch.model).page_tokens;
+  const KvLayout& layout = pool_->layout(batch.model);
+  const std::int32_t page_tokens = layout.page_tokens;
   ModelCache& cache = entry.caches[model];
   const std::int32_t length = entry.length(batch.model);
   if (cache.committed % page_tokens != 0 && pool_->shared(cache.pages.back())) {
@@ -211,7 +207,7 @@ void KvCache::place(RaggedBatch& batch, std::size_t row) noexcept {
     pool_->release(cache.pages.back());
     cache.pages.back() = copy;
   }
-  while (static_cast<std::int32_t>(cache.pages.size()) < pages_of(length, page_tokens)) {
+  while (static_cast<std::int32_t>(cache.pages.size()) < layout.pages_for(length)) {
     cache.pages.push_back(pool_->take(batch.model));
   }
   cache.allocated = length;
@@ -277,7 +273,7 @@ void KvCache::check_invariants() const {
   for (const CachedSequence& entry : sequences_) {
     for (std::size_t model = 0; model < entry.caches.size(); ++model) {
       const ModelCache& cache = entry.caches[model];
-      const std::int32_t page_tokens = pool_->layout(static_cast<std::int32_t>(model)).page_tokens;
+      const KvLayout& layout = pool_->layout(static_cast<std::int32_t>(model));
       if (cache.committed > cache.allocated) violated("more committed than allocated");
       if (cache.allocated > entry.length(static_cast<std::int32_t>(model))) {
         violated("pages beyond the frontier");
@@ -285,7 +281,7 @@ void KvCache::check_invariants() const {
       if (entry.in_flight == 0 && cache.committed != cache.allocated) {
         violated("pages are reserved, but no batch is in flight");
       }
-      if (static_cast<std::int32_t>(cache.pages.size()) != pages_of(cache.allocated, page_tokens)) {
+      if (static_cast<std::int32_t>(cache.pages.size()) != layout.pages_for(cache.allocated)) {
         violated("a table of the wrong length");
       }
       for (const PageId page : cache.pages) ++references[page];

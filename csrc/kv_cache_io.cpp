@@ -73,10 +73,6 @@ class Reader {
   std::string_view left_;
 };
 
-std::int64_t pages_of(std::int64_t tokens, std::int32_t page_tokens) {
-  return (tokens + page_tokens - 1) / page_tokens;
-}
-
 std::string_view checked_body(std::string_view saved) {
   SavedHeader header;
   if (saved.size() < sizeof header + 8 || std::memcmp(saved.data(), kMagic, sizeof kMagic) != 0) {
@@ -159,7 +155,7 @@ std::int32_t KvCache::load(std::string_view saved) {
     if (cache.committed < 0 || cache.committed > entry.length(model)) {
       throw std::invalid_argument("the saved sequence is damaged: it holds more than its tokens");
     }
-    wanted.push_back(pages_of(cache.committed, layout.page_tokens));
+    wanted.push_back(layout.pages_for(cache.committed));
     cache.pages.reserve(static_cast<std::size_t>(wanted.back()));
     contents.push_back(reader.take(wanted.back() * layout.page_bytes));
   }

@@ -48,13 +48,7 @@ def run(*arguments: str, environment: dict[str, str] = ENVIRONMENT, **options: A
 
 
 @pytest.fixture(scope="module")
-def trained() -> None:
-    if not (small_path() / "model.safetensors").exists():
-        pytest.skip("the trained pair has not been built")
-
-
-@pytest.fixture(scope="module")
-def generated(trained: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Finished, Path]:
+def generated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Finished, Path]:
     """A whole run of ``generate`` with its trace."""
     trace = tmp_path_factory.mktemp("generate") / "trace.jsonl"
     done = run(*GENERATE, *LIMITS, "--prompt", PROMPT, "--json", str(trace))
@@ -151,7 +145,6 @@ def test_an_error_is_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-    trained: None,
     extra: Sequence[str],
     message: str,
 ) -> None:
@@ -262,7 +255,7 @@ def test_an_interrupt_leaves_the_trace_so_far(
     assert trace.total_tokens == sum(step.num_tokens for step in trace.steps)
 
 
-def test_demo(trained: None, tmp_path: Path) -> None:
+def test_demo(tmp_path: Path) -> None:
     done = run("demo", "--quick", "--svg", str(tmp_path / "demo.svg"))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

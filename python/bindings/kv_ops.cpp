@@ -25,15 +25,7 @@ HeadsView heads_view(const BorrowedTensor& tensor, const char* what, Axes axes, 
   if (tensor.device_type != kCpuDevice) {
     throw py::value_error(name + " must be on the CPU, where the pages are");
   }
-  if (tensor.kind == ElementKind::kFloat && tensor.bits == 32) {
-    view.dtype = DataType::kFloat32;
-  } else if (tensor.kind == ElementKind::kFloat && tensor.bits == 16) {
-    view.dtype = DataType::kFloat16;
-  } else if (tensor.kind == ElementKind::kBFloat && tensor.bits == 16) {
-    view.dtype = DataType::kBFloat16;
-  } else {
-    throw py::type_error(name + " must be float32, bfloat16 or float16");
-  }
+  view.dtype = float_type(tensor, what);
   if (written && tensor.read_only) throw py::value_error(name + " is read-only");
   const int dimensions = tensor.dimensions;
   if (dimensions != 3 && !(dimensions == 4 && tensor.shape[0] == 1)) {

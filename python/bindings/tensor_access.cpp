@@ -199,23 +199,21 @@ bool BorrowedTensor::from_capsule(PyObject* object) {
   return true;
 }
 
+DataType float_type(const BorrowedTensor& tensor, const char* what) {
+  if (tensor.kind == ElementKind::kFloat && tensor.bits == 32) return DataType::kFloat32;
+  if (tensor.kind == ElementKind::kFloat && tensor.bits == 16) return DataType::kFloat16;
+  if (tensor.kind == ElementKind::kBFloat && tensor.bits == 16) return DataType::kBFloat16;
+  throw py::type_error(std::string(what) + " must be float32, bfloat16 or float16, got " +
+                       element_name(tensor) + "; convert them explicitly, for example to float32");
+}
+
 LogitsView logits_view(const BorrowedTensor& tensor, bool allow_vector) {
   if (tensor.device_type != kCpuDevice) {
     throw py::value_error("logits are on device type " + std::to_string(tensor.device_type) +
                           " (DLPack numbering); this build computes on the CPU: pass logits.cpu()");
   }
   LogitsView view{};
-  if (tensor.kind == ElementKind::kFloat && tensor.bits == 32) {
-    view.dtype = DataType::kFloat32;
-  } else if (tensor.kind == ElementKind::kFloat && tensor.bits == 16) {
-    view.dtype = DataType::kFloat16;
-  } else if (tensor.kind == ElementKind::kBFloat && tensor.bits == 16) {
-    view.dtype = DataType::kBFloat16;
-  } else {
-    throw py::type_error("logits must be float32, bfloat16 or float16, got " +
-                         element_name(tensor) +
-                         "; convert them explicitly, for example to float32");
-  }
+  view.dtype = float_type(tensor, "logits");
   const bool vector = tensor.dimensions == 1 && allow_vector;
   if (tensor.dimensions != 2 && !vector) {
     throw py::value_error(

@@ -70,6 +70,9 @@ class BorrowedTensor {
   const char* what_;
 };
 
+// The element type of a tensor that holds one of the three. Throws pybind11::type_error.
+DataType float_type(const BorrowedTensor& tensor, const char* what);
+
 // Checks [B, V] (or [V] when allow_vector), fp32 / bf16 / fp16, on the CPU, inner stride 1.
 // Throws pybind11::type_error or pybind11::value_error that say what was wrong and what to do.
 LogitsView logits_view(const BorrowedTensor& tensor, bool allow_vector);

@@ -39,6 +39,11 @@ struct KvLayout {
   static KvLayout make(std::int32_t num_layers, std::int32_t num_kv_heads, std::int32_t head_size,
                        std::int32_t page_tokens, DataType dtype);
 
+  // Pages that hold so many tokens.
+  std::int32_t pages_for(std::int32_t tokens) const {
+    return (tokens + page_tokens - 1) / page_tokens;
+  }
+
   bool operator==(const KvLayout&) const = default;
   std::string describe() const;
 };

@@ -59,7 +59,7 @@ def _attention(
     if glimprouter_pass is None:
         raise RuntimeError("this attention needs a PagedPass; run the model by RoutedModel")
     if kwargs.get("s_aux") is not None:
-        raise NotImplementedError("attention sinks")
+        raise RuntimeError("it has attention sinks, which are not supported")
     _, heads, tokens, size = query.shape
     out = query.new_empty((1, tokens, heads, size))
     scale = size**-0.5 if scaling is None else float(scaling)
