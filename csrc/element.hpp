@@ -7,15 +7,16 @@
 #include <cstdint>
 #include <cstring>
 
+#include "glimprouter/host_device.hpp"
 #include "glimprouter/row_view.hpp"
 
 namespace glimprouter {
 
-inline float float_from_bfloat16(std::uint16_t bits) {
+GR_HOST_DEVICE inline float float_from_bfloat16(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
 
-inline float float_from_half(std::uint16_t half) {
+GR_HOST_DEVICE inline float float_from_half(std::uint16_t half) {
   const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000u) << 16;
   const std::uint32_t exponent = half >> 10 & 0x1Fu;
   const std::uint32_t mantissa = half & 0x3FFu;
@@ -25,7 +26,7 @@ inline float float_from_half(std::uint16_t half) {
   return sign != 0 ? -magnitude : magnitude;
 }
 
-inline float element(const RowView& row, std::int64_t index) {
+GR_HOST_DEVICE inline float element(const RowView& row, std::int64_t index) {
   const char* source = static_cast<const char*>(row.data) + index * element_size(row.dtype);
   if (row.dtype == DataType::kFloat32) {
     float value = 0;
@@ -37,7 +38,7 @@ inline float element(const RowView& row, std::int64_t index) {
   return row.dtype == DataType::kFloat16 ? float_from_half(bits) : float_from_bfloat16(bits);
 }
 
-inline std::uint16_t half_from_float(float value) {
+GR_HOST_DEVICE inline std::uint16_t half_from_float(float value) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
   const auto sign = static_cast<std::uint16_t>(bits >> 16 & 0x8000u);
   const std::uint32_t magnitude = bits & 0x7FFFFFFFu;
@@ -53,14 +54,14 @@ inline std::uint16_t half_from_float(float value) {
   return static_cast<std::uint16_t>(sign | (rounded - 0x38000000u) >> 13);
 }
 
-inline std::uint16_t bfloat16_from_float(float value) {
+GR_HOST_DEVICE inline std::uint16_t bfloat16_from_float(float value) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
   if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<std::uint16_t>(bits >> 16 | 0x40u);
   return static_cast<std::uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
 }
 
 // Rounds to nearest, ties to even.
-inline void store_element(std::byte* target, DataType dtype, float value) {
+GR_HOST_DEVICE inline void store_element(std::byte* target, DataType dtype, float value) {
   if (dtype == DataType::kFloat32) {
     std::memcpy(target, &value, 4);
     return;

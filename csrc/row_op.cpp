@@ -5,6 +5,7 @@
 
 #include "element.hpp"
 #include "glimprouter/numeric.hpp"
+#include "glimprouter/row_statistics.hpp"
 #include "row_workspace.hpp"
 #include "selection.hpp"
 #if defined(__x86_64__)
@@ -14,7 +15,6 @@
 namespace glimprouter {
 namespace {
 
-constexpr float kNotANumber = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // The specified arithmetic rounds to nearest and keeps subnormal numbers, whatever the caller's
@@ -70,25 +70,13 @@ RowSums merge_tiles(const RowWorkspace::Buffers& buffers, std::int64_t num_tiles
   RowSums sums;
   sums.maximum = maximum;
   sums.num_tiles = num_tiles;
-  const bool tempered = temperature != 0.0f && temperature != 1.0f;
-  const float inverse_temperature = tempered ? 1.0f / temperature : 1.0f;
   for (std::int64_t i = 0; i < num_tiles; ++i) {
-    const TileStatistics& tile = buffers.tiles[static_cast<std::size_t>(i)];
-    const float d = tile.maximum - maximum;
-    const auto distance = static_cast<double>(d);
-    if (tile_counts(tile, maximum, 1.0f)) {
-      const auto scale = static_cast<double>(exp_nonpositive(d));
-      const auto s = static_cast<double>(tile.sum);
-      const auto t = static_cast<double>(tile.weighted);
-      const auto u = static_cast<double>(tile.squared);
-      sums.sum += scale * s;
-      sums.weighted += scale * (t + distance * s);
-      sums.squared += scale * (u + 2.0 * distance * t + distance * distance * s);
-    }
-    if (tile_counts(tile, maximum, temperature)) {
-      const auto scale = static_cast<double>(exp_nonpositive(d * inverse_temperature));
-      sums.sampling += scale * static_cast<double>(tile.sampling);
-    }
+    const TileTerms terms =
+        terms_of(buffers.tiles[static_cast<std::size_t>(i)], maximum, temperature);
+    sums.sum += terms.sum;
+    sums.weighted += terms.weighted;
+    sums.squared += terms.squared;
+    sums.sampling += terms.sampling;
   }
   return sums;
 }
@@ -131,11 +119,6 @@ double entropy_of_top_k(const RowView& row, std::int64_t k, const RowSums& sums,
   return log_positive(sum) - weighted / sum;
 }
 
-RowResult invalid_result(RowStatus status) {
-  return RowResult{status,      -1,          -1,          kNotANumber, kNotANumber,
-                   kNotANumber, kNotANumber, kNotANumber, kNotANumber};
-}
-
 struct SummedRow {
   RowStatus status;
   RowSums sums;
@@ -145,11 +128,9 @@ SummedRow sum_row(const RowView& row, const SamplingParameters& sampling, bool s
                   RowWorkspace::Buffers& buffers) noexcept {
   StatisticsRequest request;
   request.squared = squared;
-  const bool tempered = sampling.temperature != 0.0f && sampling.temperature != 1.0f;
-  // A restricted top-k needs no total over the row.
-  request.sampling = tempered && !(sampling.top_k > 0 && sampling.top_k < row.size);
-  if (tempered) request.inverse_temperature = 1.0f / sampling.temperature;
-  const std::int64_t num_tiles = (row.size + kTileSize - 1) / kTileSize;
+  request.sampling = is_tempered(sampling) && !restricts_count(sampling, row.size);
+  if (is_tempered(sampling)) request.inverse_temperature = 1.0f / sampling.temperature;
+  const std::int64_t num_tiles = tiles_of(row.size);
   active_backend().row_statistics(row, request, buffers.tile_scratch.data(), buffers.tiles.data());
   float maximum = 0;
   const RowStatus status = row_status(row, buffers, num_tiles, &maximum);
@@ -161,7 +142,7 @@ SummedRow sum_row(const RowView& row, const SamplingParameters& sampling, bool s
 
 RowWorkspace::Buffers::Buffers(std::int64_t vocabulary)
     : max_vocabulary(vocabulary),
-      tiles(static_cast<std::size_t>((vocabulary + kTileSize - 1) / kTileSize)),
+      tiles(static_cast<std::size_t>(tiles_of(vocabulary))),
       tile_scratch(kTileSize),
       candidates(static_cast<std::size_t>(vocabulary)),
       sort_scratch(static_cast<std::size_t>(vocabulary)),
@@ -185,33 +166,22 @@ RowResult evaluate_row(const RowView& row, const RowRequest& request, RowWorkspa
     return invalid_result(summed.status);
   }
   const RowSums& sums = summed.sums;
-  const double log_sum = log_positive(sums.sum);
-  const double mean = sums.weighted / sums.sum;
-  const auto logprob_of = [&](std::int32_t id) {
-    return static_cast<float>(static_cast<double>(element(row, id) - sums.maximum) - log_sum);
-  };
-
-  RowResult result;
-  result.status = RowStatus::kOk;
+  const RowScale scale{sums.maximum, log_positive(sums.sum)};
+  std::int32_t argmax = 0;
   float second = -kInfinity;
-  find_top_two(row, sums, buffers, &result.argmax, &second);
-  result.logsumexp = static_cast<float>(static_cast<double>(sums.maximum) + log_sum);
-  result.max_prob = static_cast<float>(1.0 / sums.sum);
-  const auto runner_up = static_cast<double>(exp_nonpositive(second - sums.maximum));
-  result.margin = static_cast<float>((1.0 - runner_up) / sums.sum);
-  const double variance = sums.squared / sums.sum - mean * mean;
-  result.varentropy =
-      request.want_varentropy ? static_cast<float>(std::max(variance, 0.0)) : kNotANumber;
-  result.token = request.sampling.temperature > 0.0f
-                     ? sample_token(row, request.sampling, request.random, sums, buffers)
-                     : result.argmax;
+  find_top_two(row, sums, buffers, &argmax, &second);
+  RowResult result = statistics_of(sums, scale, argmax, second, request.want_varentropy);
+  if (request.sampling.temperature > 0.0f) {
+    result.token = sample_token(row, request.sampling, request.random, sums, buffers);
+  }
   // The top-k form also where k covers the row: padding with -inf must not change a bit.
-  result.entropy = static_cast<float>(
-      request.entropy_top_k > 0 ? entropy_of_top_k(row, request.entropy_top_k, sums, buffers)
-                                : log_sum - mean);
-  result.logprob = logprob_of(result.token);
+  if (request.entropy_top_k > 0) {
+    result.entropy =
+        static_cast<float>(entropy_of_top_k(row, request.entropy_top_k, sums, buffers));
+  }
+  result.logprob = scale.logprob(element(row, result.token));
   for (std::int32_t i = 0; i < request.num_logprob_ids; ++i) {
-    logprobs[i] = logprob_of(request.logprob_ids[i]);
+    logprobs[i] = scale.logprob(element(row, request.logprob_ids[i]));
   }
   return result;
 }

@@ -1,24 +1,17 @@
 #include "selection.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <functional>
-#include <limits>
 
 #include "glimprouter/numeric.hpp"
+#include "glimprouter/row_statistics.hpp"
 
 namespace glimprouter {
 namespace {
 
-constexpr float kLowestFinite = std::numeric_limits<float>::lowest();
 // Below this vocabulary every element is a candidate at once: a pivot would save nothing.
 constexpr std::int64_t kSmallVocabulary = 1024;
 constexpr std::int64_t kComparisonSortLimit = 256;
-
-float candidate_value(Candidate candidate) {
-  const auto descending = static_cast<std::uint32_t>(candidate >> 32);
-  return std::bit_cast<float>((descending >> 31) != 0 ? descending : ~descending & 0x7FFFFFFFu);
-}
 
 // All elements >= pivot, in id order. A tile whose maximum is lower is not read.
 std::int64_t collect_candidates(const RowView& row, float pivot, const RowSums& sums,
@@ -183,7 +176,7 @@ std::int32_t sample_unfiltered(const RowView& row, const SamplingParameters& sam
   double prefix = 0;
   for (std::int64_t tile = 0; tile < sums.num_tiles; ++tile) {
     const TileStatistics& statistics = buffers.tiles[static_cast<std::size_t>(tile)];
-    if (!tile_counts(statistics, sums.maximum, sampling.temperature)) continue;
+    if (!tile_counts(statistics.maximum, sums.maximum, sampling.temperature)) continue;
     const double scale = static_cast<double>(
         exp_nonpositive((statistics.maximum - sums.maximum) * inverse_temperature));
     const double mass = scale * static_cast<double>(statistics.sampling);
@@ -240,7 +233,7 @@ KeptCandidates filter_candidates(const RowView& row, const SamplingParameters& s
                                  const RowSums& sums, RowWorkspace::Buffers& buffers) noexcept {
   const bool limits_mass = sampling.top_p < 1.0f;
   std::int64_t count = 0;
-  if (sampling.top_k > 0 && sampling.top_k < row.size) {
+  if (restricts_count(sampling, row.size)) {
     count = take_top_k(row, sampling.top_k, 1.0f / sampling.temperature, sums, buffers);
     if (limits_mass) {
       double total = 0;
@@ -270,8 +263,8 @@ std::int32_t sample_token(const RowView& row, const SamplingParameters& sampling
                           const RandomKey& random, const RowSums& sums,
                           RowWorkspace::Buffers& buffers) noexcept {
   const double uniform = uniform_double(random);
-  const bool limits_count = sampling.top_k > 0 && sampling.top_k < row.size;
-  if (!limits_count && !(sampling.top_p < 1.0f) && !(sampling.min_p > 0.0f)) {
+  if (!restricts_count(sampling, row.size) && !(sampling.top_p < 1.0f) &&
+      !(sampling.min_p > 0.0f)) {
     return sample_unfiltered(row, sampling, uniform, sums, buffers);
   }
   const KeptCandidates kept = filter_candidates(row, sampling, sums, buffers);

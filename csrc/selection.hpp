@@ -30,8 +30,4 @@ KeptCandidates filter_candidates(const RowView& row, const SamplingParameters& s
 std::int64_t take_top_k(const RowView& row, std::int64_t k, float inverse_temperature,
                         const RowSums& sums, RowWorkspace::Buffers& buffers) noexcept;
 
-inline std::int32_t candidate_id(Candidate candidate) {
-  return static_cast<std::int32_t>(candidate & 0xFFFFFFFFu);
-}
-
 }  // namespace glimprouter

@@ -1,15 +1,19 @@
 #include "glimprouter/step_router.hpp"
 
 #include <algorithm>
-#include <limits>
 #include <stdexcept>
+
+#include "glimprouter/row_statistics.hpp"
 
 namespace glimprouter {
 namespace {
 
-constexpr float kNotANumber = std::numeric_limits<float>::quiet_NaN();
 // Tokens that a log holds without growing; longer sequences let it double.
 constexpr std::int64_t kReservedTokens = 16384;
+
+// Only a sequence longer than the reserved log can allocate here; running out of memory then ends
+// the process, as everywhere else in a noexcept path.
+void log(Sequence& sequence, const TokenRecord& record) noexcept { sequence.log.push_back(record); }
 
 const char* name_of(Model model) { return model == Model::kSmall ? "small" : "large"; }
 
@@ -148,7 +152,8 @@ void StepRouter::rewind(std::int32_t row, std::int32_t count) {
   begin_step(replayed.state, replayed.options.limits);
   std::size_t kept = 0;
   for (; kept < sequence.log.size() && replayed.state.position < target; ++kept) {
-    apply(sequence.log[kept], replayed);
+    const TokenRecord& record = sequence.log[kept];
+    commit_record(replayed, boundary(record.writer).table(), record);
   }
   if (replayed.state.position != target) {
     throw std::invalid_argument(
@@ -231,12 +236,7 @@ void StepRouter::step(Model model, const LogitsView& logits, std::span<const std
   auto body = [&](std::int64_t i, RowWorkspace& workspace) noexcept {
     const auto index = static_cast<std::size_t>(i);
     Sequence& sequence = sequences_[static_cast<std::size_t>(rows[index])];
-    RowRequest request;
-    request.sampling = sequence.options.sampling;
-    request.random = RandomKey{sequence.options.seed, sequence.options.stream,
-                               static_cast<std::uint64_t>(sequence.state.position),
-                               static_cast<std::uint32_t>(model)};
-    request.entropy_top_k = sequence.options.entropy_top_k;
+    RowRequest request = request_of(sequence, model);
     request.want_varentropy = outputs.wants(OutputField::kVarentropy);
     request.logprob_ids = outputs.logprob_ids.data();
     request.num_logprob_ids = num_ids;
@@ -265,53 +265,15 @@ void StepRouter::step_row(Model model, const RowResult& result, Sequence& sequen
   outputs.phase[index] = static_cast<std::uint8_t>(state.phase);
   if (result.status != RowStatus::kOk) return;
 
-  if (state.phase == Phase::kGlimpse &&
-      !precedes_step(boundary_->effect(state.automaton, result.token))) {
-    if (sequence.options.limits.route == RouteMode::kManual) {
-      state.phase = Phase::kAwaitDecision;
-      sequence.candidate_token = result.token;
-      sequence.candidate_logprob = result.logprob;
-      sequence.candidate_entropy = result.entropy;
-      outputs.phase[index] = static_cast<std::uint8_t>(state.phase);
-      return;
-    }
-    const bool large = wants_large(sequence.options.limits, result.entropy);
-    outputs.route[index] = large ? 2 : 1;
-    if (large) {
-      state.phase = Phase::kLargeStep;
-      outputs.phase[index] = static_cast<std::uint8_t>(state.phase);
-      return;
-    }
+  const StepDecision decision = advance(sequence, boundary(model).table(), model, result);
+  if (decision.token >= 0) {
+    log(sequence, {decision.token, result.logprob, result.entropy, model});
   }
-  commit({result.token, result.logprob, result.entropy, model}, sequence, index, outputs);
-}
-
-void StepRouter::commit(const TokenRecord& record, Sequence& sequence, std::size_t index,
-                        StepOutputs& outputs) const noexcept {
-  // Only a sequence longer than the reserved log can allocate here; running out of memory then ends
-  // the process, as everywhere else in a noexcept path.
-  sequence.log.push_back(record);
-  const TransitionResult transition = apply(record, sequence);
-  outputs.token[index] = record.token;
-  outputs.end_reason[index] = static_cast<std::uint8_t>(transition.end_reason);
-  outputs.forced[index] = transition.forced_tokens;
-  outputs.phase[index] = static_cast<std::uint8_t>(sequence.state.phase);
-}
-
-TransitionResult StepRouter::apply(const TokenRecord& record, Sequence& sequence) const noexcept {
-  SequenceState& state = sequence.state;
-  // In a replay the decision is the writer's name: a step's start that the large model wrote.
-  if (state.phase == Phase::kGlimpse && record.writer == Model::kLarge) {
-    state.phase = Phase::kLargeStep;
-  }
-  const TokenEffect effect = boundary(record.writer).effect(state.automaton, record.token);
-  const TransitionResult transition =
-      commit_token(state, sequence.options.limits, effect, record.token);
-  sequence.step_logprob += static_cast<double>(record.logprob);
-  sequence.step_entropy += static_cast<double>(record.entropy);
-  const bool thinking = state.phase != Phase::kAnswer && state.phase != Phase::kDone;
-  if (!thinking || state.step_tokens == 0) sequence.step_logprob = sequence.step_entropy = 0;
-  return transition;
+  outputs.token[index] = decision.token;
+  outputs.route[index] = decision.route;
+  outputs.end_reason[index] = static_cast<std::uint8_t>(decision.end_reason);
+  outputs.forced[index] = decision.forced;
+  outputs.phase[index] = static_cast<std::uint8_t>(state.phase);
 }
 
 void StepRouter::decide(std::span<const std::int32_t> rows, Model model, StepOutputs& outputs) {
@@ -351,8 +313,14 @@ void StepRouter::decide(std::span<const std::int32_t> rows, Model model, StepOut
     } else {
       sequence.state.phase = Phase::kGlimpse;
       outputs.route[index] = 1;
-      commit({token, sequence.candidate_logprob, sequence.candidate_entropy, Model::kSmall},
-             sequence, index, outputs);
+      const TokenRecord record{token, sequence.candidate_logprob, sequence.candidate_entropy,
+                               Model::kSmall};
+      log(sequence, record);
+      const TransitionResult transition = commit_record(sequence, boundary_->table(), record);
+      outputs.token[index] = token;
+      outputs.end_reason[index] = static_cast<std::uint8_t>(transition.end_reason);
+      outputs.forced[index] = transition.forced_tokens;
+      outputs.phase[index] = static_cast<std::uint8_t>(sequence.state.phase);
     }
   }
 }

@@ -48,7 +48,7 @@ py::tuple effect(const StepBoundary& boundary, int state, std::int32_t token) {
     throw py::value_error("token must lie in [0, " + std::to_string(boundary.vocabulary_size()) +
                           "), got " + std::to_string(token));
   }
-  const TokenEffect result = boundary.effect(static_cast<std::uint8_t>(state), token);
+  const TokenEffect result = boundary.table().effect(static_cast<std::uint8_t>(state), token);
   return py::make_tuple(static_cast<int>(result.next_state()), result.has(TokenEffect::kHit));
 }
 

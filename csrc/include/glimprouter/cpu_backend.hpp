@@ -1,11 +1,4 @@
 // The table of vector kernels that one instruction set fills, and the choice among them.
-//
-// Specification of the reduction (the same for every instruction set and for device code):
-//   - a row is cut in tiles of 2048 elements; missing elements of the last tile count as -inf;
-//   - in a tile, m is the maximum (-0 counts as +0), d = x - m, e = e^d (numeric.hpp);
-//   - element i belongs to virtual lane i mod 256; a lane adds its 8 elements in index order:
-//     s = s + e, t = fma(d, e, t), u = fma(d d, e, u), z = z + e^(d / T);
-//   - the 256 lanes are added in a tree: lane i takes lane i + 128, then + 64, ... then + 1.
 #pragma once
 
 #include <cstdint>
@@ -14,29 +7,15 @@
 
 #include "glimprouter/attention_task.hpp"
 #include "glimprouter/row_view.hpp"
+#include "glimprouter/tile_statistics.hpp"
 
 namespace glimprouter {
-
-inline constexpr std::int32_t kTileSize = 2048;
-inline constexpr std::int32_t kLanes = 256;
-
-struct TileStatistics {
-  float maximum;   // -inf when every element is
-  float sum;       // s = sum e^d; NaN when an element is NaN
-  float weighted;  // t = sum d e^d
-  float squared;   // u = sum d^2 e^d, when asked for
-  float sampling;  // z = sum e^(d / T), when asked for; else s
-};
 
 struct StatisticsRequest {
   bool sampling = false;  // a second sum at the temperature 1 / inverse_temperature
   bool squared = false;
   float inverse_temperature = 1.0f;
 };
-
-// A candidate of the selection in 64 bits that sort as unsigned integers: by descending logit, then
-// by ascending id. High word: order-reversing image of the float; low word: the id.
-using Candidate = std::uint64_t;
 
 struct CpuKernels {
   std::string_view name;

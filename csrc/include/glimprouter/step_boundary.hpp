@@ -29,6 +29,16 @@ struct TokenEffect {
   GR_HOST_DEVICE bool has(std::uint16_t flag) const { return (bits & flag) != 0; }
 };
 
+// The flat table of a StepBoundary, one dependent load a token. Non-owning.
+struct BoundaryTable {
+  const std::uint16_t* effects;  // [vocabulary, states]
+  std::int32_t num_states;
+
+  GR_HOST_DEVICE TokenEffect effect(std::uint8_t state, std::int32_t token) const {
+    return TokenEffect{effects[static_cast<std::int64_t>(token) * num_states + state]};
+  }
+};
+
 class StepBoundary {
  public:
   struct Definition {
@@ -56,10 +66,8 @@ class StepBoundary {
   static constexpr std::uint8_t kInitialState = 0;
   static constexpr std::uint8_t kContent = 1;
 
-  TokenEffect effect(std::uint8_t state, std::int32_t token) const {
-    return TokenEffect{
-        table_[static_cast<std::size_t>(token) * static_cast<std::size_t>(num_states_) + state]};
-  }
+  BoundaryTable table() const { return {table_.data(), num_states_}; }
+  std::int64_t table_size() const { return static_cast<std::int64_t>(table_.size()); }
 
  private:
   void build_table();

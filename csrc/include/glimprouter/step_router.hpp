@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "glimprouter/row_op.hpp"
+#include "glimprouter/sequence_step.hpp"
 #include "glimprouter/step_boundary.hpp"
 #include "glimprouter/step_outputs.hpp"
 #include "glimprouter/thread_pool.hpp"
@@ -19,32 +20,9 @@
 
 namespace glimprouter {
 
-struct SequenceOptions {
-  SequenceLimits limits;
-  SamplingParameters sampling;
-  std::int32_t entropy_top_k = 0;  // 0: full entropy
-  std::uint64_t seed = 0;
-  std::uint64_t stream = 0;
-};
-
-// A committed token, enough to replay the transition and the sums of its step.
-struct TokenRecord {
-  std::int32_t token;
-  float logprob;  // raw
-  float entropy;  // nats, of the distribution that the token was selected from
-  Model writer;
-};
-
-struct Sequence {
+struct Sequence : SequenceCore {
   bool open = false;
-  SequenceOptions options;
-  SequenceState state;
-  std::uint64_t forks = 0;            // makes the default streams of forks distinct
-  std::int32_t candidate_token = -1;  // of a manual glimpse that waits for decide()
-  float candidate_logprob = 0;
-  float candidate_entropy = 0;
-  double step_logprob = 0;  // sums over the running step; 0 at its start and in the answer
-  double step_entropy = 0;
+  std::uint64_t forks = 0;       // makes the default streams of forks distinct
   std::vector<TokenRecord> log;  // reserved when the sequence is opened
   std::uint64_t last_call = 0;   // finds a row named twice in one call
 };
@@ -115,9 +93,6 @@ class StepRouter {
   void check_batch(std::span<const std::int32_t> rows, const StepOutputs& outputs);
   void step_row(Model model, const RowResult& result, Sequence& sequence, std::size_t index,
                 StepOutputs& outputs) const noexcept;
-  void commit(const TokenRecord& record, Sequence& sequence, std::size_t index,
-              StepOutputs& outputs) const noexcept;
-  TransitionResult apply(const TokenRecord& record, Sequence& sequence) const noexcept;
 
   std::shared_ptr<const StepBoundary> boundary_;
   std::shared_ptr<const StepBoundary> large_boundary_;

@@ -1,0 +1,61 @@
+// From the sums of a row to its statistics: the last part of the row operation, shared by host and
+// device.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+#include "glimprouter/host_device.hpp"
+#include "glimprouter/numeric.hpp"
+#include "glimprouter/row_op.hpp"
+#include "glimprouter/tile_statistics.hpp"
+
+namespace glimprouter {
+
+inline constexpr float kNotANumber = std::bit_cast<float>(0x7FC00000u);
+
+GR_HOST_DEVICE inline RowResult invalid_result(RowStatus status) {
+  return RowResult{status,      -1,          -1,          kNotANumber, kNotANumber,
+                   kNotANumber, kNotANumber, kNotANumber, kNotANumber};
+}
+
+GR_HOST_DEVICE inline bool is_tempered(const SamplingParameters& sampling) {
+  return sampling.temperature != 0.0f && sampling.temperature != 1.0f;
+}
+
+// A restricted top-k needs no total over the row.
+GR_HOST_DEVICE inline bool restricts_count(const SamplingParameters& sampling, std::int64_t size) {
+  return sampling.top_k > 0 && sampling.top_k < size;
+}
+
+// ln of the row's sum is kept in double, since both entropy and log-probabilities need it.
+struct RowScale {
+  float maximum;
+  double log_sum;
+
+  GR_HOST_DEVICE float logprob(float logit) const {
+    return static_cast<float>(static_cast<double>(logit - maximum) - log_sum);
+  }
+};
+
+// Everything but the token and its log-probability. second: the largest element but the first
+// maximum. The entropy is that of the whole row.
+GR_HOST_DEVICE inline RowResult statistics_of(const RowSums& sums, const RowScale& scale,
+                                              std::int32_t argmax, float second,
+                                              bool want_varentropy) {
+  const double mean = sums.weighted / sums.sum;
+  RowResult result{};
+  result.status = RowStatus::kOk;
+  result.argmax = result.token = argmax;
+  result.entropy = static_cast<float>(scale.log_sum - mean);
+  result.logsumexp = static_cast<float>(static_cast<double>(sums.maximum) + scale.log_sum);
+  result.max_prob = static_cast<float>(1.0 / sums.sum);
+  const auto runner_up = static_cast<double>(exp_nonpositive(second - sums.maximum));
+  result.margin = static_cast<float>((1.0 - runner_up) / sums.sum);
+  const double variance = sums.squared / sums.sum - mean * mean;
+  result.varentropy =
+      want_varentropy ? static_cast<float>(variance > 0.0 ? variance : 0.0) : kNotANumber;
+  return result;
+}
+
+}  // namespace glimprouter
