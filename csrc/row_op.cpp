@@ -67,7 +67,7 @@ RowStatus row_status(const RowView& row, const RowWorkspace::Buffers& buffers,
 
 RowSums merge_tiles(const RowWorkspace::Buffers& buffers, std::int64_t num_tiles, float maximum,
                     float temperature) noexcept {
-  RowSums sums;
+  RowSums sums{};
   sums.maximum = maximum;
   sums.num_tiles = num_tiles;
   for (std::int64_t i = 0; i < num_tiles; ++i) {
@@ -121,7 +121,7 @@ double entropy_of_top_k(const RowView& row, std::int64_t k, const RowSums& sums,
 
 struct SummedRow {
   RowStatus status;
-  RowSums sums;
+  RowSums sums{};
 };
 
 SummedRow sum_row(const RowView& row, const SamplingParameters& sampling, bool squared,

@@ -16,6 +16,7 @@ enum class RowStatus : std::uint8_t {
   kNan = 1,
   kPositiveInfinity = 2,
   kAllMasked = 3,
+  kNotWaiting = 4,  // by a device router only: the row is not open, or waits for another model
 };
 
 // Filters in the order of transformers: temperature, top-k, top-p, min-p.

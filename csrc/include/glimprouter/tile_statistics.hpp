@@ -36,12 +36,12 @@ struct TileStatistics {
 
 // The tiles of a valid row merged in index order, relative to the row's maximum.
 struct RowSums {
-  float maximum = 0;
-  double sum = 0;       // sum e^(x - m)
-  double weighted = 0;  // sum (x - m) e^(x - m)
-  double squared = 0;   // sum (x - m)^2 e^(x - m), when asked for
-  double sampling = 0;  // sum e^((x - m) / T)
-  std::int64_t num_tiles = 0;
+  double sum;       // sum e^(x - m)
+  double weighted;  // sum (x - m) e^(x - m)
+  double squared;   // sum (x - m)^2 e^(x - m), when asked for
+  double sampling;  // sum e^((x - m) / T)
+  std::int64_t num_tiles;
+  float maximum;
 };
 
 // A tile whose maximum lies more than 40 max(1, T) below the row's contributes exactly nothing.

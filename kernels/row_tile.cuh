@@ -1,0 +1,194 @@
+// One tile of a row: 16-byte loads into shared memory, one virtual lane a thread, and the specified
+// reduction (tile_statistics.hpp).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "block.cuh"
+#include "device.cuh"
+#include "element.hpp"
+#include "glimprouter/numeric.hpp"
+#include "glimprouter/row_view.hpp"
+#include "glimprouter/tile_statistics.hpp"
+
+namespace glimprouter::device {
+
+static_assert(kLanes == static_cast<std::int32_t>(kBlockThreads), "one virtual lane a thread");
+inline constexpr std::int32_t kLaneElements = kTileSize / kLanes;
+inline constexpr std::int32_t kVectorBytes = 16;
+// 512 vectors of fp32, and one more when the row does not begin at a 16-byte boundary.
+inline constexpr std::int32_t kThreadVectors = 3;
+inline constexpr float kMinusInfinity = std::bit_cast<float>(0xFF800000u);
+
+struct TileShared {
+  alignas(kVectorBytes) unsigned char bytes[kTileSize * 4 + kVectorBytes];
+  float lanes[4][kLanes];  // s, t, u, z
+  BlockShared block;
+};
+
+// Through memcpy, because the bytes have another type than the value; the promised alignment makes
+// it one instruction.
+template <typename Value>
+GR_DEVICE Value load_aligned(const unsigned char* source) {
+  Value value;
+  std::memcpy(&value, __builtin_assume_aligned(source, sizeof value), sizeof value);
+  return value;
+}
+template <typename Value>
+GR_DEVICE void store_aligned(unsigned char* target, Value value) {
+  std::memcpy(__builtin_assume_aligned(target, sizeof value), &value, sizeof value);
+}
+
+// Where a tile lies in memory. phase: bytes between the 16-byte boundary before it and its start;
+// the copy in shared memory keeps it, so that vectors stay whole.
+struct TileSpan {
+  const unsigned char* source;
+  std::int32_t bytes;
+  std::int32_t phase;
+  std::int32_t present;  // elements
+
+  GR_DEVICE TileSpan(const RowView& row, std::int64_t tile) {
+    const auto size = static_cast<std::int32_t>(element_size(row.dtype));
+    const std::int64_t left = row.size - tile * kTileSize;
+    present = left < kTileSize ? static_cast<std::int32_t>(left) : kTileSize;
+    bytes = present * size;
+    source = static_cast<const unsigned char*>(row.data) + tile * kTileSize * size;
+    phase = static_cast<std::int32_t>(reinterpret_cast<std::uintptr_t>(source) % kVectorBytes);
+  }
+};
+
+// A vector of which only some elements belong to the row: they are copied one by one, because the
+// others may lie outside the allocation.
+GR_DEVICE void stage_edge(const TileSpan& span, std::int32_t begin, std::int32_t size,
+                          unsigned char* target) {
+  for (std::int32_t byte = 0; byte < kVectorBytes; byte += size) {
+    if (begin + byte < 0 || begin + byte >= span.bytes) continue;
+    const unsigned char* const source = span.source + begin + byte;
+    if (size == 4) {
+      store_aligned(target + byte, load_aligned<std::uint32_t>(source));
+    } else {
+      store_aligned(target + byte, load_aligned<std::uint16_t>(source));
+    }
+  }
+}
+
+// Copies a tile into shared memory. A barrier must follow before it is read.
+GR_DEVICE void stage_tile(const RowView& row, const TileSpan& span, TileShared& shared) {
+  const auto size = static_cast<std::int32_t>(element_size(row.dtype));
+  const std::int32_t vectors = (span.phase + span.bytes + kVectorBytes - 1) / kVectorBytes;
+  Vec16 loaded[kThreadVectors];
+  GR_UNROLL
+  for (std::int32_t k = 0; k < kThreadVectors; ++k) {
+    const std::int32_t vector = static_cast<std::int32_t>(threadIdx.x) + k * kLanes;
+    const std::int32_t begin = vector * kVectorBytes - span.phase;
+    const bool whole = vector < vectors && begin >= 0 && begin + kVectorBytes <= span.bytes;
+    if (whole) loaded[k] = load16(span.source + begin);
+  }
+  GR_UNROLL
+  for (std::int32_t k = 0; k < kThreadVectors; ++k) {
+    const std::int32_t vector = static_cast<std::int32_t>(threadIdx.x) + k * kLanes;
+    if (vector >= vectors) continue;
+    const std::int32_t begin = vector * kVectorBytes - span.phase;
+    unsigned char* const target = shared.bytes + vector * kVectorBytes;
+    if (begin >= 0 && begin + kVectorBytes <= span.bytes) {
+      store16(target, loaded[k]);
+    } else {
+      stage_edge(span, begin, size, target);
+    }
+  }
+}
+
+// Element of a staged tile; -inf behind its end.
+GR_DEVICE float staged_element(const TileSpan& span, DataType dtype, const TileShared& shared,
+                               std::int32_t index) {
+  if (index >= span.present) return kMinusInfinity;
+  const unsigned char* const bytes = shared.bytes + span.phase;
+  if (dtype == DataType::kFloat32) return load_aligned<float>(bytes + 4 * index);
+  const auto bits = load_aligned<std::uint16_t>(bytes + 2 * index);
+  return dtype == DataType::kFloat16 ? float_from_half(bits) : float_from_bfloat16(bits);
+}
+
+// The 8 elements of this thread's lane, in index order. Two barriers.
+GR_DEVICE void load_lane(const RowView& row, std::int64_t tile, TileShared& shared,
+                         float (&x)[kLaneElements]) {
+  const TileSpan span(row, tile);
+  __syncthreads();
+  stage_tile(row, span, shared);
+  __syncthreads();
+  GR_UNROLL
+  for (std::int32_t k = 0; k < kLaneElements; ++k) {
+    x[k] = staged_element(span, row.dtype, shared,
+                          static_cast<std::int32_t>(threadIdx.x) + k * kLanes);
+  }
+}
+
+// The fixed tree over the 256 lanes by one warp: +128, +64, +32 in registers, then by shuffles.
+// The result is that of lane 0.
+GR_DEVICE float tree_sum(const float (&lanes)[kLanes]) {
+  const std::uint32_t lane = lane_of_thread();
+  float part[8];
+  GR_UNROLL
+  for (std::uint32_t k = 0; k < 8; ++k) part[k] = lanes[lane + k * kWarpSize];
+  GR_UNROLL
+  for (std::uint32_t k = 0; k < 4; ++k) part[k] = part[k] + part[k + 4];
+  part[0] = part[0] + part[2];
+  part[1] = part[1] + part[3];
+  float sum = part[0] + part[1];
+  GR_UNROLL
+  for (std::uint32_t width = kWarpSize / 2; width >= 1; width /= 2) {
+    sum = sum + __shfl_down_sync(kFullMask, sum, width);
+  }
+  return sum;
+}
+
+struct TileRequest {
+  bool sampling;  // the sum at the sampling temperature is wanted
+  bool squared;
+  float inverse_temperature;
+};
+
+// Statistics of one tile, by the whole block, into global memory.
+GR_DEVICE void sum_tile(const RowView& row, std::int64_t tile, const TileRequest& request,
+                        TileShared& shared, TileStatistics* out) {
+  float x[kLaneElements];
+  load_lane(row, tile, shared, x);
+  float best = kMinusInfinity;
+  GR_UNROLL
+  for (std::int32_t k = 0; k < kLaneElements; ++k) best = x[k] > best ? x[k] : best;
+  const float maximum = block_max(best, shared.block) + 0.0f;  // -0 becomes +0
+  const float reference = maximum == kMinusInfinity ? 0.0f : maximum;
+  float s = 0, t = 0, u = 0, z = 0;
+  GR_UNROLL
+  for (std::int32_t k = 0; k < kLaneElements; ++k) {
+    const float difference = x[k] - reference;
+    const float d = difference < exp_constants::kFloor ? exp_constants::kFloor : difference;
+    const float e = exp_nonpositive(d);
+    s = s + e;
+    t = std::fma(d, e, t);
+    if (request.squared) u = std::fma(d * d, e, u);
+    if (request.sampling) z = z + exp_nonpositive(difference * request.inverse_temperature);
+  }
+  const std::uint32_t lane = threadIdx.x;
+  shared.lanes[0][lane] = s;
+  shared.lanes[1][lane] = t;
+  if (request.squared) shared.lanes[2][lane] = u;
+  if (request.sampling) shared.lanes[3][lane] = z;
+  __syncthreads();
+  const std::uint32_t warp = warp_of_thread();
+  const bool wanted = warp < 2 || (warp == 2 && request.squared) || (warp == 3 && request.sampling);
+  if (!wanted) return;
+  const float total = tree_sum(shared.lanes[warp]);
+  if (lane_of_thread() != 0) return;
+  if (warp == 0) {
+    out->maximum = maximum;
+    out->sum = total;
+    if (!request.sampling) out->sampling = total;
+    if (!request.squared) out->squared = 0.0f;
+  }
+  if (warp == 1) out->weighted = total;
+  if (warp == 2) out->squared = total;
+  if (warp == 3) out->sampling = total;
+}
+
+}  // namespace glimprouter::device
