@@ -22,11 +22,11 @@ struct EvaluateJob {
     return arguments.logits.row(index, arguments.logits.width);
   }
   GR_DEVICE RowRequest request(std::uint32_t index) const {
-    return arguments.requests[index * arguments.request_stride];
+    return arguments.requests != nullptr ? arguments.requests[index] : arguments.request;
   }
   GR_DEVICE float* logprobs(std::uint32_t index) const {
     return arguments.logprobs +
-           static_cast<std::int64_t>(index) * arguments.requests[0].num_logprob_ids;
+           static_cast<std::int64_t>(index) * arguments.request.num_logprob_ids;
   }
   GR_DEVICE void finish(std::uint32_t index, const RowResult& result) const {
     arguments.results[index] = result;

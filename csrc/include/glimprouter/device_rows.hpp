@@ -23,10 +23,10 @@ struct DeviceRowWorkspace {
 struct EvaluateArguments {
   DeviceRowWorkspace workspace;
   LogitsView logits;
-  const RowRequest* requests;   // [1] for all rows, or [rows] with request_stride 1
-  std::int64_t request_stride;  // 0 or 1
-  RowResult* results;           // [rows]
-  float* logprobs;              // [rows, num_logprob_ids of the first request]
+  RowRequest request;          // for all rows, but for what `requests` says
+  const RowRequest* requests;  // [rows], or null
+  RowResult* results;          // [rows]
+  float* logprobs;             // [rows, request.num_logprob_ids]
 };
 
 // What a step says about each row, one array a field; null where it is not asked for.

@@ -36,7 +36,7 @@ RowResult evaluate_on_device(const RowView& row, const RowRequest& request, int 
   Scratch scratch(1, row.size);
   RowResult result{};
   const LogitsView logits{static_cast<const char*>(row.data), row.dtype, 1, row.size, row.size};
-  const EvaluateArguments arguments{scratch.view(), logits, &request, 0, &result, logprobs};
+  const EvaluateArguments arguments{scratch.view(), logits, request, nullptr, &result, logprobs};
   EXPECT_EQ(device::launch_evaluate(arguments, {processors, false}, nullptr), 0);
   EXPECT_EQ(scratch.tickets[0], 0u) << "the ticket must reset itself";
   return result;
@@ -123,8 +123,8 @@ class Batch {
   std::vector<RowResult> on_device(int processors) const {
     Scratch scratch(static_cast<std::int64_t>(requests_.size()), vocabulary_);
     std::vector<RowResult> results(requests_.size());
-    const EvaluateArguments arguments{scratch.view(), logits(), requests_.data(), 1,
-                                      results.data(), nullptr};
+    const EvaluateArguments arguments{scratch.view(),   logits(),       {},
+                                      requests_.data(), results.data(), nullptr};
     EXPECT_EQ(device::launch_evaluate(arguments, {processors, false}, nullptr), 0);
     return results;
   }
@@ -221,7 +221,7 @@ TEST(RowKernel, SelectsFromFlatRowsAsTheCpuDoes) {
 TEST(RowKernel, AnEmptyBatchIsNoLaunch) {
   Scratch scratch(0, 100);
   const EvaluateArguments arguments{
-      scratch.view(), {nullptr, DataType::kFloat32, 0, 100, 100}, nullptr, 0, nullptr, nullptr};
+      scratch.view(), {nullptr, DataType::kFloat32, 0, 100, 100}, {}, nullptr, nullptr, nullptr};
   EXPECT_EQ(device::launch_evaluate(arguments, {4, false}, nullptr), 0);
 }
 
