@@ -3,6 +3,7 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include "device_sequences.hpp"
 #include "glimprouter/step_router.hpp"
 
 namespace glimprouter {
@@ -54,7 +55,9 @@ void check_state(const SavedHeader& header, std::int32_t num_states, std::int32_
                       state.answer_tokens >= 0 && state.position >= 0 && state.finished_steps >= 0;
   if (!counts || state.phase > Phase::kDone || state.automaton >= num_states ||
       limits.comparison > Comparison::kGreaterEqual || limits.route > RouteMode::kManual ||
-      limits.answer_model > Model::kLarge || header.candidate_token >= vocabulary) {
+      limits.answer_model > Model::kLarge || header.candidate_token >= vocabulary ||
+      header.tokens != static_cast<std::uint64_t>(state.think_tokens) +
+                           static_cast<std::uint64_t>(state.answer_tokens)) {
     throw std::invalid_argument("the saved sequence is damaged: a value is out of its range");
   }
 }
@@ -144,7 +147,9 @@ std::int32_t StepRouter::load(std::string_view saved) {
     sequence.log.push_back(record);
   }
   sequence.open = true;
+  if (on_device_) on_device_->reserve_tokens(most_tokens(sequence));
   sequences_[static_cast<std::size_t>(row)] = std::move(sequence);
+  publish(row);
   return row;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "device_sequences.hpp"
 #include "glimprouter/row_statistics.hpp"
 
 namespace glimprouter {
@@ -31,8 +32,8 @@ const char* describe(Phase phase) {
 
 StepRouter::StepRouter(std::shared_ptr<const StepBoundary> boundary,
                        std::shared_ptr<const StepBoundary> large_boundary,
-                       std::int32_t max_sequences)
-    : boundary_(std::move(boundary)), large_boundary_(std::move(large_boundary)) {
+                       std::int32_t max_sequences, std::optional<Device> device)
+    : boundary_(std::move(boundary)), large_boundary_(std::move(large_boundary)), device_(device) {
   if (!boundary_) throw std::invalid_argument("a boundary is needed");
   if (!large_boundary_) large_boundary_ = boundary_;
   if (large_boundary_->delimiters() != boundary_->delimiters()) {
@@ -44,8 +45,15 @@ StepRouter::StepRouter(std::shared_ptr<const StepBoundary> boundary,
     throw std::invalid_argument("max_sequences must be >= 1, got " + std::to_string(max_sequences));
   }
   sequences_.resize(static_cast<std::size_t>(max_sequences));
+  if (device_) {
+    on_device_ =
+        std::make_unique<DeviceSequences>(*device_, max_sequences, *boundary_, *large_boundary_);
+    return;
+  }
   workspaces_.reserve(std::max(boundary_->vocabulary_size(), large_boundary_->vocabulary_size()));
 }
+
+StepRouter::~StepRouter() = default;
 
 // The claim comes first, so that of two threads at most one is past it.
 StepRouter::Claim::Claim(StepRouter& router) : router_(router) {
@@ -72,13 +80,31 @@ void StepRouter::attach() {
   owner_ = std::this_thread::get_id();
 }
 
-Sequence& StepRouter::at(std::int32_t row) {
+Sequence& StepRouter::slot(std::int32_t row) {
   if (row < 0 || static_cast<std::size_t>(row) >= sequences_.size() ||
       !sequences_[static_cast<std::size_t>(row)].open) {
     throw std::out_of_range("row " + std::to_string(row) +
                             " is not open; rows come from open(), fork() or load()");
   }
   return sequences_[static_cast<std::size_t>(row)];
+}
+
+Sequence& StepRouter::at(std::int32_t row) {
+  Sequence& sequence = slot(row);
+  if (sequence.stale) {
+    on_device_->download(row, sequence);
+    sequence.stale = false;
+    sequence.phase_known = true;
+  }
+  return sequence;
+}
+
+void StepRouter::publish(std::int32_t row) {
+  if (!on_device_) return;
+  Sequence& sequence = sequences_[static_cast<std::size_t>(row)];
+  on_device_->upload(row, sequence);
+  sequence.stale = false;
+  sequence.phase_known = true;
 }
 
 const Sequence& StepRouter::sequence(std::int32_t row) {
@@ -102,18 +128,20 @@ std::int32_t StepRouter::open(const SequenceOptions& options) {
   sequence.options = options;
   sequence.options.limits.num_close_tokens =
       static_cast<std::int32_t>(boundary_->definition().close_ids.size());
-  const std::int64_t longest =
-      static_cast<std::int64_t>(options.limits.max_think_tokens) + options.limits.max_answer_tokens;
+  const std::int64_t longest = most_tokens(sequence);
   sequence.log.reserve(static_cast<std::size_t>(std::min(longest, kReservedTokens)));
   begin_step(sequence.state, sequence.options.limits);
   sequence.open = true;
+  if (on_device_) on_device_->reserve_tokens(longest);
   sequences_[static_cast<std::size_t>(row)] = std::move(sequence);
+  publish(row);
   return row;
 }
 
 void StepRouter::close(std::int32_t row) {
   const Use use(*this);
-  at(row) = Sequence{};
+  slot(row) = Sequence{};
+  publish(row);
 }
 
 std::int32_t StepRouter::fork(std::int32_t row, std::optional<std::uint64_t> stream) {
@@ -133,6 +161,7 @@ std::int32_t StepRouter::fork(std::int32_t row, std::optional<std::uint64_t> str
   copy.forks = 0;
   ++parent.forks;
   sequences_[static_cast<std::size_t>(child)] = std::move(copy);
+  publish(child);
   return child;
 }
 
@@ -165,6 +194,7 @@ void StepRouter::rewind(std::int32_t row, std::int32_t count) {
   replayed.log.resize(kept);
   replayed.log.reserve(sequence.log.capacity());
   sequence = std::move(replayed);
+  publish(row);
 }
 
 std::vector<std::int32_t> StepRouter::pending(Model model) {
@@ -172,6 +202,7 @@ std::vector<std::int32_t> StepRouter::pending(Model model) {
   std::vector<std::int32_t> result;
   for (std::size_t row = 0; row < sequences_.size(); ++row) {
     const Sequence& sequence = sequences_[row];
+    if (sequence.open && !sequence.phase_known) at(static_cast<std::int32_t>(row));
     if (sequence.open && waits_for(sequence.state, sequence.options.limits, model)) {
       result.push_back(static_cast<std::int32_t>(row));
     }
@@ -196,7 +227,7 @@ void StepRouter::check_batch(std::span<const std::int32_t> rows, const StepOutpu
   }
   ++calls_;
   for (const std::int32_t row : rows) {
-    Sequence& sequence = at(row);
+    Sequence& sequence = slot(row);
     if (sequence.last_call == calls_) {
       throw std::invalid_argument("row " + std::to_string(row) + " is named twice in one call");
     }
@@ -204,13 +235,12 @@ void StepRouter::check_batch(std::span<const std::int32_t> rows, const StepOutpu
   }
 }
 
-void StepRouter::step(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
-                      StepOutputs& outputs) {
-  const Use use(*this);
+void StepRouter::check_logits(Model model, const LogitsView& logits, std::int64_t rows,
+                              const StepOutputs& outputs) const {
   const std::int64_t vocabulary = boundary(model).vocabulary_size();
-  if (logits.rows != static_cast<std::int64_t>(rows.size())) {
+  if (logits.rows != rows) {
     throw std::invalid_argument("logits have " + std::to_string(logits.rows) + " rows, but " +
-                                std::to_string(rows.size()) + " rows are named");
+                                std::to_string(rows) + " rows are named");
   }
   if (logits.width < vocabulary) {
     throw std::invalid_argument(
@@ -223,14 +253,32 @@ void StepRouter::step(Model model, const LogitsView& logits, std::span<const std
                                   ", outside the vocabulary of " + std::to_string(vocabulary));
     }
   }
+}
+
+void StepRouter::step(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
+                      StepOutputs& outputs, DeviceStream stream) {
+  const Use use(*this);
+  const std::int64_t vocabulary = boundary(model).vocabulary_size();
+  check_logits(model, logits, static_cast<std::int64_t>(rows.size()), outputs);
   check_batch(rows, outputs);
   for (const std::int32_t row : rows) {
-    const Sequence& sequence = at(row);
+    const Sequence& sequence = slot(row);
+    if (!sequence.phase_known) at(row);
     if (!waits_for(sequence.state, sequence.options.limits, model)) {
       throw std::invalid_argument("row " + std::to_string(row) + " does not wait for the " +
                                   name_of(model) + " model: it " + describe(sequence.state.phase) +
                                   "; use the rows of pending(\"" + name_of(model) + "\")");
     }
+  }
+  if (on_device_) {
+    start(model, logits, rows, nullptr, outputs, stream);
+    on_device_->collect(outputs);
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      Sequence& sequence = slot(rows[i]);
+      sequence.state.phase = static_cast<Phase>(outputs.phase[i]);
+      sequence.phase_known = true;
+    }
+    return;
   }
   const auto num_ids = static_cast<std::int32_t>(outputs.logprob_ids.size());
   auto body = [&](std::int64_t i, RowWorkspace& workspace) noexcept {
@@ -322,6 +370,7 @@ void StepRouter::decide(std::span<const std::int32_t> rows, Model model, StepOut
       outputs.forced[index] = transition.forced_tokens;
       outputs.phase[index] = static_cast<std::uint8_t>(sequence.state.phase);
     }
+    publish(rows[index]);
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -20,6 +21,8 @@ enum class OutputField : std::uint32_t {
   kVarentropy = 1u << 4,
 };
 inline constexpr std::uint32_t kAllOutputFields = (1u << 5) - 1;
+
+class DeviceOutputs;
 
 struct StepOutputs {
   // capacity: the largest batch. Throws std::invalid_argument when it is negative, or for bits that
@@ -67,6 +70,11 @@ struct StepOutputs {
   std::vector<float> margin;
   std::vector<float> varentropy;
   std::vector<float> logprobs;  // [capacity, K] of logprob_ids
+
+  // Of a router on a device: where its launches leave them, and the rows of the last launch.
+  std::shared_ptr<DeviceOutputs> device;
+  std::vector<std::int32_t> launched_rows;
+  std::int64_t launched = 0;
 };
 
 }  // namespace glimprouter

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "glimprouter/device_backend.hpp"
 #include "glimprouter/row_op.hpp"
 #include "glimprouter/sequence_step.hpp"
 #include "glimprouter/step_boundary.hpp"
@@ -20,14 +21,21 @@
 
 namespace glimprouter {
 
+class DeviceSequences;
+
 struct Sequence : SequenceCore {
   bool open = false;
   std::uint64_t forks = 0;       // makes the default streams of forks distinct
   std::vector<TokenRecord> log;  // reserved when the sequence is opened
   std::uint64_t last_call = 0;   // finds a row named twice in one call
+  bool stale = false;            // the device has a newer core and log
+  bool phase_known = true;       // state.phase is that of the device
 };
 
 // One router belongs to one thread: the first that uses it, until attach() is called by another.
+//
+// A router on a device keeps its sequences there; every call but step(), launch() and wait() then
+// reads or writes the device's memory and waits for it.
 //
 // Errors: std::invalid_argument (a bad value), std::out_of_range (a row that is not open),
 // std::runtime_error (out of rows, wrong thread, a row in the wrong phase). Nothing has changed
@@ -36,8 +44,11 @@ class StepRouter {
  public:
   // large_boundary: of the large model's tokenizer where that differs; it must have the same
   // delimiters. Null: the same boundary for both.
+  // device: where the logits live and the steps run; none: the CPU.
   StepRouter(std::shared_ptr<const StepBoundary> boundary,
-             std::shared_ptr<const StepBoundary> large_boundary, std::int32_t max_sequences);
+             std::shared_ptr<const StepBoundary> large_boundary, std::int32_t max_sequences,
+             std::optional<Device> device = std::nullopt);
+  ~StepRouter();
 
   std::int32_t open(const SequenceOptions& options);
   void close(std::int32_t row);
@@ -54,8 +65,19 @@ class StepRouter {
 
   // The hot call. logits: one row per entry of `rows`, which must be distinct and wait for `model`.
   // A row whose logits are invalid is reported in outputs.status and unchanged; the others go on.
+  // stream: of the device, which has the logits by then.
   void step(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
-            StepOutputs& outputs);
+            StepOutputs& outputs, DeviceStream stream = nullptr);
+  // Of a router on a device: starts a step and returns; wait() fills the outputs. May be captured
+  // into a graph and replayed. A row that does not wait for `model` is unchanged and reported as
+  // kNotWaiting. device_rows: [logits.rows] distinct row numbers in device memory, instead of
+  // `rows`.
+  void launch(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
+              const std::int32_t* device_rows, StepOutputs& outputs, DeviceStream stream);
+  void wait(StepOutputs& outputs);
+  // Device memory for the outputs ahead of the first launch.
+  void attach_outputs(StepOutputs& outputs);
+  const std::optional<Device>& device() const { return device_; }
   // Continues rows in kAwaitDecision: kSmall commits the candidate, kLarge discards it.
   void decide(std::span<const std::int32_t> rows, Model model, StepOutputs& outputs);
 
@@ -88,15 +110,24 @@ class StepRouter {
     Claim claim_;
   };
 
-  Sequence& at(std::int32_t row);
+  Sequence& at(std::int32_t row);    // up to date
+  Sequence& slot(std::int32_t row);  // on a device perhaps out of date
+  void publish(std::int32_t row);    // to the device
   std::int32_t free_row() const;
   void check_batch(std::span<const std::int32_t> rows, const StepOutputs& outputs);
+  void check_logits(Model model, const LogitsView& logits, std::int64_t rows,
+                    const StepOutputs& outputs) const;
+  void start(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
+             const std::int32_t* device_rows, StepOutputs& outputs, DeviceStream stream);
+  void mark_stale(const StepOutputs& outputs);
   void step_row(Model model, const RowResult& result, Sequence& sequence, std::size_t index,
                 StepOutputs& outputs) const noexcept;
 
   std::shared_ptr<const StepBoundary> boundary_;
   std::shared_ptr<const StepBoundary> large_boundary_;
   std::vector<Sequence> sequences_;
+  std::optional<Device> device_;
+  std::unique_ptr<DeviceSequences> on_device_;
   WorkspaceSet workspaces_;
   std::thread::id owner_;  // written under a claim only
   std::atomic<bool> in_use_{false};

@@ -1,0 +1,156 @@
+// The CUDA device: memory, copies and launches through the statically linked runtime, which opens
+// the driver when it is first needed; so the library loads on machines that have none.
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "glimprouter/device_backend.hpp"
+#include "row_launch.cuh"
+
+namespace glimprouter {
+namespace {
+
+constexpr int kDlpackCuda = 2;
+constexpr int kMaxDevices = 64;
+
+void check(cudaError_t error, const std::string& what) {
+  if (error == cudaSuccess) return;
+  std::string message = what + ": " + cudaGetErrorString(error);
+  if (error == cudaErrorMemoryAllocation) {
+    message += "; free device memory, or ask for less";
+  } else if (error == cudaErrorInsufficientDriver) {
+    message += "; this build needs a newer NVIDIA driver";
+  }
+  cudaGetLastError();  // a sticky-free error must not be found by the next call
+  throw std::runtime_error(message);
+}
+
+// Makes the device current for a call and the caller's device current again after it.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int device) {
+    check(cudaGetDevice(&before_), "the current CUDA device");
+    if (before_ == device) return;
+    check(cudaSetDevice(device), "CUDA device " + std::to_string(device));
+    changed_ = true;
+  }
+  ~CurrentDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+int device_count(std::string* why) {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaSuccess) return count;
+  cudaGetLastError();
+  *why = cudaGetErrorString(error);
+  return 0;
+}
+
+device::DeviceShape query_shape(int device) {
+  device::DeviceShape shape;
+  int major = 0;
+  check(cudaDeviceGetAttribute(&shape.processors, cudaDevAttrMultiProcessorCount, device),
+        "the number of multiprocessors");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+        "the compute capability");
+  shape.programmatic = major >= 9;
+  return shape;
+}
+
+const device::DeviceShape& shape_of(int device) {
+  static std::array<device::DeviceShape, kMaxDevices> shapes = [] {
+    std::array<device::DeviceShape, kMaxDevices> result{};
+    std::string why;
+    const int count = device_count(&why);
+    for (int i = 0; i < count && i < kMaxDevices; ++i) result[i] = query_shape(i);
+    return result;
+  }();
+  return shapes[static_cast<std::size_t>(device)];
+}
+
+void* allocate(int device, std::size_t bytes) {
+  const CurrentDevice current(device);
+  void* memory = nullptr;
+  check(cudaMalloc(&memory, bytes),
+        "allocating " + std::to_string(bytes) + " bytes on cuda:" + std::to_string(device));
+  return memory;
+}
+
+// Errors at release have no one to go to: the process may be on its way out, the driver gone.
+void release(int device, void* memory) {
+  int before = 0;
+  if (cudaGetDevice(&before) != cudaSuccess) return;
+  if (before != device) cudaSetDevice(device);
+  cudaFree(memory);
+  if (before != device) cudaSetDevice(before);
+}
+
+void* allocate_pinned(std::size_t bytes) {
+  void* memory = nullptr;
+  check(cudaMallocHost(&memory, bytes), "allocating pinned host memory");
+  return memory;
+}
+
+void release_pinned(void* memory) { cudaFreeHost(memory); }
+
+void copy(int device, void* target, const void* source, std::size_t bytes, DeviceStream stream) {
+  const CurrentDevice current(device);
+  check(
+      cudaMemcpyAsync(target, source, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(stream)),
+      "copying");
+}
+
+void clear(int device, void* memory, std::size_t bytes, DeviceStream stream) {
+  const CurrentDevice current(device);
+  check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)), "clearing memory");
+}
+
+void wait(int device, DeviceStream stream) {
+  const CurrentDevice current(device);
+  check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "waiting for the device");
+}
+
+void order(int device, DeviceStream earlier, DeviceStream later) {
+  const CurrentDevice current(device);
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
+  cudaError_t error = cudaEventRecord(event, static_cast<cudaStream_t>(earlier));
+  if (error == cudaSuccess) {
+    error = cudaStreamWaitEvent(static_cast<cudaStream_t>(later), event, 0);
+  }
+  cudaEventDestroy(event);  // released when the wait is over
+  check(error, "ordering two streams");
+}
+
+void evaluate(int device, const EvaluateArguments& arguments, DeviceStream stream) {
+  const CurrentDevice current(device);
+  check(static_cast<cudaError_t>(device::launch_evaluate(arguments, shape_of(device), stream)),
+        "launching the row operation");
+}
+
+void step(int device, const StepArguments& arguments, DeviceStream stream) {
+  const CurrentDevice current(device);
+  check(static_cast<cudaError_t>(device::launch_step(arguments, shape_of(device), stream)),
+        "launching the step operation");
+}
+
+}  // namespace
+
+extern const DeviceBackend kCudaBackend;
+const DeviceBackend kCudaBackend = {
+    "cuda", kDlpackCuda, device_count, allocate, release, allocate_pinned, release_pinned, copy,
+    clear,  wait,        order,        evaluate, step,
+};
+
+}  // namespace glimprouter

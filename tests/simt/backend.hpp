@@ -1,0 +1,15 @@
+// The host SIMT shim as a device of the core.
+#pragma once
+
+#include <cstddef>
+
+#include "glimprouter/device_backend.hpp"
+
+namespace glimprouter::simt {
+
+const DeviceBackend& backend();
+
+// Larger allocations fail from now on, as on a device whose memory is full.
+void limit_allocations(std::size_t bytes);
+
+}  // namespace glimprouter::simt
