@@ -21,8 +21,8 @@
 
 namespace glimprouter::device {
 
-// Leaves 80 registers a thread: without spills, and with enough loads in flight on a processor.
-inline constexpr unsigned kBlocksPerProcessor = 3;
+// Leaves 128 registers a thread: with three blocks the compiler spills on some architectures.
+inline constexpr unsigned kBlocksPerProcessor = 2;
 
 GR_DEVICE TileRequest tile_request(const RowRequest& request, std::int64_t size) {
   const SamplingParameters& sampling = request.sampling;
@@ -92,9 +92,7 @@ void row_kernel(const Job job) {
   const std::int64_t num_tiles = tiles_of(row.size);
   TileStatistics* const tiles = job.workspace().tiles + index * num_tiles;
   const TileRequest asked = tile_request(request, row.size);
-  for (std::int64_t tile = blockIdx.x; tile < num_tiles; tile += gridDim.x) {
-    sum_tile(row, tile, asked, shared.tile, tiles + tile);
-  }
+  sum_tiles(row, blockIdx.x, gridDim.x, asked, shared.tile, tiles);
   launch_dependents();
   __syncthreads();
   if (threadIdx.x == 0) {

@@ -73,26 +73,41 @@ GR_DEVICE void stage_edge(const TileSpan& span, std::int32_t begin, std::int32_t
   }
 }
 
-// Copies a tile into shared memory. A barrier must follow before it is read.
-GR_DEVICE void stage_tile(const RowView& row, const TileSpan& span, TileShared& shared) {
-  const auto size = static_cast<std::int32_t>(element_size(row.dtype));
-  const std::int32_t vectors = (span.phase + span.bytes + kVectorBytes - 1) / kVectorBytes;
+// What a thread has loaded of a tile: on its way while the tile before is being summed.
+struct TileVectors {
   Vec16 loaded[kThreadVectors];
+};
+
+GR_DEVICE std::int32_t vector_of_thread(std::int32_t k) {
+  return static_cast<std::int32_t>(threadIdx.x) + k * kLanes;
+}
+
+GR_DEVICE bool is_whole(const TileSpan& span, std::int32_t vector) {
+  const std::int32_t begin = vector * kVectorBytes - span.phase;
+  return begin >= 0 && begin + kVectorBytes <= span.bytes;
+}
+
+GR_DEVICE void fetch_tile(const TileSpan& span, TileVectors& vectors) {
   GR_UNROLL
   for (std::int32_t k = 0; k < kThreadVectors; ++k) {
-    const std::int32_t vector = static_cast<std::int32_t>(threadIdx.x) + k * kLanes;
-    const std::int32_t begin = vector * kVectorBytes - span.phase;
-    const bool whole = vector < vectors && begin >= 0 && begin + kVectorBytes <= span.bytes;
-    if (whole) loaded[k] = load16(span.source + begin);
+    const std::int32_t vector = vector_of_thread(k);
+    if (!is_whole(span, vector)) continue;
+    vectors.loaded[k] = load16(span.source + vector * kVectorBytes - span.phase);
   }
+}
+
+// Copies a fetched tile into shared memory. A barrier must follow before it is read.
+GR_DEVICE void stage_tile(const TileSpan& span, DataType dtype, const TileVectors& vectors,
+                          TileShared& shared) {
+  const auto size = static_cast<std::int32_t>(element_size(dtype));
   GR_UNROLL
   for (std::int32_t k = 0; k < kThreadVectors; ++k) {
-    const std::int32_t vector = static_cast<std::int32_t>(threadIdx.x) + k * kLanes;
-    if (vector >= vectors) continue;
+    const std::int32_t vector = vector_of_thread(k);
     const std::int32_t begin = vector * kVectorBytes - span.phase;
+    if (begin >= span.bytes) continue;
     unsigned char* const target = shared.bytes + vector * kVectorBytes;
-    if (begin >= 0 && begin + kVectorBytes <= span.bytes) {
-      store16(target, loaded[k]);
+    if (is_whole(span, vector)) {
+      store16(target, vectors.loaded[k]);
     } else {
       stage_edge(span, begin, size, target);
     }
@@ -109,18 +124,25 @@ GR_DEVICE float staged_element(const TileSpan& span, DataType dtype, const TileS
   return dtype == DataType::kFloat16 ? float_from_half(bits) : float_from_bfloat16(bits);
 }
 
-// The 8 elements of this thread's lane, in index order. Two barriers.
+// The 8 elements of this thread's lane, in index order.
+GR_DEVICE void read_lane(const TileSpan& span, DataType dtype, const TileShared& shared,
+                         float (&x)[kLaneElements]) {
+  GR_UNROLL
+  for (std::int32_t k = 0; k < kLaneElements; ++k) {
+    x[k] = staged_element(span, dtype, shared, vector_of_thread(k));
+  }
+}
+
+// All of it for one tile. Two barriers.
 GR_DEVICE void load_lane(const RowView& row, std::int64_t tile, TileShared& shared,
                          float (&x)[kLaneElements]) {
   const TileSpan span(row, tile);
+  TileVectors vectors;
+  fetch_tile(span, vectors);
   __syncthreads();
-  stage_tile(row, span, shared);
+  stage_tile(span, row.dtype, vectors, shared);
   __syncthreads();
-  GR_UNROLL
-  for (std::int32_t k = 0; k < kLaneElements; ++k) {
-    x[k] = staged_element(span, row.dtype, shared,
-                          static_cast<std::int32_t>(threadIdx.x) + k * kLanes);
-  }
+  read_lane(span, row.dtype, shared, x);
 }
 
 // The fixed tree over the 256 lanes by one warp: +128, +64, +32 in registers, then by shuffles.
@@ -149,10 +171,8 @@ struct TileRequest {
 };
 
 // Statistics of one tile, by the whole block, into global memory.
-GR_DEVICE void sum_tile(const RowView& row, std::int64_t tile, const TileRequest& request,
+GR_DEVICE void sum_lane(const float (&x)[kLaneElements], const TileRequest& request,
                         TileShared& shared, TileStatistics* out) {
-  float x[kLaneElements];
-  load_lane(row, tile, shared, x);
   float best = kMinusInfinity;
   GR_UNROLL
   for (std::int32_t k = 0; k < kLaneElements; ++k) best = x[k] > best ? x[k] : best;
@@ -189,6 +209,24 @@ GR_DEVICE void sum_tile(const RowView& row, std::int64_t tile, const TileRequest
   if (warp == 1) out->weighted = total;
   if (warp == 2) out->squared = total;
   if (warp == 3) out->sampling = total;
+}
+
+// Statistics of the tiles first, first + stride, ...; the next one is loaded while one is summed.
+GR_DEVICE void sum_tiles(const RowView& row, std::int64_t first, std::int64_t stride,
+                         const TileRequest& request, TileShared& shared, TileStatistics* tiles) {
+  const std::int64_t num_tiles = tiles_of(row.size);
+  if (first >= num_tiles) return;
+  TileVectors vectors;
+  fetch_tile(TileSpan(row, first), vectors);
+  for (std::int64_t tile = first; tile < num_tiles; tile += stride) {
+    const TileSpan span(row, tile);
+    stage_tile(span, row.dtype, vectors, shared);
+    if (tile + stride < num_tiles) fetch_tile(TileSpan(row, tile + stride), vectors);
+    __syncthreads();
+    float x[kLaneElements];
+    read_lane(span, row.dtype, shared, x);
+    sum_lane(x, request, shared, tiles + tile);  // its barriers let the stage be written again
+  }
 }
 
 }  // namespace glimprouter::device
