@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cpu/kernel_tables.hpp"
 #include "glimprouter/cpu_backend.hpp"
@@ -10,19 +11,26 @@
 namespace glimprouter {
 namespace {
 
-constexpr const CpuKernels* kCompiled[] = {
-    &kGenericKernels,
+std::vector<const CpuKernels*> kernels_in_build() {
+  return {
+      &kGenericKernels,
 #if defined(__x86_64__)
-    &kAvx2Kernels,
-    &kAvx512Kernels,
+      &kAvx2Kernels,
+      &kAvx512Kernels,
 #elif defined(__aarch64__)
-    &kNeonKernels,
+      &kNeonKernels,
 #endif
-};
+  };
+}
+
+std::vector<const CpuKernels*>& registry() {
+  static std::vector<const CpuKernels*> tables = kernels_in_build();
+  return tables;
+}
 
 const CpuKernels& find_backend(std::string_view name) {
   std::string known;
-  for (const CpuKernels* kernels : kCompiled) {
+  for (const CpuKernels* kernels : registry()) {
     known += (known.empty() ? "" : ", ") + std::string(kernels->name);
     if (kernels->name != name) continue;
     if (backend_supported(*kernels)) return *kernels;
@@ -39,7 +47,7 @@ const CpuKernels& choose_backend() {
     return find_backend(forced);
   }
   const CpuKernels* best = &kGenericKernels;
-  for (const CpuKernels* kernels : kCompiled) {
+  for (const CpuKernels* kernels : kernels_in_build()) {
     if (backend_supported(*kernels)) best = kernels;
   }
   return *best;
@@ -49,7 +57,9 @@ std::atomic<const CpuKernels*> active{nullptr};
 
 }  // namespace
 
-std::span<const CpuKernels* const> compiled_backends() { return kCompiled; }
+std::span<const CpuKernels* const> compiled_backends() { return registry(); }
+
+void add_backend(const CpuKernels& kernels) { registry().insert(registry().begin(), &kernels); }
 
 bool backend_supported(const CpuKernels& kernels) {
 #if defined(__x86_64__)

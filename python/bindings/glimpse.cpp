@@ -10,11 +10,15 @@
 #include "glimprouter/cpu_backend.hpp"
 #include "glimprouter/row_op.hpp"
 #include "glimprouter/thread_pool.hpp"
+#include "sampling_parameters.hpp"
 #include "tensor_access.hpp"
 
 namespace py = pybind11;
 
 namespace glimprouter::bindings {
+
+py::tuple device_names();  // device.cpp
+
 namespace {
 
 // Work below this many elements is done before another thread could make use of the GIL.
@@ -23,22 +27,6 @@ constexpr std::int64_t kMinElementsToReleaseGil = 1 << 15;
 template <typename Value>
 py::array_t<Value> new_array(std::int64_t size) {
   return py::array_t<Value>(static_cast<py::ssize_t>(size));
-}
-
-SamplingParameters sampling_parameters(float temperature, float top_p, int top_k, float min_p) {
-  if (!(temperature >= 0.0f) || (temperature > 0.0f && !(temperature >= 1e-4f)) ||
-      temperature > 1e4f) {
-    throw py::value_error("temperature must be 0 (greedy) or lie in [1e-4, 1e4], got " +
-                          std::to_string(temperature));
-  }
-  if (!(top_p > 0.0f && top_p <= 1.0f)) {
-    throw py::value_error("top_p must lie in (0, 1], got " + std::to_string(top_p));
-  }
-  if (top_k < 0) throw py::value_error("top_k must be >= 0 (0: off), got " + std::to_string(top_k));
-  if (!(min_p >= 0.0f && min_p <= 1.0f)) {
-    throw py::value_error("min_p must lie in [0, 1], got " + std::to_string(min_p));
-  }
-  return SamplingParameters{temperature, top_p, top_k, min_p};
 }
 
 // Evaluates `count` rows with the GIL released when that is worth it.
@@ -64,9 +52,11 @@ std::vector<std::int32_t> read_logprob_ids(const py::object& ids, std::int64_t v
   return result;
 }
 
-py::tuple glimpse(const py::object& object, int entropy_top_k, bool varentropy,
-                  const py::object& logprob_ids) {
+// None when the logits live on a device: glimpse_on_device is told where the results go.
+py::object glimpse(const py::object& object, int entropy_top_k, bool varentropy,
+                   const py::object& logprob_ids) {
   const BorrowedTensor tensor(object.ptr(), "logits");
+  if (device_of(tensor, "logits")) return py::none();
   const LogitsView logits = logits_view(tensor, /*allow_vector=*/false);
   if (entropy_top_k < 0) {
     throw py::value_error("entropy_top_k must be >= 1 or None, got " +
@@ -124,19 +114,14 @@ py::tuple glimpse(const py::object& object, int entropy_top_k, bool varentropy,
 
 using Keys = py::array_t<std::uint64_t, py::array::c_style>;
 
-py::array_t<std::int32_t> sample(const py::object& object, float temperature, float top_p,
-                                 int top_k, float min_p, std::uint64_t seed, const Keys& streams,
-                                 const Keys& positions) {
+py::object sample(const py::object& object, float temperature, float top_p, int top_k, float min_p,
+                  std::uint64_t seed, const Keys& streams, const Keys& positions) {
   const BorrowedTensor tensor(object.ptr(), "logits");
+  if (device_of(tensor, "logits")) return py::none();
   const LogitsView logits = logits_view(tensor, /*allow_vector=*/false);
   RowRequest request;
   request.sampling = sampling_parameters(temperature, top_p, top_k, min_p);
-  for (const Keys* keys : {&streams, &positions}) {
-    if (keys->size() != 1 && keys->size() != logits.rows) {
-      throw py::value_error("stream and position must be one integer or one a row (" +
-                            std::to_string(logits.rows) + "), got " + std::to_string(keys->size()));
-    }
-  }
+  check_keys(streams.size(), positions.size(), logits.rows);
   auto tokens = new_array<std::int32_t>(logits.rows);
   std::int32_t* const out = tokens.mutable_data();
   const std::uint64_t* const stream = streams.data();
@@ -201,7 +186,7 @@ py::dict build_info() {
   info["instruction_sets_compiled"] = compiled;
   info["instruction_sets_supported"] = supported;
   info["compiler"] = std::string(__VERSION__);
-  info["devices"] = py::make_tuple("cpu");
+  info["devices"] = device_names();
   return info;
 }
 

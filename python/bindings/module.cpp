@@ -4,6 +4,7 @@
 namespace py = pybind11;
 
 namespace glimprouter::bindings {
+void bind_device(py::module_& module);
 void bind_glimpse(py::module_& module);
 void bind_kv_cache(py::module_& module);
 void bind_kv_ops(py::module_& module);
@@ -13,6 +14,7 @@ void bind_step_router(py::module_& module);
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native core of glimprouter.";
+  glimprouter::bindings::bind_device(module);  // first: it may add kinds of devices
   glimprouter::bindings::bind_glimpse(module);
   glimprouter::bindings::bind_kv_cache(module);
   glimprouter::bindings::bind_kv_ops(module);

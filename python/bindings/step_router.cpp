@@ -41,14 +41,53 @@ void step(StepRouter& router, const py::object& model, const py::object& logits,
   StepOutputs& outputs = outputs_of(out);
   const Model writer = model_of(model);
   const BorrowedTensor tensor(logits.ptr(), "logits");
-  const LogitsView view = logits_view(tensor, /*allow_vector=*/false);
+  const LogitsView view = logits_view(tensor, /*allow_vector=*/false, router.device());
   const IndexList list(rows.ptr(), "rows");
-  if (view.rows * view.width < kMinElementsToReleaseGil) {
+  const DeviceStream stream = current_stream(logits.ptr(), tensor);
+  if (!router.device() && view.rows * view.width < kMinElementsToReleaseGil) {
     router.step(writer, view, list.span(), outputs);
     return;
   }
   const py::gil_scoped_release release;
-  router.step(writer, view, list.span(), outputs);
+  router.step(writer, view, list.span(), outputs, stream);
+}
+
+// Row numbers in device memory are handed on; others are read here.
+void launch(StepRouter& router, const py::object& model, const py::object& logits,
+            const py::object& rows, const py::object& out) {
+  StepOutputs& outputs = outputs_of(out);
+  const Model writer = model_of(model);
+  const BorrowedTensor tensor(logits.ptr(), "logits");
+  const LogitsView view = logits_view(tensor, /*allow_vector=*/false, router.device());
+  const DeviceStream stream = current_stream(logits.ptr(), tensor);
+  const bool is_list = PySequence_Check(rows.ptr()) && !py::hasattr(rows, "__dlpack__");
+  if (!is_list) {
+    const BorrowedTensor numbers(rows.ptr(), "rows");
+    if (numbers.device_type != kCpuDevice) {
+      if (!router.device() || !lives_on(numbers, *router.device()) || numbers.dimensions != 1 ||
+          numbers.kind != ElementKind::kSigned || numbers.bits != 32 || numbers.strides[0] != 1 ||
+          numbers.shape[0] != view.rows) {
+        throw py::value_error(
+            "rows in device memory must be a contiguous int32 [rows of the logits] on the "
+            "router's device");
+      }
+      router.launch(writer, view, {}, static_cast<const std::int32_t*>(numbers.data), outputs,
+                    stream);
+      return;
+    }
+  }
+  const IndexList list(rows.ptr(), "rows");
+  router.launch(writer, view, list.span(), nullptr, outputs, stream);
+}
+
+void wait(StepRouter& router, const py::object& out) {
+  StepOutputs& outputs = outputs_of(out);
+  const py::gil_scoped_release release;
+  router.wait(outputs);
+}
+
+std::string device_name(const StepRouter& router) {
+  return router.device() ? router.device()->name() : "cpu";
 }
 
 void decide(StepRouter& router, const py::object& rows, const py::object& model,
@@ -160,10 +199,16 @@ void bind_step_router(py::module_& module) {
   bind_outputs(module);
   py::class_<StepRouter>(module, "StepRouter")
       .def(py::init([](std::shared_ptr<StepBoundary> boundary,
-                       std::shared_ptr<StepBoundary> large_boundary, std::int32_t max_sequences) {
-             return std::make_unique<StepRouter>(boundary, large_boundary, max_sequences);
+                       std::shared_ptr<StepBoundary> large_boundary, std::int32_t max_sequences,
+                       const std::string& device) {
+             std::optional<Device> where;
+             if (device != "cpu") where = find_device(device);
+             return std::make_unique<StepRouter>(boundary, large_boundary, max_sequences, where);
            }),
-           py::arg("boundary"), py::arg("large_boundary"), py::arg("max_sequences"))
+           py::arg("boundary"), py::arg("large_boundary"), py::arg("max_sequences"),
+           py::arg("device"))
+      .def_property_readonly("device", &device_name, "Where the sequences live, as \"cuda:0\".")
+      .def("attach_outputs", &StepRouter::attach_outputs, py::arg("out"))
       .def("open_row", &open_row, py::arg("seed"), py::arg("stream"), py::arg("options"))
       .def("close", &StepRouter::close, py::arg("row"), docs::kClose)
       .def("fork", &StepRouter::fork, py::arg("row"), py::arg("stream") = std::nullopt, docs::kFork)
@@ -188,6 +233,8 @@ void bind_step_router(py::module_& module) {
           "Open rows, ascending, int32 [n].")
       // Positional only: keywords would cost more than the call.
       .def("step", &step, docs::kStep)
+      .def("launch", &launch, docs::kLaunch)
+      .def("wait", &wait, docs::kWait)
       .def("decide", &decide, docs::kDecide)
       .def("state", &state, py::arg("row"), docs::kState)
       .def("attach", &StepRouter::attach, docs::kAttach);

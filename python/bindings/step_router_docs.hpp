@@ -92,6 +92,36 @@ Raises:
     RuntimeError: Another thread than the router's.
 )";
 
+inline constexpr const char* kLaunch =
+    R"(launch(model, logits, rows, out): starts a step on the router's device and returns.
+
+Like step(), but nothing waits: wait(out) fills the outputs. It may be captured into a CUDA graph
+(once the outputs exist and every sequence is open) and replayed; every replay draws fresh numbers,
+because the positions live on the device. A row that does not wait for the model is left alone and
+reported with status NOT_WAITING.
+
+Args:
+    model: "small" or "large".
+    logits: [B, V] on the router's device.
+    rows: B distinct rows: a list, or a contiguous int32 tensor in the device's memory, which the
+        launch reads when it runs (a graph then takes other rows at every replay).
+    out: From router.outputs(n), n >= B.
+
+Raises:
+    RuntimeError: The router is on the CPU, or the launch failed.
+    ValueError: Logits on another device, another shape, a row named twice.
+)";
+
+inline constexpr const char* kWait =
+    R"(wait(out): waits for the device and fills the outputs of the last launch that wrote them.
+
+Args:
+    out: Of a launch() of this router, or of a graph that holds one.
+
+Raises:
+    ValueError: No launch of this router has written them.
+)";
+
 inline constexpr const char* kDecide =
     R"(decide(rows, model, out): continues rows of route="manual" after their glimpse.
 

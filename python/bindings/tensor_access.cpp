@@ -113,6 +113,7 @@ void BorrowedTensor::assign(const void* dl_tensor) {
       kind = ElementKind::kOther;
   }
   device_type = source.device.type;
+  device_id = source.device.id;
   dimensions = source.dimensions;
   std::int64_t compact = 1;
   for (int i = dimensions - 1; i >= 0; --i) {
@@ -207,10 +208,48 @@ DataType float_type(const BorrowedTensor& tensor, const char* what) {
                        element_name(tensor) + "; convert them explicitly, for example to float32");
 }
 
-LogitsView logits_view(const BorrowedTensor& tensor, bool allow_vector) {
-  if (tensor.device_type != kCpuDevice) {
-    throw py::value_error("logits are on device type " + std::to_string(tensor.device_type) +
-                          " (DLPack numbering); this build computes on the CPU: pass logits.cpu()");
+std::string device_name(const BorrowedTensor& tensor) {
+  if (tensor.device_type == kCpuDevice) return "the CPU";
+  for (const DeviceBackend* backend : device_backends()) {
+    if (backend->dlpack_type == tensor.device_type) return Device{backend, tensor.device_id}.name();
+  }
+  return "device type " + std::to_string(tensor.device_type) + " (DLPack numbering)";
+}
+
+bool lives_on(const BorrowedTensor& tensor, const Device& device) {
+  return tensor.device_type == device.backend->dlpack_type && tensor.device_id == device.index;
+}
+
+std::optional<Device> device_of(const BorrowedTensor& tensor, const char* what) {
+  if (tensor.device_type == kCpuDevice) return std::nullopt;
+  for (const DeviceBackend* backend : device_backends()) {
+    if (backend->dlpack_type == tensor.device_type) return Device{backend, tensor.device_id};
+  }
+  throw py::value_error(std::string(what) + " live on " + device_name(tensor) +
+                        ", which this build does not serve; pass them from the CPU, or build "
+                        "glimprouter where nvcc is found");
+}
+
+DeviceStream current_stream(PyObject* tensor, const BorrowedTensor& borrowed) {
+  if (borrowed.device_type == kCpuDevice) return nullptr;
+  const dlpack::ExchangeApi* api = exchange_api(Py_TYPE(tensor));
+  void* stream = nullptr;
+  if (api == nullptr || api->current_work_stream == nullptr ||
+      api->current_work_stream(borrowed.device_type, borrowed.device_id, &stream) != 0) {
+    PyErr_Clear();
+    throw py::type_error(
+        "the stream of this tensor's framework cannot be read (no DLPack exchange interface); pass "
+        "a torch tensor of torch >= 2.10");
+  }
+  return stream;
+}
+
+LogitsView logits_view(const BorrowedTensor& tensor, bool allow_vector,
+                       const std::optional<Device>& device) {
+  if (device ? !lives_on(tensor, *device) : tensor.device_type != kCpuDevice) {
+    const std::string wanted = device ? device->name() : "the CPU";
+    throw py::value_error("logits are on " + device_name(tensor) + ", but are wanted on " + wanted +
+                          "; move them there, or let everything live where they are");
   }
   LogitsView view{};
   view.dtype = float_type(tensor, "logits");
@@ -228,6 +267,10 @@ LogitsView logits_view(const BorrowedTensor& tensor, bool allow_vector) {
   if (tensor.strides[inner] != 1 && view.width > 1) {
     throw py::value_error("logits must be contiguous along the vocabulary (stride 1), got stride " +
                           std::to_string(tensor.strides[inner]) + "; call .contiguous() first");
+  }
+  const std::int64_t size = element_size(view.dtype);
+  if (device && reinterpret_cast<std::uintptr_t>(view.data) % size != 0) {
+    throw py::value_error("logits are not aligned to their element size; copy them first");
   }
   if (view.width < 1) throw py::value_error("logits have an empty vocabulary dimension");
   if (view.width > std::numeric_limits<std::int32_t>::max()) {

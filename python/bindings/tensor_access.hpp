@@ -10,9 +10,11 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "glimprouter/device_backend.hpp"
 #include "glimprouter/row_view.hpp"
 
 namespace glimprouter::bindings {
@@ -45,6 +47,7 @@ class BorrowedTensor {
   int bits = 0;
   int dimensions = 0;
   int device_type = kCpuDevice;
+  int device_id = 0;
   bool read_only = false;
   std::int64_t shape[kMaxDimensions] = {};
   std::int64_t strides[kMaxDimensions] = {};  // in elements
@@ -73,9 +76,21 @@ class BorrowedTensor {
 // The element type of a tensor that holds one of the three. Throws pybind11::type_error.
 DataType float_type(const BorrowedTensor& tensor, const char* what);
 
-// Checks [B, V] (or [V] when allow_vector), fp32 / bf16 / fp16, on the CPU, inner stride 1.
-// Throws pybind11::type_error or pybind11::value_error that say what was wrong and what to do.
-LogitsView logits_view(const BorrowedTensor& tensor, bool allow_vector);
+// Checks [B, V] (or [V] when allow_vector), fp32 / bf16 / fp16, inner stride 1, on the device
+// (none: the CPU). Throws pybind11::type_error or pybind11::value_error that say what was wrong and
+// what to do.
+LogitsView logits_view(const BorrowedTensor& tensor, bool allow_vector,
+                       const std::optional<Device>& device = std::nullopt);
+
+// The device that a tensor lives on; none: the CPU. Throws pybind11::value_error for one that this
+// build does not serve.
+std::optional<Device> device_of(const BorrowedTensor& tensor, const char* what);
+
+// Whether the tensor lives on the device.
+bool lives_on(const BorrowedTensor& tensor, const Device& device);
+
+// The stream that the tensor's framework works on now; null is the default stream.
+DeviceStream current_stream(PyObject* tensor, const BorrowedTensor& borrowed);
 
 // Integers of one call (row numbers, token ids) as 32 bits, read from a 1-D int32 or int64 tensor,
 // or a list, tuple or range of ints. Allocates only for more than kInline of them.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from glimprouter import _C
+from glimprouter import _C, on_device
 from glimprouter.config import check_integer, check_random_key, check_sampling
 
 __all__ = [
@@ -36,6 +36,7 @@ class Status(enum.IntEnum):
     NAN = 1
     POSITIVE_INFINITY = 2
     ALL_MASKED = 3
+    NOT_WAITING = 4  # StepRouter.launch only: the row is not open, or waits for the other model
 
 
 class Glimpse(NamedTuple):
@@ -100,8 +101,9 @@ def glimpse(
     """Entropy and companions of each row of logits, in one pass over them.
 
     Args:
-        logits: ``[B, V]``, float32, bfloat16 or float16, on the CPU, contiguous along ``V``; any
-            row stride and alignment. ``B`` may be 0. -inf masks an element.
+        logits: ``[B, V]``, float32, bfloat16 or float16, contiguous along ``V``; any row stride
+            and alignment. ``B`` may be 0. -inf masks an element. A torch tensor on a CUDA device
+            is evaluated there, on its current stream; the results stay there, and nothing waits.
         entropy_top_k: None for the entropy over the whole row; k for that of the renormalised k
             largest probabilities (20 in the published code).
         varentropy: Also compute the variance of -ln p.
@@ -117,9 +119,13 @@ def glimpse(
     """
     if entropy_top_k is not None:
         check_integer("entropy_top_k", entropy_top_k, 1, "None for the full entropy")
-    entropy, logsumexp, max_prob, margin, token, status, variance, logprobs = _C.glimpse(
-        logits, entropy_top_k or 0, varentropy, logprob_ids
-    )
+    fields = _C.glimpse(logits, entropy_top_k or 0, varentropy, logprob_ids)
+    if fields is None:
+        device = _C.device_of(logits)
+        return Glimpse(
+            *on_device.glimpse_fields(logits, device, entropy_top_k or 0, varentropy, logprob_ids)
+        )
+    entropy, logsumexp, max_prob, margin, token, status, variance, logprobs = fields
     like = _converter(logits)  # looked up once: it would cost as much as a tenth of the kernel
     return Glimpse(
         like(entropy),
@@ -180,6 +186,9 @@ def sample(
     check_random_key("seed", seed)
     keys = _keys("stream", stream), _keys("position", position)
     tokens = _C.sample(logits, temperature, top_p, top_k, min_p, seed, *keys)
+    if tokens is None:
+        filters = (temperature, top_p, top_k, min_p)
+        return on_device.sample_tokens(logits, _C.device_of(logits), filters, int(seed), *keys)
     return _converter(logits)(tokens)
 
 

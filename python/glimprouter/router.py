@@ -136,6 +136,7 @@ class StepRouter(_C.StepRouter):
         config: RouterConfig | None = None,
         large_boundary: StepBoundary | None = None,
         max_sequences: int = 64,
+        device: str = "cpu",
     ) -> None:
         """Prepares a router.
 
@@ -144,10 +145,15 @@ class StepRouter(_C.StepRouter):
             config: Options of every sequence (default: ``RouterConfig()``).
             large_boundary: Of the large model's tokenizer where that differs; same delimiters.
             max_sequences: Rows that can be open at a time, >= 1.
+            device: Where the logits will live and the sequences are kept: ``"cpu"``, or for example
+                ``"cuda:0"`` (``build_info()["devices"]`` lists them). The results are the same to
+                the bit. On a device, calls other than :meth:`step`, :meth:`launch` and :meth:`wait`
+                read or write its memory and wait for it.
 
         Raises:
             TypeError: An argument is something else.
-            ValueError: Different delimiters, or ``max_sequences`` < 1.
+            ValueError: Different delimiters, ``max_sequences`` < 1, or an unknown device.
+            RuntimeError: No such device, or not enough memory on it.
         """
         if not isinstance(boundary, StepBoundary):
             raise TypeError(f"boundary must be a StepBoundary, got {type(boundary).__name__}")
@@ -158,7 +164,7 @@ class StepRouter(_C.StepRouter):
         check_integer("max_sequences", max_sequences, 1)
         if config is not None and not isinstance(config, RouterConfig):
             raise TypeError(f"config must be a RouterConfig, got {type(config).__name__}")
-        super().__init__(boundary, large_boundary, max_sequences)
+        super().__init__(boundary, large_boundary, max_sequences, str(device))
         self.boundary = boundary
         self.large_boundary = large_boundary or boundary
         self.config = config or RouterConfig()
@@ -201,7 +207,9 @@ class StepRouter(_C.StepRouter):
             TypeError: ``fields`` is no mask.
             ValueError: ``n`` is negative.
         """
-        return StepOutputs(n, fields, logprob_ids)
+        outputs = StepOutputs(n, fields, logprob_ids)
+        self.attach_outputs(outputs)
+        return outputs
 
     def phase(self, row: int) -> Phase:
         """What the sequence waits for."""

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "glimprouter/attention_task.hpp"
+#include "glimprouter/row_op.hpp"
 #include "glimprouter/row_view.hpp"
 #include "glimprouter/tile_statistics.hpp"
 
@@ -37,8 +38,12 @@ struct CpuKernels {
                        float inverse_temperature, float* out);
   // Attention over pages (attention_task.hpp).
   void (*attend)(const AttentionTask& task, float* scratch);
+  // Replaces the whole row operation (the tests' host SIMT shim); null otherwise.
+  RowResult (*evaluate)(const RowView& row, const RowRequest& request, float* logprobs) = nullptr;
 };
 
+// For the tests: one more, which is taken only by its name.
+void add_backend(const CpuKernels& kernels);
 // Every instruction set in this build, the preferred one last.
 std::span<const CpuKernels* const> compiled_backends();
 // Whether this processor can run it.
