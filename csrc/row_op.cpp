@@ -158,8 +158,8 @@ std::int64_t RowWorkspace::max_vocabulary() const { return buffers_->max_vocabul
 
 RowResult evaluate_row(const RowView& row, const RowRequest& request, RowWorkspace& workspace,
                        float* logprobs) noexcept {
-  if (const auto evaluate = active_backend().evaluate) return evaluate(row, request, logprobs);
   const DefaultFloatingPoint environment;
+  if (const auto evaluate = active_backend().evaluate) return evaluate(row, request, logprobs);
   RowWorkspace::Buffers& buffers = workspace.buffers();
   const SummedRow summed = sum_row(row, request.sampling, request.want_varentropy, buffers);
   if (summed.status != RowStatus::kOk) {

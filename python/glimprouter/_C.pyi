@@ -9,18 +9,45 @@ import numpy.typing as npt
 _Float = npt.NDArray[np.float32]
 _Int = npt.NDArray[np.int32]
 
+ROW_RESULT_WORDS: int
+
+def device_of(logits: Any) -> str: ...
+def glimpse_on_device(
+    logits: Any,
+    entropy_top_k: int,
+    varentropy: bool,
+    logprob_ids: Any,
+    results: Any,
+    logprobs: Any,
+    device: str,
+) -> None: ...
+def sample_on_device(
+    logits: Any,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    min_p: float,
+    seed: int,
+    stream: npt.NDArray[np.uint64],
+    position: npt.NDArray[np.uint64],
+    results: Any,
+    device: str,
+) -> None: ...
 def glimpse(
     logits: Any, entropy_top_k: int, varentropy: bool, logprob_ids: Sequence[int] | None
-) -> tuple[
-    _Float,
-    _Float,
-    _Float,
-    _Float,
-    _Int,
-    npt.NDArray[np.uint8],
-    _Float | None,
-    _Float | None,
-]: ...
+) -> (
+    tuple[
+        _Float,
+        _Float,
+        _Float,
+        _Float,
+        _Int,
+        npt.NDArray[np.uint8],
+        _Float | None,
+        _Float | None,
+    ]
+    | None
+): ...
 def sample(
     logits: Any,
     temperature: float,
@@ -30,7 +57,7 @@ def sample(
     seed: int,
     stream: npt.NDArray[np.uint64],
     position: npt.NDArray[np.uint64],
-) -> _Int: ...
+) -> _Int | None: ...
 def nucleus(
     logits: Any, temperature: float, top_p: float = ..., top_k: int = ..., min_p: float = ...
 ) -> tuple[_Int, _Float]: ...
@@ -79,8 +106,15 @@ class StepOutputs:
 
 class StepRouter:
     def __init__(
-        self, boundary: StepBoundary, large_boundary: StepBoundary | None, max_sequences: int
+        self,
+        boundary: StepBoundary,
+        large_boundary: StepBoundary | None,
+        max_sequences: int,
+        device: str,
     ) -> None: ...
+    @property
+    def device(self) -> str: ...
+    def attach_outputs(self, out: StepOutputs) -> None: ...
     def open_row(self, seed: int, stream: int, options: dict[str, Any]) -> int: ...
     def close(self, row: int) -> None: ...
     def fork(self, row: int, stream: int | None = ...) -> int: ...
@@ -91,6 +125,8 @@ class StepRouter:
     @property
     def rows(self) -> _Int: ...
     def step(self, model: str, logits: Any, rows: Any, outputs: StepOutputs, /) -> None: ...
+    def launch(self, model: str, logits: Any, rows: Any, outputs: StepOutputs, /) -> None: ...
+    def wait(self, outputs: StepOutputs, /) -> None: ...
     def decide(self, rows: Any, model: str, outputs: StepOutputs, /) -> None: ...
     def state(self, row: int) -> dict[str, Any]: ...
     def attach(self) -> None: ...
