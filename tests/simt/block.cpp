@@ -21,6 +21,7 @@ void Block::begin(const Shape& shape, unsigned first_fiber, void (*entry)(), std
   window_ = random_.below(2) == 0 ? kMaxThreads : kLanes;
   ready_count_ = 0;
   arena_.reset();
+  if (under_tsan()) __tsan_release(&order_tag_);
   warps_.fill(Warp{});
   for (unsigned i = 0; i < count_; ++i) {
     Thread& thread = threads_[i];
@@ -28,7 +29,7 @@ void Block::begin(const Shape& shape, unsigned first_fiber, void (*entry)(), std
     thread.shape = &shape_;
     thread.number = i;
     thread.fiber = &pooled_fiber(first_fiber + i, entry);
-    thread.fiber->begin_tsan_life();
+    if (under_tsan()) tsan_acquire_as(thread.fiber->tsan(), &order_tag_);
     warps_[i / kLanes].alive |= 1u << thread.lane();
     make_ready(thread);
   }
@@ -41,10 +42,6 @@ void Block::run(Fiber& host) {
   current = take_ready();
   host.switch_to(*current->fiber);
   running_block = nullptr;
-}
-
-void Block::end_tsan_lives() {
-  for (unsigned i = 0; i < count_; ++i) threads_[i].fiber->end_tsan_life();
 }
 
 void Block::make_ready(Thread& thread) {

@@ -42,7 +42,8 @@ class Arena {
 // Not for std containers, nor anything that allocates: this runs on the fibers.
 class Block {
  public:
-  // Prepares for the threads of one block. Fibers are numbered from first_fiber.
+  // Prepares for the threads of one block. Fibers are numbered from first_fiber. What the host has
+  // done comes before what they do.
   void begin(const Shape& shape, unsigned first_fiber, void (*entry)(), std::uint64_t seed);
 
   // Called by the host: runs all threads to their end.
@@ -54,8 +55,6 @@ class Block {
                           const Site& site);
   void leave();
   Arena& arena() { return arena_; }
-
-  void end_tsan_lives();
 
  private:
   struct Warp {

@@ -38,6 +38,7 @@ Fiber::Fiber(void (*entry)(), unsigned colour) {
   bottom_ = bottom;
   size_ = size;
   prepare_context(context_, bottom, bottom + size - colour % kColours * kColourStep, entry);
+  if (under_tsan()) tsan_ = __tsan_create_fiber(0);
 }
 
 void Fiber::switch_to(Fiber& next) {
@@ -59,14 +60,6 @@ void Fiber::arrived() {
   if (under_asan()) {
     __sanitizer_finish_switch_fiber(nullptr, &came_from->bottom_, &came_from->size_);
   }
-}
-
-void Fiber::begin_tsan_life() {
-  if (under_tsan()) tsan_ = __tsan_create_fiber(0);
-}
-
-void Fiber::end_tsan_life() {
-  if (under_tsan()) __tsan_destroy_fiber(tsan_);
 }
 
 Fiber& pooled_fiber(unsigned number, void (*entry)()) {

@@ -25,10 +25,7 @@ class Fiber {
   // First thing on a fiber that is entered for the first time.
   static void arrived();
 
-  // ThreadSanitizer sees each life of a fiber as a thread. Two threads that shared an identity, or
-  // a stack, within a launch would hide races or make false ones.
-  void begin_tsan_life();
-  void end_tsan_life();
+  // What ThreadSanitizer knows this fiber by: a thread.
   void* tsan() const { return tsan_; }
 
  private:
@@ -41,8 +38,8 @@ class Fiber {
   void* tsan_ = nullptr;
 };
 
-// The fiber of that number, made on first use and kept for the life of the process. All have the
-// same entry.
+// The fiber of that number, made on first use and kept for the life of the process (a thread of
+// ThreadSanitizer takes a millisecond to make). All have the same entry.
 Fiber& pooled_fiber(unsigned number, void (*entry)());
 
 }  // namespace glimprouter::simt

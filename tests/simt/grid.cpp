@@ -19,7 +19,7 @@ constexpr unsigned kMaxTsanThreads = 8000;  // ThreadSanitizer knows at most 812
 struct Launch {
   void (*run_thread)(const void*) = nullptr;
   const void* call = nullptr;
-  char ended_tag = 0;  // orders the end of every thread before the end of the launch
+  char ended_tag = 0;  // orders every thread before the end of the launch
 };
 
 Launch launch;
@@ -67,7 +67,8 @@ int run_grid(const Grid& grid, void (*run_thread)(const void*), const void* call
   if (current != nullptr) fail(current, nullptr, "a kernel launches a kernel");
   if (!is_valid(grid)) return kInvalidConfiguration;
   const std::lock_guard lock(one_at_a_time);
-  launch = {run_thread, call};
+  launch.run_thread = run_thread;
+  launch.call = call;
   Random random(current_seed + (launches_of_seed++ << 32));
   const std::vector<Dim3> order = block_order(grid.blocks, random);
   if (under_tsan() && order.size() * grid.threads > kMaxTsanThreads) {
@@ -86,7 +87,6 @@ int run_grid(const Grid& grid, void (*run_thread)(const void*), const void* call
     blocks.back()->run(host);
   }
   if (under_tsan()) __tsan_acquire(&launch.ended_tag);
-  for (const auto& block : blocks) block->end_tsan_lives();
   return 0;
 }
 

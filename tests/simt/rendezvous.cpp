@@ -144,10 +144,8 @@ char* Block::order_tag_of(const Thread& thread) {
 void Block::order_memory(unsigned first, unsigned mask, char* tag) {
   if (!under_tsan()) return;
   for (unsigned left = mask; left != 0; left &= left - 1) {
-    tsan_switch(threads_[first + std::countr_zero(left)].fiber->tsan());
-    __tsan_acquire(tag);
+    tsan_acquire_as(threads_[first + std::countr_zero(left)].fiber->tsan(), tag);
   }
-  tsan_switch(current->fiber->tsan());
 }
 
 void meet_block(const Site& site) { running_block->meet_block(site); }

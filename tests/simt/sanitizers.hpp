@@ -13,7 +13,6 @@ extern "C" {
 [[gnu::weak]] void __asan_unpoison_memory_region(const volatile void* start, std::size_t size);
 [[gnu::weak]] void* __tsan_get_current_fiber();
 [[gnu::weak]] void* __tsan_create_fiber(unsigned flags);
-[[gnu::weak]] void __tsan_destroy_fiber(void* fiber);
 [[gnu::weak]] void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 [[gnu::weak]] void __tsan_acquire(void* tag);
 [[gnu::weak]] void __tsan_release(void* tag);
@@ -26,6 +25,15 @@ inline bool under_asan() { return __asan_poison_memory_region != nullptr; }
 
 // To the context of another fiber, without an order of memory: rendezvous say what is ordered.
 inline void tsan_switch(void* fiber) { __tsan_switch_to_fiber(fiber, 1); }
+
+// On behalf of a fiber that does not run: all that was released to the tag comes before what it
+// does from now on.
+inline void tsan_acquire_as(void* fiber, void* tag) {
+  void* running = __tsan_get_current_fiber();
+  tsan_switch(fiber);
+  __tsan_acquire(tag);
+  tsan_switch(running);
+}
 
 inline void poison(std::byte* start, std::size_t size) {
   if (under_asan()) __asan_poison_memory_region(start, size);

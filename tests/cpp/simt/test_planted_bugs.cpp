@@ -24,6 +24,15 @@ namespace {
 using simt::kLane;
 using simt::Lane;
 
+class PlantedBug : public testing::Test {
+ protected:
+  // Once there were fibers, ThreadSanitizer takes a forked process for one that was forked amid
+  // threads, and stops following it: everything would look like a race. So the child starts anew.
+  PlantedBug() {
+    if constexpr (kLane == Lane::kThread) testing::FLAGS_gtest_death_test_style = "threadsafe";
+  }
+};
+
 // Of one block.
 constexpr LaunchShape kOneWarp{.grid = {1}, .block = 32};
 constexpr LaunchShape kTwoWarps{.grid = {1}, .block = 64};
@@ -43,41 +52,42 @@ std::vector<float> run(void (*kernel)(Parameters...), const LaunchShape& shape,
 const std::vector<float> kOnes(32, 1.0f);
 const std::vector<float> kOnesOfTwoWarps(64, 1.0f);
 
-TEST(PlantedBug, MissingBarrierBeforeReuseOfSharedMemory) {
+TEST_F(PlantedBug, MissingBarrierBeforeReuseOfSharedMemory) {
   const std::vector<float> input(64 * 4, 0.25f);
   EXPECT_EQ(run(reuse<false>, kTwoWarps, input.data(), 4u), kOnesOfTwoWarps);
   if constexpr (kLane == Lane::kThread) {
-    EXPECT_DEATH(run(reuse<true>, kTwoWarps, input.data(), 4u), "data race");
+    EXPECT_DEATH(run(reuse<true>, kTwoWarps, input.data(), 4u), "data race.*reuse<true>");
   }
 }
 
-TEST(PlantedBug, RelaxedTicket) {
+TEST_F(PlantedBug, RelaxedTicket) {
   std::vector<float> partial(9);
   std::uint32_t counter = 0;
   const LaunchShape nine_blocks{.grid = {9}, .block = 32};
   EXPECT_EQ(run(publish<false>, nine_blocks, partial.data(), &counter)[0], 36.0f);
   EXPECT_EQ(counter, 0u);
   if constexpr (kLane == Lane::kThread) {
-    EXPECT_DEATH(run(publish<true>, nine_blocks, partial.data(), &counter), "data race");
+    EXPECT_DEATH(run(publish<true>, nine_blocks, partial.data(), &counter),
+                 "data race.*publish<true>");
   }
 }
 
-TEST(PlantedBug, ShuffleTakenForAnOrderOfMemory) {
+TEST_F(PlantedBug, ShuffleTakenForAnOrderOfMemory) {
   const std::vector<float> output = run(neighbour<false>, kTwoWarps);
   for (unsigned i = 0; i < 64; ++i) EXPECT_EQ(output[i], static_cast<float>(i ^ 1));
   if constexpr (kLane == Lane::kThread) {
-    EXPECT_DEATH(run(neighbour<true>, kTwoWarps), "data race");
+    EXPECT_DEATH(run(neighbour<true>, kTwoWarps), "data race.*neighbour<true>");
   }
 }
 
-TEST(PlantedBug, SharedMemoryOverrun) {
+TEST_F(PlantedBug, SharedMemoryOverrun) {
   EXPECT_EQ(run(overrun<false>, kTwoWarps), kOnesOfTwoWarps);
   if constexpr (kLane == Lane::kAddress) {
     EXPECT_DEATH(run(overrun<true>, kTwoWarps), "use-after-poison");
   }
 }
 
-TEST(PlantedBug, MisalignedVectorLoad) {
+TEST_F(PlantedBug, MisalignedVectorLoad) {
   alignas(16) const float input[8] = {1, 1, 1, 1, 1, 1, 1, 1};
   EXPECT_EQ(run(misaligned<false>, kOneWarp, &input[0]), kOnes);
   if constexpr (kLane == Lane::kAddress) {
@@ -85,7 +95,7 @@ TEST(PlantedBug, MisalignedVectorLoad) {
   }
 }
 
-TEST(PlantedBug, UnwrittenSharedMemoryIsNotANumber) {
+TEST_F(PlantedBug, UnwrittenSharedMemoryIsNotANumber) {
   EXPECT_EQ(run(unwritten<false>, kTwoWarps), kOnesOfTwoWarps);
   for (const float value : run(unwritten<true>, kTwoWarps)) {
     EXPECT_TRUE(std::isnan(value));
@@ -94,53 +104,53 @@ TEST(PlantedBug, UnwrittenSharedMemoryIsNotANumber) {
 
 // The rest is seen in every build, because the shim itself sees it.
 
-TEST(PlantedBug, DivergentBarrier) {
+TEST_F(PlantedBug, DivergentBarrier) {
   EXPECT_EQ(run(divergent_barrier<false>, kTwoWarps), kOnesOfTwoWarps);
   EXPECT_DEATH(
       run(divergent_barrier<true>, kTwoWarps),
       "divergent __syncthreads.*planted_kernels.hpp:.*planted_kernels.hpp:.*SIMT_SEED=[0-9]");
 }
 
-TEST(PlantedBug, ReturnBeforeABarrier) {
+TEST_F(PlantedBug, ReturnBeforeABarrier) {
   EXPECT_EQ(run(early_return<false>, kTwoWarps), kOnesOfTwoWarps);
   EXPECT_DEATH(run(early_return<true>, kTwoWarps),
                "returned while another waits at __syncthreads|threads of the block have returned");
 }
 
-TEST(PlantedBug, ShuffleWithAnExitedLane) {
+TEST_F(PlantedBug, ShuffleWithAnExitedLane) {
   EXPECT_EQ(run(exited_lane<false>, kOneWarp), kOnes);
   EXPECT_DEATH(run(exited_lane<true>, kOneWarp),
                "lane returned while another waits for it|names lanes that have returned");
 }
 
-TEST(PlantedBug, ShuffleWithLanesThatDoNotExist) {
+TEST_F(PlantedBug, ShuffleWithLanesThatDoNotExist) {
   const LaunchShape half_a_warp{.grid = {1}, .block = 16};
   EXPECT_EQ(run(partial_warp<false>, half_a_warp), std::vector<float>(16, 1.0f));
   EXPECT_DEATH(run(partial_warp<true>, half_a_warp), "do not exist: 0xffff0000");
 }
 
-TEST(PlantedBug, LanesOfOneMaskAtTwoCalls) {
+TEST_F(PlantedBug, LanesOfOneMaskAtTwoCalls) {
   EXPECT_EQ(run(two_sites<false>, kOneWarp), kOnes);
   EXPECT_DEATH(run(two_sites<true>, kOneWarp),
                "0xffffffff wait at two calls.*two_sites.*two_sites");
 }
 
-TEST(PlantedBug, TwoMasks) {
+TEST_F(PlantedBug, TwoMasks) {
   EXPECT_EQ(run(two_masks<false>, kOneWarp), kOnes);
   EXPECT_DEATH(run(two_masks<true>, kOneWarp), "give two masks: 0xfffffff");
 }
 
-TEST(PlantedBug, LaneOutsideItsOwnMask) {
+TEST_F(PlantedBug, LaneOutsideItsOwnMask) {
   EXPECT_EQ(run(own_mask<false>, kOneWarp), kOnes);
   EXPECT_DEATH(run(own_mask<true>, kOneWarp), "not in its own mask 0xffffffdf.*thread 5 of block");
 }
 
-TEST(PlantedBug, ShuffleFromALaneOutsideTheMask) {
+TEST_F(PlantedBug, ShuffleFromALaneOutsideTheMask) {
   EXPECT_EQ(run(lane_outside_mask<false>, kOneWarp), kOnes);
   EXPECT_DEATH(run(lane_outside_mask<true>, kOneWarp), "reads lane 16, which is not in its mask");
 }
 
-TEST(PlantedBug, SpinningBarrier) {
+TEST_F(PlantedBug, SpinningBarrier) {
   std::uint32_t arrived = 0;
   EXPECT_EQ(run(spinning_barrier<false>, kOneWarp, &arrived), kOnes);
   arrived = 0;
@@ -148,18 +158,18 @@ TEST(PlantedBug, SpinningBarrier) {
   EXPECT_DEATH(run(spinning_barrier<true>, two_blocks, &arrived), "a thread spins");
 }
 
-TEST(PlantedBug, Deadlock) {
+TEST_F(PlantedBug, Deadlock) {
   EXPECT_EQ(run(deadlock<false>, kTwoWarps), kOnesOfTwoWarps);
   EXPECT_DEATH(run(deadlock<true>, kTwoWarps), "deadlock");
 }
 
-TEST(PlantedBug, AssertionNamesTheThread) {
+TEST_F(PlantedBug, AssertionNamesTheThread) {
   EXPECT_EQ(run(assertion<false>, kOneWarp), kOnes);
   EXPECT_DEATH(run(assertion<true>, kOneWarp),
                "assertion failed: !kBroken.*thread 7 of block \\(0, 0, 0\\) at");
 }
 
-TEST(PlantedBug, TooMuchSharedMemory) {
+TEST_F(PlantedBug, TooMuchSharedMemory) {
   EXPECT_EQ(run(shared_limit<false>, kOneWarp), kOnes);
   EXPECT_DEATH(run(shared_limit<true>, kOneWarp), "49156 bytes of shared memory in 2 objects");
 }
