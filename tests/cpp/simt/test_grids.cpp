@@ -120,14 +120,14 @@ void sum_rows_kernel(const float* rows, unsigned tiles, float* partial, std::uin
 }
 
 TEST(Grids, LastBlockDoneGivesTheSameBitsForAnyGridAndOrder) {
-  constexpr unsigned kTiles = 20, kRows = 2;
+  constexpr unsigned kTiles = 10, kRows = 2;
   std::vector<float> rows(kRows * kTiles * kTile);
   for (std::size_t i = 0; i < rows.size(); ++i) {
     rows[i] = 1.0f / static_cast<float>(1 + i * 2654435761u % 1000);
   }
   std::set<std::vector<double>> results;
   std::vector<std::uint32_t> counters(kRows);  // never reset
-  for (const unsigned blocks : {1u, 3u, 7u, 20u, 32u}) {
+  for (const unsigned blocks : {1u, 3u, 7u, 12u}) {
     for (const std::uint64_t seed : simt::seeds_to_try(20)) {
       simt::set_seed(seed);
       std::vector<float> partial(kRows * kTiles);
