@@ -59,6 +59,35 @@ TEST(Grids, EveryBlockComesFirstForSomeSeed) {
   EXPECT_EQ(first_blocks.size(), kCubeThreads / kCube.block);
 }
 
+// The threads in the order in which they began each of their rounds.
+GR_KERNEL(128) void progress_kernel(std::uint32_t* clock, std::uint32_t* order) {
+  for (int round = 0; round < 8; ++round) {
+    order[atomic_add(clock, 1u)] = threadIdx.x;
+    __syncwarp();
+  }
+}
+
+TEST(Grids, ThreadsOfABlockComeInManyOrders) {
+  int mixed = 0;                           // all warps began before one ended
+  std::set<std::uint32_t> first_of_ahead;  // one ended before any other began
+  for (std::uint64_t seed = 1; seed <= 400; ++seed) {
+    simt::set_seed(seed);
+    std::uint32_t clock = 0;
+    std::vector<std::uint32_t> order(8 * 128);
+    ASSERT_EQ(launch(progress_kernel, {.block = 128}, &clock, order.data()), 0);
+    std::map<std::uint32_t, unsigned> begun;
+    std::size_t begun_at_first_end = 0;
+    for (const std::uint32_t thread : order) {
+      const unsigned rounds = ++begun[thread / kWarpSize];
+      if (rounds == 8 * kWarpSize && begun_at_first_end == 0) begun_at_first_end = begun.size();
+    }
+    if (begun_at_first_end == 1) first_of_ahead.insert(order[0]);
+    if (begun_at_first_end == 4) ++mixed;
+  }
+  EXPECT_GT(mixed, 100);
+  EXPECT_GT(first_of_ahead.size(), 64u) << "any warp, and any lane of it, may be ahead";
+}
+
 GR_KERNEL(32) void by_value_kernel(std::vector<int> copied, std::uint32_t* sum) {
   if (threadIdx.x != 0) return;
   for (const int value : copied) atomic_add(sum, static_cast<std::uint32_t>(value));
