@@ -27,7 +27,7 @@ struct GridSize {
 };
 
 struct LaunchShape {
-  GridSize grid;
+  GridSize grid = {};
   unsigned block = 1;  // threads
   Stream stream = nullptr;
   // The kernel may start before the one ahead of it in the stream has ended, up to its

@@ -16,9 +16,7 @@ void Block::begin(const Shape& shape, unsigned first_fiber, void (*entry)(), std
   returned_ = 0;
   at_barrier_ = 0;
   random_ = Random(seed);
-  // Half of the blocks run breadth first, with all threads at about the same place; the other half
-  // lets one warp run ahead as far as it can.
-  window_ = random_.below(2) == 0 ? kMaxThreads : kLanes;
+  depth_first_ = random_.below(2) == 0;
   ready_count_ = 0;
   arena_.reset();
   if (under_tsan()) __tsan_release(&order_tag_);
@@ -31,9 +29,23 @@ void Block::begin(const Shape& shape, unsigned first_fiber, void (*entry)(), std
     thread.fiber = &pooled_fiber(first_fiber + i, entry);
     if (under_tsan()) tsan_acquire_as(thread.fiber->tsan(), &order_tag_);
     warps_[i / kLanes].alive |= 1u << thread.lane();
-    make_ready(thread);
   }
-  random_.shuffle(ready_.data(), ready_count_);
+  make_all_ready();
+}
+
+// Warp by warp in shuffled order, and so the threads of each.
+void Block::make_all_ready() {
+  unsigned order[kMaxThreads / kLanes];
+  const unsigned warps = (count_ + kLanes - 1) / kLanes;
+  for (unsigned i = 0; i < warps; ++i) order[i] = i;
+  random_.shuffle(order, warps);
+  for (unsigned i = 0; i < warps; ++i) {
+    const unsigned first = order[i] * kLanes;
+    for (unsigned lane = 0; lane < kLanes && first + lane < count_; ++lane) {
+      make_ready(threads_[first + lane]);
+    }
+    shuffle_newest(std::min(kLanes, count_ - first));
+  }
 }
 
 void Block::run(Fiber& host) {
@@ -50,9 +62,14 @@ void Block::make_ready(Thread& thread) {
   ready_[ready_count_++] = &thread;
 }
 
+void Block::shuffle_newest(unsigned count) {
+  random_.shuffle(ready_.data() + ready_count_ - count, count);
+}
+
+// Depth first, one warp runs ahead as far as it can; else all are at about the same place.
 Thread* Block::take_ready() {
   if (ready_count_ == 0) return nullptr;
-  const unsigned chosen = ready_count_ - 1 - random_.below(std::min(window_, ready_count_));
+  const unsigned chosen = depth_first_ ? ready_count_ - 1 : random_.below(ready_count_);
   Thread* thread = ready_[chosen];
   ready_[chosen] = ready_[--ready_count_];
   return thread;

@@ -63,6 +63,8 @@ class Block {
   };
 
   void make_ready(Thread& thread);
+  void make_all_ready();
+  void shuffle_newest(unsigned count);
   Thread* take_ready();
   void suspend();
   void complete_barrier();
@@ -80,7 +82,7 @@ class Block {
   const Thread* first_at_barrier_ = nullptr;
   Fiber* host_ = nullptr;
   Random random_{0};
-  unsigned window_ = 0;  // the next thread is drawn among so many that became ready last
+  bool depth_first_ = false;  // whoever became ready last is next; else any
   unsigned ready_count_ = 0;
   char order_tag_ = 0;
   std::array<Thread*, kMaxThreads> ready_{};

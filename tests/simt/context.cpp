@@ -3,12 +3,12 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__x86_64__) || defined(__aarch64__)
+#if defined(GLIMPROUTER_SIMT_ASSEMBLY)
 extern "C" void glimprouter_simt_switch(void** saved_stack_pointer, void* stack_pointer);
 #endif
 
 // Only what a function call must preserve: the caller's compiler has saved the rest.
-#if defined(__x86_64__)
+#if defined(GLIMPROUTER_SIMT_ASSEMBLY) && defined(__x86_64__)
 asm(R"(
 .text
 .globl glimprouter_simt_switch
@@ -32,7 +32,7 @@ glimprouter_simt_switch:
   jmpq *%rax
 .size glimprouter_simt_switch, .-glimprouter_simt_switch
 )");
-#elif defined(__aarch64__)
+#elif defined(GLIMPROUTER_SIMT_ASSEMBLY)
 asm(R"(
 .text
 .globl glimprouter_simt_switch
@@ -70,7 +70,7 @@ glimprouter_simt_switch:
 
 namespace glimprouter::simt {
 
-#if defined(__x86_64__) || defined(__aarch64__)
+#if defined(GLIMPROUTER_SIMT_ASSEMBLY)
 
 void prepare_context(Context& context, std::byte*, std::byte* top, void (*entry)()) {
 #if defined(__x86_64__)

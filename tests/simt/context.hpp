@@ -4,14 +4,17 @@
 
 #include <cstddef>
 
-#if !defined(__x86_64__) && !defined(__aarch64__)
+// -DGLIMPROUTER_SIMT_UCONTEXT takes the portable way everywhere.
+#if !defined(GLIMPROUTER_SIMT_UCONTEXT) && (defined(__x86_64__) || defined(__aarch64__))
+#define GLIMPROUTER_SIMT_ASSEMBLY
+#else
 #include <ucontext.h>
 #endif
 
 namespace glimprouter::simt {
 
 struct Context {
-#if defined(__x86_64__) || defined(__aarch64__)
+#if defined(GLIMPROUTER_SIMT_ASSEMBLY)
   void* stack_pointer = nullptr;
 #else
   ucontext_t registers;

@@ -42,7 +42,7 @@ void Block::complete_barrier() {
   for (unsigned warp = 0; warp * kLanes < count_; ++warp) {
     order_memory(warp * kLanes, warps_[warp].alive, &order_tag_);
   }
-  for (unsigned i = 0; i < count_; ++i) make_ready(threads_[i]);
+  make_all_ready();
 }
 
 std::uint64_t Block::meet_warp(WarpCall call, unsigned mask, std::uint64_t value,
@@ -80,6 +80,7 @@ void Block::complete_warp_call(Thread& last, Warp& warp) {
   for (unsigned left = last.mask; left != 0; left &= left - 1) {
     make_ready(threads_[first + std::countr_zero(left)]);
   }
+  shuffle_newest(static_cast<unsigned>(std::popcount(last.mask)));
 }
 
 void Block::check_same_call(const Thread& last) const {

@@ -13,6 +13,7 @@
 #include "../golden_hash.hpp"
 #include "../golden_rows.hpp"
 #include "glimprouter/row_op.hpp"
+#include "lanes.hpp"
 #include "row_launch.cuh"
 #include "simt/grid.hpp"
 
@@ -47,10 +48,14 @@ std::uint64_t rows_to_test() {
   return rows == nullptr ? 2000 : std::strtoull(rows, nullptr, 10);
 }
 
+// ThreadSanitizer follows a few thousand threads a launch, and slowly.
+constexpr bool kReduced = simt::kLane == simt::Lane::kThread;
+
 TEST(RowKernel, GivesTheGoldenHashes) {
-  const std::uint64_t rows = rows_to_test();
+  const std::uint64_t rows = kReduced ? 60 : rows_to_test();
   const auto expected = golden::kExpected.find(rows);
-  ASSERT_NE(expected, golden::kExpected.end()) << "no golden hash for " << rows << " rows";
+  ASSERT_TRUE(kReduced || expected != golden::kExpected.end())
+      << "no golden hash for " << rows << " rows";
   RowWorkspace workspace(151936);
   golden::Case test_case;
   std::vector<float> values;
@@ -80,7 +85,7 @@ TEST(RowKernel, GivesTheGoldenHashes) {
         << ", token " << result.token << " against " << cpu.token << ", entropy " << result.entropy
         << " against " << cpu.entropy;
   }
-  EXPECT_EQ(total.value(), expected->second);
+  if (!kReduced) EXPECT_EQ(total.value(), expected->second);
 }
 
 // A batch with a stride, whose rows are asked different things; the CPU evaluates them one by one.
@@ -173,6 +178,7 @@ TEST(RowKernel, EqualsTheCpuForAnyVocabularyTypeGridAndSchedule) {
   std::uint64_t seed = 1;
   for (const std::int64_t vocabulary :
        {1, 7, 255, 256, 257, 2047, 2048, 2049, 6000, 33000, 50257}) {
+    if (kReduced && vocabulary > 2100) continue;
     for (const DataType dtype : {DataType::kFloat32, DataType::kBFloat16, DataType::kFloat16}) {
       const Batch batch(++seed, 3, vocabulary, dtype);
       simt::set_seed(seed);
@@ -186,17 +192,18 @@ TEST(RowKernel, EqualsTheCpuForAnyVocabularyTypeGridAndSchedule) {
 
 // The results may not depend on which block comes last.
 TEST(RowKernel, EqualsTheCpuUnderTwentySchedulesAtFullVocabulary) {
-  const Batch batch(77, 2, 151936, DataType::kBFloat16);
+  const Batch batch(77, 2, kReduced ? 20000 : 151936, DataType::kBFloat16);
   const std::vector<RowResult> expected = batch.on_cpu();
   for (const std::uint64_t seed : simt::seeds_to_try(20)) {
     simt::set_seed(seed);
-    expect_equal(batch.on_device(static_cast<int>(1 + seed * 7 % 80)), expected, seed);
+    expect_equal(batch.on_device(static_cast<int>(1 + seed * 7 % (kReduced ? 5 : 80))), expected,
+                 seed);
   }
 }
 
 // Rows of which the selection must walk along many chunks: flat ones, and those of few values.
 TEST(RowKernel, SelectsFromFlatRowsAsTheCpuDoes) {
-  const std::int64_t vocabulary = 40000;
+  const std::int64_t vocabulary = kReduced ? 5000 : 40000;
   RowWorkspace workspace(vocabulary);
   std::vector<float> row(static_cast<std::size_t>(vocabulary));
   const SamplingParameters modes[] = {{1.0f, 0.9f, 0, 0.0f},    {0.7f, 1.0f, 3000, 0.0f},
