@@ -2,6 +2,7 @@
 
 import importlib.resources
 import importlib.util
+import subprocess
 
 import numpy as np
 
@@ -13,4 +14,8 @@ np.testing.assert_allclose(gr.glimpse(row).entropy, np.log(1000), rtol=1e-6)
 files = importlib.resources.files("glimprouter")
 for name in ("py.typed", "_C.pyi", "include/glimprouter/row_op.hpp"):
     assert files.joinpath(name).is_file(), f"the wheel lacks {name}"
+# Device code comes with the CUDA runtime inside and asks for no driver.
+needed = subprocess.run(["ldd", gr._C.__file__], capture_output=True, text=True, check=True).stdout
+assert "libcuda" not in needed, needed
+assert gr.build_info()["devices"][0] == "cpu"
 print(gr.build_info())

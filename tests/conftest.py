@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import glimprouter as gr
 from hf_pairs import ENGINE
 
 
@@ -15,6 +16,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if name.startswith("test_hf_") and name not in ("test_hf_paged", "test_hf_text"):
         metafunc.fixturenames.append("engine_under_test")
         metafunc.parametrize("engine_under_test", ["gather", "paged"], indirect=True)
+
+
+# The host SIMT shim takes some milliseconds a row.
+SHIM_VOCABULARY = 5001
+SHIM_MANY_ROWS = ("frequencies", "draws_differ")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what would take hours where the shim runs every row (docs/device-testing.md)."""
+    if gr.build_info()["instruction_set"] != "simt":
+        return
+    kept, left_out = [], []
+    for item in items:
+        arguments = getattr(getattr(item, "callspec", None), "params", {})
+        slow = arguments.get("vocabulary", 0) > SHIM_VOCABULARY
+        slow = slow or any(name in item.name for name in SHIM_MANY_ROWS)
+        (left_out if slow else kept).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 import glimprouter as gr
+from device_under_test import DEVICE, on_device
 from reference.containers import bits
 from reference.rows import normal_rows
 
@@ -86,7 +87,7 @@ def open_sequences(router: gr.StepRouter, greedy: bool) -> NDArray[np.int32]:
 
 def run(batches: Batches, greedy: bool) -> dict[str, list[bytes]]:
     """Runs every sequence to its end; returns each field's bytes by sequence, in order of time."""
-    router = gr.StepRouter(make_boundary(), max_sequences=SEQUENCES)
+    router = gr.StepRouter(make_boundary(), max_sequences=SEQUENCES, device=DEVICE)
     rows = open_sequences(router, greedy)
     sequence_of = {int(row): index for index, row in enumerate(rows)}
     out = router.outputs(SEQUENCES, fields=gr.OutputField.ALL, logprob_ids=[0, EOS, SENTENCE_END])
@@ -99,7 +100,7 @@ def run(batches: Batches, greedy: bool) -> dict[str, list[bytes]]:
             for batch in batches(np.asarray(router.pending(model))):
                 sequences = [sequence_of[int(row)] for row in batch]
                 places = (seen[sequences] * 7 + np.array(sequences) * 13) % RECORDED
-                router.step(model, LOGITS[model][places], batch, out)
+                router.step(model, on_device(LOGITS[model][places]), batch, out)
                 seen[sequences] += 1
                 for field in FIELDS:
                     values: Any = getattr(out, field)

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from numpy.typing import NDArray
 
 import glimprouter as gr
+from device_under_test import DEVICE, on_device
 from router_model import (
     BLANK_LINE,
     CLOSE_IDS,
@@ -95,7 +96,7 @@ class Router(RuleBasedStateMachine):
         config = gr.RouterConfig(
             max_step_tokens=8, max_think_tokens=40, max_answer_tokens=5, temperature=0.0
         )
-        self.router = gr.StepRouter(boundary, config, max_sequences=MAX_ROWS)
+        self.router = gr.StepRouter(boundary, config, max_sequences=MAX_ROWS, device=DEVICE)
         self.model = RouterModel(config)
         self.out = self.router.outputs(MAX_ROWS)
         self.saved: list[tuple[bytes, Any]] = []
@@ -140,7 +141,7 @@ class Router(RuleBasedStateMachine):
             batch = np.stack(logits)
             if wide:  # what lies beyond the vocabulary is not looked at
                 batch = np.concatenate([batch, np.full((len(rows), 3), 99, np.float32)], axis=1)
-            self.router.step(model, batch, rows, self.out)
+            self.router.step(model, on_device(batch), rows, self.out)
             self.compare_outputs(rows, expected)
 
     @precondition(lambda self: self.model.awaiting_decision())

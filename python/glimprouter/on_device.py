@@ -58,7 +58,7 @@ def glimpse_fields(
     ids = logprobs = None
     if logprob_ids is not None:
         wanted = np.asarray(logprob_ids, dtype=np.int64).reshape(1, -1)
-        if wanted.size and not (0 <= wanted.min() and wanted.max() < logits.shape[-1]):
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < logits.shape[-1]):
             raise ValueError(
                 f"logprob_ids {wanted.ravel().tolist()} lie outside the vocabulary of"
                 f" {logits.shape[-1]}"
