@@ -23,6 +23,13 @@ struct StreamWorkspace {
 // Makes room; what is in flight may still use the old memory.
 void grow(DeviceMemory& memory, const Device& device, std::size_t bytes, DeviceStream stream) {
   if (memory.bytes() >= bytes) return;
+  if (device.backend->capturing(device.index, stream)) {
+    throw std::runtime_error(
+        "this batch needs more scratch memory than its stream has, and memory cannot be taken "
+        "while "
+        "a graph is captured; call once with the largest batch on the capturing stream before, or "
+        "use StepRouter.launch");
+  }
   DeviceMemory larger(device, bytes);
   device.backend->clear(device.index, larger.as<void>(), bytes, stream);
   device.backend->wait(device.index, stream);

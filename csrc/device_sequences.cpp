@@ -75,8 +75,7 @@ void DeviceOutputs::fetch(DeviceStream stream) {
   device_.backend->copy(device_.index, mirror_.data(), block_.as<void>(), bytes_, stream);
 }
 
-void DeviceOutputs::unpack(StepOutputs& outputs, std::int64_t rows, DeviceStream stream) const {
-  device_.backend->wait(device_.index, stream);
+void DeviceOutputs::unpack(StepOutputs& outputs, std::int64_t rows) const {
   const std::byte* source = mirror_.data();
   DeviceStepOutputs view{};
   const auto ids = static_cast<std::int64_t>(outputs.logprob_ids.size());
@@ -119,11 +118,12 @@ BoundaryTable DeviceSequences::table(Model model) const {
   return {tables_[shared ? 0 : index].as<const std::uint16_t>(), num_states_[index]};
 }
 
-// Behind what is in flight, and finished when it returns.
+// Behind what is in flight on any stream, and finished when it returns.
 void DeviceSequences::copy(void* target, const void* source, std::size_t bytes) {
   if (bytes == 0) return;
-  device_.backend->copy(device_.index, target, source, bytes, stream_);
-  device_.backend->wait(device_.index, stream_);
+  device_.backend->wait_all(device_.index);
+  device_.backend->copy(device_.index, target, source, bytes, nullptr);
+  device_.backend->wait(device_.index, nullptr);
 }
 
 void DeviceSequences::reserve_tokens(std::int64_t tokens) {
@@ -159,22 +159,44 @@ void DeviceSequences::download(std::int32_t row, Sequence& sequence) {
   sequence.log = std::move(log);
 }
 
-void DeviceSequences::attach(StepOutputs& outputs) const {
+bool DeviceSequences::attached(const StepOutputs& outputs) const {
   const DeviceOutputs* const present = outputs.device.get();
-  if (present != nullptr && present->device().backend == device_.backend &&
-      present->device().index == device_.index) {
-    return;
-  }
+  return present != nullptr && present->device().backend == device_.backend &&
+         present->device().index == device_.index;
+}
+
+void DeviceSequences::attach(StepOutputs& outputs) const {
+  if (attached(outputs)) return;
   outputs.device = std::make_shared<DeviceOutputs>(device_, outputs);
 }
 
 void DeviceSequences::collect(StepOutputs& outputs) const {
-  outputs.device->unpack(outputs, outputs.launched, stream_);
+  device_.backend->wait(device_.index, stream_);
+  outputs.device->unpack(outputs, outputs.launched);
+}
+
+// A replayed graph runs on a stream that is not known here.
+void DeviceSequences::collect_all(StepOutputs& outputs) const {
+  device_.backend->wait_all(device_.index);
+  outputs.device->unpack(outputs, outputs.launched);
+}
+
+// A graph can neither take memory nor read a list of the caller's again.
+void DeviceSequences::check_capture(std::size_t rows, const StepOutputs& outputs,
+                                    DeviceStream stream) const {
+  const bool many = rows > static_cast<std::size_t>(kRowsByValue);
+  if ((attached(outputs) && !many) || !device_.backend->capturing(device_.index, stream)) return;
+  throw std::runtime_error(
+      many ? "a captured step takes at most " + std::to_string(kRowsByValue) +
+                 " rows as a list; pass them as an int32 tensor in device memory"
+           : std::string("outputs cannot get their device memory while a graph is captured; make "
+                         "them by this router's outputs(n) before"));
 }
 
 void DeviceSequences::launch(Model model, const LogitsView& logits,
                              std::span<const std::int32_t> rows, const std::int32_t* device_rows,
                              StepOutputs& outputs, DeviceStream stream) {
+  check_capture(rows.size(), outputs, stream);
   attach(outputs);
   if (stream != stream_) device_.backend->order(device_.index, stream_, stream);
   stream_ = stream;

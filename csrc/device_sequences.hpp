@@ -24,8 +24,8 @@ class DeviceOutputs {
   const DeviceStepOutputs& view() const { return view_; }
   // Starts the copy to the host.
   void fetch(DeviceStream stream);
-  // Waits for it and fills the fields of the first `rows` rows.
-  void unpack(StepOutputs& outputs, std::int64_t rows, DeviceStream stream) const;
+  // After it: fills the fields of the first `rows` rows.
+  void unpack(StepOutputs& outputs, std::int64_t rows) const;
 
  private:
   Device device_;
@@ -57,17 +57,20 @@ class DeviceSequences {
   void upload(std::int32_t row, const Sequence& sequence);
   void download(std::int32_t row, Sequence& sequence);
   // Device memory for outputs that have none on this device yet.
+  bool attached(const StepOutputs& outputs) const;
   void attach(StepOutputs& outputs) const;
 
   // Row numbers: `rows`, or `device_rows` [logits.rows] in device memory. Returns when the launch
   // and the copy of its outputs are enqueued.
   void launch(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
               const std::int32_t* device_rows, StepOutputs& outputs, DeviceStream stream);
-  // Waits for the last launch and fills the outputs.
+  // Waits for the last launch, or for everything that the device does, and fills the outputs.
   void collect(StepOutputs& outputs) const;
+  void collect_all(StepOutputs& outputs) const;
 
  private:
   BoundaryTable table(Model model) const;
+  void check_capture(std::size_t rows, const StepOutputs& outputs, DeviceStream stream) const;
   void copy(void* target, const void* source, std::size_t bytes);
 
   Device device_;

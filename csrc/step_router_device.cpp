@@ -61,7 +61,7 @@ void StepRouter::wait(StepOutputs& outputs) {
   if (outputs.device == nullptr) {
     throw std::invalid_argument("these outputs belong to no launch of this router");
   }
-  on_device_->collect(outputs);
+  on_device_->collect_all(outputs);
   mark_stale(outputs);  // again: a replayed graph has gone on since the launch
 }
 

@@ -121,7 +121,20 @@ void wait(int device, DeviceStream stream) {
   check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "waiting for the device");
 }
 
+void wait_all(int device) {
+  const CurrentDevice current(device);
+  check(cudaDeviceSynchronize(), "waiting for the device");
+}
+
+bool capturing(int device, DeviceStream stream) {
+  const CurrentDevice current(device);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status), "the capture status");
+  return status != cudaStreamCaptureStatusNone;
+}
+
 void order(int device, DeviceStream earlier, DeviceStream later) {
+  if (capturing(device, later)) return;
   const CurrentDevice current(device);
   cudaEvent_t event = nullptr;
   check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
@@ -149,8 +162,8 @@ void step(int device, const StepArguments& arguments, DeviceStream stream) {
 
 extern const DeviceBackend kCudaBackend;
 const DeviceBackend kCudaBackend = {
-    "cuda", kDlpackCuda, device_count, allocate, release, allocate_pinned, release_pinned, copy,
-    clear,  wait,        order,        evaluate, step,
+    "cuda", kDlpackCuda, device_count, allocate,  release, allocate_pinned, release_pinned, copy,
+    clear,  wait,        wait_all,     capturing, order,   evaluate,        step,
 };
 
 }  // namespace glimprouter

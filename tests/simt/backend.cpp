@@ -36,6 +36,9 @@ void copy(int, void* target, const void* source, std::size_t bytes, DeviceStream
 }
 void clear(int, void* memory, std::size_t bytes, DeviceStream) { std::memset(memory, 0, bytes); }
 void wait(int, DeviceStream) {}
+void wait_all(int) {}
+bool capture = false;
+bool capturing(int, DeviceStream) { return capture; }
 void order(int, DeviceStream, DeviceStream) {}
 
 // Few processors, so that blocks share rows in several ways.
@@ -55,11 +58,13 @@ void step(int, const StepArguments& arguments, DeviceStream stream) {
 
 const DeviceBackend& backend() {
   static constexpr DeviceBackend kBackend = {
-      "simt", kDlpackCpu, device_count, allocate, release, allocate_pinned, release_pinned, copy,
-      clear,  wait,       order,        evaluate, step,
+      "simt", kDlpackCpu, device_count, allocate,  release, allocate_pinned, release_pinned, copy,
+      clear,  wait,       wait_all,     capturing, order,   evaluate,        step,
   };
   return kBackend;
 }
+
+void pretend_capture(bool on) { capture = on; }
 
 void limit_allocations(std::size_t bytes) { allocation_limit = bytes; }
 

@@ -9,6 +9,9 @@ namespace glimprouter::simt {
 
 const DeviceBackend& backend();
 
+// Whether streams say that they are being captured into a graph.
+void pretend_capture(bool on);
+
 // Larger allocations fail from now on, as on a device whose memory is full.
 void limit_allocations(std::size_t bytes);
 

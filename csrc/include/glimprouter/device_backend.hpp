@@ -34,7 +34,10 @@ struct DeviceBackend {
                DeviceStream stream);
   void (*clear)(int device, void* memory, std::size_t bytes, DeviceStream stream);
   void (*wait)(int device, DeviceStream stream);
-  // What is enqueued on `later` from now on comes after what is on `earlier` now.
+  void (*wait_all)(int device);                        // for every stream
+  bool (*capturing)(int device, DeviceStream stream);  // into a graph
+  // What is enqueued on `later` from now on comes after what is on `earlier` now. Nothing when
+  // `later` is being captured: what a graph holds is ordered by who replays it.
   void (*order)(int device, DeviceStream earlier, DeviceStream later);
 
   void (*evaluate)(int device, const EvaluateArguments& arguments, DeviceStream stream);

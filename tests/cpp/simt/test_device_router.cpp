@@ -264,6 +264,31 @@ TEST(DeviceRouter, OutOfDeviceMemoryIsOneErrorAndChangesNothing) {
   EXPECT_EQ(router.save(row), before);
 }
 
+TEST(DeviceRouter, WhatAGraphCannotHoldIsRefusedBeforeAnythingChanges) {
+  StepRouter router(make_boundary(kVocabulary), nullptr, kRowsByValue + 1, kDevice);
+  std::vector<std::int32_t> rows;
+  for (std::int32_t i = 0; i <= kRowsByValue; ++i) rows.push_back(router.open({}));
+  const std::string before = router.save(0);
+  const std::vector<float> values(kVocabulary, 0.0f);
+  const auto view = [&](std::int64_t count) {
+    return LogitsView{reinterpret_cast<const char*>(values.data()), DataType::kFloat32, count,
+                      kVocabulary, 0};
+  };
+  StepOutputs ready(kRowsByValue + 1, 0, {});
+  router.attach_outputs(ready);
+  StepOutputs without_memory(1, 0, {});
+  simt::pretend_capture(true);
+  EXPECT_THROW(router.launch(Model::kSmall, view(1), std::span(rows).first(1), nullptr,
+                             without_memory, nullptr),
+               std::runtime_error);
+  EXPECT_THROW(router.launch(Model::kSmall, view(kRowsByValue + 1), rows, nullptr, ready, nullptr),
+               std::runtime_error);
+  simt::pretend_capture(false);
+  EXPECT_EQ(router.save(0), before);
+  router.launch(Model::kSmall, view(1), std::span(rows).first(1), nullptr, ready, nullptr);
+  EXPECT_NE(router.save(0), before);
+}
+
 TEST(Device, NamesThatAreNone) {
   EXPECT_THROW(find_device("tpu:0"), std::invalid_argument);
   EXPECT_THROW(find_device("cuda:x"), std::invalid_argument);
