@@ -18,6 +18,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("engine_under_test", ["gather", "paged"], indirect=True)
 
 
+# These need a GPU: benchmarks/gpu_suite.sh runs them where there is one.
+collect_ignore = [] if "cuda:0" in gr.build_info()["devices"] else ["gpu"]
+
 # The host SIMT shim takes some milliseconds a row.
 SHIM_VOCABULARY = 5001
 SHIM_MANY_ROWS = ("frequencies", "draws_differ")

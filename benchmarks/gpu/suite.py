@@ -1,0 +1,87 @@
+"""Everything that needs a GPU, in one run: `python benchmarks/gpu/suite.py --json FILE`.
+
+`--device cpu --smoke` runs the same code on toys, to find out whether it runs at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import decode
+import fused_op
+import routed_loop
+import torch
+from clock import Clock
+
+from glimprouter.bench.harness import describe_machine
+from glimprouter.files import write_atomically
+
+ROOT = Path(__file__).parents[2]
+LARGE_MEMORY = 90 << 30  # bytes that both models and their caches need side by side
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    return finished.stdout.strip() or "unknown"
+
+
+def _describe(device: torch.device) -> dict[str, Any]:
+    machine = describe_machine() | {"commit": _commit()}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        machine |= {
+            "gpu": properties.name,
+            "gpu_memory_bytes": properties.total_memory,
+            "multiprocessors": properties.multi_processor_count,
+            "cuda": torch.version.cuda,
+        }
+    return machine
+
+
+def parts(clock: Clock, smoke: bool) -> dict[str, Callable[[], Any]]:
+    """The measurements by name, in the order in which they run."""
+    if smoke:
+        return {
+            "fused_op": lambda: fused_op.run(clock, 3000, (1, 4)),
+            "decode": lambda: decode.run(clock, ("toy",), 16, 6),
+            "routed_loop": lambda: routed_loop.run(clock, "toy", "toy", 4),
+        }
+    large = "32B" if torch.cuda.get_device_properties(0).total_memory > LARGE_MEMORY else "4B"
+    return {
+        "fused_op": lambda: fused_op.run(clock, 151_936),
+        "decode": lambda: decode.run(clock, ("4B", "32B"), 512, 48),
+        "routed_loop": lambda: routed_loop.run(clock, "4B", large, 40),
+    }
+
+
+def main() -> None:
+    """Runs the suite; a part that fails is reported in the result, the others go on."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, help="where the result goes")
+    parser.add_argument("--device", default="cuda:0", help="of torch (default: cuda:0)")
+    parser.add_argument("--smoke", action="store_true", help="toys, a few seconds")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    clock = Clock(device, repeats=3 if options.smoke else 30, copies=2 if options.smoke else 20)
+    report: dict[str, Any] = {"machine": _describe(device)}
+    failed = []
+    for name, measure in parts(clock, options.smoke).items():
+        try:
+            report[name] = measure()
+        except (RuntimeError, ValueError, ImportError) as error:
+            report[name] = {"failed": f"{type(error).__name__}: {error}"}
+            failed.append(name)
+        write_atomically(options.json, json.dumps(report, indent=2, default=str) + "\n")
+        print(json.dumps({name: report[name]}, indent=1, default=str), flush=True)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Builds from the tree on a machine with a GPU, tests there, measures there. No network is needed:
+# Python >= 3.10 with torch, transformers, numpy, pytest, hypothesis, pybind11 and scikit-build-core,
+# and nvcc. Argument: the folder for results (default benchmarks/results). Under ten minutes.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+results=${1:-$root/benchmarks/results}
+mkdir -p "$results"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
+echo "=== build for sm_$architecture (${SECONDS}s)"
+cmake -S "$root" -B "$work/build" -DGLIMPROUTER_CUDA=ON \
+  "-DGLIMPROUTER_CUDA_ARCHITECTURES=$architecture-real" \
+  -DPython_EXECUTABLE="$(command -v python3)" \
+  -Dpybind11_DIR="$(python3 -m pybind11 --cmakedir)" >/dev/null
+cmake --build "$work/build" -j "$(nproc)" >"$work/build.log" 2>&1 || {
+  tail -n 40 "$work/build.log"
+  exit 1
+}
+cmake --install "$work/build" --component python --prefix "$work/site" >/dev/null
+cp -r "$root/python/glimprouter/." "$work/site/glimprouter/"
+export PYTHONPATH=$work/site:$root/tests
+cd "$root"
+
+echo "=== tests on the GPU (${SECONDS}s)"
+status=0
+GLIMPROUTER_TEST_DEVICE=cuda:0 python3 -m pytest -q -p no:cacheprovider tests/gpu \
+  tests/test_device.py tests/test_router_model.py tests/test_router_invariance.py || status=$?
+
+if command -v compute-sanitizer >/dev/null; then
+  for tool in memcheck racecheck synccheck; do
+    echo "=== compute-sanitizer $tool (${SECONDS}s)"
+    compute-sanitizer --tool "$tool" --error-exitcode 9 python3 -m pytest -q -p no:cacheprovider \
+      tests/gpu -k small_case >"$work/$tool.log" 2>&1 || {
+      tail -n 30 "$work/$tool.log"
+      status=1
+    }
+  done
+fi
+
+echo "=== measurements (${SECONDS}s)"
+name=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr ' /' '--' | tr A-Z a-z)
+commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown)
+python3 benchmarks/gpu/suite.py --json "$results/gpu-$name-$commit.json" || status=$?
+echo "=== done in ${SECONDS}s, status $status"
+exit "$status"

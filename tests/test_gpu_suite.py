@@ -1,0 +1,37 @@
+"""The measurements of the GPU suite run, on toys and the CPU: what they say there means nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_part_of_the_suite_runs(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    command = [sys.executable, "suite.py", "--device", "cpu", "--smoke", "--json", str(result)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        command,
+        cwd=ROOT / "benchmarks" / "gpu",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    report = json.loads(result.read_text())
+    assert {"machine", "fused_op", "decode", "routed_loop"} <= set(report)
+    assert len(report["fused_op"]["rows"]) == 2 * 2 * 3  # batches, types, modes
+    assert report["routed_loop"]["tokens"] > 0
+    assert all(row["gather_ms"] > 0 and row["paged_ms"] > 0 for row in report["decode"]["rows"])
+
+
+def test_the_script_of_the_suite_is_valid_bash() -> None:
+    script = ROOT / "benchmarks" / "gpu_suite.sh"
+    finished = subprocess.run(["bash", "-n", str(script)], capture_output=True, check=False)
+    assert finished.returncode == 0, finished.stderr
