@@ -72,9 +72,12 @@ Block& pooled_block(unsigned place) {
 
 int run_grid(const Grid& grid, void (*run_thread)(const void*), const void* call) {
   static std::mutex one_at_a_time;
-  if (current != nullptr) fail(current, nullptr, "a kernel launches a kernel");
+  // Of this OS thread: `current` may belong to the launch of another.
+  static thread_local bool launching = false;
+  if (launching) fail(current, nullptr, "a kernel launches a kernel");
   if (!is_valid(grid)) return kInvalidConfiguration;
   const std::lock_guard lock(one_at_a_time);
+  launching = true;
   launch.run_thread = run_thread;
   launch.call = call;
   Random random(current_seed + (launches_of_seed++ << 32));
@@ -94,6 +97,7 @@ int run_grid(const Grid& grid, void (*run_thread)(const void*), const void* call
     block.run(host);
   }
   if (under_tsan()) __tsan_acquire(&launch.ended_tag);
+  launching = false;
   return 0;
 }
 
