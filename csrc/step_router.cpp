@@ -304,9 +304,10 @@ TransitionResult StepRouter::apply(const TokenRecord& record, Sequence& sequence
   if (state.phase == Phase::kGlimpse && record.writer == Model::kLarge) {
     state.phase = Phase::kLargeStep;
   }
-  const TokenEffect effect = boundary(record.writer).effect(state.automaton, record.token);
+  const StepBoundary& writer = boundary(record.writer);
   const TransitionResult transition =
-      commit_token(state, sequence.options.limits, effect, record.token);
+      commit_token(state, sequence.options.limits, writer.effect(state.automaton, record.token),
+                   writer.text(record.token));
   sequence.step_logprob += static_cast<double>(record.logprob);
   sequence.step_entropy += static_cast<double>(record.entropy);
   const bool thinking = state.phase != Phase::kAnswer && state.phase != Phase::kDone;
