@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from glimprouter import _C
-from glimprouter._C import KvCache, KvLayout, OutOfPages, PagePool, RaggedBatch
+from glimprouter._C import (
+    KvCache,
+    KvLayout,
+    OutOfPages,
+    PagePool,
+    RaggedBatch,
+    TokenLedger,
+    VocabularyMap,
+)
 
 __all__ = [
     "KvCache",
@@ -20,6 +28,8 @@ __all__ = [
     "OutOfPages",
     "PagePool",
     "RaggedBatch",
+    "TokenLedger",
+    "VocabularyMap",
     "append_kv",
     "gather_kv",
     "paged_attention",
