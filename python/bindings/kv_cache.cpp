@@ -192,6 +192,13 @@ void bind_kv_cache(py::module_& module) {
           py::arg("sequence"), py::arg("model") = 0,
           "Generated ids in a model's vocabulary, as far as they have been taken over.")
       .def(
+          "length",
+          [](const KvCache& cache, std::int32_t model, std::int32_t sequence) {
+            return cache.sequence(sequence).length(model);
+          },
+          py::arg("model"), py::arg("sequence"),
+          "Tokens of a model, prompt included, as far as they have been taken over.")
+      .def(
           "frontier",
           [](const KvCache& cache, std::int32_t sequence) {
             return cache.sequence(sequence).ledger.size();
