@@ -31,8 +31,9 @@ struct CachedSequence {
   TokenLedger ledger;                              // the frontier is its size
   std::vector<ModelCache> caches;                  // [models]
 
+  // Throws std::out_of_range for another model.
   std::int32_t length(std::int32_t model) const {
-    return static_cast<std::int32_t>(prompts[static_cast<std::size_t>(model)].size() +
+    return static_cast<std::int32_t>(prompts.at(static_cast<std::size_t>(model)).size() +
                                      ledger.ids(model).size());
   }
 };
