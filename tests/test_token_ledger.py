@@ -15,10 +15,12 @@ from ledger_model import LedgerModel, Words
 
 STEPS = int(os.environ.get("GLIMPROUTER_PROPERTY_STEPS", "5000"))
 STEPS_A_RUN = 25
-# Letters, a character of two bytes and one of three, and a byte that is in no character.
-BYTES = (b"a", b"b", b"\xc3", b"\xa9", b"\xe6", b"\x95", b"\xb0", b"\xff")
-PARTS = (*BYTES, b"ab", b"ba", b"aab", b"\xc3\xa9", b"\xe6\x95", b"\x95\xb0", b"\xe6\x95\xb0",
-         b"a\xc3", b"\xa9b", b"b\xe6\x95", b"\xb0\xff")  # fmt: skip
+# Letters, a character of two bytes and one of four, and a byte that is in no character. (One of
+# three is in test_kv_vocabularies.py.)
+BYTES = (b"a", b"b", b"\xc3", b"\xa9", b"\xf0", b"\x9f", b"\x9c", b"\x81", b"\xff")
+PARTS = (*BYTES, b"ab", b"ba", b"aab", b"\xc3\xa9", b"\xf0\x9f", b"\x9f\x9c", b"\x9c\x81",
+         b"\xf0\x9f\x9c", b"\xf0\x9f\x9c\x81", b"a\xc3", b"\xa9b", b"b\xf0",
+         b"\x81\xff")  # fmt: skip
 
 
 @st.composite
@@ -159,6 +161,24 @@ Ledger.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 TestLedgerAgainstModel = Ledger.TestCase
+
+
+@pytest.mark.parametrize("character", ["é", "数", "🜁"])
+def test_a_span_begins_with_a_whole_character(character: str) -> None:
+    """All bytes but the last have images; the last comes in one token with a letter."""
+    data = character.encode()
+    single = [data[i : i + 1] for i in range(len(data))]
+    last = len(single) - 1
+    words: list[list[bytes | None]] = [[*single, b"a", data[-1:] + b"a"], [*single, b"a"]]
+    ledger = gr.TokenLedger(gr.VocabularyMap(words, []))
+    ledger.append(0, [last + 1, *range(last)])
+    assert ledger.ids(1) == [last + 1, *range(last)]
+    ledger.append(0, [last + 2])
+    assert ledger.pending_spans(1) == [data + b"a"]
+    assert ledger.resolve(1, [[*range(last + 1), last + 1]]) == 1
+    assert ledger.ids(1) == [last + 1, *range(last + 1), last + 1]
+    assert ledger.truncate(last + 1) == [(last + 1, 0), (1, last + 2)]
+    assert ledger.ids(1) == [last + 1, *range(last)]
 
 
 def test_one_list_without_a_map() -> None:

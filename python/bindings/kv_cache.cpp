@@ -132,22 +132,9 @@ void bind_batch(py::module_& module) {
       "Pages of each sequence in units of 256 bytes, int32 [B, pages], padded with 0.");
 }
 
-}  // namespace
-
-void bind_kv_cache(py::module_& module) {
-  py::register_exception<OutOfPages>(module, "OutOfPages", PyExc_RuntimeError);
-  bind_layout(module);
-  bind_pool(module);
-  bind_batch(module);
-  py::class_<KvCache>(module, "KvCache", docs::kKvCache)
-      .def(py::init([](std::shared_ptr<PagePool> pool, std::int32_t max_sequences,
-                       std::shared_ptr<VocabularyMap> map) {
-             return std::make_unique<KvCache>(std::move(pool), max_sequences, std::move(map));
-           }),
-           py::arg("pool"), py::arg("max_sequences"), py::arg("vocabulary_map") = py::none())
-      .def("open", &KvCache::open, py::arg("prompts"), docs::kKvOpen)
-      .def("close", &KvCache::close, py::arg("sequence"), "Ends a sequence and frees its pages.")
-      .def("fork", &KvCache::fork, py::arg("sequence"), docs::kKvFork)
+// The tokens of a cache's sequences, in the ids of each model.
+void bind_tokens(py::class_<KvCache>& binding) {
+  binding
       .def(
           "append",
           [](KvCache& cache, std::int32_t sequence, const py::object& ids, std::int32_t model) {
@@ -163,27 +150,6 @@ void bind_kv_cache(py::module_& module) {
           py::arg("model"), py::arg("sequence"), docs::kPendingSpans)
       .def("resolve", &KvCache::resolve, py::arg("model"), py::arg("sequence"), py::arg("spans"),
            docs::kKvResolve)
-      .def("truncate", &KvCache::truncate, py::arg("sequence"), py::arg("generated"),
-           docs::kKvTruncate)
-      .def(
-          "prepare",
-          [](KvCache& cache, std::int32_t model, const py::object& sequences) {
-            const IndexList list(sequences.ptr(), "sequences");
-            return cache.prepare(model, list.span());
-          },
-          py::arg("model"), py::arg("sequences"), docs::kKvPrepare)
-      .def("complete", &KvCache::complete, py::arg("batch"), docs::kKvComplete)
-      .def("abandon", &KvCache::abandon, py::arg("batch"), docs::kKvAbandon)
-      .def(
-          "save",
-          [](KvCache& cache, std::int32_t sequence) { return py::bytes(cache.save(sequence)); },
-          py::arg("sequence"), docs::kKvSave)
-      .def(
-          "load",
-          [](KvCache& cache, const py::bytes& saved) {
-            return cache.load(static_cast<std::string_view>(saved));
-          },
-          py::arg("saved"), docs::kKvLoad)
       .def(
           "generated",
           [](const KvCache& cache, std::int32_t sequence, std::int32_t model) {
@@ -223,7 +189,48 @@ void bind_kv_cache(py::module_& module) {
             return cache.sequence(sequence).caches.at(static_cast<std::size_t>(model)).excess;
           },
           py::arg("model"), py::arg("sequence"),
-          "Tokens that a model computed and dropped because their text was tokenized again.")
+          "Tokens that a model computed and dropped because their text was tokenized again.");
+}
+
+}  // namespace
+
+void bind_kv_cache(py::module_& module) {
+  py::register_exception<OutOfPages>(module, "OutOfPages", PyExc_RuntimeError);
+  bind_layout(module);
+  bind_pool(module);
+  bind_batch(module);
+  py::class_<KvCache> binding(module, "KvCache", docs::kKvCache);
+  bind_tokens(binding);
+  binding
+      .def(py::init([](std::shared_ptr<PagePool> pool, std::int32_t max_sequences,
+                       std::shared_ptr<VocabularyMap> map) {
+             return std::make_unique<KvCache>(std::move(pool), max_sequences, std::move(map));
+           }),
+           py::arg("pool"), py::arg("max_sequences"), py::arg("vocabulary_map") = py::none())
+      .def("open", &KvCache::open, py::arg("prompts"), docs::kKvOpen)
+      .def("close", &KvCache::close, py::arg("sequence"), "Ends a sequence and frees its pages.")
+      .def("fork", &KvCache::fork, py::arg("sequence"), docs::kKvFork)
+      .def("truncate", &KvCache::truncate, py::arg("sequence"), py::arg("generated"),
+           docs::kKvTruncate)
+      .def(
+          "prepare",
+          [](KvCache& cache, std::int32_t model, const py::object& sequences) {
+            const IndexList list(sequences.ptr(), "sequences");
+            return cache.prepare(model, list.span());
+          },
+          py::arg("model"), py::arg("sequences"), docs::kKvPrepare)
+      .def("complete", &KvCache::complete, py::arg("batch"), docs::kKvComplete)
+      .def("abandon", &KvCache::abandon, py::arg("batch"), docs::kKvAbandon)
+      .def(
+          "save",
+          [](KvCache& cache, std::int32_t sequence) { return py::bytes(cache.save(sequence)); },
+          py::arg("sequence"), docs::kKvSave)
+      .def(
+          "load",
+          [](KvCache& cache, const py::bytes& saved) {
+            return cache.load(static_cast<std::string_view>(saved));
+          },
+          py::arg("saved"), docs::kKvLoad)
       .def(
           "computed",
           [](const KvCache& cache, std::int32_t model, std::int32_t sequence) {

@@ -1,4 +1,7 @@
-"""Paged keys and values of several models: one arena, one list of generated tokens a sequence.
+"""Paged keys and values of several models: one arena, and the same generated tokens for all.
+
+Where vocabularies differ, a :class:`VocabularyMap` says which tokens are the same, and a
+:class:`TokenLedger` (each sequence of a cache has one) holds the text in the ids of each model.
 
 :class:`KvCache` decides which pages a forward pass writes and reads; the functions here do it, a
 layer at a time, on tensors of any framework (float32, bfloat16, float16; cast to the pages' type).
