@@ -99,6 +99,9 @@ DeviceSequences::DeviceSequences(const Device& device, std::int32_t max_sequence
     tables_[model] = DeviceMemory(
         device, static_cast<std::size_t>(boundary.table_size()) * sizeof(std::uint16_t));
     copy(tables_[model].as<void>(), boundary.table().effects, tables_[model].bytes());
+    texts_[model] = DeviceMemory(
+        device, static_cast<std::size_t>(boundary.vocabulary_size()) * sizeof(TokenText));
+    copy(texts_[model].as<void>(), boundary.table().texts, texts_[model].bytes());
   }
   const std::int64_t widest = std::max(small.vocabulary_size(), large.vocabulary_size());
   tiles_ = DeviceMemory(
@@ -114,8 +117,9 @@ DeviceSequences::DeviceSequences(const Device& device, std::int32_t max_sequence
 
 BoundaryTable DeviceSequences::table(Model model) const {
   const auto index = static_cast<std::size_t>(model);
-  const bool shared = tables_[index].bytes() == 0;
-  return {tables_[shared ? 0 : index].as<const std::uint16_t>(), num_states_[index]};
+  const std::size_t own = tables_[index].bytes() == 0 ? 0 : index;  // one for both
+  return {tables_[own].as<const std::uint16_t>(), texts_[own].as<const TokenText>(),
+          num_states_[index]};
 }
 
 // Behind what is in flight on any stream, and finished when it returns.

@@ -76,6 +76,7 @@ class DeviceSequences {
   Device device_;
   std::int32_t max_sequences_;
   DeviceMemory tables_[2];
+  DeviceMemory texts_[2];
   std::int32_t num_states_[2];
   DeviceMemory tiles_;
   DeviceMemory tickets_;

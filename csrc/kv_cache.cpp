@@ -13,9 +13,15 @@ namespace {
 
 }  // namespace
 
-KvCache::KvCache(std::shared_ptr<PagePool> pool, std::int32_t max_sequences)
-    : pool_(std::move(pool)) {
+KvCache::KvCache(std::shared_ptr<PagePool> pool, std::int32_t max_sequences,
+                 std::shared_ptr<const VocabularyMap> map)
+    : pool_(std::move(pool)), map_(std::move(map)) {
   if (!pool_) throw std::invalid_argument("a page pool is needed");
+  if (map_ && map_->num_models() != pool_->num_models()) {
+    throw std::invalid_argument("the map has " + std::to_string(map_->num_models()) +
+                                " vocabularies, the pool has " +
+                                std::to_string(pool_->num_models()) + " models");
+  }
   if (max_sequences < 1) {
     throw std::invalid_argument("max_sequences must be >= 1, got " + std::to_string(max_sequences));
   }
@@ -74,6 +80,7 @@ std::int32_t KvCache::open(std::vector<std::vector<std::int32_t>> prompts) {
   CachedSequence opened;
   opened.caches.resize(prompts.size());
   opened.prompts = std::move(prompts);
+  opened.ledger = TokenLedger(map_);
   opened.open = true;
   sequences_[static_cast<std::size_t>(index)] = std::move(opened);
   return index;
@@ -107,22 +114,38 @@ std::int32_t KvCache::fork(std::int32_t sequence) {
   return index;
 }
 
-void KvCache::append(std::int32_t sequence, std::span<const std::int32_t> ids) {
+void KvCache::append(std::int32_t sequence, std::span<const std::int32_t> ids, std::int32_t model) {
+  check_model(model);
+  idle(sequence).ledger.append(model, ids);
+}
+
+void KvCache::resolve(std::int32_t model, std::int32_t sequence,
+                      const std::vector<std::vector<std::int32_t>>& spans) {
+  check_model(model);
   CachedSequence& entry = idle(sequence);
-  entry.generated.insert(entry.generated.end(), ids.begin(), ids.end());
+  const std::int32_t kept = entry.ledger.resolve(model, spans);
+  ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
+  drop_beyond(entry, model, kept, cache.committed);
+}
+
+// Of a model's generated tokens the first `kept` are as before; of the next, `spoiled` at most
+// stood for text that stays and that the model must compute again.
+void KvCache::drop_beyond(CachedSequence& entry, std::int32_t model, std::int32_t kept,
+                          std::int32_t spoiled) noexcept {
+  ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
+  const auto prompt =
+      static_cast<std::int32_t>(entry.prompts[static_cast<std::size_t>(model)].size());
+  const std::int32_t dropped = std::max(0, cache.committed - prompt - kept);
+  cache.excess += std::min(dropped, spoiled);
+  release_from(model, cache, cache.committed - dropped);
 }
 
 void KvCache::truncate(std::int32_t sequence, std::int32_t generated) {
   CachedSequence& entry = idle(sequence);
-  if (generated < 0 || static_cast<std::size_t>(generated) > entry.generated.size()) {
-    throw std::invalid_argument("cannot truncate sequence " + std::to_string(sequence) + " to " +
-                                std::to_string(generated) + " generated tokens: it has " +
-                                std::to_string(entry.generated.size()));
-  }
-  entry.generated.resize(static_cast<std::size_t>(generated));
+  const std::vector<TokenLedger::Cut> cuts = entry.ledger.truncate(generated);
   for (std::int32_t model = 0; model < pool_->num_models(); ++model) {
-    ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
-    release_from(model, cache, std::min(cache.committed, entry.length(model)));
+    const TokenLedger::Cut& cut = cuts[map_ ? static_cast<std::size_t>(model) : 0];
+    drop_beyond(entry, model, cut.kept, cut.spoiled);
   }
 }
 
@@ -148,11 +171,14 @@ PageCounts KvCache::pages_wanted(std::int32_t model,
   return wanted;
 }
 
+void KvCache::check_model(std::int32_t model) const {
+  if (model >= 0 && model < pool_->num_models()) return;
+  throw std::invalid_argument("model must lie in [0, " + std::to_string(pool_->num_models()) +
+                              "), got " + std::to_string(model));
+}
+
 RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> sequences) {
-  if (model < 0 || model >= pool_->num_models()) {
-    throw std::invalid_argument("model must lie in [0, " + std::to_string(pool_->num_models()) +
-                                "), got " + std::to_string(model));
-  }
+  check_model(model);
   const KvLayout& layout = pool_->layout(model);
   RaggedBatch batch;
   batch.model = model;
@@ -164,6 +190,11 @@ RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> s
                   sequences[i]) != sequences.begin() + static_cast<std::ptrdiff_t>(i)) {
       throw std::invalid_argument("sequence " + std::to_string(sequences[i]) +
                                   " is named twice in one batch");
+    }
+    if (!entry.ledger.caught_up(model)) {
+      throw std::invalid_argument("sequence " + std::to_string(sequences[i]) +
+                                  " has text that model " + std::to_string(model) +
+                                  " has no tokens for; call resolve() with its pending spans");
     }
     const std::int32_t committed = entry.caches[static_cast<std::size_t>(model)].committed;
     const std::int32_t length = entry.length(model);
@@ -214,10 +245,11 @@ void KvCache::place(RaggedBatch& batch, std::size_t row) noexcept {
   entry.in_flight = batch.ticket;
   const std::vector<std::int32_t>& prompt = entry.prompts[model];
   const auto prompt_length = static_cast<std::int32_t>(prompt.size());
+  const std::vector<std::int32_t>& generated = entry.ledger.ids(batch.model);
   for (std::int32_t position = cache.committed; position < length; ++position) {
     batch.ids.push_back(position < prompt_length
                             ? prompt[static_cast<std::size_t>(position)]
-                            : entry.generated[static_cast<std::size_t>(position - prompt_length)]);
+                            : generated[static_cast<std::size_t>(position - prompt_length)]);
     batch.positions.push_back(position);
     const PageId page = cache.pages[static_cast<std::size_t>(position / page_tokens)];
     batch.slots.push_back(std::int64_t{page} * page_tokens + position % page_tokens);

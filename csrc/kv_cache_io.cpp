@@ -12,20 +12,31 @@ struct SavedHeader {
   char magic[8];
   std::uint32_t version;
   std::int32_t num_models;
-  std::int64_t generated;
+  std::uint64_t vocabulary_map;  // fingerprint; 0: the models share one vocabulary
+  std::int64_t written;
   std::int64_t total_bytes;
+};
+
+struct SavedTokens {  // of one model, or of all where they share one vocabulary
+  std::int64_t ids;
+  std::int64_t aligned;
+  std::int64_t covered;
+  std::int64_t retokenized;
 };
 
 struct SavedModel {
   KvLayout layout;
   std::int64_t prompt;
   std::int64_t committed;
+  std::int64_t excess;
 };
 static_assert(std::is_trivially_copyable_v<SavedHeader> &&
-              std::is_trivially_copyable_v<SavedModel>);
+              std::is_trivially_copyable_v<SavedTokens> &&
+              std::is_trivially_copyable_v<SavedModel> &&
+              std::is_trivially_copyable_v<WrittenToken>);
 
 constexpr char kMagic[8] = {'G', 'R', 'K', 'V', 'S', 'E', 'Q', '\n'};
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 
 // FNV-1a over 64-bit words; the tail is padded with zeros.
 std::uint64_t checksum(std::string_view bytes) {
@@ -61,15 +72,19 @@ class Reader {
     std::memcpy(static_cast<void*>(&value), take(sizeof(Value)).data(), sizeof(Value));
     return value;
   }
-  std::vector<std::int32_t> ids(std::int64_t count) {
-    const std::string_view part = take(count * 4);
-    std::vector<std::int32_t> result(static_cast<std::size_t>(count));
-    if (!part.empty()) std::memcpy(result.data(), part.data(), part.size());
+  template <typename Value>
+  std::vector<Value> many(std::int64_t count) {
+    constexpr auto kSize = static_cast<std::int64_t>(sizeof(Value));
+    const std::string_view part = take(count > left() / kSize ? -1 : count * kSize);
+    std::vector<Value> result(static_cast<std::size_t>(count));
+    if (!part.empty()) std::memcpy(static_cast<void*>(result.data()), part.data(), part.size());
     return result;
   }
   bool empty() const { return left_.empty(); }
 
  private:
+  std::int64_t left() const { return static_cast<std::int64_t>(left_.size()); }
+
   std::string_view left_;
 };
 
@@ -93,12 +108,48 @@ std::string_view checked_body(std::string_view saved) {
   return body;
 }
 
+std::int64_t bytes_of(const TokenLedger::State& tokens) {
+  auto size = static_cast<std::int64_t>(tokens.written.size() * sizeof(WrittenToken));
+  for (const TokenLedger::OwnTokens& own : tokens.own) {
+    size += static_cast<std::int64_t>(sizeof(SavedTokens) +
+                                      (own.ids.size() + own.written_at.size()) * 4);
+  }
+  return size;
+}
+
+void write_tokens(std::string& bytes, const TokenLedger::State& tokens) {
+  write(bytes, tokens.written.data(), tokens.written.size());
+  for (const TokenLedger::OwnTokens& own : tokens.own) {
+    const SavedTokens counts{static_cast<std::int64_t>(own.ids.size()),
+                             static_cast<std::int64_t>(own.written_at.size()), own.covered,
+                             own.retokenized};
+    write(bytes, &counts, 1);
+    write(bytes, own.ids.data(), own.ids.size());
+    write(bytes, own.written_at.data(), own.written_at.size());
+  }
+}
+
+TokenLedger::State read_tokens(Reader& reader, std::int64_t written, std::int32_t lists) {
+  TokenLedger::State tokens;
+  tokens.written = reader.many<WrittenToken>(written);
+  for (std::int32_t list = 0; list < lists; ++list) {
+    const auto counts = reader.one<SavedTokens>();
+    TokenLedger::OwnTokens own;
+    own.ids = reader.many<std::int32_t>(counts.ids);
+    own.written_at = reader.many<std::int32_t>(counts.aligned);
+    own.covered = static_cast<std::int32_t>(counts.covered);
+    own.retokenized = counts.retokenized;
+    tokens.own.push_back(std::move(own));
+  }
+  return tokens;
+}
+
 }  // namespace
 
 std::string KvCache::save(std::int32_t sequence) {
   const CachedSequence& entry = idle(sequence);
-  std::int64_t size =
-      sizeof(SavedHeader) + 8 + static_cast<std::int64_t>(entry.generated.size()) * 4;
+  const TokenLedger::State& tokens = entry.ledger.state();
+  std::int64_t size = sizeof(SavedHeader) + 8 + bytes_of(tokens);
   for (std::int32_t model = 0; model < pool_->num_models(); ++model) {
     const auto index = static_cast<std::size_t>(model);
     size += static_cast<std::int64_t>(sizeof(SavedModel) + entry.prompts[index].size() * 4);
@@ -111,10 +162,11 @@ std::string KvCache::save(std::int32_t sequence) {
   std::memcpy(header.magic, kMagic, sizeof kMagic);
   header.version = kVersion;
   header.num_models = pool_->num_models();
-  header.generated = static_cast<std::int64_t>(entry.generated.size());
+  header.vocabulary_map = map_ ? map_->fingerprint() : 0;
+  header.written = static_cast<std::int64_t>(tokens.written.size());
   header.total_bytes = size;
   write(bytes, &header, 1);
-  write(bytes, entry.generated.data(), entry.generated.size());
+  write_tokens(bytes, tokens);
   for (std::int32_t model = 0; model < pool_->num_models(); ++model) {
     const auto index = static_cast<std::size_t>(model);
     SavedModel saved;
@@ -122,6 +174,7 @@ std::string KvCache::save(std::int32_t sequence) {
     saved.layout = pool_->layout(model);
     saved.prompt = static_cast<std::int64_t>(entry.prompts[index].size());
     saved.committed = entry.caches[index].committed;
+    saved.excess = entry.caches[index].excess;
     write(bytes, &saved, 1);
     write(bytes, entry.prompts[index].data(), entry.prompts[index].size());
     for (const PageId page : entry.caches[index].pages) {
@@ -140,8 +193,13 @@ std::int32_t KvCache::load(std::string_view saved) {
     throw std::invalid_argument("the sequence was saved with " + std::to_string(header.num_models) +
                                 " models, this cache has " + std::to_string(pool_->num_models()));
   }
+  if (header.vocabulary_map != (map_ ? map_->fingerprint() : 0)) {
+    throw std::invalid_argument(
+        "the sequence was saved with other vocabularies (another map, or none)");
+  }
   CachedSequence entry;
-  entry.generated = reader.ids(header.generated);
+  entry.ledger =
+      TokenLedger(map_, read_tokens(reader, header.written, map_ ? header.num_models : 1));
   entry.caches.resize(static_cast<std::size_t>(header.num_models));
   PageCounts wanted;
   std::vector<std::string_view> contents;
@@ -149,9 +207,10 @@ std::int32_t KvCache::load(std::string_view saved) {
     const auto model_header = reader.one<SavedModel>();
     const KvLayout& layout = pool_->layout(model);
     check_same_layout(layout, model_header.layout, "the saved sequence");
-    entry.prompts.push_back(reader.ids(model_header.prompt));
+    entry.prompts.push_back(reader.many<std::int32_t>(model_header.prompt));
     ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
     cache.committed = cache.allocated = static_cast<std::int32_t>(model_header.committed);
+    cache.excess = model_header.excess;
     if (cache.committed < 0 || cache.committed > entry.length(model)) {
       throw std::invalid_argument("the saved sequence is damaged: it holds more than its tokens");
     }

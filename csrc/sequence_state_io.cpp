@@ -32,7 +32,7 @@ struct SavedHeader {
 static_assert(std::is_trivially_copyable_v<SavedHeader>);
 
 constexpr char kMagic[8] = {'G', 'R', 'S', 'T', 'A', 'T', 'E', '\n'};
-constexpr std::uint32_t kVersion = 2;
+constexpr std::uint32_t kVersion = 3;
 constexpr std::size_t kRecordBytes = 13;  // token, logprob, entropy, writer
 
 std::uint64_t checksum(std::string_view bytes) {

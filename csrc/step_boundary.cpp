@@ -127,7 +127,29 @@ StepBoundary::StepBoundary(Definition definition) : definition_(std::move(defini
   check_ids(definition_.eos_ids, vocabulary, "eos_ids");
   check_ids(definition_.close_ids, vocabulary, "close_ids");
   vocabulary_size_ = static_cast<std::int32_t>(vocabulary);
+  build_texts();
   build_table();
+}
+
+void StepBoundary::build_texts() {
+  constexpr std::uint64_t kBase = 0x9E3779B97F4A7C15u;  // odd: no byte's weight ever becomes zero
+  constexpr TokenText kNothing{1, TokenText::kEmptyHash};
+  const auto with = [](TokenText text, std::uint64_t symbol) {
+    return TokenText{text.shift * kBase, text.hash * kBase + symbol};
+  };
+  const TokenText special = with(kNothing, 257);  // bytes count from 1 to 256
+  texts_.reserve(definition_.token_bytes.size());
+  for (const std::optional<std::string>& bytes : definition_.token_bytes) {
+    TokenText text = bytes.has_value() ? kNothing : special;
+    for (const char character : bytes.value_or("")) {
+      const auto byte = static_cast<unsigned char>(character);
+      if (!is_white_space(byte)) text = with(text, std::uint64_t{byte} + 1);
+    }
+    texts_.push_back(text);
+  }
+  for (const auto* ids : {&definition_.think_start_ids, &definition_.think_end_ids}) {
+    for (const std::int32_t id : *ids) texts_[static_cast<std::size_t>(id)] = special;
+  }
 }
 
 void StepBoundary::build_table() {
@@ -191,12 +213,13 @@ void StepBoundary::build_table() {
         "check the delimiters and the token bytes");
   }
   fingerprint_ = 0xCBF29CE484222325u;
-  const auto add = [&](std::uint32_t value) {
+  const auto add = [&](std::uint64_t value) {
     fingerprint_ = (fingerprint_ ^ value) * 0x100000001B3u;
   };
   add(static_cast<std::uint32_t>(vocabulary_size_));
   add(static_cast<std::uint32_t>(num_states_));
   for (const std::uint16_t entry : table_) add(entry);
+  for (const TokenText& text : texts_) add(text.hash);
   for (const std::int32_t id : definition_.close_ids) add(static_cast<std::uint32_t>(id));
 }
 

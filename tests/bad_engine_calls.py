@@ -103,10 +103,24 @@ PAIRS = {
     "narrow large model": made(
         ValueError, "the large model has 300", large=lambda: bad_input.tiny_model(1, 300)
     ),
-    "two vocabularies": made(
+    "narrow for its own tokenizer": made(
         ValueError,
-        "differ .302 and 303 tokens; .* id 302, '<extra>'.; this engine needs one shared vocab",
+        "the large model has 302 output ids, but the tokenizer has 303",
         large_tokenizer=lambda: bad_input.changed_tokenizer(extra="<extra>"),
+    ),
+    "tokens without bytes": made(
+        ValueError,
+        "cannot be mapped: the tokens of the large model's tokenizer do not write the text",
+        large_tokenizer=bad_input.tokenizer_of_words,
+        think_start=None,
+        think_end=None,
+        engine="gather",
+    ),
+    "ends of two vocabularies": made(
+        ValueError,
+        "eos_token_ids must say whose they are",
+        large_tokenizer=lambda: bad_input.changed_tokenizer(extra="<extra>"),
+        eos_token_ids=[1],
     ),
     "linear attention": made(
         ValueError,

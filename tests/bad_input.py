@@ -165,6 +165,13 @@ def tokenizer_without_newline() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
 
 
+def tokenizer_of_words() -> Any:
+    """Whole words: what it does not know is lost."""
+    vocabulary = {"<unk>": 0, "a": 1, "\n\n": 2}
+    backend = Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+
+
 @cache
 def tiny_model(layers: int = 1, vocabulary: int = 302) -> Any:
     """Qwen3 with random weights and a short context; never change it."""

@@ -8,6 +8,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 import glimprouter as gr
+from ledger_model import LedgerModel, Words
+
+
+@dataclass
+class SharedList:
+    """The tokens of models with one vocabulary, as far as LedgerModel is called here."""
+
+    written: list[int] = field(default_factory=list)
+
+    def copy(self) -> SharedList:
+        return SharedList(list(self.written))
+
+    def ids(self, model: int) -> list[int]:
+        return self.written
+
+    def append(self, model: int, ids: list[int]) -> None:
+        self.written += ids
+
+    def covered(self, model: int) -> int:
+        return len(self.written)
+
+    def truncate(self, size: int) -> list[tuple[int, int]]:
+        del self.written[size:]
+        return [(size, 0)] * 2
 
 
 @dataclass(eq=False)
@@ -22,40 +46,54 @@ class Cached:
     """One sequence."""
 
     prompts: list[list[int]]
-    generated: list[int]
+    ledger: SharedList | LedgerModel
     pages: list[list[Page]]  # [models]
     committed: list[int]  # [models]
+    excess: list[int]  # [models]
     in_flight: bool = False
 
     def length(self, model: int) -> int:
-        return len(self.prompts[model]) + len(self.generated)
+        return len(self.ids(model))
 
     def ids(self, model: int) -> list[int]:
-        return self.prompts[model] + self.generated
+        return self.prompts[model] + self.ledger.ids(model)
+
+    def caught_up(self, model: int) -> bool:
+        return self.ledger.covered(model) == len(self.ledger.written)
 
 
 class CacheModel:
     """What KvCache must do."""
 
-    def __init__(self, page_tokens: list[int]) -> None:
+    def __init__(self, page_tokens: list[int], words: Words | None = None) -> None:
         self.page_tokens = page_tokens
+        self.words = words
         self.sequences: dict[int, Cached] = {}
 
     def open(self, sequence: int, prompts: list[list[int]]) -> None:
-        models = range(len(prompts))
-        self.sequences[sequence] = Cached(prompts, [], [[] for _ in models], [0 for _ in models])
+        count = len(prompts)
+        ledger = SharedList() if self.words is None else LedgerModel(self.words)
+        pages: list[list[Page]] = [[] for _ in range(count)]
+        self.sequences[sequence] = Cached(prompts, ledger, pages, [0] * count, [0] * count)
 
     def copy(self, source: int, target: int) -> None:
         """A fork shares the page objects."""
         old = self.sequences[source]
+        pages = [list(p) for p in old.pages]
         self.sequences[target] = Cached(
-            old.prompts, list(old.generated), [list(p) for p in old.pages], list(old.committed)
+            old.prompts, old.ledger.copy(), pages, list(old.committed), list(old.excess)
         )
 
     def deep_copy(self, source: Cached) -> Cached:
         """A loaded sequence has pages of its own."""
         pages = [[Page(dict(page.values)) for page in model] for model in source.pages]
-        return Cached(source.prompts, list(source.generated), pages, list(source.committed))
+        return Cached(
+            source.prompts,
+            source.ledger.copy(),
+            pages,
+            list(source.committed),
+            list(source.excess),
+        )
 
     def users(self, page: Page) -> int:
         return sum(page in pages for s in self.sequences.values() for pages in s.pages)
@@ -65,10 +103,20 @@ class CacheModel:
 
     def truncate(self, sequence: int, generated: int) -> None:
         cached = self.sequences[sequence]
-        del cached.generated[generated:]
-        for model, size in enumerate(self.page_tokens):
-            cached.committed[model] = min(cached.committed[model], cached.length(model))
-            del cached.pages[model][-(-cached.committed[model] // size) :]
+        for model, (kept, spoiled) in enumerate(cached.ledger.truncate(generated)):
+            self.drop(cached, model, kept, spoiled)
+
+    def resolve(self, model: int, sequence: int, spans: list[list[int]]) -> None:
+        cached = self.sequences[sequence]
+        assert isinstance(cached.ledger, LedgerModel)
+        self.drop(cached, model, cached.ledger.resolve(model, spans), len(cached.ids(model)))
+
+    def drop(self, cached: Cached, model: int, kept: int, spoiled: int) -> None:
+        """What was computed of the ids behind the first `kept` goes; the spoiled are excess."""
+        lost = max(0, cached.committed[model] - len(cached.prompts[model]) - kept)
+        cached.committed[model] -= lost
+        cached.excess[model] += min(lost, spoiled)
+        del cached.pages[model][-(-cached.committed[model] // self.page_tokens[model]) :]
 
     def pages_wanted(self, model: int, sequences: list[int]) -> int:
         """New pages, and copies of shared ones that are about to be written."""

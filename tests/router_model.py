@@ -1,7 +1,7 @@
 """A plain model of step-wise collaboration: lists, dicts and text search, no automaton, no replay.
 
 Written from the rules (docs/architecture.md), not from the native code: what was written is kept as
-bytes and searched again for every token, steps are tuples of tokens, and every committed token
+bytes and searched again for every token, steps are compared as bytes, and every committed token
 leaves a copy of the sequence to which a rewind returns.
 """
 
@@ -72,14 +72,14 @@ class Sequence:
     answer_tokens: int = 0
     text: bytes = b""  # of the whole thinking, with interruptions
     step_text: bytes = b""  # of the running step
-    words: tuple[int, ...] = ()  # of the running step, without white space
-    finished: list[tuple[int, ...]] = field(default_factory=list)
+    visible: bytes = b""  # of the running step, without white space
+    finished: list[bytes] = field(default_factory=list)
     candidate: tuple[int, float, float] | None = None  # of a manual glimpse, as `sums`
     sums: tuple[float, float] = (0.0, 0.0)  # log-probabilities and entropies of the running step
 
     def begin_step(self) -> None:
         """Says who is asked first."""
-        self.step_tokens, self.step_text, self.words = 0, b"", ()
+        self.step_tokens, self.step_text, self.visible = 0, b"", b""
         if self.config.route == "small":
             self.phase = Phase.SMALL_STEP
         elif self.config.route == "large" or self.step_index < self.config.first_steps_large:
@@ -99,7 +99,7 @@ class Sequence:
 
     def finish_step(self, reason: EndReason) -> tuple[EndReason, int]:
         """Counts the step and goes on with the next, unless the text goes in circles."""
-        self.finished.append(self.words)
+        self.finished.append(self.visible)
         if self.config.repetition_guard and in_circles(self.finished):
             return self.finish_thinking(EndReason.REPETITION)
         self.step_index += 1
@@ -144,11 +144,11 @@ class Sequence:
     def write(self, token: int) -> bool:
         """Adds the token's bytes; whether a delimiter ends in them, behind text of this step."""
         written = VOCABULARY[token]
-        if not is_white_space(token):
-            self.words += (token,)
         if written is None:
             self.text += _INTERRUPTION
+            self.visible += _INTERRUPTION
             return False
+        self.visible += b"".join(written.split())
         ends = False
         for byte in written:
             self.text += bytes([byte])
@@ -169,7 +169,7 @@ def opens_no_step(token: int) -> bool:
     return token == THINK or is_white_space(token)
 
 
-def in_circles(steps: list[tuple[int, ...]]) -> bool:
+def in_circles(steps: list[bytes]) -> bool:
     """Whether the last L steps equal the L before, for an L of 1 to 8; three steps at least."""
     return len(steps) >= 3 and any(
         len(steps) >= 2 * length and steps[-length:] == steps[-2 * length : -length]

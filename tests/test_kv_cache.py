@@ -62,7 +62,7 @@ class Cache(RuleBasedStateMachine):
     def append(self, data: st.DataObject, more: list[int]) -> None:
         sequence = self.pick(data)
         self.cache.append(sequence, more)
-        self.model.sequences[sequence].generated += more
+        self.model.sequences[sequence].ledger.append(0, more)
 
     @precondition(lambda self: self.idle())
     @rule(data=st.data(), model=st.integers(0, 1))
@@ -139,7 +139,7 @@ class Cache(RuleBasedStateMachine):
     @rule(data=st.data())
     def truncate(self, data: st.DataObject) -> None:
         sequence = self.pick(data)
-        generated = len(self.model.sequences[sequence].generated)
+        generated = len(self.model.sequences[sequence].ledger.written)
         wanted = data.draw(st.integers(-1, generated + 1), label="generated")
         if not 0 <= wanted <= generated:
             with pytest.raises(ValueError, match="cannot truncate"):
@@ -169,7 +169,7 @@ class Cache(RuleBasedStateMachine):
         """The common case in one rule: tokens come, the model computes them."""
         sequence = self.pick(data)
         self.cache.append(sequence, more)
-        self.model.sequences[sequence].generated += more
+        self.model.sequences[sequence].ledger.append(0, more)
         if self.model.pages_wanted(model, [sequence]) <= self.pool.available(model):
             batch = self.cache.prepare(model, [sequence])
             self.model.prepare(model, [sequence])
@@ -242,7 +242,11 @@ class Cache(RuleBasedStateMachine):
                     stored = token_view(self.pool.memory, layout, page, place % layout.page_tokens)
                     assert (stored == value).all(), (model, sequence, position)
         for sequence, cached in self.model.sequences.items():
-            assert self.cache.generated(sequence) == cached.generated
+            assert self.cache.frontier(sequence) == len(cached.ledger.written)
+            for model in range(2):
+                assert self.cache.generated(sequence, model) == cached.ledger.ids(model)
+                assert self.cache.excess(model, sequence) == cached.excess[model]
+                assert self.cache.caught_up(model, sequence) == cached.caught_up(model)
 
 
 Cache.TestCase.settings = settings(

@@ -176,8 +176,8 @@ def decoded(name: str, ids: Sequence[int]) -> str:
 
 
 def text_of(name: str, ids: Sequence[int]) -> list[str]:
-    """The texts between special tokens."""
-    special = special_ids(name)
+    """The texts between special tokens and markers of thinking."""
+    special = {*special_ids(name), *tokenizer_of(name).convert_tokens_to_ids(MARKERS)}
     runs: list[list[int]] = [[]]
     for token in ids:
         if token in special:

@@ -11,6 +11,7 @@
 
 #include "kv_cache_docs.hpp"
 #include "tensor_access.hpp"
+#include "token_bytes.hpp"
 
 namespace py = pybind11;
 
@@ -131,6 +132,66 @@ void bind_batch(py::module_& module) {
       "Pages of each sequence in units of 256 bytes, int32 [B, pages], padded with 0.");
 }
 
+// The tokens of a cache's sequences, in the ids of each model.
+void bind_tokens(py::class_<KvCache>& binding) {
+  binding
+      .def(
+          "append",
+          [](KvCache& cache, std::int32_t sequence, const py::object& ids, std::int32_t model) {
+            const IndexList list(ids.ptr(), "ids");
+            cache.append(sequence, list.span(), model);
+          },
+          py::arg("sequence"), py::arg("ids"), py::arg("model") = 0, docs::kKvAppend)
+      .def(
+          "pending_spans",
+          [](const KvCache& cache, std::int32_t model, std::int32_t sequence) {
+            return spans_as_bytes(cache.sequence(sequence).ledger.pending_spans(model));
+          },
+          py::arg("model"), py::arg("sequence"), docs::kPendingSpans)
+      .def("resolve", &KvCache::resolve, py::arg("model"), py::arg("sequence"), py::arg("spans"),
+           docs::kKvResolve)
+      .def(
+          "generated",
+          [](const KvCache& cache, std::int32_t sequence, std::int32_t model) {
+            return cache.sequence(sequence).ledger.ids(model);
+          },
+          py::arg("sequence"), py::arg("model") = 0,
+          "Generated ids in a model's vocabulary, as far as they have been taken over.")
+      .def(
+          "length",
+          [](const KvCache& cache, std::int32_t model, std::int32_t sequence) {
+            return cache.sequence(sequence).length(model);
+          },
+          py::arg("model"), py::arg("sequence"),
+          "Tokens of a model, prompt included, as far as they have been taken over.")
+      .def(
+          "frontier",
+          [](const KvCache& cache, std::int32_t sequence) {
+            return cache.sequence(sequence).ledger.size();
+          },
+          py::arg("sequence"), "Number of tokens generated, by whichever model.")
+      .def(
+          "caught_up",
+          [](const KvCache& cache, std::int32_t model, std::int32_t sequence) {
+            return cache.sequence(sequence).ledger.caught_up(model);
+          },
+          py::arg("model"), py::arg("sequence"),
+          "Whether all that was generated is in the model's vocabulary by now.")
+      .def(
+          "retokenized",
+          [](const KvCache& cache, std::int32_t model, std::int32_t sequence) {
+            return cache.sequence(sequence).ledger.retokenized(model);
+          },
+          py::arg("model"), py::arg("sequence"), "Tokens that resolve() has given the model.")
+      .def(
+          "excess",
+          [](const KvCache& cache, std::int32_t model, std::int32_t sequence) {
+            return cache.sequence(sequence).caches.at(static_cast<std::size_t>(model)).excess;
+          },
+          py::arg("model"), py::arg("sequence"),
+          "Tokens that a model computed and dropped because their text was tokenized again.");
+}
+
 }  // namespace
 
 void bind_kv_cache(py::module_& module) {
@@ -138,19 +199,17 @@ void bind_kv_cache(py::module_& module) {
   bind_layout(module);
   bind_pool(module);
   bind_batch(module);
-  py::class_<KvCache>(module, "KvCache", docs::kKvCache)
-      .def(py::init<std::shared_ptr<PagePool>, std::int32_t>(), py::arg("pool"),
-           py::arg("max_sequences"))
+  py::class_<KvCache> binding(module, "KvCache", docs::kKvCache);
+  bind_tokens(binding);
+  binding
+      .def(py::init([](std::shared_ptr<PagePool> pool, std::int32_t max_sequences,
+                       std::shared_ptr<VocabularyMap> map) {
+             return std::make_unique<KvCache>(std::move(pool), max_sequences, std::move(map));
+           }),
+           py::arg("pool"), py::arg("max_sequences"), py::arg("vocabulary_map") = py::none())
       .def("open", &KvCache::open, py::arg("prompts"), docs::kKvOpen)
       .def("close", &KvCache::close, py::arg("sequence"), "Ends a sequence and frees its pages.")
       .def("fork", &KvCache::fork, py::arg("sequence"), docs::kKvFork)
-      .def(
-          "append",
-          [](KvCache& cache, std::int32_t sequence, const py::object& ids) {
-            const IndexList list(ids.ptr(), "ids");
-            cache.append(sequence, list.span());
-          },
-          py::arg("sequence"), py::arg("ids"), docs::kKvAppend)
       .def("truncate", &KvCache::truncate, py::arg("sequence"), py::arg("generated"),
            docs::kKvTruncate)
       .def(
@@ -172,12 +231,6 @@ void bind_kv_cache(py::module_& module) {
             return cache.load(static_cast<std::string_view>(saved));
           },
           py::arg("saved"), docs::kKvLoad)
-      .def(
-          "generated",
-          [](const KvCache& cache, std::int32_t sequence) {
-            return cache.sequence(sequence).generated;
-          },
-          py::arg("sequence"), "Generated ids: the frontier is their number.")
       .def(
           "computed",
           [](const KvCache& cache, std::int32_t model, std::int32_t sequence) {

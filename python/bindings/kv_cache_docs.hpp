@@ -31,16 +31,17 @@ Raises:
 )";
 
 inline constexpr const char* kKvCache =
-    R"(Paged keys and values of many sequences: one list of generated tokens each, shared by all models.
+    R"(Paged keys and values of many sequences; their generated tokens are shared by all models.
 
 A model falls behind while another writes; prepare() gives the batch that brings it to the frontier.
 
 Args:
     pool: Where the pages come from.
     max_sequences: Sequences that can be open at a time, >= 1.
+    vocabulary_map: A VocabularyMap where the models' vocabularies differ.
 
 Raises:
-    ValueError: max_sequences < 1.
+    ValueError: max_sequences < 1, or a map of another number of models.
 )";
 
 inline constexpr const char* kKvOpen = R"(Starts a sequence; takes no page.
@@ -70,6 +71,31 @@ inline constexpr const char* kKvAppend =
 Args:
     sequence: An open sequence.
     ids: A list, or a 1-D int32 or int64 tensor.
+    model: Who wrote them: says which vocabulary they are of, where there are several.
+
+Raises:
+    ValueError: With a map: an id outside the vocabulary, or without counterpart in another.
+)";
+
+inline constexpr const char* kPendingSpans =
+    R"(Texts that a model has no tokens for yet, as bytes, extended to whole characters.
+
+Tokens of another vocabulary that have no image in the model's own wait here until it is to run.
+)";
+
+inline constexpr const char* kKvResolve =
+    R"(Gives a model its own tokens for every pending span; prepare() wants that.
+
+A span that begins within a character replaces tokens before it: if they were computed, that is
+dropped and counted (excess).
+
+Args:
+    model: Index of the model.
+    sequence: An open sequence.
+    spans: A list of ids for each of pending_spans().
+
+Raises:
+    ValueError: Another number of lists, or ids that do not write the span.
 )";
 
 inline constexpr const char* kKvTruncate =
@@ -95,7 +121,7 @@ Returns:
 
 Raises:
     OutOfPages: Nothing has changed; close or preempt (save, then close) a sequence.
-    ValueError: A sequence named twice, or with nothing to compute.
+    ValueError: A sequence named twice, with nothing to compute, or with spans that are pending.
     RuntimeError: A sequence is part of another batch in flight.
 )";
 

@@ -10,12 +10,14 @@ void bind_kv_cache(py::module_& module);
 void bind_kv_ops(py::module_& module);
 void bind_step_boundary(py::module_& module);
 void bind_step_router(py::module_& module);
+void bind_token_ledger(py::module_& module);
 }  // namespace glimprouter::bindings
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native core of glimprouter.";
   glimprouter::bindings::bind_device(module);  // first: it may add kinds of devices
   glimprouter::bindings::bind_glimpse(module);
+  glimprouter::bindings::bind_token_ledger(module);  // the KV cache takes its map
   glimprouter::bindings::bind_kv_cache(module);
   glimprouter::bindings::bind_kv_ops(module);
   glimprouter::bindings::bind_step_boundary(module);

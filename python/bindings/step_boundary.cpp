@@ -8,6 +8,8 @@
 #include <string>
 #include <utility>
 
+#include "token_bytes.hpp"
+
 namespace py = pybind11;
 
 namespace glimprouter::bindings {
@@ -20,17 +22,7 @@ std::shared_ptr<StepBoundary> make_boundary(const py::sequence& token_bytes,
                                             std::vector<std::int32_t> eos_ids,
                                             std::vector<std::int32_t> close_ids) {
   StepBoundary::Definition definition;
-  definition.token_bytes.reserve(token_bytes.size());
-  for (const py::handle token : token_bytes) {
-    if (token.is_none()) {
-      definition.token_bytes.emplace_back(std::nullopt);
-    } else if (py::isinstance<py::bytes>(token)) {
-      definition.token_bytes.emplace_back(std::string(py::reinterpret_borrow<py::bytes>(token)));
-    } else {
-      throw py::type_error("token_bytes must hold bytes, or None for special tokens, got " +
-                           std::string(Py_TYPE(token.ptr())->tp_name));
-    }
-  }
+  definition.token_bytes = read_token_bytes(token_bytes);
   for (const py::bytes& delimiter : delimiters) definition.delimiters.emplace_back(delimiter);
   definition.think_start_ids = std::move(think_start_ids);
   definition.think_end_ids = std::move(think_end_ids);

@@ -1,4 +1,7 @@
-"""Paged keys and values of several models: one arena, one list of generated tokens a sequence.
+"""Paged keys and values of several models: one arena, and the same generated tokens for all.
+
+Where vocabularies differ, a :class:`VocabularyMap` says which tokens are the same, and a
+:class:`TokenLedger` (each sequence of a cache has one) holds the text in the ids of each model.
 
 :class:`KvCache` decides which pages a forward pass writes and reads; the functions here do it, a
 layer at a time, on tensors of any framework (float32, bfloat16, float16; cast to the pages' type).
@@ -12,7 +15,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from glimprouter import _C
-from glimprouter._C import KvCache, KvLayout, OutOfPages, PagePool, RaggedBatch
+from glimprouter._C import (
+    KvCache,
+    KvLayout,
+    OutOfPages,
+    PagePool,
+    RaggedBatch,
+    TokenLedger,
+    VocabularyMap,
+)
 
 __all__ = [
     "KvCache",
@@ -20,6 +31,8 @@ __all__ = [
     "OutOfPages",
     "PagePool",
     "RaggedBatch",
+    "TokenLedger",
+    "VocabularyMap",
     "append_kv",
     "gather_kv",
     "paged_attention",

@@ -78,7 +78,7 @@ class CacheTape {
   }
 
   void truncate(std::int32_t sequence) {
-    const auto generated = static_cast<int>(cache_.sequence(sequence).generated.size());
+    const auto generated = static_cast<int>(cache_.sequence(sequence).ledger.size());
     cache_.truncate(sequence, below(generated + 1));
     for (int model = 0; model < kModels; ++model) resize_tags(sequence, model);
   }

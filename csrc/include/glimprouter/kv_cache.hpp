@@ -1,5 +1,5 @@
-// The paged KV cache of many sequences: for each one list of generated tokens, the frontier, that
-// all models share, and for each model the pages of what it has computed.
+// The paged KV cache of many sequences: for each the generated tokens, up to the frontier, that all
+// models share, and for each model the pages of what it has computed.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,7 @@
 
 #include "glimprouter/page_pool.hpp"
 #include "glimprouter/ragged_batch.hpp"
+#include "glimprouter/token_ledger.hpp"
 
 namespace glimprouter {
 
@@ -20,18 +21,20 @@ struct ModelCache {
   std::vector<PageId> pages;
   std::int32_t committed = 0;  // tokens whose keys and values are in the pages
   std::int32_t allocated = 0;  // tokens that the pages were reserved for
+  std::int64_t excess = 0;     // tokens computed whose text had to be tokenized again
 };
 
 struct CachedSequence {
   bool open = false;
   std::uint64_t in_flight = 0;                     // ticket of its prepared batch; 0: none
   std::vector<std::vector<std::int32_t>> prompts;  // [models] ids by each model's own template
-  std::vector<std::int32_t> generated;             // the frontier is its length
+  TokenLedger ledger;                              // the frontier is its size
   std::vector<ModelCache> caches;                  // [models]
 
+  // Throws std::out_of_range for another model.
   std::int32_t length(std::int32_t model) const {
-    return static_cast<std::int32_t>(prompts[static_cast<std::size_t>(model)].size() +
-                                     generated.size());
+    return static_cast<std::int32_t>(prompts.at(static_cast<std::size_t>(model)).size() +
+                                     ledger.ids(model).size());
   }
 };
 
@@ -40,8 +43,10 @@ struct CachedSequence {
 // exception. Not thread-safe.
 class KvCache {
  public:
-  // Throws std::invalid_argument for max_sequences < 1.
-  KvCache(std::shared_ptr<PagePool> pool, std::int32_t max_sequences);
+  // map: of the models' vocabularies where they differ; null where all share one. Throws
+  // std::invalid_argument for max_sequences < 1, or a map of another number of models.
+  KvCache(std::shared_ptr<PagePool> pool, std::int32_t max_sequences,
+          std::shared_ptr<const VocabularyMap> map = nullptr);
   ~KvCache();
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
@@ -53,8 +58,12 @@ class KvCache {
   void close(std::int32_t sequence);
   // A copy that shares every page; whoever writes into a shared page first gets a copy of it.
   std::int32_t fork(std::int32_t sequence);
-  // Moves the frontier forward by some generated tokens. Takes no page.
-  void append(std::int32_t sequence, std::span<const std::int32_t> ids);
+  // Moves the frontier forward by tokens that a model wrote. Takes no page.
+  void append(std::int32_t sequence, std::span<const std::int32_t> ids, std::int32_t model = 0);
+  // Takes the tokens of what TokenLedger::pending_spans of the sequence names over into the model's
+  // list; prepare() wants that. What the model computed and must replace is dropped, and counted.
+  void resolve(std::int32_t model, std::int32_t sequence,
+               const std::vector<std::vector<std::int32_t>>& spans);
   // Moves the frontier back to `generated` tokens; what any model computed beyond it is dropped.
   void truncate(std::int32_t sequence, std::int32_t generated);
 
@@ -81,11 +90,15 @@ class KvCache {
   CachedSequence& idle(std::int32_t sequence);
   std::int32_t free_sequence() const;
   void land(const RaggedBatch& batch);
+  void check_model(std::int32_t model) const;
   PageCounts pages_wanted(std::int32_t model, std::span<const std::int32_t> sequences) const;
   void place(RaggedBatch& batch, std::size_t row) noexcept;
+  void drop_beyond(CachedSequence& entry, std::int32_t model, std::int32_t kept,
+                   std::int32_t spoiled) noexcept;
   void release_from(std::int32_t model, ModelCache& cache, std::int32_t committed) noexcept;
 
   std::shared_ptr<PagePool> pool_;
+  std::shared_ptr<const VocabularyMap> map_;
   std::vector<CachedSequence> sequences_;
   std::uint64_t last_ticket_ = 0;
 };

@@ -68,7 +68,7 @@ GR_HOST_DEVICE inline TransitionResult commit_record(SequenceCore& sequence,
   }
   const TokenEffect effect = boundary.effect(state.automaton, record.token);
   const TransitionResult transition =
-      commit_token(state, sequence.options.limits, effect, record.token);
+      commit_token(state, sequence.options.limits, effect, boundary.texts[record.token]);
   sequence.step_logprob += static_cast<double>(record.logprob);
   sequence.step_entropy += static_cast<double>(record.entropy);
   const bool thinking = state.phase != Phase::kAnswer && state.phase != Phase::kDone;

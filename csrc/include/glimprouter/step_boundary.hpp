@@ -29,9 +29,23 @@ struct TokenEffect {
   GR_HOST_DEVICE bool has(std::uint16_t flag) const { return (bits & flag) != 0; }
 };
 
-// The flat table of a StepBoundary, one dependent load a token. Non-owning.
+// What a token adds to the hash of a step, which is a polynomial over the step's bytes other than
+// white space, modulo 2^64. So equal texts have equal hashes, whatever tokens they are made of and
+// whoever wrote them. Special tokens and markers of thinking all count as one and the same symbol.
+struct TokenText {
+  std::uint64_t shift;  // base ^ number of symbols
+  std::uint64_t hash;   // of the token alone
+
+  static constexpr std::uint64_t kEmptyHash = 0;
+  GR_HOST_DEVICE std::uint64_t append_to(std::uint64_t step_hash) const {
+    return step_hash * shift + hash;
+  }
+};
+
+// The flat tables of a StepBoundary, one dependent load each. Non-owning.
 struct BoundaryTable {
   const std::uint16_t* effects;  // [vocabulary, states]
+  const TokenText* texts;        // [vocabulary]
   std::int32_t num_states;
 
   GR_HOST_DEVICE TokenEffect effect(std::uint8_t state, std::int32_t token) const {
@@ -59,24 +73,26 @@ class StepBoundary {
   std::int32_t num_states() const { return num_states_; }
   const std::vector<std::string>& delimiters() const { return definition_.delimiters; }
   const Definition& definition() const { return definition_; }
-  std::uint64_t fingerprint() const { return fingerprint_; }  // of table and close_ids
+  std::uint64_t fingerprint() const { return fingerprint_; }  // of tables and close_ids
 
   // The lowest bit of a state: whether the step has something other than white space by now. A
   // delimiter ends a step only then, so that a run of delimiters makes one boundary.
   static constexpr std::uint8_t kInitialState = 0;
   static constexpr std::uint8_t kContent = 1;
 
-  BoundaryTable table() const { return {table_.data(), num_states_}; }
+  BoundaryTable table() const { return {table_.data(), texts_.data(), num_states_}; }
   std::int64_t table_size() const { return static_cast<std::int64_t>(table_.size()); }
 
  private:
   void build_table();
+  void build_texts();
 
   Definition definition_;
   std::int32_t vocabulary_size_ = 0;
   std::int32_t num_states_ = 0;
   std::uint64_t fingerprint_ = 0;
   std::vector<std::uint16_t> table_;  // [vocabulary, states]
+  std::vector<TokenText> texts_;      // [vocabulary]
 };
 
 }  // namespace glimprouter

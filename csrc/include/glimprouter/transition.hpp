@@ -97,7 +97,7 @@ GR_HOST_DEVICE inline bool waits_for(const SequenceState& state, const SequenceL
 
 GR_HOST_DEVICE inline void begin_step(SequenceState& state, const SequenceLimits& limits) {
   state.step_tokens = 0;
-  state.step_hash = 0xCBF29CE484222325u;
+  state.step_hash = TokenText::kEmptyHash;
   state.automaton = static_cast<std::uint8_t>(state.automaton & ~StepBoundary::kContent);
   if (limits.route == RouteMode::kSmall) {
     state.phase = Phase::kSmallStep;
@@ -170,17 +170,15 @@ GR_HOST_DEVICE inline bool precedes_step(TokenEffect effect) {
 }
 
 // Commits a token that the model of the current phase wrote. effect: of the token in
-// state.automaton, from the writer's boundary table.
+// state.automaton, and its text: from the writer's boundary tables.
 GR_HOST_DEVICE inline TransitionResult commit_token(SequenceState& state,
                                                     const SequenceLimits& limits,
-                                                    TokenEffect effect, std::int32_t token) {
+                                                    TokenEffect effect, TokenText text) {
   if (state.phase == Phase::kAnswer) return commit_answer_token(state, limits, effect);
   ++state.position;
   ++state.think_tokens;
   ++state.step_tokens;
-  if (!effect.has(TokenEffect::kWhitespace)) {
-    state.step_hash = (state.step_hash ^ static_cast<std::uint32_t>(token)) * 0x100000001B3u;
-  }
+  state.step_hash = text.append_to(state.step_hash);
   state.automaton = effect.next_state();
   if (effect.has(TokenEffect::kEndOfSequence)) {
     state.phase = Phase::kDone;

@@ -12,11 +12,20 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-from glimprouter.hf.events import Event, Result
+from glimprouter.hf.events import Event, Result, TokenCounts
 from glimprouter.hf.generate import routed_generate
 from glimprouter.hf.model import RoutedModel
+from glimprouter.hf.prompts import EncodedPrompt
 from glimprouter.hf.run import Run
 
-__all__ = ["Event", "Result", "RoutedModel", "Run", "routed_generate"]
+__all__ = [
+    "EncodedPrompt",
+    "Event",
+    "Result",
+    "RoutedModel",
+    "Run",
+    "TokenCounts",
+    "routed_generate",
+]
 
 del _torch, _transformers

@@ -164,6 +164,12 @@ class SlotCache(Cache):
         for slot, start, count in zip(plan.slots, plan.starts, plan.counts, strict=True):
             self.lengths[slot] = start + count
 
+    def truncate(self, slot: int, length: int) -> int:
+        """Forgets what a slot holds behind ``length`` tokens; returns how many that were."""
+        dropped = max(0, self.lengths[slot] - length)
+        self.lengths[slot] -= dropped
+        return dropped
+
     @torch.inference_mode()
     def free(self, slot: int) -> None:
         """Empties a slot for another sequence."""

@@ -12,10 +12,13 @@ from typing import Any, Protocol
 
 import torch
 
+from glimprouter.hf.events import TokenCounts
 from glimprouter.hf.runner import ModelRunner
 from glimprouter.hf.sequence import SequenceRecord
+from glimprouter.hf.text import MODELS
+from glimprouter.hf.translation import Translation
+from glimprouter.kv import TokenLedger
 
-MODELS = ("small", "large")
 _MAX_CATCH_UP = 16  # rows that catch up together: they are padded to the longest
 
 
@@ -34,10 +37,22 @@ class Engine(Protocol):
     def groups(
         self, model: str, records: Sequence[SequenceRecord]
     ) -> Iterable[list[SequenceRecord]]:
-        """Cuts the sequences that wait for a model into forward passes."""
+        """Cuts the sequences that wait for a model into forward passes.
+
+        What was written since is turned into tokens of that model here.
+        """
+
+    def length(self, model: str, record: SequenceRecord) -> int:
+        """Tokens of a sequence up to the frontier in a model's vocabulary, prompt included."""
+
+    def token_ids(self, model: str, record: SequenceRecord) -> list[int]:
+        """All that was generated, in a model's vocabulary."""
+
+    def counts(self, record: SequenceRecord) -> dict[str, TokenCounts]:
+        """By model."""
 
     def forward(self, model: str, records: Sequence[SequenceRecord]) -> torch.Tensor:
-        """Brings the model to the frontier of each sequence; logits there, ``[B, V]``.
+        """Brings the model to the frontier of sequences of one group; logits there, ``[B, V]``.
 
         Raises:
             OutOfPages: Nothing has changed; preempt a sequence.
@@ -47,8 +62,16 @@ class Engine(Protocol):
 class GatherEngine:
     """Plain Hugging Face attention: rows that catch up are padded, rows that decode are not."""
 
-    def __init__(self, small: Any, large: Any, max_batch_size: int) -> None:
+    def __init__(
+        self, small: Any, large: Any, max_batch_size: int, translation: Translation | None = None
+    ) -> None:
         """Empty caches for ``max_batch_size`` sequences of both models.
+
+        Args:
+            small: The small model.
+            large: The large model.
+            max_batch_size: Sequences in flight.
+            translation: Of their vocabularies; None where both have the same.
 
         Raises:
             ValueError: A layer keeps state other than keys and values.
@@ -58,22 +81,64 @@ class GatherEngine:
             name: ModelRunner(name, model, max_batch_size)
             for name, model in zip(MODELS, (small, large), strict=True)
         }
+        self._translation = translation
+        self._ledgers: dict[int, TokenLedger] = {}  # by the record's index
+        self._excess: dict[int, dict[str, int]] = {}
 
     def open(self, record: SequenceRecord) -> bool:
         """There is a slot for every row of the router."""
+        self._ledgers[record.index] = TokenLedger(
+            self._translation.map if self._translation else None
+        )
+        self._excess[record.index] = dict.fromkeys(MODELS, 0)
         return True
 
     def close(self, record: SequenceRecord) -> None:
         """Empties the slot in both caches."""
         for runner in self._runners.values():
             runner.cache.free(record.row)
+        del self._ledgers[record.index], self._excess[record.index]
 
     def preempt(self, record: SequenceRecord) -> None:
         """Never needed: memory grows."""
         raise RuntimeError("the gathering engine does not run out of pages")
 
+    def _catch_up(self, model: str, record: SequenceRecord) -> TokenLedger:
+        """The ledger, with all that was written in the model's vocabulary."""
+        ledger = self._ledgers[record.index]
+        for writer, ids in record.written_since(len(ledger)):
+            ledger.append(writer, ids)
+        index = MODELS.index(model)
+        if self._translation is not None and not ledger.caught_up(index):
+            spans = ledger.pending_spans(index)
+            kept = ledger.resolve(index, [self._translation.tokenize(index, s) for s in spans])
+            cache = self._runners[model].cache
+            dropped = cache.truncate(record.row, len(record.prompt_of(model)) + kept)
+            self._excess[record.index][model] += dropped
+        return ledger
+
+    def length(self, model: str, record: SequenceRecord) -> int:
+        """Tokens of a sequence up to the frontier in a model's vocabulary, prompt included."""
+        ledger = self._catch_up(model, record)
+        return len(record.prompt_of(model)) + ledger.count(MODELS.index(model))
+
+    def token_ids(self, model: str, record: SequenceRecord) -> list[int]:
+        """All that was generated, in a model's vocabulary."""
+        return self._catch_up(model, record).ids(MODELS.index(model))
+
+    def counts(self, record: SequenceRecord) -> dict[str, TokenCounts]:
+        """By model."""
+        ledger, excess = self._ledgers[record.index], self._excess[record.index]
+        return {
+            name: TokenCounts(ledger.count(i), ledger.retokenized(i), excess[name])
+            for i, name in enumerate(MODELS)
+        }
+
     def _unseen(self, model: str, record: SequenceRecord) -> list[int]:
-        return record.unseen(model, self._runners[model].cache.lengths[record.row])
+        ledger = self._catch_up(model, record)
+        prompt = record.prompt_of(model)
+        seen = self._runners[model].cache.lengths[record.row]
+        return prompt[seen:] + ledger.ids(MODELS.index(model), max(0, seen - len(prompt)))
 
     def groups(
         self, model: str, records: Sequence[SequenceRecord]

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from glimprouter.trace import Trace, TraceStep
 
 EventKind: TypeAlias = Literal["route", "token", "step", "answer_start", "done", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Generated tokens of one model, in its own vocabulary.
+
+    Attributes:
+        tokens: How many stand for what was generated, as far as the model was asked for.
+        retokenized: Of those it was given, how many come from text that was tokenized anew: the
+            other model had written it in tokens that this one does not have.
+        excess: Tokens that it had computed and that such text replaced, so that it computed more
+            than ``tokens``. With one vocabulary both are 0.
+    """
+
+    tokens: int
+    retokenized: int
+    excess: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +34,17 @@ class Result:
     Attributes:
         text: Everything generated, thinking included, without special tokens.
         answer: What follows the thinking, without special tokens and surrounding white space.
-        token_ids: Generated ids only, closing and end-of-sequence ids included.
+        token_ids: Generated ids only, closing and end-of-sequence ids included; where the
+            tokenizers differ, all of them in the large model's vocabulary.
         trace: The steps.
+        counts: By model, ``"small"`` and ``"large"``.
     """
 
     text: str
     answer: str
     token_ids: list[int]
     trace: Trace
+    counts: dict[str, TokenCounts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +56,7 @@ class Event:
         kind: ``"route"`` (a glimpse was decided: entropy, threshold, model), ``"token"`` (token_id,
             text, model), ``"step"`` (a finished step), ``"answer_start"`` (model), ``"done"``
             (result), ``"error"`` (message; a ``"done"`` follows).
-        token_id: The committed id.
+        token_id: The committed id, of the writer's vocabulary.
         text: Text that this token completes, perhaps empty.
         model: The writer, ``"small"`` or ``"large"``.
         entropy: Nats.

@@ -17,6 +17,9 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from glimprouter.config import RouterConfig
 from glimprouter.hf.model import RoutedModel
+from glimprouter.hf.pair import eos_ids as own_eos_ids
+from glimprouter.hf.prompts import EncodedPrompt
+from glimprouter.hf.translation import same_vocabulary
 
 _MIRRORED = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 _OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
@@ -32,6 +35,7 @@ def routed_generate(
     *,
     small: Any,
     small_tokenizer: Any = None,
+    large_tokenizer: Any = None,
     router_config: RouterConfig | None = None,
     engine: Any = "auto",
     **model_kwargs: Any,
@@ -48,8 +52,10 @@ def routed_generate(
         logits_processor: Only what mirrors the sampling options.
         stopping_criteria: Only length and end of sequence.
         generation_config: Of the call.
-        small: The small model, with the same vocabulary.
+        small: The small model.
         small_tokenizer: Its tokenizer; None loads it from where the small model came from.
+        large_tokenizer: Of the large model, where it has another vocabulary; prompts and results
+            are in that one.
         router_config: Threshold and limits; its sampling options are not used. The thinking gets
             what ``max_new_tokens`` leaves of ``max_answer_tokens`` (None: a quarter) and the
             closing ids.
@@ -61,22 +67,35 @@ def routed_generate(
         ``return_dict_in_generate`` is set.
 
     Raises:
-        ValueError: An option of ``generate`` that routing cannot honour, or no room to think.
+        ValueError: An option of ``generate`` that routing cannot honour, no room to think, or a
+            prompt with special tokens that the small model does not have.
     """
     _check_options(logits_processor, stopping_criteria, generation_config)
     room = int(generation_config.max_length) - input_ids.shape[1]
     eos = generation_config.eos_token_id
     eos_ids = [eos] if isinstance(eos, int) else list(eos or ())
+    small_tokenizer = small_tokenizer or _tokenizer_of(small)
+    different = large_tokenizer and not same_vocabulary(small_tokenizer, large_tokenizer)
     routed = RoutedModel(
         small,
         model,
-        small_tokenizer or _tokenizer_of(small),
-        eos_token_ids=eos_ids,
+        small_tokenizer,
+        large_tokenizer=large_tokenizer,
+        eos_token_ids=(
+            {"small": own_eos_ids(small_tokenizer, small), "large": eos_ids}
+            if different
+            else eos_ids
+        ),
         engine=engine,
     )
     limits = router_config or RouterConfig(max_answer_tokens=room // _DEFAULT_ANSWER_SHARE)
     routed.config = _with_call(limits, generation_config, room, len(routed.boundary.close_ids))
     prompts = _prompts(input_ids, model_kwargs.get("attention_mask"))
+    if routed.translation is not None:
+        prompts = [
+            EncodedPrompt(None, small=routed.translation.convert(ids, source=1), large=ids)
+            for ids in prompts
+        ]
     results = routed.generate(prompts, seeds=int(torch.randint(2**62, ()).item()))
     new = [result.token_ids for result in results]
     padding = generation_config.pad_token_id
@@ -128,7 +147,7 @@ def _with_call(limits: RouterConfig, config: Any, room: int, closing: int) -> Ro
     return limits.replace(**sampling, max_think_tokens=min(limits.max_think_tokens, thinking))
 
 
-def _prompts(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
+def _prompts(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[Any]:
     if attention_mask is None:
         return [[int(token) for token in row] for row in input_ids.tolist()]
     return [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from glimprouter.boundary import StepBoundary
 from glimprouter.config import RouterConfig, check_integer, check_random_key
 from glimprouter.hf.engine import Engine, GatherEngine
 from glimprouter.hf.events import Result
 from glimprouter.hf.paged_attention import why_not_paged
 from glimprouter.hf.paged_engine import PagedEngine
-from glimprouter.hf.pair import check_vocabulary, check_width, eos_ids
+from glimprouter.hf.pair import boundaries_of, check_width
 from glimprouter.hf.prompts import EncodedPrompt, Prompt, encode_prompt
 from glimprouter.hf.run import Run
 from glimprouter.hf.runner import ModelRunner, context_length
 from glimprouter.hf.sequence import SequenceRecord
+from glimprouter.hf.text import MODELS, SharedTokenizer
+from glimprouter.hf.translation import Translation
 from glimprouter.router import StepRouter
 from glimprouter.trace import Trace
 
@@ -29,7 +30,8 @@ class RoutedModel:
     """A small and a large causal language model, routed step by step (arXiv 2601.05110).
 
     Keys and values of both models are kept across hand-offs, so that no token is computed twice by
-    the same model. Both models share one vocabulary; their chat templates may differ.
+    the same model. Chat templates may differ, and so may the tokenizers: each model then sees the
+    text in its own tokens, and few are computed twice (``Result.counts``).
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class RoutedModel:
         large_tokenizer: Any = None,
         think_start: str | None = "<think>",
         think_end: str | None = "</think>",
-        eos_token_ids: Sequence[int] | None = None,
+        eos_token_ids: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
         on_invalid: Literal["raise", "end"] = "raise",
         max_batch_size: int = 64,
         engine: Literal["auto", "paged", "gather"] = "auto",
@@ -55,11 +57,13 @@ class RoutedModel:
             large: Another.
             tokenizer: Of the small model.
             config: Routing, sampling and limits (default: ``RouterConfig()``).
-            large_tokenizer: Of the large model, for its chat template (default: ``tokenizer``).
+            large_tokenizer: Of the large model (default: ``tokenizer``); another vocabulary is
+                mapped by the bytes of its tokens.
             think_start: The token that opens thinking, None when there is none.
             think_end: The token that ends thinking, None when there is none.
-            eos_token_ids: Ids that end a sequence; None for the tokenizer's and those of both
-                models' generation configs.
+            eos_token_ids: Ids that end a sequence, as ``{"small": [...], "large": [...]}`` where
+                the vocabularies differ; None for the tokenizers' and those of the models'
+                generation configs.
             on_invalid: What to do when a model gives NaN, +inf or only -inf: ``"raise"``, or
                 ``"end"`` that sequence with an error in its trace while the others go on.
             max_batch_size: Sequences in flight; further prompts wait.
@@ -71,9 +75,9 @@ class RoutedModel:
                 preempted and resumed.
 
         Raises:
-            ValueError: Different vocabularies, a model that is narrower than the tokenizer, a layer
-                type that cannot be served, a tokenizer that cannot write the delimiter, or an
-                option out of range.
+            ValueError: Vocabularies that cannot be mapped, a model that is narrower than its
+                tokenizer, a layer type that cannot be served, a tokenizer that cannot write the
+                delimiter, or an option out of range.
 
         Warns:
             RuntimeWarning: ``engine="auto"`` falls back.
@@ -98,17 +102,20 @@ class RoutedModel:
         self.large_tokenizer = large_tokenizer or tokenizer
         self.max_batch_size = max_batch_size
         self.on_invalid = on_invalid
-        check_vocabulary(self.tokenizer, self.large_tokenizer)
-        self.boundary = StepBoundary.from_tokenizer(
-            tokenizer,
-            think_start=think_start,
-            think_end=think_end,
-            eos_token_ids=(
-                eos_ids(tokenizer, small, large) if eos_token_ids is None else eos_token_ids
-            ),
+        tokenizers = (self.tokenizer, self.large_tokenizer)
+        boundaries = boundaries_of(
+            tokenizers,
+            (small, large),
+            eos_token_ids,
+            think_start,
+            think_end,
         )
-        for name, model in (("small", small), ("large", large)):
-            check_width(name, model, self.boundary)
+        self.boundary, self.large_boundary = boundaries
+        self.translation = (
+            None if self.boundary is self.large_boundary else Translation(tokenizers, boundaries)
+        )
+        for name, model, boundary in zip(MODELS, (small, large), boundaries, strict=True):
+            check_width(name, model, boundary)
             ModelRunner(name, model, 1)  # refuses layers that cannot be served
         self.kv_memory_bytes = kv_memory_bytes
         self.engine = self._choose_engine(engine)
@@ -175,8 +182,9 @@ class RoutedModel:
         """Answer some prompts.
 
         Args:
-            prompts: A list; each a string (one user message), a list of dicts (a chat), or a list
-                of ids (raw).
+            prompts: A list; each a string (one user message), a list of dicts (a chat), a list
+                of ids (raw, where both models have the same vocabulary), or an
+                :class:`EncodedPrompt` with ids for each model.
             seeds: One for all (the streams differ), one a prompt, or None for 0.
             trace_path: With one prompt: where its trace is written, also after an interrupt.
             **overrides: Fields of :class:`RouterConfig` for this call.
@@ -240,24 +248,32 @@ class RoutedModel:
             )
             records.append(
                 SequenceRecord(
-                    index, prompt, trace, self.tokenizer, self.boundary.close_ids, stream_tokens
+                    index,
+                    prompt,
+                    trace,
+                    self.translation or SharedTokenizer(self.tokenizer),
+                    self.boundary.close_ids,
+                    stream_tokens,
+                    closing_writer="small" if self.translation else None,
                 )
             )
             options.append({"seed": seed, "stream": index, **overrides, "max_think_tokens": limit})
         return Run(
-            StepRouter(self.boundary, self.config, max_sequences=batch),
+            StepRouter(self.boundary, self.config, self.large_boundary, max_sequences=batch),
             self._make_engine(records, config, batch),
             records,
             options,
             max_batch_size=batch,
             raise_on_invalid=self.on_invalid == "raise",
+            translation=self.translation,
+            contexts={"small": context_length(self.small), "large": context_length(self.large)},
         )
 
     def _make_engine(
         self, records: list[SequenceRecord], config: RouterConfig, batch: int
     ) -> Engine:
         if self.engine == "gather":
-            return GatherEngine(self.small, self.large, batch)
+            return GatherEngine(self.small, self.large, batch, self.translation)
         rest = config.max_answer_tokens + len(self.boundary.close_ids)
         return PagedEngine(
             self.small,
@@ -266,6 +282,7 @@ class RoutedModel:
             [record.trace.think_limit + rest for record in records],
             batch,
             self.kv_memory_bytes,
+            self.translation,
         )
 
     def _think_limit(

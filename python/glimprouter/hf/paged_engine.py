@@ -8,12 +8,17 @@ from typing import Any
 
 import torch
 
-from glimprouter.hf.engine import MODELS
+from glimprouter.hf.events import TokenCounts
 from glimprouter.hf.paged_attention import kv_layout, paged_forward
 from glimprouter.hf.sequence import SequenceRecord
+from glimprouter.hf.text import MODELS
+from glimprouter.hf.translation import Translation
 from glimprouter.kv import KvCache, PagePool
 
 _MAX_BATCH_TOKENS = 4096  # of one forward pass: bounds the memory of its activations
+_TRANSLATED_GROWTH = (
+    2  # text may have more tokens in the vocabulary of the model that did not write
+)
 
 
 def default_arena_bytes() -> int:
@@ -36,6 +41,7 @@ class PagedEngine:
         max_new_tokens: Sequence[int],
         max_batch_size: int,
         arena_bytes: int | None = None,
+        translation: Translation | None = None,
     ) -> None:
         """An arena that holds the longest sequences, as far as it may.
 
@@ -47,6 +53,7 @@ class PagedEngine:
             max_batch_size: Sequences in flight.
             arena_bytes: Memory for keys and values of both models; None for what
                 ``max_batch_size`` of the longest sequences need, up to half of this machine's.
+            translation: Of the models' vocabularies; None where both have the same.
 
         Raises:
             ValueError: The arena cannot hold the longest sequence.
@@ -54,15 +61,15 @@ class PagedEngine:
         self._models = dict(zip(MODELS, (small, large), strict=True))
         self._layouts = [kv_layout(small), kv_layout(large)]
         self._max_batch = max_batch_size
+        self._translation = translation
         lengths = [
             (len(record.prompt.small) + new, len(record.prompt.large) + new)
             for record, new in zip(records, max_new_tokens, strict=True)
         ]
         self._pool = self._make_pool(lengths, arena_bytes)
-        self._cache = KvCache(self._pool, max_batch_size)
+        self._cache = KvCache(self._pool, max_batch_size, translation.map if translation else None)
         self._sequences: dict[int, int] = {}  # of the cache, by the record's index
-        self._appended: dict[int, int] = {}  # generated ids that the cache knows, likewise
-        self._saved: dict[int, bytes] = {}  # preempted sequences
+        self._saved: dict[int, tuple[bytes, list[int]]] = {}  # preempted ones, and their lengths
 
     def _pages(self, tokens: Sequence[int]) -> list[int]:
         """Pages for so many tokens of each model."""
@@ -82,7 +89,8 @@ class PagedEngine:
         together = [sum(column) for column in zip(*pages[: self._max_batch], strict=True)]
         largest = sectors(pages[0]) if pages else 2
         null_page = 1
-        wanted = (sectors(together) if pages else 2) + null_page
+        growth = 1 if self._translation is None else _TRANSLATED_GROWTH
+        wanted = (growth * sectors(together) if pages else 2) + null_page
         limit = default_arena_bytes() if arena_bytes is None else arena_bytes
         if limit < (largest + null_page) * sector_bytes:
             raise ValueError(
@@ -95,8 +103,7 @@ class PagedEngine:
     def open(self, record: SequenceRecord) -> bool:
         """Takes a sequence in when what it has computed, and some pages more, fit."""
         saved = self._saved.get(record.index)
-        done = len(record.generated) if saved is not None else 0
-        tokens = [len(record.prompt.small) + done, len(record.prompt.large) + done]
+        tokens = saved[1] if saved else [len(record.prompt.small), len(record.prompt.large)]
         # Room for each of the others to grow, or one of them would be preempted at once.
         spare = 1 + len(self._sequences)
         wanted = [pages + spare for pages in self._pages(tokens)]
@@ -104,9 +111,8 @@ class PagedEngine:
             return False
         if saved is None:
             sequence = self._cache.open([record.prompt.small, record.prompt.large])
-            self._appended[record.index] = 0
         else:
-            sequence = self._cache.load(saved)
+            sequence = self._cache.load(saved[0])
             del self._saved[record.index]
         self._sequences[record.index] = sequence
         return True
@@ -114,13 +120,45 @@ class PagedEngine:
     def close(self, record: SequenceRecord) -> None:
         """Frees the pages of both models."""
         self._cache.close(self._sequences.pop(record.index))
-        del self._appended[record.index]
 
     def preempt(self, record: SequenceRecord) -> None:
         """Keys and values of both models go to host memory until the sequence is opened again."""
         sequence = self._sequences.pop(record.index)
-        self._saved[record.index] = self._cache.save(sequence)
+        lengths = [self._cache.length(index, sequence) for index in range(len(MODELS))]
+        self._saved[record.index] = self._cache.save(sequence), lengths
         self._cache.close(sequence)
+
+    def _catch_up(self, model: str, record: SequenceRecord) -> int:
+        """The cache's sequence, with all that was written in the model's vocabulary."""
+        sequence = self._sequences[record.index]
+        for writer, ids in record.written_since(self._cache.frontier(sequence)):
+            self._cache.append(sequence, ids, writer)
+        index = MODELS.index(model)
+        if self._translation is not None and not self._cache.caught_up(index, sequence):
+            spans = self._cache.pending_spans(index, sequence)
+            own = [self._translation.tokenize(index, span) for span in spans]
+            self._cache.resolve(index, sequence, own)
+        return sequence
+
+    def length(self, model: str, record: SequenceRecord) -> int:
+        """Tokens of a sequence up to the frontier in a model's vocabulary, prompt included."""
+        return self._cache.length(MODELS.index(model), self._catch_up(model, record))
+
+    def token_ids(self, model: str, record: SequenceRecord) -> list[int]:
+        """All that was generated, in a model's vocabulary."""
+        return self._cache.generated(self._catch_up(model, record), MODELS.index(model))
+
+    def counts(self, record: SequenceRecord) -> dict[str, TokenCounts]:
+        """By model."""
+        cache, sequence = self._cache, self._sequences[record.index]
+        return {
+            name: TokenCounts(
+                cache.length(index, sequence) - len(record.prompt_of(name)),
+                cache.retokenized(index, sequence),
+                cache.excess(index, sequence),
+            )
+            for index, name in enumerate(MODELS)
+        }
 
     def groups(
         self, model: str, records: Sequence[SequenceRecord]
@@ -130,9 +168,8 @@ class PagedEngine:
         group: list[SequenceRecord] = []
         tokens = 0
         for record in records:
-            prompt = record.prompt.small if model == "small" else record.prompt.large
-            computed = self._cache.computed(index, self._sequences[record.index])
-            unseen = len(prompt) + len(record.generated) - computed
+            sequence = self._catch_up(model, record)
+            unseen = self._cache.length(index, sequence) - self._cache.computed(index, sequence)
             if group and tokens + unseen > _MAX_BATCH_TOKENS:
                 yield group
                 group, tokens = [], 0
@@ -143,11 +180,6 @@ class PagedEngine:
 
     def forward(self, model: str, records: Sequence[SequenceRecord]) -> torch.Tensor:
         """One packed forward pass over exactly the unseen tokens."""
-        for record in records:
-            known = self._appended[record.index]
-            if known < len(record.generated):
-                self._cache.append(self._sequences[record.index], record.generated[known:])
-                self._appended[record.index] = len(record.generated)
         rows = [self._sequences[record.index] for record in records]
         batch = self._cache.prepare(MODELS.index(model), rows)
         try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glimprouter.boundary import StepBoundary
+from glimprouter.hf.text import MODELS
+from glimprouter.hf.translation import same_vocabulary
 
 
 def eos_ids(tokenizer: Any, *models: Any) -> list[int]:
@@ -16,23 +19,50 @@ def eos_ids(tokenizer: Any, *models: Any) -> list[int]:
     return sorted(ids)
 
 
-def check_vocabulary(small: Any, large: Any) -> None:
-    """Checks that two tokenizers have the same tokens.
+def boundaries_of(
+    tokenizers: Sequence[Any],
+    models: Sequence[Any],
+    eos_token_ids: Sequence[int] | Mapping[str, Sequence[int]] | None,
+    think_start: str | None,
+    think_end: str | None,
+) -> list[StepBoundary]:
+    """Where steps end, for the small and the large model's tokenizer; the same one if they agree.
+
+    Args:
+        tokenizers: Of the small and the large model.
+        models: Both models, whose generation configs name ends of sequence.
+        eos_token_ids: As in :class:`RoutedModel`.
+        think_start: Likewise.
+        think_end: Likewise.
 
     Raises:
-        ValueError: Names the first difference.
+        ValueError: A marker is not one token, or ids without a model for two vocabularies.
     """
-    if small is large:
-        return
-    first, second = small.get_vocab(), large.get_vocab()
-    if first == second:
-        return
-    differing = sorted(set(first.items()) ^ set(second.items()), key=lambda item: item[1])
-    token, index = differing[0]
-    raise ValueError(
-        f"the tokenizers of the pair differ ({len(first)} and {len(second)} tokens; first"
-        f" difference at id {index}, {token!r}); this engine needs one shared vocabulary"
-    )
+    if same_vocabulary(*tokenizers):
+        if isinstance(eos_token_ids, Mapping):
+            eos_token_ids = sorted({i for ids in eos_token_ids.values() for i in ids})
+        ends = eos_ids(tokenizers[0], *models) if eos_token_ids is None else eos_token_ids
+        return [
+            StepBoundary.from_tokenizer(
+                tokenizers[0], think_start=think_start, think_end=think_end, eos_token_ids=ends
+            )
+        ] * 2
+    if eos_token_ids is not None and not isinstance(eos_token_ids, Mapping):
+        raise ValueError(
+            "the tokenizers of the pair differ, so eos_token_ids must say whose they are:"
+            ' {"small": [...], "large": [...]}'
+        )
+    boundaries = []
+    for name, tokenizer, model in zip(MODELS, tokenizers, models, strict=True):
+        ends = eos_ids(tokenizer, model) if eos_token_ids is None else eos_token_ids[name]
+        try:
+            boundary = StepBoundary.from_tokenizer(
+                tokenizer, think_start=think_start, think_end=think_end, eos_token_ids=ends
+            )
+        except ValueError as error:
+            raise ValueError(f"the {name} model's tokenizer: {error}") from error
+        boundaries.append(boundary)
+    return boundaries
 
 
 def check_width(name: str, model: Any, boundary: StepBoundary) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-# A user message, a chat, or raw ids.
-Prompt: TypeAlias = str | Sequence[dict[str, Any]] | Sequence[int]
+from glimprouter.hf.translation import same_vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,18 +24,28 @@ class EncodedPrompt:
     large: list[int]
 
 
+# A user message, a chat, raw ids of one vocabulary, or ids for each model.
+Prompt: TypeAlias = str | Sequence[dict[str, Any]] | Sequence[int] | EncodedPrompt
+
+
 def encode_prompt(prompt: Prompt, small_tokenizer: Any, large_tokenizer: Any) -> EncodedPrompt:
     """Renders a prompt with the generation prompt appended; tokens are only ever appended after it.
 
     Args:
-        prompt: A string is one user message, a list of dicts a chat, a list of ids is raw.
+        prompt: A string is one user message, a list of dicts a chat, a list of ids is raw; an
+            :class:`EncodedPrompt` is taken as it is.
         small_tokenizer: Of the small model.
         large_tokenizer: Of the large model.
 
     Raises:
         TypeError: None of the three forms.
-        ValueError: An empty prompt, an id outside the vocabulary, or a tokenizer without template.
+        ValueError: An empty prompt, an id outside the vocabulary, raw ids for two vocabularies, or
+            a tokenizer without template.
     """
+    if isinstance(prompt, EncodedPrompt):
+        for ids, tokenizer in ((prompt.small, small_tokenizer), (prompt.large, large_tokenizer)):
+            _check_ids(ids, tokenizer)
+        return prompt
     if isinstance(prompt, str):
         if not prompt.strip():
             raise ValueError("the prompt is empty; give a question, a chat, or a list of token ids")
@@ -60,13 +69,24 @@ def encode_prompt(prompt: Prompt, small_tokenizer: Any, large_tokenizer: Any) ->
         text = str(chat[-1]["content"])
         return EncodedPrompt(text, _render(chat, small_tokenizer), _render(chat, large_tokenizer))
     if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
-        ids: list[int] = list(prompt)  # type: ignore[arg-type]
-        vocabulary = len(small_tokenizer)
-        for token in ids:
-            if not 0 <= token < vocabulary:
-                raise ValueError(f"prompt id {token} lies outside the vocabulary of {vocabulary}")
-        return EncodedPrompt(None, ids, list(ids))
+        if not same_vocabulary(small_tokenizer, large_tokenizer):
+            raise ValueError(
+                "the tokenizers of the pair differ, so raw ids must be given for each model:"
+                " EncodedPrompt(None, small=[...], large=[...])"
+            )
+        raw: list[int] = list(prompt)  # type: ignore[arg-type]
+        _check_ids(raw, small_tokenizer)
+        return EncodedPrompt(None, raw, list(raw))
     raise TypeError("a prompt that is a list must hold messages (dicts) only, or token ids only")
+
+
+def _check_ids(ids: Sequence[int], tokenizer: Any) -> None:
+    if not ids:
+        raise ValueError("the prompt is empty; give a question, a chat, or a list of token ids")
+    vocabulary = len(tokenizer)
+    for token in ids:
+        if not 0 <= token < vocabulary:
+            raise ValueError(f"prompt id {token} lies outside the vocabulary of {vocabulary}")
 
 
 def _render(chat: list[dict[str, Any]], tokenizer: Any) -> list[int]:

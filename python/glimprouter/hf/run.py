@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from glimprouter.glimpse import Status
-from glimprouter.hf.engine import MODELS, Engine
+from glimprouter.hf.engine import Engine
 from glimprouter.hf.events import Event
 from glimprouter.hf.sequence import SequenceRecord, Signals
+from glimprouter.hf.text import MODELS
+from glimprouter.hf.translation import Translation
 from glimprouter.kv import OutOfPages
 from glimprouter.router import OutputField, StepRouter
 from glimprouter.trace import Trace
@@ -30,8 +33,14 @@ class Run:
         *,
         max_batch_size: int,
         raise_on_invalid: bool,
+        translation: Translation | None = None,
+        contexts: dict[str, int] | None = None,
     ) -> None:
-        """Takes a fresh router and a fresh engine; ``options[i]`` opens ``records[i]``."""
+        """Takes a fresh router and a fresh engine; ``options[i]`` opens ``records[i]``.
+
+        Where the vocabularies differ, a model may need more tokens than were written: ``contexts``
+        are the most that each model can see.
+        """
         self._router = router
         self._engine = engine
         self._records = list(records)
@@ -40,6 +49,8 @@ class Run:
         self._preempted: deque[SequenceRecord] = deque()  # in order of admission
         self._max_batch = max_batch_size
         self._raise_on_invalid = raise_on_invalid
+        self._translation = translation
+        self._contexts = contexts or {}
         self._outputs = router.outputs(max_batch_size, OutputField.NONE)
         self._events = self._loop()
 
@@ -65,6 +76,9 @@ class Run:
             for name in MODELS:
                 pending = self._router.pending(name).tolist()
                 records = [self._active[row] for row in pending if row in self._active]
+                if self._translation is not None:
+                    yield from self._end_beyond_context(name, records)
+                    records = [record for record in records if not record.done]
                 for group in list(self._engine.groups(name, records)):
                     yield from self._forward(name, group)
 
@@ -91,17 +105,21 @@ class Run:
     def _forward(self, name: str, records: Sequence[SequenceRecord]) -> Iterator[Event]:
         """One token (or decision) for each of these rows."""
         started = time.perf_counter()
-        while True:
+        logits: Any = None
+        while logits is None:
             records = [record for record in records if record.row in self._active]
             if not records:
                 return
             try:
                 logits = self._engine.forward(name, records)
-                break
-            except OutOfPages:
-                if len(self._active) == 1:
+            except OutOfPages as error:
+                if len(self._active) > 1:
+                    self._preempt_youngest()
+                elif self._translation is None:
                     raise
-                self._preempt_youngest()
+                else:  # the text has more tokens in the other vocabulary than were planned for
+                    yield from self._fail(records[0], str(error))
+                    return
         rows = [record.row for record in records]
         if logits.device.type != "cpu":
             logits = logits.cpu()
@@ -112,10 +130,39 @@ class Run:
         ):
             if status != Status.OK:
                 yield from self._invalid(name, record, Status(status))
+            elif self._inexpressible(name, signals.token):
+                message = (
+                    f"sequence {record.index}: the {name} model wrote token {signals.token}, which"
+                    f" has neither text nor a counterpart in the other model's vocabulary, after"
+                    f" {len(record.generated)} tokens"
+                )
+                yield from self._fail(record, message)
             else:
                 yield from record.advance(name, signals, seconds)
-            if record.done:
-                self._close(record)
+                if record.done:
+                    yield self._close(record)
+
+    def _inexpressible(self, name: str, token: int) -> bool:
+        if token < 0 or self._translation is None:
+            return False
+        return not self._translation.expressible(name, token)
+
+    def _end_beyond_context(self, name: str, records: Sequence[SequenceRecord]) -> Iterator[Event]:
+        """Ends sequences that have become too long for a model in its own tokens."""
+        for record in records:
+            length, context = self._engine.length(name, record), self._contexts[name]
+            if length > context:
+                message = (
+                    f"sequence {record.index}: the {len(record.generated)} tokens generated, with"
+                    f" the prompt, are {length} tokens of the {name} model, whose context is"
+                    f" {context}; lower max_think_tokens or max_answer_tokens"
+                )
+                yield from self._fail(record, message)
+
+    def _fail(self, record: SequenceRecord, message: str) -> Iterator[Event]:
+        """Ends one sequence with an error; the others go on."""
+        yield from record.finish("error", message)
+        yield self._close(record)
 
     def _signals(self, count: int) -> list[Signals]:
         outputs = self._outputs
@@ -143,8 +190,13 @@ class Run:
                 message + '; RoutedModel(on_invalid="end") ends such a sequence instead'
             )
         yield from events
+        yield self._close(record)
 
-    def _close(self, record: SequenceRecord) -> None:
+    def _close(self, record: SequenceRecord) -> Event:
+        """Frees what a finished sequence holds; its last event."""
+        token_ids = self._engine.token_ids("large", record)
+        result = record.result(token_ids, self._engine.counts(record))
         self._router.close(record.row)
         self._engine.close(record)
         del self._active[record.row]
+        return Event(record.index, "done", result=result)

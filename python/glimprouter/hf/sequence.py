@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
 
-from glimprouter.hf.events import Event, Result
+from glimprouter.hf.events import Event, Result, TokenCounts
 from glimprouter.hf.prompts import EncodedPrompt
-from glimprouter.hf.text import IncrementalDecoder, decode
+from glimprouter.hf.text import MODELS, StreamDecoder, TextReader
 from glimprouter.router import EndReason, Phase
 from glimprouter.trace import Trace, TraceStep
 
@@ -40,35 +41,42 @@ class SequenceRecord:
         index: Of the prompt.
         prompt: Ids for both models.
         row: Of the router, which is also the slot in both caches.
-        generated: Ids after the prompt: the shared frontier is its length.
+        generated: Ids after the prompt, each of its writer's vocabulary; the shared frontier is
+            their number.
+        writers: Who wrote each, as an index of ``MODELS``.
         trace: Filled as steps finish.
+        closing_writer: Whose vocabulary the closing ids are of; None: both models'.
     """
 
     index: int
     prompt: EncodedPrompt
     trace: Trace
-    tokenizer: Any
+    reader: TextReader
     close_ids: list[int]
     stream_tokens: bool
+    closing_writer: str | None = None
     row: int = -1
     generated: list[int] = field(default_factory=list)
+    writers: list[int] = field(default_factory=list)
     answering: bool = False
     answer_start: int = 0
     done: bool = False
     _step: _RunningStep = field(default_factory=lambda: _RunningStep(0))
-    _decoder: IncrementalDecoder | None = None
+    _decoder: StreamDecoder | None = None
 
     def __post_init__(self) -> None:
         """Prepares incremental decoding when tokens are streamed."""
         if self.stream_tokens:
-            self._decoder = IncrementalDecoder(self.tokenizer)
+            self._decoder = self.reader.incremental()
 
-    def unseen(self, model: str, length: int) -> list[int]:
-        """Ids behind the first ``length`` that this model has computed, prompt included."""
-        prompt = self.prompt.small if model == "small" else self.prompt.large
-        if length < len(prompt):
-            return prompt[length:] + self.generated
-        return self.generated[length - len(prompt) :]
+    def prompt_of(self, model: str) -> list[int]:
+        """The prompt's ids for a model."""
+        return self.prompt.small if model == "small" else self.prompt.large
+
+    def written_since(self, known: int) -> Iterator[tuple[int, list[int]]]:
+        """Generated ids behind the first ``known``, in runs of one writer (index of ``MODELS``)."""
+        for writer, places in groupby(range(known, len(self.generated)), self.writers.__getitem__):
+            yield writer, [self.generated[place] for place in places]
 
     def advance(self, model: str, signals: Signals, seconds: float) -> list[Event]:
         """Takes over what one router call said; returns what happened, in order."""
@@ -99,7 +107,7 @@ class SequenceRecord:
             events += self._finish_step(signals)
         if signals.forced:
             for token in self.close_ids:
-                events += self._commit(model, token)
+                events += self._commit(self.closing_writer or model, token)
             self._step.start = len(self.generated)  # the closing ids are no step
         if signals.phase == Phase.ANSWER and not self.answering:
             self.answering = True
@@ -110,19 +118,21 @@ class SequenceRecord:
         return events
 
     def _commit(self, model: str, token: int) -> list[Event]:
+        writer = MODELS.index(model)
         self.generated.append(token)
+        self.writers.append(writer)
         if self._decoder is None:
             return []
-        text = self._decoder.push(token)
+        text = self._decoder.push(token, writer)
         return [Event(self.index, "token", token_id=token, text=text, model=model)]
 
     def _finish_step(self, signals: Signals) -> list[Event]:
         """Ends the running step. End of thinking or sequence, behind white space, is no step."""
         reason = EndReason(signals.end_reason)
-        before = self.generated[self._step.start : -1]
+        start = self._step.start
         step = self._close_step(reason.name.lower())
         ends = reason in (EndReason.THINK_END, EndReason.EOS)
-        alone = ends and not decode(self.tokenizer, before).strip()
+        alone = ends and not self._text(start, len(self.generated) - 1).strip()
         if alone:
             self.trace.answer_seconds += step.seconds
             return []
@@ -131,21 +141,29 @@ class SequenceRecord:
 
     def _close_step(self, reason: str) -> TraceStep:
         running = self._step
-        ids = self.generated[running.start :]
         self._step = _RunningStep(len(self.generated))
         return TraceStep(
             index=len(self.trace.steps),
             model=running.model,
             entropy=running.entropy,
             threshold=self.trace.threshold,
-            text=decode(self.tokenizer, ids),
-            num_tokens=len(ids),
+            text=self._text(running.start, len(self.generated)),
+            num_tokens=len(self.generated) - running.start,
             seconds=running.seconds,
             end_reason=reason,
         )
 
+    def _text(self, start: int, end: int, *, skip_special: bool = False) -> str:
+        """Of a part of what was generated."""
+        return self.reader.decode(
+            self.generated[start:end], self.writers[start:end], skip_special=skip_special
+        )
+
     def finish(self, reason: str, error: str | None = None) -> list[Event]:
-        """Ends the sequence; an unfinished step is kept with this reason."""
+        """Ends the sequence; an unfinished step is kept with this reason.
+
+        The "done" event is left to the run: its result needs the tokens of the large model.
+        """
         if not self.answering and self._step.start < len(self.generated):
             self.trace.steps.append(self._close_step(reason))
         self.done = True
@@ -155,14 +173,15 @@ class SequenceRecord:
         self.update_trace(reason, error)
         if error is not None:
             events.append(Event(self.index, "error", message=error))
-        return [*events, Event(self.index, "done", result=self.result())]
+        return events
 
     def update_trace(self, reason: str, error: str | None = None) -> None:
         """Writes answer and totals so far into the trace."""
-        answer_ids = self.generated[self.answer_start :] if self.answering else []
-        self.trace.answer = decode(self.tokenizer, answer_ids, skip_special=True).strip()
-        self.trace.answer_tokens = len(answer_ids)
-        self.trace.total_tokens = len(self.generated)
+        end = len(self.generated)
+        start = self.answer_start if self.answering else end
+        self.trace.answer = self._text(start, end, skip_special=True).strip()
+        self.trace.answer_tokens = end - start
+        self.trace.total_tokens = end
         self.trace.end_reason = reason
         self.trace.error = error
 
@@ -179,7 +198,7 @@ class SequenceRecord:
         fields = {name: getattr(self.trace, name) for name in Trace.__slots__}
         return Trace(**{**fields, "steps": steps})
 
-    def result(self) -> Result:
+    def result(self, token_ids: list[int], counts: dict[str, TokenCounts]) -> Result:
         """The sequence as a result."""
-        text = decode(self.tokenizer, self.generated, skip_special=True)
-        return Result(text, self.trace.answer, list(self.generated), self.trace)
+        text = self._text(0, len(self.generated), skip_special=True)
+        return Result(text, self.trace.answer, token_ids, self.trace, counts)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
+MODELS = ("small", "large")
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -14,6 +15,46 @@ def decode(tokenizer: Any, ids: Sequence[int], *, skip_special: bool = False) ->
         list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
     )
     return text
+
+
+class StreamDecoder(Protocol):
+    """Turns tokens into text while they arrive."""
+
+    def push(self, token: int, writer: int) -> str:
+        """The text that is complete with this token; the writer is an index of ``MODELS``."""
+
+    def flush(self) -> str:
+        """What is left, with a replacement character for bytes that form none."""
+
+
+class TextReader(Protocol):
+    """Reads generated ids, each of its writer's vocabulary."""
+
+    def decode(
+        self, ids: Sequence[int], writers: Sequence[int], *, skip_special: bool = False
+    ) -> str:
+        """The text of some ids."""
+
+    def incremental(self) -> StreamDecoder:
+        """A decoder for one sequence."""
+
+
+class SharedTokenizer:
+    """Reads the ids of a pair with one vocabulary."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Reads by this tokenizer."""
+        self._tokenizer = tokenizer
+
+    def decode(
+        self, ids: Sequence[int], writers: Sequence[int], *, skip_special: bool = False
+    ) -> str:
+        """The text of some ids, whoever wrote them."""
+        return decode(self._tokenizer, ids, skip_special=skip_special)
+
+    def incremental(self) -> IncrementalDecoder:
+        """A decoder for one sequence."""
+        return IncrementalDecoder(self._tokenizer)
 
 
 class IncrementalDecoder:
@@ -36,7 +77,7 @@ class IncrementalDecoder:
     def _text(self) -> str:
         return decode(self._tokenizer, self._ids[self._context :])
 
-    def push(self, token: int) -> str:
+    def push(self, token: int, writer: int = 0) -> str:
         """The text that is complete with this token, perhaps empty."""
         self._ids.append(token)
         text = self._text()

@@ -85,7 +85,9 @@ TEST(RowKernel, GivesTheGoldenHashes) {
         << ", token " << result.token << " against " << cpu.token << ", entropy " << result.entropy
         << " against " << cpu.entropy;
   }
-  if (!kReduced) EXPECT_EQ(total.value(), expected->second);
+  if (!kReduced) {
+    EXPECT_EQ(total.value(), expected->second);
+  }
 }
 
 // A batch with a stride, whose rows are asked different things; the CPU evaluates them one by one.
