@@ -168,6 +168,7 @@ class RaggedBatch:
     def slots(self) -> npt.NDArray[np.int64]: ...
     @property
     def block_table(self) -> _Int: ...
+    def padded_tables(self) -> tuple[npt.NDArray[np.int64], _Int, _Int, _Int]: ...
 
 class KvCache:
     def __init__(self, pool: PagePool, max_sequences: int) -> None: ...
@@ -204,4 +205,27 @@ def paged_attention(
 ) -> None: ...
 def gather_kv(
     pool: PagePool, model: int, layer: int, pages: Any, keys: Any, values: Any, /
+) -> None: ...
+def append_kv_to(
+    arena: Any,
+    tables: tuple[Any, Any, Any, Any],
+    geometry: tuple[int, int, int],
+    layer: int,
+    keys: Any,
+    values: Any,
+    /,
+) -> None: ...
+def attend_over(
+    arena: Any,
+    tables: tuple[Any, Any, Any, Any],
+    geometry: tuple[int, int, int],
+    layer: int,
+    queries: Any,
+    keys: Any,
+    values: Any,
+    out: Any,
+    scale: float,
+    window: int,
+    softcap: float,
+    /,
 ) -> None: ...

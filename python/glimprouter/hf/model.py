@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glimprouter.boundary import StepBoundary
 from glimprouter.config import RouterConfig, check_integer, check_random_key
+from glimprouter.hf.compiled import CompiledForward, compile_pair
 from glimprouter.hf.engine import Engine, GatherEngine
 from glimprouter.hf.events import Result
 from glimprouter.hf.paged_attention import why_not_paged
@@ -47,6 +48,7 @@ class RoutedModel:
         max_batch_size: int = 64,
         engine: Literal["auto", "paged", "gather"] = "auto",
         kv_memory_bytes: int | None = None,
+        compile: bool = False,
     ) -> None:
         """Checks that the pair fits together.
 
@@ -69,11 +71,15 @@ class RoutedModel:
             kv_memory_bytes: Memory for keys and values of both models on pages, > 0; None for what
                 the prompts need, up to half of this machine's. When it runs short, sequences are
                 preempted and resumed.
+            compile: Whether both models run as compiled graphs (``torch.compile``), on pages only.
+                They are made here, in seconds to minutes, for the number of threads that torch has
+                now. Logits differ from the eager ones by rounding.
 
         Raises:
             ValueError: Different vocabularies, a model that is narrower than the tokenizer, a layer
-                type that cannot be served, a tokenizer that cannot write the delimiter, or an
-                option out of range.
+                type that cannot be served, a tokenizer that cannot write the delimiter, an option
+                out of range, or ``compile`` without pages.
+            RuntimeError: A model cannot be compiled.
 
         Warns:
             RuntimeWarning: ``engine="auto"`` falls back.
@@ -112,6 +118,13 @@ class RoutedModel:
             ModelRunner(name, model, 1)  # refuses layers that cannot be served
         self.kv_memory_bytes = kv_memory_bytes
         self.engine = self._choose_engine(engine)
+        self.compiled: dict[str, CompiledForward] | None = None
+        if compile:
+            if self.engine != "paged":
+                raise ValueError(
+                    f'compile=True needs engine="paged", this pair runs on {self.engine!r}'
+                )
+            self.compiled = compile_pair(small, large)
 
     def _choose_engine(self, wanted: str) -> Literal["paged", "gather"]:
         if wanted == "gather":
@@ -266,6 +279,7 @@ class RoutedModel:
             [record.trace.think_limit + rest for record in records],
             batch,
             self.kv_memory_bytes,
+            self.compiled,
         )
 
     def _think_limit(

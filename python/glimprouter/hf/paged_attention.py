@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 
 from glimprouter import _C
 from glimprouter.kv import KvCache, KvLayout, PagePool, RaggedBatch
+from glimprouter.torch_ops import PassTables
 
 ATTENTION_NAME = "glimprouter"
 PAGE_TOKENS = 16
@@ -52,7 +53,7 @@ def _attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    glimprouter_pass: PagedPass | None = None,
+    glimprouter_pass: PagedPass | PassTables | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """``[1, heads, T, size]`` in, ``[1, T, heads, size]`` out."""
@@ -61,11 +62,17 @@ def _attention(
     if kwargs.get("s_aux") is not None:
         raise RuntimeError("it has attention sinks, which are not supported")
     _, heads, tokens, size = query.shape
-    out = query.new_empty((1, tokens, heads, size))
     scale = size**-0.5 if scaling is None else float(scaling)
-    pool, batch, layer = glimprouter_pass.pool, glimprouter_pass.batch, module.layer_idx
+    window, cap, layer = sliding_window or 0, softcap or 0.0, module.layer_idx
+    if isinstance(glimprouter_pass, PassTables):  # in a compiled graph
+        attended: torch.Tensor = torch.ops.glimprouter.attend(
+            query, key, value, *glimprouter_pass, layer, scale, window, cap
+        )
+        return attended, None
+    out = query.new_empty((1, tokens, heads, size))
+    pool, batch = glimprouter_pass.pool, glimprouter_pass.batch
     _C.append_kv(pool, layer, batch, key, value)
-    _C.paged_attention(pool, layer, batch, query, out, scale, sliding_window or 0, softcap or 0.0)
+    _C.paged_attention(pool, layer, batch, query, out, scale, window, cap)
     glimprouter_pass.layers += 1
     return out, None
 
@@ -74,7 +81,7 @@ AttentionInterface.register(ATTENTION_NAME, _attention)
 
 
 @contextmanager
-def _own_attention(config: Any) -> Iterator[None]:
+def own_attention(config: Any) -> Iterator[None]:
     """The model is the user's: it has its own attention back after each pass."""
     before = config._attn_implementation
     config._attn_implementation = ATTENTION_NAME
@@ -108,7 +115,7 @@ def paged_forward(model: Any, pool: PagePool, batch: RaggedBatch) -> torch.Tenso
     """
     config = model.config.get_text_config()
     state = PagedPass(pool, batch)
-    with _own_attention(config):
+    with own_attention(config):
         output = model(
             input_ids=torch.tensor(batch.ids, dtype=torch.long)[None],
             position_ids=torch.tensor(batch.positions, dtype=torch.long)[None],
