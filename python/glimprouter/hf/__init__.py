@@ -1,6 +1,7 @@
 """The Hugging Face engine: :class:`RoutedModel` over a pair of causal language models.
 
-Also for one model alone: :class:`PagedCache` (attention over pages under ``generate()``).
+Also for one model alone under ``generate()``: :class:`PagedCache` (attention over pages) and
+:class:`GlimpseObserver` (what its glimpses are like).
 
 Needs the extra ``hf`` (torch, transformers).
 """
@@ -17,9 +18,20 @@ except ModuleNotFoundError as error:
 from glimprouter.hf.events import Event, Result
 from glimprouter.hf.generate import routed_generate
 from glimprouter.hf.model import RoutedModel
+from glimprouter.hf.observer import GlimpseObserver, GlimpseSummary, ObservedGlimpse
 from glimprouter.hf.paged_cache import PagedCache
 from glimprouter.hf.run import Run
 
-__all__ = ["Event", "PagedCache", "Result", "RoutedModel", "Run", "routed_generate"]
+__all__ = [
+    "Event",
+    "GlimpseObserver",
+    "GlimpseSummary",
+    "ObservedGlimpse",
+    "PagedCache",
+    "Result",
+    "RoutedModel",
+    "Run",
+    "routed_generate",
+]
 
 del _torch, _transformers
