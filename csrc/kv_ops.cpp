@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 
 #include "element.hpp"
 #include "heads_view.hpp"
@@ -48,12 +49,13 @@ std::int64_t token_bytes(const HeadsView& view) {
 }
 
 // How many tokens from `first` on have slots side by side in one page.
-std::int64_t run_length(const RaggedBatch& batch, std::int64_t first, std::int32_t page_tokens) {
-  const auto total = static_cast<std::int64_t>(batch.slots.size());
-  const std::int64_t slot = batch.slots[static_cast<std::size_t>(first)];
+std::int64_t run_length(std::span<const std::int64_t> slots, std::int64_t first,
+                        std::int32_t page_tokens) {
+  const auto total = static_cast<std::int64_t>(slots.size());
+  const std::int64_t slot = slots[static_cast<std::size_t>(first)];
   const std::int64_t most = std::min(total - first, page_tokens - slot % page_tokens);
   std::int64_t length = 1;
-  while (length < most && batch.slots[static_cast<std::size_t>(first + length)] == slot + length) {
+  while (length < most && slots[static_cast<std::size_t>(first + length)] == slot + length) {
     ++length;
   }
   return length;
@@ -68,15 +70,21 @@ std::int64_t layer_offset(const KvLayout& layout, std::int32_t layer, std::int32
 
 void append_kv(PagePool& pool, std::int32_t layer, const RaggedBatch& batch, const HeadsView& keys,
                const HeadsView& values) {
-  const KvLayout& layout = pool.layout(batch.model);
+  append_kv({pool.address(kNullPage), pool.layout(batch.model)}, layer, tables_of(batch), keys,
+            values);
+}
+
+void append_kv(const PagedMemory& pages, std::int32_t layer, const PageTables& tables,
+               const HeadsView& keys, const HeadsView& values) {
+  const KvLayout& layout = pages.layout;
   check_layer(layout, layer);
-  const auto tokens = static_cast<std::int64_t>(batch.slots.size());
+  const std::int64_t tokens = tables.tokens();
   check_heads(keys, "keys", tokens, layout.num_kv_heads, layout.head_size);
   check_heads(values, "values", tokens, layout.num_kv_heads, layout.head_size);
   for (std::int64_t token = 0; token < tokens;) {
-    const std::int64_t slot = batch.slots[static_cast<std::size_t>(token)];
-    const std::int64_t length = run_length(batch, token, layout.page_tokens);
-    std::byte* const page = pool.address(static_cast<PageId>(slot / layout.page_tokens));
+    const std::int64_t slot = tables.slots[static_cast<std::size_t>(token)];
+    const std::int64_t length = run_length(tables.slots, token, layout.page_tokens);
+    std::byte* const page = pages.arena + slot / layout.page_tokens * KvLayout::kPageUnit;
     for (std::int32_t head = 0; head < layout.num_kv_heads; ++head) {
       std::byte* const target = page + layer_offset(layout, layer, head, slot % layout.page_tokens);
       copy_run({head_address(keys, token, head), token_bytes(keys), keys.dtype, target,

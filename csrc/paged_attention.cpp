@@ -30,12 +30,12 @@ struct Scratch {
 
 class AttentionPass {
  public:
-  AttentionPass(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
+  AttentionPass(const PagedMemory& pages, std::int32_t layer, const PageTables& tables,
                 const AttentionOptions& options, const HeadsView& queries, const HeadsView& out)
-      : pool_(pool),
-        layout_(pool.layout(batch.model)),
+      : arena_(pages.arena),
+        layout_(pages.layout),
         layer_(layer),
-        batch_(batch),
+        tables_(tables),
         options_(options),
         queries_(queries),
         out_(out),
@@ -43,8 +43,8 @@ class AttentionPass {
 
   std::vector<TaskPlace> places() const {
     std::vector<TaskPlace> result;
-    for (std::size_t i = 0; i < batch_.sequences.size(); ++i) {
-      const std::int32_t rows = (batch_.cu_seqlens[i + 1] - batch_.cu_seqlens[i]) * group_;
+    for (std::size_t i = 0; i < tables_.sequences(); ++i) {
+      const std::int32_t rows = (tables_.cu_seqlens[i + 1] - tables_.cu_seqlens[i]) * group_;
       for (std::int32_t head = 0; head < layout_.num_kv_heads; ++head) {
         for (std::int32_t begin = 0; begin < rows; begin += kMaxAttentionRows) {
           result.push_back({static_cast<std::int32_t>(i), head, begin,
@@ -67,8 +67,8 @@ class AttentionPass {
     std::int32_t first_keys[kMaxAttentionRows];
     std::int32_t end_keys[kMaxAttentionRows];
     const auto sequence = static_cast<std::size_t>(place.sequence);
-    const std::int32_t first_token = batch_.cu_seqlens[sequence];
-    const std::int32_t new_tokens = batch_.cu_seqlens[sequence + 1] - first_token;
+    const std::int32_t first_token = tables_.cu_seqlens[sequence];
+    const std::int32_t new_tokens = tables_.cu_seqlens[sequence + 1] - first_token;
     for (std::int32_t row = 0; row < place.count; ++row) {
       const std::int32_t token = (place.begin + row) / group_;
       const std::int32_t head = place.kv_head * group_ + (place.begin + row) % group_;
@@ -78,12 +78,12 @@ class AttentionPass {
         scratch.queries[static_cast<std::size_t>(row * head_size + i)] =
             element(query, i) * options_.scale;
       }
-      end_keys[row] = batch_.key_lengths[sequence] - new_tokens + token + 1;
+      end_keys[row] = tables_.key_lengths[sequence] - new_tokens + token + 1;
       first_keys[row] = options_.window > 0 ? std::max(0, end_keys[row] - options_.window) : 0;
     }
     const AttentionTask task{
-        pool_.address(kNullPage),
-        batch_.block_table.data() + sequence * static_cast<std::size_t>(batch_.table_width),
+        arena_,
+        tables_.block_table.data() + sequence * static_cast<std::size_t>(tables_.table_width),
         &layout_,
         layer_,
         place.kv_head,
@@ -106,10 +106,10 @@ class AttentionPass {
   }
 
  private:
-  const PagePool& pool_;
+  const std::byte* arena_;
   const KvLayout& layout_;
   std::int32_t layer_;
-  const RaggedBatch& batch_;
+  const PageTables& tables_;
   const AttentionOptions& options_;
   const HeadsView& queries_;
   const HeadsView& out_;
@@ -118,10 +118,8 @@ class AttentionPass {
 
 }  // namespace
 
-void paged_attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
-                     const AttentionOptions& options, const HeadsView& queries,
-                     const HeadsView& out) {
-  const KvLayout& layout = pool.layout(batch.model);
+void check_attention(const KvLayout& layout, std::int32_t layer, std::int64_t tokens,
+                     const HeadsView& queries, const HeadsView& out) {
   check_layer(layout, layer);
   if (layout.head_size % kAttentionLanes != 0) {
     throw std::invalid_argument(
@@ -134,13 +132,26 @@ void paged_attention(const PagePool& pool, std::int32_t layer, const RaggedBatch
                                 std::to_string(layout.num_kv_heads) + " KV heads, got " +
                                 std::to_string(queries.heads));
   }
-  const auto tokens = static_cast<std::int64_t>(batch.ids.size());
   check_heads(queries, "queries", tokens, queries.heads, layout.head_size);
   check_heads(out, "out", tokens, queries.heads, layout.head_size);
-  const AttentionPass pass(pool, layer, batch, options, queries, out);
+}
+
+void paged_attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
+                     const AttentionOptions& options, const HeadsView& queries,
+                     const HeadsView& out) {
+  paged_attention({pool.address(kNullPage), pool.layout(batch.model)}, layer, tables_of(batch),
+                  options, queries, out);
+}
+
+void paged_attention(const PagedMemory& pages, std::int32_t layer, const PageTables& tables,
+                     const AttentionOptions& options, const HeadsView& queries,
+                     const HeadsView& out) {
+  const KvLayout& layout = pages.layout;
+  check_attention(layout, layer, tables.tokens(), queries, out);
+  const AttentionPass pass(pages, layer, tables, options, queries, out);
   const std::vector<TaskPlace> places = pass.places();
   std::int64_t keys = 0;
-  for (const std::int32_t length : batch.key_lengths) keys += length;
+  for (const std::int32_t length : tables.key_lengths) keys += length;
   auto body = [&](std::int64_t index, int) noexcept {
     pass.run(places[static_cast<std::size_t>(index)]);
   };

@@ -7,8 +7,10 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "glimprouter/page_tables.hpp"
 #include "kv_cache_docs.hpp"
 #include "tensor_access.hpp"
 #include "token_bytes.hpp"
@@ -32,6 +34,15 @@ py::array column(const std::vector<Value>& values, const py::object& owner) {
   py::array_t<Value> view(static_cast<py::ssize_t>(values.size()), values.data(), owner);
   view.attr("flags").attr("writeable") = false;
   return view;
+}
+
+// An array that owns what was a vector.
+template <typename Value>
+py::array owned(std::vector<Value> values) {
+  auto* const kept = new std::vector<Value>(std::move(values));
+  const py::capsule owner(kept,
+                          [](void* memory) { delete static_cast<std::vector<Value>*>(memory); });
+  return py::array_t<Value>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
 }
 
 template <auto Member>
@@ -130,6 +141,17 @@ void bind_batch(py::module_& module) {
                       static_cast<py::ssize_t>(value.table_width)});
       },
       "Pages of each sequence in units of 256 bytes, int32 [B, pages], padded with 0.");
+  batch.def(
+      "padded_tables",
+      [](const RaggedBatch& self) {
+        PaddedTables tables = padded_tables(self);
+        const auto rows = static_cast<py::ssize_t>(tables.key_lengths.size());
+        return py::make_tuple(owned(std::move(tables.slots)),
+                              owned(std::move(tables.block_table)).reshape({rows, py::ssize_t{-1}}),
+                              owned(std::move(tables.cu_seqlens)),
+                              owned(std::move(tables.key_lengths)));
+      },
+      docs::kPaddedTables);
 }
 
 // The tokens of a cache's sequences, in the ids of each model.

@@ -125,6 +125,16 @@ Raises:
     RuntimeError: A sequence is part of another batch in flight.
 )";
 
+inline constexpr const char* kPaddedTables =
+    R"(The tables with one sequence more, which has no token, and at least two pages in a row.
+
+So no size but T can be 1, for which compilers make a graph of its own.
+
+Returns:
+    slots int64 [T], block_table int32 [B + 1, pages], cu_seqlens int32 [B + 2], key_lengths int32
+    [B + 1]: arrays of their own.
+)";
+
 inline constexpr const char* kKvComplete = R"(The batch's tokens have been computed.
 
 Raises:

@@ -1,10 +1,11 @@
-// append_kv, paged_attention, gather_kv.
+// append_kv, paged_attention, gather_kv; the first two also on tensors that hold arena and tables.
 #include "glimprouter/kv_ops.hpp"
 
 #include <pybind11/pybind11.h>
 
 #include <cmath>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "tensor_access.hpp"
@@ -57,20 +58,25 @@ void append(PagePool& pool, std::int32_t layer, const RaggedBatch& batch, const 
             heads_view(v, "values", Axes::kHeadsFirst, false));
 }
 
-void attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
-               const py::object& queries, const py::object& out, float scale, std::int32_t window,
-               float softcap) {
+AttentionOptions attention_options(float scale, std::int32_t window, float softcap) {
   if (!std::isfinite(scale)) throw py::value_error("scale must be finite");
   if (window < 0) throw py::value_error("window must be >= 0 (0: off)");
   if (!(softcap >= 0.0f) || std::isinf(softcap)) {
     throw py::value_error("softcap must be >= 0 (0: off)");
   }
+  return {scale, window, softcap};
+}
+
+void attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
+               const py::object& queries, const py::object& out, float scale, std::int32_t window,
+               float softcap) {
+  const AttentionOptions options = attention_options(scale, window, softcap);
   const BorrowedTensor q(queries.ptr(), "queries");
   const BorrowedTensor o(out.ptr(), "out");
   const HeadsView query = heads_view(q, "queries", Axes::kHeadsFirst, false);
   const HeadsView target = heads_view(o, "out", Axes::kTokensFirst, true);
   const py::gil_scoped_release release;
-  paged_attention(pool, layer, batch, {scale, window, softcap}, query, target);
+  paged_attention(pool, layer, batch, options, query, target);
 }
 
 void gather(const PagePool& pool, std::int32_t model, std::int32_t layer, const py::object& pages,
@@ -90,6 +96,94 @@ void gather(const PagePool& pool, std::int32_t model, std::int32_t layer, const 
             heads_view(v, "values", Axes::kHeadsFirst, true));
 }
 
+// Integers of one table, contiguous; a view.
+template <typename Integer>
+std::span<const Integer> integers(const BorrowedTensor& tensor, const char* what, int dimensions) {
+  constexpr int kBits = 8 * sizeof(Integer);
+  std::int64_t size = 1;
+  bool contiguous = tensor.device_type == kCpuDevice;
+  for (int axis = tensor.dimensions - 1; axis >= 0; --axis) {
+    contiguous = contiguous && (tensor.shape[axis] <= 1 || tensor.strides[axis] == size);
+    size *= tensor.shape[axis];
+  }
+  if (tensor.kind != ElementKind::kSigned || tensor.bits != kBits ||
+      tensor.dimensions != dimensions || !contiguous) {
+    throw py::value_error(std::string(what) + " must be a contiguous int" + std::to_string(kBits) +
+                          " tensor of " + std::to_string(dimensions) + " dimension(s) on the CPU");
+  }
+  return {static_cast<const Integer*>(tensor.data), static_cast<std::size_t>(size)};
+}
+
+// Arena and tables of a forward pass that come as tensors; borrowed and checked.
+class TensorPages {
+ public:
+  // tables: slots, block_table, cu_seqlens, key_lengths. geometry: layers, KV heads, page tokens.
+  TensorPages(const py::object& arena, const py::tuple& tables, const py::tuple& geometry,
+              std::int32_t head_size)
+      : arena_(arena.ptr(), "arena"),
+        slots_(py::object(tables[0]).ptr(), "slots"),
+        block_table_(py::object(tables[1]).ptr(), "block_table"),
+        cu_seqlens_(py::object(tables[2]).ptr(), "cu_seqlens"),
+        key_lengths_(py::object(tables[3]).ptr(), "key_lengths") {
+    const DataType dtype = float_type(arena_, "arena");
+    if (arena_.device_type != kCpuDevice || arena_.dimensions != 1 || arena_.strides[0] != 1) {
+      throw py::value_error("arena must be contiguous, of one dimension, on the CPU");
+    }
+    layout = KvLayout::make(geometry[0].cast<std::int32_t>(), geometry[1].cast<std::int32_t>(),
+                            head_size, geometry[2].cast<std::int32_t>(), dtype);
+    view.block_table = integers<PageId>(block_table_, "block_table", 2);
+    view.table_width = static_cast<std::int32_t>(block_table_.shape[1]);
+    view.slots = integers<std::int64_t>(slots_, "slots", 1);
+    view.cu_seqlens = integers<std::int32_t>(cu_seqlens_, "cu_seqlens", 1);
+    view.key_lengths = integers<std::int32_t>(key_lengths_, "key_lengths", 1);
+    check_tables(view, layout, arena_.shape[0] * element_size(dtype));
+  }
+
+  PagedMemory memory(bool written) const {
+    if (written && arena_.read_only) throw py::value_error("arena is read-only");
+    return {static_cast<std::byte*>(arena_.data), layout};
+  }
+
+  KvLayout layout;
+  PageTables view;
+
+ private:
+  BorrowedTensor arena_, slots_, block_table_, cu_seqlens_, key_lengths_;
+};
+
+void append_to(const py::object& arena, const py::tuple& tables, const py::tuple& geometry,
+               std::int32_t layer, const py::object& keys, const py::object& values) {
+  const BorrowedTensor k(keys.ptr(), "keys");
+  const BorrowedTensor v(values.ptr(), "values");
+  const HeadsView key = heads_view(k, "keys", Axes::kHeadsFirst, false);
+  const HeadsView value = heads_view(v, "values", Axes::kHeadsFirst, false);
+  const TensorPages pages(arena, tables, geometry, key.head_size);
+  append_kv(pages.memory(true), layer, pages.view, key, value);
+}
+
+// keys: None when they are in the pages by now.
+void attend(const py::object& arena, const py::tuple& tables, const py::tuple& geometry,
+            std::int32_t layer, const py::object& queries, const py::object& keys,
+            const py::object& values, const py::object& out, float scale, std::int32_t window,
+            float softcap) {
+  const AttentionOptions options = attention_options(scale, window, softcap);
+  const BorrowedTensor q(queries.ptr(), "queries");
+  const BorrowedTensor o(out.ptr(), "out");
+  const HeadsView query = heads_view(q, "queries", Axes::kHeadsFirst, false);
+  const HeadsView target = heads_view(o, "out", Axes::kTokensFirst, true);
+  const TensorPages pages(arena, tables, geometry, query.head_size);
+  if (!keys.is_none()) {
+    check_attention(pages.layout, layer, pages.view.tokens(), query, target);
+    const BorrowedTensor k(keys.ptr(), "keys");
+    const BorrowedTensor v(values.ptr(), "values");
+    append_kv(pages.memory(true), layer, pages.view,
+              heads_view(k, "keys", Axes::kHeadsFirst, false),
+              heads_view(v, "values", Axes::kHeadsFirst, false));
+  }
+  const py::gil_scoped_release release;
+  paged_attention(pages.memory(false), layer, pages.view, options, query, target);
+}
+
 }  // namespace
 
 void bind_kv_ops(py::module_& module) {
@@ -97,6 +191,8 @@ void bind_kv_ops(py::module_& module) {
   module.def("append_kv", &append);
   module.def("paged_attention", &attention);
   module.def("gather_kv", &gather);
+  module.def("append_kv_to", &append_to);
+  module.def("attend_over", &attend);
 }
 
 }  // namespace glimprouter::bindings

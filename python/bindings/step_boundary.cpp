@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "glimprouter/transition.hpp"
 #include "token_bytes.hpp"
 
 namespace py = pybind11;
@@ -31,17 +32,26 @@ std::shared_ptr<StepBoundary> make_boundary(const py::sequence& token_bytes,
   return std::make_shared<StepBoundary>(std::move(definition));
 }
 
+void check_token(const StepBoundary& boundary, std::int32_t token) {
+  if (token < 0 || token >= boundary.vocabulary_size()) {
+    throw py::value_error("token must lie in [0, " + std::to_string(boundary.vocabulary_size()) +
+                          "), got " + std::to_string(token));
+  }
+}
+
 py::tuple effect(const StepBoundary& boundary, int state, std::int32_t token) {
   if (state < 0 || state >= boundary.num_states()) {
     throw py::value_error("state must lie in [0, " + std::to_string(boundary.num_states()) +
                           "), got " + std::to_string(state));
   }
-  if (token < 0 || token >= boundary.vocabulary_size()) {
-    throw py::value_error("token must lie in [0, " + std::to_string(boundary.vocabulary_size()) +
-                          "), got " + std::to_string(token));
-  }
+  check_token(boundary, token);
   const TokenEffect result = boundary.table().effect(static_cast<std::uint8_t>(state), token);
   return py::make_tuple(static_cast<int>(result.next_state()), result.has(TokenEffect::kHit));
+}
+
+bool before_step(const StepBoundary& boundary, std::int32_t token) {
+  check_token(boundary, token);
+  return precedes_step(boundary.table().effect(StepBoundary::kInitialState, token));
 }
 
 }  // namespace
@@ -61,7 +71,12 @@ void bind_step_boundary(py::module_& module) {
                              [](const StepBoundary& b) { return b.definition().eos_ids; })
       .def_property_readonly("close_ids",
                              [](const StepBoundary& b) { return b.definition().close_ids; })
-      .def("effect", &effect, py::arg("state"), py::arg("token"));
+      .def("effect", &effect, py::arg("state"), py::arg("token"))
+      .def("precedes_step", &before_step, py::arg("token"),
+           "Whether a token at a step's start leaves it a start: white space, or think-start.")
+      .def_static(
+          "next_step", [](int state) { return state & ~StepBoundary::kContent; }, py::arg("state"),
+          "The state in which the step behind a boundary begins.");
 }
 
 }  // namespace glimprouter::bindings

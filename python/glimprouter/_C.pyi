@@ -96,6 +96,9 @@ class StepBoundary:
     @property
     def close_ids(self) -> list[int]: ...
     def effect(self, state: int, token: int) -> tuple[int, bool]: ...
+    def precedes_step(self, token: int) -> bool: ...
+    @staticmethod
+    def next_step(state: int) -> int: ...
 
 class StepOutputs:
     def __init__(self, capacity: int, fields: int, logprob_ids: Sequence[int]) -> None: ...
@@ -204,6 +207,7 @@ class RaggedBatch:
     def slots(self) -> npt.NDArray[np.int64]: ...
     @property
     def block_table(self) -> _Int: ...
+    def padded_tables(self) -> tuple[npt.NDArray[np.int64], _Int, _Int, _Int]: ...
 
 class VocabularyMap:
     def __init__(
@@ -275,4 +279,27 @@ def paged_attention(
 ) -> None: ...
 def gather_kv(
     pool: PagePool, model: int, layer: int, pages: Any, keys: Any, values: Any, /
+) -> None: ...
+def append_kv_to(
+    arena: Any,
+    tables: tuple[Any, Any, Any, Any],
+    geometry: tuple[int, int, int],
+    layer: int,
+    keys: Any,
+    values: Any,
+    /,
+) -> None: ...
+def attend_over(
+    arena: Any,
+    tables: tuple[Any, Any, Any, Any],
+    geometry: tuple[int, int, int],
+    layer: int,
+    queries: Any,
+    keys: Any,
+    values: Any,
+    out: Any,
+    scale: float,
+    window: int,
+    softcap: float,
+    /,
 ) -> None: ...

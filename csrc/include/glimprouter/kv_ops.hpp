@@ -3,9 +3,11 @@
 // std::invalid_argument.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "glimprouter/page_pool.hpp"
+#include "glimprouter/page_tables.hpp"
 #include "glimprouter/ragged_batch.hpp"
 
 namespace glimprouter {
@@ -21,10 +23,19 @@ struct HeadsView {
   std::int64_t head_stride;
 };
 
+// Pages of one layout, wherever their arena comes from. Non-owning.
+struct PagedMemory {
+  std::byte* arena;
+  const KvLayout& layout;
+};
+
 // Writes keys and values [T, KV heads, head size] of the batch's tokens into one layer of their
 // pages, cast to the pages' type.
 void append_kv(PagePool& pool, std::int32_t layer, const RaggedBatch& batch, const HeadsView& keys,
                const HeadsView& values);
+// The same for tables that check_tables() has accepted.
+void append_kv(const PagedMemory& pages, std::int32_t layer, const PageTables& tables,
+               const HeadsView& keys, const HeadsView& values);
 
 struct AttentionOptions {
   float scale = 1.0f;
@@ -39,6 +50,14 @@ struct AttentionOptions {
 void paged_attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
                      const AttentionOptions& options, const HeadsView& queries,
                      const HeadsView& out);
+// The same for tables that check_tables() has accepted.
+void paged_attention(const PagedMemory& pages, std::int32_t layer, const PageTables& tables,
+                     const AttentionOptions& options, const HeadsView& queries,
+                     const HeadsView& out);
+
+// The checks of paged_attention() alone, for a caller that writes something before it.
+void check_attention(const KvLayout& layout, std::int32_t layer, std::int64_t tokens,
+                     const HeadsView& queries, const HeadsView& out);
 
 // Copies the first `tokens` keys and values of one sequence and layer out of its pages, cast to the
 // type of the targets. pages: [ceil(tokens / page_tokens)] of the model's layout.

@@ -59,7 +59,7 @@ def run_benchmarks(
 
     Args:
         names: Keys of `BENCHMARKS`: "glimpse", "sampling", "step", "decode", "kv".
-        settings: Length and size of the run; the default takes about a minute.
+        settings: Length and size of the run; the default takes some minutes.
 
     Returns:
         The measurements with a description of the machine.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import glimprouter as gr
@@ -40,19 +41,44 @@ def thin_model() -> Any:
     return model
 
 
-def _seconds_a_token(model: Any, run: Callable[[], object]) -> float:
-    """Median time between the beginnings of two decoding passes of the model."""
-    starts: list[float] = []
+@contextmanager
+def _hooked(model: Any, starts: list[float]) -> Iterator[None]:
     handle = model.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter()))
     try:
-        run()
+        yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _wrapped(routed: Any, starts: list[float]) -> Iterator[None]:
+    """For compiled models: a hook of theirs would become part of the graph."""
+    before = routed.compiled
+
+    def watched(forward: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            starts.append(time.perf_counter())
+            return forward(*arguments)
+
+        return call
+
+    routed.compiled = {name: watched(forward) for name, forward in before.items()}
+    try:
+        yield
+    finally:
+        routed.compiled = before
+
+
+def _seconds_a_token(model: Any, run: Callable[[], object], routed: Any = None) -> float:
+    """Median time between the beginnings of two decoding passes of the model."""
+    starts: list[float] = []
+    with _hooked(model, starts) if routed is None else _wrapped(routed, starts):
+        run()
     gaps = [after - before for before, after in itertools.pairwise(starts[1:])]
     return statistics.median(gaps)
 
 
-def _routed(model: Any, engine: Any) -> Any:
+def _routed(model: Any, engine: Any, compile: bool = False) -> Any:
     """A pair of the same model twice, forced to the small one."""
     from transformers import AutoTokenizer
 
@@ -69,38 +95,48 @@ def _routed(model: Any, engine: Any) -> Any:
         max_think_tokens=TOKENS,
         max_answer_tokens=0,
     )
-    return RoutedModel(model, model, tokenizer, config, engine=engine)
+    return RoutedModel(model, model, tokenizer, config, engine=engine, compile=compile)
+
+
+def _measure(
+    model: Any, engines: dict[str, Any], prompt: Any, settings: Settings
+) -> dict[str, float]:
+    """Seconds a token of each engine and of `generate`, in turns."""
+    contenders: dict[str, tuple[Callable[[], object], Any]] = {
+        name: (lambda e=engine: e.generate([prompt.tolist()]), engine if engine.compiled else None)  # type: ignore[misc]
+        for name, engine in engines.items()
+    }
+    contenders["generate"] = (
+        lambda: model.generate(prompt[None], max_new_tokens=TOKENS, do_sample=False),
+        None,
+    )
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(max(3, settings.rounds // 5)):
+        for name, (contender, compiled) in contenders.items():
+            seconds[name].append(_seconds_a_token(model, contender, compiled))
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def run(settings: Settings) -> list[Section]:
-    """Measures both engines and `generate` at two lengths of the context, on one thread."""
+    """Measures the engines and `generate` at two lengths of the context, on one thread."""
     import torch
 
     model: Any = thin_model()
-    engines = {name: _routed(model, name) for name in ("paged", "gather")}
     rows = []
-    with one_torch_thread(), torch.inference_mode():
+    with one_torch_thread():
+        engines = {name: _routed(model, name) for name in ("paged", "gather")}
+        if settings.compile:
+            engines["paged, compiled"] = _routed(model, "paged", compile=True)
         for context, least in CONTEXTS.items():
-            prompt = torch.arange(context) % 200 + 40
-            contenders: dict[str, Callable[[], object]] = {
-                "paged": lambda p=prompt: engines["paged"].generate([p.tolist()]),  # type: ignore[misc]
-                "gather": lambda p=prompt: engines["gather"].generate([p.tolist()]),  # type: ignore[misc]
-                "generate": lambda p=prompt: model.generate(  # type: ignore[misc]
-                    p[None], max_new_tokens=TOKENS, do_sample=False
-                ),
-            }
-            seconds: dict[str, list[float]] = {name: [] for name in contenders}
-            for _ in range(max(3, settings.rounds // 5)):
-                for name, contender in contenders.items():
-                    seconds[name].append(_seconds_a_token(model, contender))
-            medians = {name: statistics.median(values) for name, values in seconds.items()}
-            for name in contenders:
-                speedup = medians["generate"] / medians[name]
+            with torch.inference_mode():
+                medians = _measure(model, engines, torch.arange(context) % 200 + 40, settings)
+            for name, seconds in medians.items():
+                speedup = medians["generate"] / seconds
                 goal = name == "paged"
                 rows.append(
                     BenchmarkRow(
                         f"context {context}: {name}",
-                        1e6 * medians[name],
+                        1e6 * seconds,
                         speedup=None if name == "generate" else speedup,
                         goal=f"speed-up >= {least:g}" if goal else None,
                         met=speedup >= least if goal else None,

@@ -33,17 +33,19 @@ class Settings:
         round_seconds: Time that each contender gets in one round, in seconds.
         vocabulary: Length of a row of logits in the large benchmarks.
         batch: Rows of the batch that is spread over threads.
+        compile: Whether graphs are compiled and measured too, which takes minutes at first.
     """
 
     rounds: int = 25
     round_seconds: float = 0.01
     vocabulary: int = 151_936
     batch: int = 64
+    compile: bool = True
 
     @staticmethod
     def quick() -> Settings:
         """Returns a run of a few seconds, for smoke tests: its figures mean little."""
-        return Settings(rounds=3, round_seconds=0.002, batch=8)
+        return Settings(rounds=3, round_seconds=0.002, batch=8, compile=False)
 
 
 @dataclass(frozen=True)

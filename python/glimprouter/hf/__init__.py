@@ -1,5 +1,8 @@
 """The Hugging Face engine: :class:`RoutedModel` over a pair of causal language models.
 
+Also for one model alone under ``generate()``: :class:`PagedCache` (attention over pages) and
+:class:`GlimpseObserver` (what its glimpses are like).
+
 Needs the extra ``hf`` (torch, transformers).
 """
 
@@ -15,12 +18,18 @@ except ModuleNotFoundError as error:
 from glimprouter.hf.events import Event, Result, TokenCounts
 from glimprouter.hf.generate import routed_generate
 from glimprouter.hf.model import RoutedModel
+from glimprouter.hf.observer import GlimpseObserver, GlimpseSummary, ObservedGlimpse
+from glimprouter.hf.paged_cache import PagedCache
 from glimprouter.hf.prompts import EncodedPrompt
 from glimprouter.hf.run import Run
 
 __all__ = [
     "EncodedPrompt",
     "Event",
+    "GlimpseObserver",
+    "GlimpseSummary",
+    "ObservedGlimpse",
+    "PagedCache",
     "Result",
     "RoutedModel",
     "Run",

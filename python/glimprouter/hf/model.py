@@ -11,6 +11,7 @@ import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glimprouter.config import RouterConfig, check_integer, check_random_key
+from glimprouter.hf.compiled import CompiledForward, compile_pair
 from glimprouter.hf.engine import Engine, GatherEngine
 from glimprouter.hf.events import Result
 from glimprouter.hf.paged_attention import why_not_paged
@@ -49,6 +50,7 @@ class RoutedModel:
         max_batch_size: int = 64,
         engine: Literal["auto", "paged", "gather"] = "auto",
         kv_memory_bytes: int | None = None,
+        compile: bool = False,
     ) -> None:
         """Checks that the pair fits together.
 
@@ -73,11 +75,15 @@ class RoutedModel:
             kv_memory_bytes: Memory for keys and values of both models on pages, > 0; None for what
                 the prompts need, up to half of this machine's. When it runs short, sequences are
                 preempted and resumed.
+            compile: Whether both models run as compiled graphs (``torch.compile``), on pages only.
+                They are made here, in seconds to minutes, for the number of threads that torch has
+                now. Logits differ from the eager ones by rounding.
 
         Raises:
             ValueError: Vocabularies that cannot be mapped, a model that is narrower than its
                 tokenizer, a layer type that cannot be served, a tokenizer that cannot write the
-                delimiter, or an option out of range.
+                delimiter, an option out of range, or ``compile`` without pages.
+            RuntimeError: A model cannot be compiled.
 
         Warns:
             RuntimeWarning: ``engine="auto"`` falls back.
@@ -119,6 +125,13 @@ class RoutedModel:
             ModelRunner(name, model, 1)  # refuses layers that cannot be served
         self.kv_memory_bytes = kv_memory_bytes
         self.engine = self._choose_engine(engine)
+        self.compiled: dict[str, CompiledForward] | None = None
+        if compile:
+            if self.engine != "paged":
+                raise ValueError(
+                    f'compile=True needs engine="paged", this pair runs on {self.engine!r}'
+                )
+            self.compiled = compile_pair(small, large)
 
     def _choose_engine(self, wanted: str) -> Literal["paged", "gather"]:
         if wanted == "gather":
@@ -283,6 +296,7 @@ class RoutedModel:
             batch,
             self.kv_memory_bytes,
             self.translation,
+            self.compiled,
         )
 
     def _think_limit(

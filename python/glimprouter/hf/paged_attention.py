@@ -1,23 +1,32 @@
 """Hugging Face models on pages: the attention function, and whether a model can be served by it.
 
-A forward pass is packed: the unseen tokens of all sequences side by side, ``[1, T]``, with their
-own positions and without a mask. The attention function writes the new keys and values into the
-pages of their sequences and attends over those pages.
+The attention function writes the new keys and values into the pages of their sequences and attends
+over those pages. It is told which by one of two ways:
+
+- the engine packs the unseen tokens of all sequences side by side, ``[1, T]``, with their own
+  positions and without a mask, and passes a :class:`PagedPass` through the model's arguments;
+- under ``generate()``, :class:`glimprouter.hf.PagedCache` leaves a note on the keys, and the
+  padding comes as the mask ``[B, tokens]``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from glimprouter import _C
 from glimprouter.kv import KvCache, KvLayout, PagePool, RaggedBatch
+from glimprouter.torch_ops import PassTables
 
 ATTENTION_NAME = "glimprouter"
+# The same function under a name without a mask: transformers would look for packed sequences in
+# every pass of the engine, only to hand over nothing.
+_PACKED_NAME = "glimprouter_packed"
+_NOTE = "_glimprouter_layer"  # attribute of the keys that a PagedCache has seen
 PAGE_TOKENS = 16
 _PROBE_LENGTHS = (7, 5)  # two sequences side by side, one of them in two pieces
 # Root mean square of the difference over the spread of the logits. Rounding in the narrow types is
@@ -43,6 +52,25 @@ class PagedPass:
         self.layers = 0
 
 
+class NotedLayer(Protocol):
+    """A layer of a cache whose keys and values are in pages."""
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        options: tuple[float, int, float],
+    ) -> torch.Tensor:
+        """``[B, heads, T, size]`` to ``[B, T, heads, size]``; options: scale, window, softcap."""
+
+
+def leave_note(key: torch.Tensor, layer: NotedLayer) -> None:
+    """Tells the attention function which layer of which cache these keys belong to."""
+    setattr(key, _NOTE, layer)
+
+
 def _attention(
     module: Any,
     query: torch.Tensor,
@@ -52,32 +80,55 @@ def _attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    glimprouter_pass: PagedPass | None = None,
+    glimprouter_pass: PagedPass | PassTables | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """``[1, heads, T, size]`` in, ``[1, T, heads, size]`` out."""
-    if glimprouter_pass is None:
-        raise RuntimeError("this attention needs a PagedPass; run the model by RoutedModel")
+    """``[B, heads, T, size]`` in, ``[B, T, heads, size]`` out; B is 1 but under a PagedCache."""
     if kwargs.get("s_aux") is not None:
         raise RuntimeError("it has attention sinks, which are not supported")
     _, heads, tokens, size = query.shape
-    out = query.new_empty((1, tokens, heads, size))
     scale = size**-0.5 if scaling is None else float(scaling)
-    pool, batch, layer = glimprouter_pass.pool, glimprouter_pass.batch, module.layer_idx
+    window, cap, layer = sliding_window or 0, softcap or 0.0, module.layer_idx
+    if glimprouter_pass is None:
+        noted = cast("NotedLayer | None", getattr(key, _NOTE, None))
+        if noted is None:
+            raise RuntimeError(
+                "this attention needs a PagedPass, which RoutedModel gives, or"
+                " past_key_values=glimprouter.hf.PagedCache(model)"
+            )
+        return noted.attend(query, key, value, attention_mask, (scale, window, cap)), None
+    if isinstance(glimprouter_pass, PassTables):  # in a compiled graph
+        attended: torch.Tensor = torch.ops.glimprouter.attend(
+            query, key, value, *glimprouter_pass, layer, scale, window, cap
+        )
+        return attended, None
+    out = query.new_empty((1, tokens, heads, size))
+    pool, batch = glimprouter_pass.pool, glimprouter_pass.batch
     _C.append_kv(pool, layer, batch, key, value)
-    _C.paged_attention(pool, layer, batch, query, out, scale, sliding_window or 0, softcap or 0.0)
+    _C.paged_attention(pool, layer, batch, query, out, scale, window, cap)
     glimprouter_pass.layers += 1
     return out, None
 
 
-AttentionInterface.register(ATTENTION_NAME, _attention)
+def _padding_mask(
+    attention_mask: torch.Tensor | None = None, use_vmap: bool = False, **kwargs: Any
+) -> torch.Tensor | None:
+    """The mask of the padding as it is: causal order and windows are the attention's own."""
+    if use_vmap:
+        raise ValueError("attention over pages is causal; this model asks for another mask")
+    return attention_mask
+
+
+for _name in (ATTENTION_NAME, _PACKED_NAME):
+    AttentionInterface.register(_name, _attention)
+AttentionMaskInterface.register(ATTENTION_NAME, _padding_mask)
 
 
 @contextmanager
-def _own_attention(config: Any) -> Iterator[None]:
+def own_attention(config: Any, name: str = _PACKED_NAME) -> Iterator[None]:
     """The model is the user's: it has its own attention back after each pass."""
     before = config._attn_implementation
-    config._attn_implementation = ATTENTION_NAME
+    config._attn_implementation = name
     try:
         yield
     finally:
@@ -108,7 +159,7 @@ def paged_forward(model: Any, pool: PagePool, batch: RaggedBatch) -> torch.Tenso
     """
     config = model.config.get_text_config()
     state = PagedPass(pool, batch)
-    with _own_attention(config):
+    with own_attention(config):
         output = model(
             input_ids=torch.tensor(batch.ids, dtype=torch.long)[None],
             position_ids=torch.tensor(batch.positions, dtype=torch.long)[None],
@@ -155,6 +206,9 @@ def _probe(model: Any, layout: KvLayout) -> float:
     pool = PagePool([layout], 8 * layout.page_bytes, layout.page_bytes)
     cache = KvCache(pool, len(prompts))
     rows = [cache.open([prompt[:3]]) for prompt in prompts]
+    config = model.config.get_text_config()
+    own = config._attn_implementation
+    reference = "eager" if own == ATTENTION_NAME else own  # ours would be compared with itself
     worst = 0.0
     for start, end in ((0, 3), (3, 4), (4, None)):
         if start:
@@ -164,7 +218,9 @@ def _probe(model: Any, layout: KvLayout) -> float:
         logits = paged_forward(model, pool, batch)
         cache.complete(batch)
         for row, prompt in enumerate(prompts):
-            expected = model(torch.tensor([prompt[:end]]), use_cache=False).logits[0, -1].float()
+            with own_attention(config, reference):
+                output = model(torch.tensor([prompt[:end]]), use_cache=False)
+            expected = output.logits[0, -1].float()
             spread = float(expected.std()) + 1e-6
             difference = (logits[row].float() - expected).square().mean().sqrt()
             if not torch.isfinite(difference):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from glimprouter.hf.compiled import CompiledForward
 from glimprouter.hf.events import TokenCounts
 from glimprouter.hf.paged_attention import kv_layout, paged_forward
 from glimprouter.hf.sequence import SequenceRecord
@@ -42,6 +43,7 @@ class PagedEngine:
         max_batch_size: int,
         arena_bytes: int | None = None,
         translation: Translation | None = None,
+        compiled: Mapping[str, CompiledForward] | None = None,
     ) -> None:
         """An arena that holds the longest sequences, as far as it may.
 
@@ -54,11 +56,13 @@ class PagedEngine:
             arena_bytes: Memory for keys and values of both models; None for what
                 ``max_batch_size`` of the longest sequences need, up to half of this machine's.
             translation: Of the models' vocabularies; None where both have the same.
+            compiled: Forward passes of both models as graphs, by name; None computes eagerly.
 
         Raises:
             ValueError: The arena cannot hold the longest sequence.
         """
         self._models = dict(zip(MODELS, (small, large), strict=True))
+        self._compiled = compiled
         self._layouts = [kv_layout(small), kv_layout(large)]
         self._max_batch = max_batch_size
         self._translation = translation
@@ -183,7 +187,10 @@ class PagedEngine:
         rows = [self._sequences[record.index] for record in records]
         batch = self._cache.prepare(MODELS.index(model), rows)
         try:
-            logits = paged_forward(self._models[model], self._pool, batch)
+            if self._compiled is None:
+                logits = paged_forward(self._models[model], self._pool, batch)
+            else:
+                logits = self._compiled[model](self._pool, batch)
         except BaseException:
             self._cache.abandon(batch)
             raise

@@ -9,7 +9,7 @@ import torch
 
 from glimprouter.hf.cache import ForwardPlan, SlotCache
 
-_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _MASKED_ATTENTION = {"sdpa", "eager"}  # implementations that take an explicit mask
 
 
@@ -37,7 +37,7 @@ class ModelRunner:
         self.device = model.device
         self.config = model.config.get_text_config()
         self.layer_types: list[str] = list(getattr(self.config, "layer_types", None) or ())
-        if unknown := set(self.layer_types) - _KNOWN_LAYERS:
+        if unknown := set(self.layer_types) - KNOWN_LAYERS:
             raise ValueError(
                 f"the {name} model has layers of type {sorted(unknown)[0]!r}, whose state this"
                 " engine cannot keep across hand-offs; it serves full and sliding attention"
