@@ -23,7 +23,7 @@ collect_ignore = [] if "cuda:0" in gr.build_info()["devices"] else ["gpu"]
 
 # The host SIMT shim takes some milliseconds a row.
 SHIM_VOCABULARY = 5001
-SHIM_MANY_ROWS = ("frequencies", "draws_differ")
+SHIM_MANY_ROWS = ("frequencies", "draws_differ", "every_16_bit_pattern")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
