@@ -146,6 +146,8 @@ def test_what_begins_and_ends_a_step() -> None:
     assert [t.end_reason for t in traces] == ["eos", "eos", "interrupted", "eos"]
     assert [t.total_tokens for t in traces] == [11, 6, 12, 1]
     assert traces[0].answer == "a"
+    # White space behind a boundary belongs to the next step, also where the run goes on.
+    assert [[s.num_tokens for s in t.steps] for t in traces] == [[5, 3], [3, 3], [1, 3], []]
     assert [[s.end_reason for s in t.steps] for t in traces] == [
         ["delimiter", "delimiter"],
         ["delimiter", "eos"],

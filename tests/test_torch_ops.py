@@ -93,6 +93,8 @@ def test_arena_is_the_pool_itself() -> None:
     arena = arena_of(made.pool, torch.float32)
     assert arena.data_ptr() == made.pool.memory.ctypes.data
     assert arena.numel() * 4 == made.pool.memory.size
+    with torch.inference_mode():
+        assert not arena_of(made.pool, torch.float32).is_inference()
     arena[5] = 2.5
     assert made.pool.memory[20:24].view(np.float32) == 2.5
 

@@ -73,10 +73,7 @@ void bind_step_boundary(py::module_& module) {
                              [](const StepBoundary& b) { return b.definition().close_ids; })
       .def("effect", &effect, py::arg("state"), py::arg("token"))
       .def("precedes_step", &before_step, py::arg("token"),
-           "Whether a token at a step's start leaves it a start: white space, or think-start.")
-      .def_static(
-          "next_step", [](int state) { return state & ~StepBoundary::kContent; }, py::arg("state"),
-          "The state in which the step behind a boundary begins.");
+           "Whether a token at a step's start leaves it a start: white space, or think-start.");
 }
 
 }  // namespace glimprouter::bindings

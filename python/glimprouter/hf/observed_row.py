@@ -81,7 +81,6 @@ class ObservedRow:
         if ended or closes or hit:
             step.end_reason = "eos" if ended else "think_end" if closes else "delimiter"
             self._step = ObservedStep(index + 1, index + 1)
-            self._state = self.boundary.next_step(self._state)
         if closes and not ended:
             self.answer_start = index + 1
         self._finish("eos" if ended else "none")
