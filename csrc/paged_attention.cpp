@@ -7,6 +7,7 @@
 #include "element.hpp"
 #include "glimprouter/attention_task.hpp"
 #include "glimprouter/cpu_backend.hpp"
+#include "glimprouter/device_arena.hpp"
 #include "glimprouter/kv_ops.hpp"
 #include "glimprouter/thread_pool.hpp"
 #include "heads_view.hpp"
@@ -120,7 +121,7 @@ class AttentionPass {
 
 void paged_attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
                      const AttentionOptions& options, const HeadsView& queries,
-                     const HeadsView& out) {
+                     const HeadsView& out, DeviceStream stream) {
   const KvLayout& layout = pool.layout(batch.model);
   check_layer(layout, layer);
   if (layout.head_size % kAttentionLanes != 0) {
@@ -137,6 +138,10 @@ void paged_attention(const PagePool& pool, std::int32_t layer, const RaggedBatch
   const auto tokens = static_cast<std::int64_t>(batch.ids.size());
   check_heads(queries, "queries", tokens, queries.heads, layout.head_size);
   check_heads(out, "out", tokens, queries.heads, layout.head_size);
+  if (DeviceArena* const arena = pool.device_arena()) {
+    arena->attend(layout, layer, batch, options, queries, out, stream);
+    return;
+  }
   const AttentionPass pass(pool, layer, batch, options, queries, out);
   const std::vector<TaskPlace> places = pass.places();
   std::int64_t keys = 0;

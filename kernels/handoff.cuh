@@ -74,7 +74,9 @@ GR_DEVICE void pad_tokens(const HandoffArguments& arguments, std::int64_t begin)
 
 // grid: one block a sequence, and one more for the padding. A block finds its place in the batch by
 // adding up the sequences before it: no block waits for another.
-GR_KERNEL(kHandoffThreads) void handoff_kernel(const HandoffArguments arguments) {
+template <typename Arguments>
+GR_KERNEL(kHandoffThreads)
+void handoff_kernel(const Arguments arguments) {
   GR_SHARED(HandoffShared, shared);
   wait_for_dependencies();
   if (threadIdx.x == 0) shared.before = 0;

@@ -66,13 +66,13 @@ inline LaunchStatus launch_page_copy(const PageCopyArguments& arguments, int pro
       copy_blocks(arguments.page_bytes / 16 / kVectorsTogether, shape.grid.y, processors);
   if (shape.grid.x == 0) shape.grid.x = 1;
   shape.block = kCopyThreads;
-  return launch(&page_copy_kernel, shape, arguments);
+  return launch(&page_copy_kernel<PageCopyArguments>, shape, arguments);
 }
 
 inline LaunchStatus launch_handoff(const HandoffArguments& arguments, LaunchShape shape) {
   shape.grid.x = static_cast<unsigned>(arguments.count) + 1;
   shape.block = kHandoffThreads;
-  return launch(&handoff_kernel, shape, arguments);
+  return launch(&handoff_kernel<HandoffArguments>, shape, arguments);
 }
 
 }  // namespace glimprouter::device

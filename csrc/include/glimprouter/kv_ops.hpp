@@ -1,10 +1,12 @@
 // What a forward pass does with the pages of one layer: write new keys and values, attend, gather.
-// Host memory; every function checks its arguments before it touches anything and throws
-// std::invalid_argument.
+// Where the pool's pages are on a device, so is every tensor, and the work is enqueued on `stream`
+// (null: the default stream), after all earlier work on the pool. Every function checks its
+// arguments before it touches anything and throws std::invalid_argument.
 #pragma once
 
 #include <cstdint>
 
+#include "glimprouter/device_backend.hpp"
 #include "glimprouter/page_pool.hpp"
 #include "glimprouter/ragged_batch.hpp"
 
@@ -24,7 +26,7 @@ struct HeadsView {
 // Writes keys and values [T, KV heads, head size] of the batch's tokens into one layer of their
 // pages, cast to the pages' type.
 void append_kv(PagePool& pool, std::int32_t layer, const RaggedBatch& batch, const HeadsView& keys,
-               const HeadsView& values);
+               const HeadsView& values, DeviceStream stream = nullptr);
 
 struct AttentionOptions {
   float scale = 1.0f;
@@ -38,11 +40,11 @@ struct AttentionOptions {
 // set, for any batch, and however a prefill is cut. The library's threads share the work.
 void paged_attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
                      const AttentionOptions& options, const HeadsView& queries,
-                     const HeadsView& out);
+                     const HeadsView& out, DeviceStream stream = nullptr);
 
 // Copies the first `tokens` keys and values of one sequence and layer out of its pages, cast to the
 // type of the targets. pages: [ceil(tokens / page_tokens)] of the model's layout.
 void gather_kv(const PagePool& pool, std::int32_t model, std::int32_t layer, const PageId* pages,
-               const HeadsView& keys, const HeadsView& values);
+               const HeadsView& keys, const HeadsView& values, DeviceStream stream = nullptr);
 
 }  // namespace glimprouter
