@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "glimprouter/device_arena.hpp"
 #include "tensor_access.hpp"
 
 namespace py = pybind11;
@@ -17,14 +18,29 @@ namespace {
 // Which axes of a four-dimensional tensor hold heads and tokens (the batch axis has one entry).
 enum class Axes : std::uint8_t { kHeadsFirst, kTokensFirst };
 
+void check_place(const PagePool& pool, const BorrowedTensor& tensor, const std::string& name) {
+  const DeviceArena* const arena = pool.device_arena();
+  if (arena != nullptr ? lives_on(tensor, arena->device()) : tensor.device_type == kCpuDevice) {
+    return;
+  }
+  throw py::value_error(name + " must be on " +
+                        (arena != nullptr ? arena->device().name() : "the CPU") +
+                        ", where the pages are; move it there, or let the pool live where it is");
+}
+
+// Where the work on a device goes: the stream that the tensor's framework works on now.
+DeviceStream stream_of(const PagePool& pool, const py::object& object,
+                       const BorrowedTensor& tensor) {
+  return pool.device_arena() != nullptr ? current_stream(object.ptr(), tensor) : nullptr;
+}
+
 // [T, H, D]; or [1, H, T, D] / [1, T, H, D], which is what attention functions of transformers take
 // and return.
-HeadsView heads_view(const BorrowedTensor& tensor, const char* what, Axes axes, bool written) {
+HeadsView heads_view(const PagePool& pool, const BorrowedTensor& tensor, const char* what,
+                     Axes axes, bool written) {
   const std::string name(what);
   HeadsView view{};
-  if (tensor.device_type != kCpuDevice) {
-    throw py::value_error(name + " must be on the CPU, where the pages are");
-  }
+  check_place(pool, tensor, name);
   view.dtype = float_type(tensor, what);
   if (written && tensor.read_only) throw py::value_error(name + " is read-only");
   const int dimensions = tensor.dimensions;
@@ -53,8 +69,8 @@ void append(PagePool& pool, std::int32_t layer, const RaggedBatch& batch, const 
             const py::object& values) {
   const BorrowedTensor k(keys.ptr(), "keys");
   const BorrowedTensor v(values.ptr(), "values");
-  append_kv(pool, layer, batch, heads_view(k, "keys", Axes::kHeadsFirst, false),
-            heads_view(v, "values", Axes::kHeadsFirst, false));
+  append_kv(pool, layer, batch, heads_view(pool, k, "keys", Axes::kHeadsFirst, false),
+            heads_view(pool, v, "values", Axes::kHeadsFirst, false), stream_of(pool, keys, k));
 }
 
 void attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
@@ -67,10 +83,11 @@ void attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batc
   }
   const BorrowedTensor q(queries.ptr(), "queries");
   const BorrowedTensor o(out.ptr(), "out");
-  const HeadsView query = heads_view(q, "queries", Axes::kHeadsFirst, false);
-  const HeadsView target = heads_view(o, "out", Axes::kTokensFirst, true);
+  const HeadsView query = heads_view(pool, q, "queries", Axes::kHeadsFirst, false);
+  const HeadsView target = heads_view(pool, o, "out", Axes::kTokensFirst, true);
+  const DeviceStream stream = stream_of(pool, queries, q);
   const py::gil_scoped_release release;
-  paged_attention(pool, layer, batch, {scale, window, softcap}, query, target);
+  paged_attention(pool, layer, batch, {scale, window, softcap}, query, target, stream);
 }
 
 void gather(const PagePool& pool, std::int32_t model, std::int32_t layer, const py::object& pages,
@@ -79,7 +96,7 @@ void gather(const PagePool& pool, std::int32_t model, std::int32_t layer, const 
   const IndexList list(pages.ptr(), "pages");
   const BorrowedTensor k(keys.ptr(), "keys");
   const BorrowedTensor v(values.ptr(), "values");
-  const HeadsView key = heads_view(k, "keys", Axes::kHeadsFirst, true);
+  const HeadsView key = heads_view(pool, k, "keys", Axes::kHeadsFirst, true);
   const std::int64_t needed =
       (key.tokens + pool.layout(model).page_tokens - 1) / pool.layout(model).page_tokens;
   if (static_cast<std::int64_t>(list.span().size()) < needed) {
@@ -87,7 +104,7 @@ void gather(const PagePool& pool, std::int32_t model, std::int32_t layer, const 
                           " pages, got " + std::to_string(list.span().size()));
   }
   gather_kv(pool, model, layer, list.span().data(), key,
-            heads_view(v, "values", Axes::kHeadsFirst, true));
+            heads_view(pool, v, "values", Axes::kHeadsFirst, true), stream_of(pool, keys, k));
 }
 
 }  // namespace

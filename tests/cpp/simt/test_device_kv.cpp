@@ -69,7 +69,9 @@ class TwoCaches {
       cpu_.cache.truncate(sequence, kept);
       device_.cache.truncate(sequence, kept);
     } else {
-      compute(open, below(kModels));
+      const std::int32_t model = below(kModels);
+      compute(open, model);
+      if (kReduced) compute(open, 1 - model);  // so that no model has much to catch up
     }
     device_.cache.check_invariants();
   }
