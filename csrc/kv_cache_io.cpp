@@ -177,9 +177,10 @@ std::string KvCache::save(std::int32_t sequence) {
     saved.excess = entry.caches[index].excess;
     write(bytes, &saved, 1);
     write(bytes, entry.prompts[index].data(), entry.prompts[index].size());
-    for (const PageId page : entry.caches[index].pages) {
-      write(bytes, pool_->address(page), static_cast<std::size_t>(saved.layout.page_bytes));
-    }
+    const std::vector<PageId>& pages = entry.caches[index].pages;
+    const std::size_t begin = bytes.size();
+    bytes.resize(begin + pages.size() * static_cast<std::size_t>(saved.layout.page_bytes));
+    pool_->read_pages(model, pages, reinterpret_cast<std::byte*>(bytes.data()) + begin);
   }
   const std::uint64_t sum = checksum(bytes);
   write(bytes, &sum, 1);
@@ -222,14 +223,12 @@ std::int32_t KvCache::load(std::string_view saved) {
   const std::int32_t index = free_sequence();
   pool_->check_available(wanted);
   for (std::int32_t model = 0; model < header.num_models; ++model) {
-    const auto page_bytes = static_cast<std::size_t>(pool_->layout(model).page_bytes);
     ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
-    const char* source = contents[static_cast<std::size_t>(model)].data();
     for (std::int64_t i = 0; i < wanted[static_cast<std::size_t>(model)]; ++i) {
       cache.pages.push_back(pool_->take(model));
-      std::memcpy(pool_->address(cache.pages.back()), source, page_bytes);
-      source += page_bytes;
     }
+    const std::string_view content = contents[static_cast<std::size_t>(model)];
+    pool_->write_pages(model, cache.pages, reinterpret_cast<const std::byte*>(content.data()));
   }
   entry.open = true;
   sequences_[static_cast<std::size_t>(index)] = std::move(entry);

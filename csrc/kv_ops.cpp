@@ -5,6 +5,7 @@
 #include <span>
 
 #include "element.hpp"
+#include "glimprouter/device_arena.hpp"
 #include "heads_view.hpp"
 
 namespace glimprouter {
@@ -69,9 +70,17 @@ std::int64_t layer_offset(const KvLayout& layout, std::int32_t layer, std::int32
 }  // namespace
 
 void append_kv(PagePool& pool, std::int32_t layer, const RaggedBatch& batch, const HeadsView& keys,
-               const HeadsView& values) {
-  append_kv({pool.address(kNullPage), pool.layout(batch.model)}, layer, tables_of(batch), keys,
-            values);
+               const HeadsView& values, DeviceStream stream) {
+  const KvLayout& layout = pool.layout(batch.model);
+  if (DeviceArena* const arena = pool.device_arena()) {
+    check_layer(layout, layer);
+    const auto tokens = static_cast<std::int64_t>(batch.slots.size());
+    check_heads(keys, "keys", tokens, layout.num_kv_heads, layout.head_size);
+    check_heads(values, "values", tokens, layout.num_kv_heads, layout.head_size);
+    arena->append(layout, layer, batch, keys, values, stream);
+    return;
+  }
+  append_kv({pool.address(kNullPage), layout}, layer, tables_of(batch), keys, values);
 }
 
 void append_kv(const PagedMemory& pages, std::int32_t layer, const PageTables& tables,
@@ -98,11 +107,16 @@ void append_kv(const PagedMemory& pages, std::int32_t layer, const PageTables& t
 }
 
 void gather_kv(const PagePool& pool, std::int32_t model, std::int32_t layer, const PageId* pages,
-               const HeadsView& keys, const HeadsView& values) {
+               const HeadsView& keys, const HeadsView& values, DeviceStream stream) {
   const KvLayout& layout = pool.layout(model);
   check_layer(layout, layer);
   check_heads(keys, "keys", keys.tokens, layout.num_kv_heads, layout.head_size);
   check_heads(values, "values", keys.tokens, layout.num_kv_heads, layout.head_size);
+  if (DeviceArena* const arena = pool.device_arena()) {
+    const auto count = (keys.tokens + layout.page_tokens - 1) / layout.page_tokens;
+    arena->gather(layout, layer, {pages, static_cast<std::size_t>(count)}, keys, values, stream);
+    return;
+  }
   for (std::int64_t token = 0; token < keys.tokens; token += layout.page_tokens) {
     const std::int64_t length = std::min<std::int64_t>(layout.page_tokens, keys.tokens - token);
     const std::byte* const page = pool.address(pages[token / layout.page_tokens]);

@@ -9,6 +9,8 @@
 #include <string>
 #include <utility>
 
+#include "glimprouter/device_arena.hpp"
+
 namespace glimprouter {
 namespace {
 
@@ -65,6 +67,23 @@ std::int64_t PagePool::default_sector_bytes(const std::vector<KvLayout>& layouts
 PagePool::PagePool(std::vector<KvLayout> layouts, std::int64_t arena_bytes,
                    std::int64_t sector_bytes, std::byte* memory)
     : layouts_(std::move(layouts)) {
+  const std::size_t bytes = cut_sectors(arena_bytes, sector_bytes);
+  if (memory == nullptr) {
+    owned_memory_ = ArenaMemory(bytes);
+    memory = owned_memory_.data();
+  }
+  memory_ = memory;
+}
+
+PagePool::PagePool(std::vector<KvLayout> layouts, std::int64_t arena_bytes,
+                   std::int64_t sector_bytes, const Device& device)
+    : layouts_(std::move(layouts)) {
+  const std::size_t bytes = cut_sectors(arena_bytes, sector_bytes);
+  device_arena_ = std::make_shared<DeviceArena>(device, bytes);
+  memory_ = device_arena_->data();
+}
+
+std::size_t PagePool::cut_sectors(std::int64_t arena_bytes, std::int64_t sector_bytes) {
   if (layouts_.empty()) throw std::invalid_argument("a page pool needs a KV layout");
   sector_bytes_ = sector_bytes == 0 ? default_sector_bytes(layouts_) : sector_bytes;
   std::int64_t smallest_page = sector_bytes_;
@@ -87,12 +106,6 @@ PagePool::PagePool(std::vector<KvLayout> layouts, std::int64_t arena_bytes,
   if (arena_bytes / KvLayout::kPageUnit > std::numeric_limits<PageId>::max()) {
     throw std::invalid_argument("an arena holds at most 2^31 units of 256 bytes");
   }
-  const auto bytes = static_cast<std::size_t>(sectors * sector_bytes_);
-  if (memory == nullptr) {
-    owned_memory_ = ArenaMemory(bytes);
-    memory = owned_memory_.data();
-  }
-  memory_ = memory;
   sector_limit_ = sectors - 1;
   models_.resize(layouts_.size());
   for (ModelPages& pages : models_) pages.open_sectors.reserve(static_cast<std::size_t>(sectors));
@@ -105,6 +118,7 @@ PagePool::PagePool(std::vector<KvLayout> layouts, std::int64_t arena_bytes,
   for (std::int64_t i = sectors - 1; i >= 1; --i) {
     free_sectors_.push_back(static_cast<std::int32_t>(i));
   }
+  return static_cast<std::size_t>(sectors * sector_bytes_);
 }
 
 std::int32_t PagePool::slot_of(PageId page) const {
@@ -206,7 +220,37 @@ void PagePool::release(PageId page) noexcept {
 
 void PagePool::copy_page(PageId from, PageId to) noexcept {
   const std::int32_t model = sectors_[static_cast<std::size_t>(sector_of(from))].model;
+  if (device_arena_) {
+    device_arena_->copy_page(layout(model), from, to);
+    return;
+  }
   std::memcpy(address(to), address(from), static_cast<std::size_t>(layout(model).page_bytes));
+}
+
+void PagePool::read_pages(std::int32_t model, std::span<const PageId> pages,
+                          std::byte* target) const {
+  if (device_arena_) {
+    device_arena_->offload(layout(model), pages, target);
+    return;
+  }
+  const auto bytes = static_cast<std::size_t>(layout(model).page_bytes);
+  for (const PageId page : pages) {
+    std::memcpy(target, address(page), bytes);
+    target += bytes;
+  }
+}
+
+void PagePool::write_pages(std::int32_t model, std::span<const PageId> pages,
+                           const std::byte* source) {
+  if (device_arena_) {
+    device_arena_->fetch(layout(model), pages, source);
+    return;
+  }
+  const auto bytes = static_cast<std::size_t>(layout(model).page_bytes);
+  for (const PageId page : pages) {
+    std::memcpy(address(page), source, bytes);
+    source += bytes;
+  }
 }
 
 void PagePool::pin(PageId page) noexcept { ++record(page).pins; }
@@ -221,7 +265,9 @@ void PagePool::reclaim(PageId page) noexcept {
   const std::int32_t index = sector_of(page);
   Sector& sector = sectors_[static_cast<std::size_t>(index)];
   ModelPages& pages = models_[static_cast<std::size_t>(sector.model)];
-  if (poison_ >= 0) {
+  if (poison_ >= 0 && device_arena_) {
+    device_arena_->fill_page(layout(sector.model), page, poison_);
+  } else if (poison_ >= 0) {
     std::memset(address(page), poison_, static_cast<std::size_t>(layout(sector.model).page_bytes));
   }
   if (sector.free.empty()) list_sector(index);

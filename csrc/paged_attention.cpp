@@ -7,6 +7,7 @@
 #include "element.hpp"
 #include "glimprouter/attention_task.hpp"
 #include "glimprouter/cpu_backend.hpp"
+#include "glimprouter/device_arena.hpp"
 #include "glimprouter/kv_ops.hpp"
 #include "glimprouter/thread_pool.hpp"
 #include "heads_view.hpp"
@@ -138,9 +139,15 @@ void check_attention(const KvLayout& layout, std::int32_t layer, std::int64_t to
 
 void paged_attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
                      const AttentionOptions& options, const HeadsView& queries,
-                     const HeadsView& out) {
-  paged_attention({pool.address(kNullPage), pool.layout(batch.model)}, layer, tables_of(batch),
-                  options, queries, out);
+                     const HeadsView& out, DeviceStream stream) {
+  const KvLayout& layout = pool.layout(batch.model);
+  if (DeviceArena* const arena = pool.device_arena()) {
+    check_attention(layout, layer, static_cast<std::int64_t>(batch.ids.size()), queries, out);
+    arena->attend(layout, layer, batch, options, queries, out, stream);
+    return;
+  }
+  paged_attention({pool.address(kNullPage), layout}, layer, tables_of(batch), options, queries,
+                  out);
 }
 
 void paged_attention(const PagedMemory& pages, std::int32_t layer, const PageTables& tables,

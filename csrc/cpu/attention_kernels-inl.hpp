@@ -4,8 +4,9 @@
 // Specification (the same for every instruction set): a score is a sum over 16 virtual lanes
 // (element i belongs to lane i mod 16, a lane adds in index order by fused multiply-add) that a
 // tree of halves adds up; weights of a page are added in order; a value element adds its tokens in
-// order. So a row's result depends neither on the other rows of the task nor on how a prefill was
-// cut.
+// order. Chunks of the context (attention_task.hpp) are summed each for itself and merged in order.
+// So a row's result depends neither on the other rows of the task nor on how a prefill was cut, and
+// chunks may be summed side by side.
 
 inline constexpr int kLaneVectors = kAttentionLanes / Vec::kWidth;
 
@@ -115,7 +116,7 @@ float weigh_scores(float* scores, std::int32_t padded, RunningRow* row) {
   return rescale[0];
 }
 
-// out = out * rescale + weights * values, [head_size].
+// out = out * rescale + weights * values over the tokens that the row sees, [head_size].
 void add_values(const float* weights, const float* values, std::int32_t tokens,
                 std::int32_t head_size, float rescale, float* out) {
   constexpr int kTogether = 4;  // vectors
@@ -142,16 +143,63 @@ void add_values(const float* weights, const float* values, std::int32_t tokens,
   }
 }
 
-// Whether the row sees any of the page's tokens; masks what it does not see.
-bool mask_scores(const AttentionTask& task, std::int32_t row, std::int32_t base,
-                 std::int32_t tokens, std::int32_t padded, float* scores) {
+// Tokens of a page.
+struct TokenRange {
+  std::int32_t begin;
+  std::int32_t end;
+};
+
+// The tokens of the page at `base` that the row sees, perhaps none.
+TokenRange seen_tokens(const AttentionTask& task, std::int32_t row, std::int32_t base,
+                       std::int32_t tokens) {
   const std::int32_t first = task.first_keys[row] - base;
-  const std::int32_t own_end = task.end_keys[row] - base;
-  const std::int32_t end = own_end < tokens ? own_end : tokens;
-  if (end <= 0 || first >= end) return false;
-  for (std::int32_t i = 0; i < first; ++i) scores[i] = kMinusInfinity;
-  for (std::int32_t i = end; i < padded; ++i) scores[i] = kMinusInfinity;
-  return true;
+  const std::int32_t end = task.end_keys[row] - base;
+  return {first > 0 ? first : 0, end < tokens ? end : tokens};
+}
+
+void mask_scores(const TokenRange& seen, std::int32_t padded, float* scores) {
+  for (std::int32_t i = 0; i < seen.begin; ++i) scores[i] = kMinusInfinity;
+  for (std::int32_t i = seen.end; i < padded; ++i) scores[i] = kMinusInfinity;
+}
+
+// The sums of a row over its earlier chunks, and over the one that is being read.
+struct RowSums {
+  bool merged = false;   // whether there are earlier chunks
+  bool started = false;  // whether the row has seen a token of this one
+  RunningRow total;
+  RunningRow chunk;
+};
+
+float exponential_of(float d) {
+  float result[Vec::kWidth];
+  exponential(max_propagate(Vec::broadcast(exp_constants::kFloor), Vec::broadcast(d)))
+      .store(result);
+  return result[0];
+}
+
+// Adds the chunk to the total, [head_size], and begins the next one.
+void close_chunk(RowSums* row, std::int32_t head_size, float* chunk, float* total) {
+  if (!row->started) return;
+  if (!row->merged) {
+    row->total = row->chunk;
+    for (std::int32_t i = 0; i < head_size; ++i) total[i] = chunk[i];
+  } else {
+    const bool larger = row->chunk.maximum > row->total.maximum;
+    const float maximum = larger ? row->chunk.maximum : row->total.maximum;
+    const float before = exponential_of(row->total.maximum - maximum);
+    const float added = exponential_of(row->chunk.maximum - maximum);
+    row->total.sum = row->total.sum * before + row->chunk.sum * added;
+    row->total.maximum = maximum;
+    const Vec weight = Vec::broadcast(added);
+    const Vec scale = Vec::broadcast(before);
+    for (std::int32_t i = 0; i < head_size; i += Vec::kWidth) {
+      fma(weight, Vec::load(chunk + i), Vec::load(total + i) * scale).store(total + i);
+    }
+  }
+  for (std::int32_t i = 0; i < head_size; ++i) chunk[i] = 0.0f;
+  row->chunk = RunningRow{};
+  row->started = false;
+  row->merged = true;
 }
 
 // scratch: [attention_scratch_size(head_size, page_tokens)].
@@ -164,14 +212,16 @@ void attend(const AttentionTask& task, float* scratch) {
   float* const key_scratch = scratch;
   float* const value_scratch = key_scratch + padded * head_size;
   float* const scores = value_scratch + padded * head_size;
-  RunningRow running[kMaxAttentionRows];
+  float* const chunks = scores + padded * kMaxAttentionRows;  // [rows, head_size]
+  RowSums sums[kMaxAttentionRows];
   std::int32_t first = task.first_keys[0];
   std::int32_t end = task.end_keys[0];
   for (std::int32_t row = 0; row < task.rows; ++row) {
     first = task.first_keys[row] < first ? task.first_keys[row] : first;
     end = task.end_keys[row] > end ? task.end_keys[row] : end;
-    for (std::int32_t i = 0; i < head_size; ++i) task.out[row * head_size + i] = 0.0f;
+    for (std::int32_t i = 0; i < head_size; ++i) chunks[row * head_size + i] = 0.0f;
   }
+  const std::int32_t chunk_pages = attention_chunk_pages(page_tokens);
   const std::int64_t head_offset =
       task.layer * layout.layer_stride + task.kv_head * layout.head_stride;
   for (std::int32_t page = first / page_tokens; page * page_tokens < end; ++page) {
@@ -185,14 +235,24 @@ void attend(const AttentionTask& task, float* scratch) {
     score_all(task, keys, tokens, padded, scores);
     for (std::int32_t row = 0; row < task.rows; ++row) {
       float* const own = scores + row * padded;
+      float* const chunk = chunks + row * head_size;
+      if (page % chunk_pages == 0) {
+        close_chunk(sums + row, head_size, chunk, task.out + row * head_size);
+      }
       if (task.softcap > 0.0f) cap_scores(own, padded, task.softcap);
-      if (!mask_scores(task, row, base, tokens, padded, own)) continue;
-      const float rescale = weigh_scores(own, padded, running + row);
-      add_values(own, values, tokens, head_size, rescale, task.out + row * head_size);
+      const TokenRange seen = seen_tokens(task, row, base, tokens);
+      if (seen.begin >= seen.end) continue;
+      mask_scores(seen, padded, own);
+      const float rescale = weigh_scores(own, padded, &sums[row].chunk);
+      add_values(own + seen.begin, values + seen.begin * head_size, seen.end - seen.begin,
+                 head_size, rescale, chunk);
+      sums[row].started = true;
     }
   }
   for (std::int32_t row = 0; row < task.rows; ++row) {
-    const float inverse = 1.0f / running[row].sum;
-    for (std::int32_t i = 0; i < head_size; ++i) task.out[row * head_size + i] *= inverse;
+    float* const out = task.out + row * head_size;
+    close_chunk(sums + row, head_size, chunks + row * head_size, out);
+    const float inverse = 1.0f / sums[row].total.sum;
+    for (std::int32_t i = 0; i < head_size; ++i) out[i] *= inverse;
   }
 }

@@ -7,14 +7,13 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/cuda_device.hpp"
+#include "cuda/kv_operations.hpp"
 #include "glimprouter/device_backend.hpp"
 #include "row_launch.cuh"
 
 namespace glimprouter {
-namespace {
-
-constexpr int kDlpackCuda = 2;
-constexpr int kMaxDevices = 64;
+namespace cuda {
 
 void check(cudaError_t error, const std::string& what) {
   if (error == cudaSuccess) return;
@@ -28,25 +27,15 @@ void check(cudaError_t error, const std::string& what) {
   throw std::runtime_error(message);
 }
 
-// Makes the device current for a call and the caller's device current again after it.
-class CurrentDevice {
- public:
-  explicit CurrentDevice(int device) {
-    check(cudaGetDevice(&before_), "the current CUDA device");
-    if (before_ == device) return;
-    check(cudaSetDevice(device), "CUDA device " + std::to_string(device));
-    changed_ = true;
-  }
-  ~CurrentDevice() {
-    if (changed_) cudaSetDevice(before_);
-  }
-  CurrentDevice(const CurrentDevice&) = delete;
-  CurrentDevice& operator=(const CurrentDevice&) = delete;
+}  // namespace cuda
 
- private:
-  int before_ = 0;
-  bool changed_ = false;
-};
+namespace {
+
+using cuda::check;
+using cuda::CurrentDevice;
+
+constexpr int kDlpackCuda = 2;
+constexpr int kMaxDevices = 64;
 
 int device_count(std::string* why) {
   int count = 0;
@@ -160,10 +149,42 @@ void step(int device, const StepArguments& arguments, DeviceStream stream) {
 
 }  // namespace
 
+namespace cuda {
+
+int processors_of(int device) { return shape_of(device).processors; }
+
+device::LaunchShape launch_shape(int device, DeviceStream stream) {
+  device::LaunchShape shape;
+  shape.stream = stream;
+  shape.programmatic = shape_of(device).programmatic;
+  return shape;
+}
+
+}  // namespace cuda
+
 extern const DeviceBackend kCudaBackend;
 const DeviceBackend kCudaBackend = {
-    "cuda", kDlpackCuda, device_count, allocate,  release, allocate_pinned, release_pinned, copy,
-    clear,  wait,        wait_all,     capturing, order,   evaluate,        step,
+    "cuda",
+    kDlpackCuda,
+    device_count,
+    allocate,
+    release,
+    allocate_pinned,
+    release_pinned,
+    copy,
+    clear,
+    wait,
+    wait_all,
+    capturing,
+    order,
+    evaluate,
+    step,
+    cuda::append,
+    cuda::gather,
+    cuda::cast_copy,
+    cuda::copy_pages,
+    cuda::pack_handoff,
+    cuda::attend,
 };
 
 }  // namespace glimprouter

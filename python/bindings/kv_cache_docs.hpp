@@ -25,9 +25,13 @@ Args:
     layouts: A KvLayout a model.
     arena_bytes: Memory to take, rounded down to whole sectors; one sector holds the null page.
     sector_bytes: A multiple of 256 that holds a page of each layout; 0 chooses one.
+    device: Where the pages are: "cpu", or a device such as "cuda:0" (see build_info). The
+        tensors of append_kv, gather_kv and paged_attention are on the same one.
 
 Raises:
-    ValueError: No layout, an arena without a sector a model, or a sector that does not fit.
+    ValueError: No layout, an arena without a sector a model, a sector that does not fit, or a
+        device that this build does not know.
+    RuntimeError: There is no such device, or it has not as much memory.
 )";
 
 inline constexpr const char* kKvCache =

@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 
+#include "glimprouter/device_arena.hpp"
 #include "tensor_access.hpp"
 
 namespace py = pybind11;
@@ -18,14 +19,29 @@ namespace {
 // Which axes of a four-dimensional tensor hold heads and tokens (the batch axis has one entry).
 enum class Axes : std::uint8_t { kHeadsFirst, kTokensFirst };
 
+// arena: of the pages; null: they are in host memory.
+void check_place(const DeviceArena* arena, const BorrowedTensor& tensor, const std::string& name) {
+  if (arena != nullptr ? lives_on(tensor, arena->device()) : tensor.device_type == kCpuDevice) {
+    return;
+  }
+  throw py::value_error(name + " must be on " +
+                        (arena != nullptr ? arena->device().name() : "the CPU") +
+                        ", where the pages are; move it there, or let the pool live where it is");
+}
+
+// Where the work on a device goes: the stream that the tensor's framework works on now.
+DeviceStream stream_of(const PagePool& pool, const py::object& object,
+                       const BorrowedTensor& tensor) {
+  return pool.device_arena() != nullptr ? current_stream(object.ptr(), tensor) : nullptr;
+}
+
 // [T, H, D]; or [1, H, T, D] / [1, T, H, D], which is what attention functions of transformers take
 // and return.
-HeadsView heads_view(const BorrowedTensor& tensor, const char* what, Axes axes, bool written) {
+HeadsView heads_view(const DeviceArena* arena, const BorrowedTensor& tensor, const char* what,
+                     Axes axes, bool written) {
   const std::string name(what);
   HeadsView view{};
-  if (tensor.device_type != kCpuDevice) {
-    throw py::value_error(name + " must be on the CPU, where the pages are");
-  }
+  check_place(arena, tensor, name);
   view.dtype = float_type(tensor, what);
   if (written && tensor.read_only) throw py::value_error(name + " is read-only");
   const int dimensions = tensor.dimensions;
@@ -54,8 +70,10 @@ void append(PagePool& pool, std::int32_t layer, const RaggedBatch& batch, const 
             const py::object& values) {
   const BorrowedTensor k(keys.ptr(), "keys");
   const BorrowedTensor v(values.ptr(), "values");
-  append_kv(pool, layer, batch, heads_view(k, "keys", Axes::kHeadsFirst, false),
-            heads_view(v, "values", Axes::kHeadsFirst, false));
+  append_kv(pool, layer, batch,
+            heads_view(pool.device_arena(), k, "keys", Axes::kHeadsFirst, false),
+            heads_view(pool.device_arena(), v, "values", Axes::kHeadsFirst, false),
+            stream_of(pool, keys, k));
 }
 
 AttentionOptions attention_options(float scale, std::int32_t window, float softcap) {
@@ -73,10 +91,11 @@ void attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batc
   const AttentionOptions options = attention_options(scale, window, softcap);
   const BorrowedTensor q(queries.ptr(), "queries");
   const BorrowedTensor o(out.ptr(), "out");
-  const HeadsView query = heads_view(q, "queries", Axes::kHeadsFirst, false);
-  const HeadsView target = heads_view(o, "out", Axes::kTokensFirst, true);
+  const HeadsView query = heads_view(pool.device_arena(), q, "queries", Axes::kHeadsFirst, false);
+  const HeadsView target = heads_view(pool.device_arena(), o, "out", Axes::kTokensFirst, true);
+  const DeviceStream stream = stream_of(pool, queries, q);
   const py::gil_scoped_release release;
-  paged_attention(pool, layer, batch, options, query, target);
+  paged_attention(pool, layer, batch, options, query, target, stream);
 }
 
 void gather(const PagePool& pool, std::int32_t model, std::int32_t layer, const py::object& pages,
@@ -85,7 +104,7 @@ void gather(const PagePool& pool, std::int32_t model, std::int32_t layer, const 
   const IndexList list(pages.ptr(), "pages");
   const BorrowedTensor k(keys.ptr(), "keys");
   const BorrowedTensor v(values.ptr(), "values");
-  const HeadsView key = heads_view(k, "keys", Axes::kHeadsFirst, true);
+  const HeadsView key = heads_view(pool.device_arena(), k, "keys", Axes::kHeadsFirst, true);
   const std::int64_t needed =
       (key.tokens + pool.layout(model).page_tokens - 1) / pool.layout(model).page_tokens;
   if (static_cast<std::int64_t>(list.span().size()) < needed) {
@@ -93,7 +112,8 @@ void gather(const PagePool& pool, std::int32_t model, std::int32_t layer, const 
                           " pages, got " + std::to_string(list.span().size()));
   }
   gather_kv(pool, model, layer, list.span().data(), key,
-            heads_view(v, "values", Axes::kHeadsFirst, true));
+            heads_view(pool.device_arena(), v, "values", Axes::kHeadsFirst, true),
+            stream_of(pool, keys, k));
 }
 
 // Integers of one table, contiguous; a view.
@@ -155,8 +175,8 @@ void append_to(const py::object& arena, const py::tuple& tables, const py::tuple
                std::int32_t layer, const py::object& keys, const py::object& values) {
   const BorrowedTensor k(keys.ptr(), "keys");
   const BorrowedTensor v(values.ptr(), "values");
-  const HeadsView key = heads_view(k, "keys", Axes::kHeadsFirst, false);
-  const HeadsView value = heads_view(v, "values", Axes::kHeadsFirst, false);
+  const HeadsView key = heads_view(nullptr, k, "keys", Axes::kHeadsFirst, false);
+  const HeadsView value = heads_view(nullptr, v, "values", Axes::kHeadsFirst, false);
   const TensorPages pages(arena, tables, geometry, key.head_size);
   append_kv(pages.memory(true), layer, pages.view, key, value);
 }
@@ -169,16 +189,16 @@ void attend(const py::object& arena, const py::tuple& tables, const py::tuple& g
   const AttentionOptions options = attention_options(scale, window, softcap);
   const BorrowedTensor q(queries.ptr(), "queries");
   const BorrowedTensor o(out.ptr(), "out");
-  const HeadsView query = heads_view(q, "queries", Axes::kHeadsFirst, false);
-  const HeadsView target = heads_view(o, "out", Axes::kTokensFirst, true);
+  const HeadsView query = heads_view(nullptr, q, "queries", Axes::kHeadsFirst, false);
+  const HeadsView target = heads_view(nullptr, o, "out", Axes::kTokensFirst, true);
   const TensorPages pages(arena, tables, geometry, query.head_size);
   if (!keys.is_none()) {
     check_attention(pages.layout, layer, pages.view.tokens(), query, target);
     const BorrowedTensor k(keys.ptr(), "keys");
     const BorrowedTensor v(values.ptr(), "values");
     append_kv(pages.memory(true), layer, pages.view,
-              heads_view(k, "keys", Axes::kHeadsFirst, false),
-              heads_view(v, "values", Axes::kHeadsFirst, false));
+              heads_view(nullptr, k, "keys", Axes::kHeadsFirst, false),
+              heads_view(nullptr, v, "values", Axes::kHeadsFirst, false));
   }
   const py::gil_scoped_release release;
   paged_attention(pages.memory(false), layer, pages.view, options, query, target);

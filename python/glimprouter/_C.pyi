@@ -166,8 +166,14 @@ class KvLayout:
 
 class PagePool:
     def __init__(
-        self, layouts: Sequence[KvLayout], arena_bytes: int, sector_bytes: int = ...
+        self,
+        layouts: Sequence[KvLayout],
+        arena_bytes: int,
+        sector_bytes: int = ...,
+        device: str = ...,
     ) -> None: ...
+    @property
+    def device(self) -> str: ...
     @property
     def sector_bytes(self) -> int: ...
     @property

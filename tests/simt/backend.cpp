@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "attention_launch.cuh"
+#include "kv_launch.cuh"
 #include "row_launch.cuh"
 
 namespace glimprouter::simt {
@@ -54,12 +56,32 @@ void step(int, const StepArguments& arguments, DeviceStream stream) {
   check(device::launch_step(arguments, kShape, stream));
 }
 
+void append(int, const AppendArguments& arguments, DeviceStream) {
+  check(device::launch_append(arguments, kShape.processors, {}));
+}
+void gather(int, const GatherArguments& arguments, DeviceStream) {
+  check(device::launch_gather(arguments, kShape.processors, {}));
+}
+void cast_copy(int, const CastCopyArguments& arguments, DeviceStream) {
+  check(device::launch_cast_copy(arguments, kShape.processors, {}));
+}
+void copy_pages(int, const PageCopyArguments& arguments, DeviceStream) {
+  check(device::launch_page_copy(arguments, kShape.processors, {}));
+}
+void pack_handoff(int, const HandoffArguments& arguments, DeviceStream) {
+  check(device::launch_handoff(arguments, {}));
+}
+void attend(int, const AttentionArguments& arguments, DeviceStream) {
+  check(device::launch_attention(arguments, {}));
+}
+
 }  // namespace
 
 const DeviceBackend& backend() {
   static constexpr DeviceBackend kBackend = {
-      "simt", kDlpackCpu, device_count, allocate,  release, allocate_pinned, release_pinned, copy,
-      clear,  wait,       wait_all,     capturing, order,   evaluate,        step,
+      "simt", kDlpackCpu, device_count, allocate,  release,    allocate_pinned, release_pinned,
+      copy,   clear,      wait,         wait_all,  capturing,  order,           evaluate,
+      step,   append,     gather,       cast_copy, copy_pages, pack_handoff,    attend,
   };
   return kBackend;
 }

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "glimprouter/host_device.hpp"
 #include "glimprouter/kv_layout.hpp"
 
 namespace glimprouter {
@@ -24,13 +25,24 @@ struct AttentionTask {
   float* out;                      // [rows, head_size]
 };
 
+// The context is cut in chunks of whole pages, from the sequence's first token on: at most 256
+// tokens and 32 pages. A row is summed page by page within a chunk; its chunks are merged in order.
+// So a device can share a long context among its processors and still give the same bits.
+inline constexpr std::int32_t kAttentionChunkTokens = 256;
+inline constexpr std::int32_t kAttentionChunkPages = 32;
+GR_HOST_DEVICE constexpr std::int32_t attention_chunk_pages(std::int32_t page_tokens) {
+  const std::int32_t pages = kAttentionChunkTokens / page_tokens;
+  return pages < 1 ? 1 : pages > kAttentionChunkPages ? kAttentionChunkPages : pages;
+}
+
 // Rows of a task at most, and scratch elements that a task needs.
 inline constexpr std::int32_t kMaxAttentionRows = 32;
 inline constexpr std::int32_t kAttentionLanes = 16;  // head_size is a multiple of this
 constexpr std::int64_t attention_scratch_size(std::int32_t head_size, std::int32_t page_tokens) {
   const std::int64_t padded =
       (page_tokens + kAttentionLanes - 1) / kAttentionLanes * kAttentionLanes;
-  return 2 * padded * head_size + padded * kMaxAttentionRows;
+  return 2 * padded * head_size + padded * kMaxAttentionRows +
+         static_cast<std::int64_t>(kMaxAttentionRows) * head_size;
 }
 
 }  // namespace glimprouter

@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 
+#include "glimprouter/device_kv.hpp"
 #include "glimprouter/device_rows.hpp"
 
 namespace glimprouter {
@@ -42,6 +43,13 @@ struct DeviceBackend {
 
   void (*evaluate)(int device, const EvaluateArguments& arguments, DeviceStream stream);
   void (*step)(int device, const StepArguments& arguments, DeviceStream stream);
+
+  void (*append)(int device, const AppendArguments& arguments, DeviceStream stream);
+  void (*gather)(int device, const GatherArguments& arguments, DeviceStream stream);
+  void (*cast_copy)(int device, const CastCopyArguments& arguments, DeviceStream stream);
+  void (*copy_pages)(int device, const PageCopyArguments& arguments, DeviceStream stream);
+  void (*pack_handoff)(int device, const HandoffArguments& arguments, DeviceStream stream);
+  void (*attend)(int device, const AttentionArguments& arguments, DeviceStream stream);
 };
 
 // Every kind of device in this build.

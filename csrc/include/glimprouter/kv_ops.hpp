@@ -1,11 +1,13 @@
 // What a forward pass does with the pages of one layer: write new keys and values, attend, gather.
-// Host memory; every function checks its arguments before it touches anything and throws
-// std::invalid_argument.
+// Where the pool's pages are on a device, so is every tensor, and the work is enqueued on `stream`
+// (null: the default stream), after all earlier work on the pool. Every function checks its
+// arguments before it touches anything and throws std::invalid_argument.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "glimprouter/device_backend.hpp"
 #include "glimprouter/page_pool.hpp"
 #include "glimprouter/page_tables.hpp"
 #include "glimprouter/ragged_batch.hpp"
@@ -32,7 +34,7 @@ struct PagedMemory {
 // Writes keys and values [T, KV heads, head size] of the batch's tokens into one layer of their
 // pages, cast to the pages' type.
 void append_kv(PagePool& pool, std::int32_t layer, const RaggedBatch& batch, const HeadsView& keys,
-               const HeadsView& values);
+               const HeadsView& values, DeviceStream stream = nullptr);
 // The same for tables that check_tables() has accepted.
 void append_kv(const PagedMemory& pages, std::int32_t layer, const PageTables& tables,
                const HeadsView& keys, const HeadsView& values);
@@ -49,7 +51,7 @@ struct AttentionOptions {
 // set, for any batch, and however a prefill is cut. The library's threads share the work.
 void paged_attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
                      const AttentionOptions& options, const HeadsView& queries,
-                     const HeadsView& out);
+                     const HeadsView& out, DeviceStream stream = nullptr);
 // The same for tables that check_tables() has accepted.
 void paged_attention(const PagedMemory& pages, std::int32_t layer, const PageTables& tables,
                      const AttentionOptions& options, const HeadsView& queries,
@@ -62,6 +64,6 @@ void check_attention(const KvLayout& layout, std::int32_t layer, std::int64_t to
 // Copies the first `tokens` keys and values of one sequence and layer out of its pages, cast to the
 // type of the targets. pages: [ceil(tokens / page_tokens)] of the model's layout.
 void gather_kv(const PagePool& pool, std::int32_t model, std::int32_t layer, const PageId* pages,
-               const HeadsView& keys, const HeadsView& values);
+               const HeadsView& keys, const HeadsView& values, DeviceStream stream = nullptr);
 
 }  // namespace glimprouter

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -11,6 +13,9 @@
 #include "glimprouter/kv_layout.hpp"
 
 namespace glimprouter {
+
+class DeviceArena;
+struct Device;
 
 // Not enough pages; nothing has changed. The message says what was wanted and what there is.
 class OutOfPages : public std::runtime_error {
@@ -48,6 +53,10 @@ class PagePool {
   // Throws std::invalid_argument for no layout, or an arena that holds no page of each.
   PagePool(std::vector<KvLayout> layouts, std::int64_t arena_bytes, std::int64_t sector_bytes = 0,
            std::byte* memory = nullptr);
+  // The same with the arena in the memory of a device. Throws std::runtime_error when the device
+  // has not as much memory.
+  PagePool(std::vector<KvLayout> layouts, std::int64_t arena_bytes, std::int64_t sector_bytes,
+           const Device& device);
 
   // The sector that is chosen where none is named.
   static std::int64_t default_sector_bytes(const std::vector<KvLayout>& layouts);
@@ -62,7 +71,10 @@ class PagePool {
   std::int64_t pages_per_sector(std::int32_t model) const {
     return sector_bytes_ / layout(model).page_bytes;
   }
+  // In the memory of the device, if there is one.
   std::byte* address(PageId page) const { return memory_ + page * KvLayout::kPageUnit; }
+  // Null: the pages are in host memory.
+  DeviceArena* device_arena() const { return device_arena_.get(); }
 
   // Pages of this model that could be allocated now, if no other model took any.
   std::int64_t available(std::int32_t model) const;
@@ -81,8 +93,12 @@ class PagePool {
   std::int32_t references(PageId page) const { return record(page).references; }
   bool shared(PageId page) const { return references(page) > 1; }
 
-  // Bytes of one page to another of the same model.
+  // Bytes of one page to another of the same model. A device that fails here has lost its memory,
+  // and with it every page: the process ends.
   void copy_page(PageId from, PageId to) noexcept;
+  // Bytes of a model's pages to host memory, side by side, and back.
+  void read_pages(std::int32_t model, std::span<const PageId> pages, std::byte* target) const;
+  void write_pages(std::int32_t model, std::span<const PageId> pages, const std::byte* source);
 
   // A copy in flight touches the page: its memory is not handed out again until unpin().
   void pin(PageId page) noexcept;
@@ -115,6 +131,8 @@ class PagePool {
     std::int64_t owned = 0;
   };
 
+  // Checks the sizes and cuts the arena into sectors; its memory follows. Returns its bytes.
+  std::size_t cut_sectors(std::int64_t arena_bytes, std::int64_t sector_bytes);
   std::int64_t takeable_sectors() const;
   std::int32_t sector_of(PageId page) const {
     return static_cast<std::int32_t>(page * KvLayout::kPageUnit / sector_bytes_);
@@ -133,6 +151,7 @@ class PagePool {
   std::int64_t sector_bytes_ = 0;
   std::int64_t sector_limit_ = 0;
   ArenaMemory owned_memory_;
+  std::shared_ptr<DeviceArena> device_arena_;
   std::byte* memory_ = nullptr;
   std::vector<Sector> sectors_;             // [0] holds the null page
   std::vector<std::int32_t> free_sectors_;  // the next one last

@@ -23,6 +23,8 @@ struct RaggedBatch {
   std::vector<std::int64_t> slots;        // [T] page * page_tokens + token within the page
   std::int32_t table_width = 0;           // pages of the longest sequence
   std::vector<PageId> block_table;        // [B, table_width], padded with kNullPage
+  // Names the columns in device memory. The columns stay as they are once a device has seen them.
+  mutable std::uint64_t upload = 0;
 };
 
 }  // namespace glimprouter

@@ -1,0 +1,45 @@
+// What every file of launches needs of the CUDA runtime: errors, the current device, the shape of a
+// launch. Internal.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <string>
+
+#include "glimprouter/device_backend.hpp"
+#include "launch.cuh"
+
+namespace glimprouter::cuda {
+
+// Throws std::runtime_error with the runtime's own message and what to do.
+void check(cudaError_t error, const std::string& what);
+inline void check_launch(device::LaunchStatus status, const char* what) {
+  check(static_cast<cudaError_t>(status), what);
+}
+
+// Makes the device current for a call and the caller's device current again after it.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int device) {
+    check(cudaGetDevice(&before_), "the current CUDA device");
+    if (before_ == device) return;
+    check(cudaSetDevice(device), "CUDA device " + std::to_string(device));
+    changed_ = true;
+  }
+  ~CurrentDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+// Multiprocessors of a device.
+int processors_of(int device);
+// A launch on a stream of the device, without grid and block.
+device::LaunchShape launch_shape(int device, DeviceStream stream);
+
+}  // namespace glimprouter::cuda

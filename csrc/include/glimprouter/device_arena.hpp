@@ -1,0 +1,76 @@
+// The arena of a page pool in the memory of a device, and what is done with its pages there. Work
+// is enqueued on the caller's stream, after all earlier work on the arena, whatever its stream was.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "glimprouter/device_backend.hpp"
+#include "glimprouter/device_kv.hpp"
+#include "glimprouter/kv_ops.hpp"
+#include "glimprouter/ragged_batch.hpp"
+
+namespace glimprouter {
+
+// Functions throw std::invalid_argument before anything has changed, std::runtime_error when the
+// device refuses. Not thread-safe.
+class DeviceArena {
+ public:
+  // Zeros. Throws std::runtime_error when the device has not as much memory.
+  DeviceArena(const Device& device, std::size_t bytes);
+  ~DeviceArena();
+  DeviceArena(const DeviceArena&) = delete;
+  DeviceArena& operator=(const DeviceArena&) = delete;
+
+  const Device& device() const { return device_; }
+  std::byte* data() const { return memory_.as<std::byte>(); }
+
+  void append(const KvLayout& layout, std::int32_t layer, const RaggedBatch& batch,
+              const HeadsView& keys, const HeadsView& values, DeviceStream stream);
+  void gather(const KvLayout& layout, std::int32_t layer, std::span<const PageId> pages,
+              const HeadsView& keys, const HeadsView& values, DeviceStream stream);
+  void attend(const KvLayout& layout, std::int32_t layer, const RaggedBatch& batch,
+              const AttentionOptions& options, const HeadsView& queries, const HeadsView& out,
+              DeviceStream stream);
+
+  // One page to another.
+  void copy_page(const KvLayout& layout, PageId from, PageId to);
+  // Every byte of a page: for tests.
+  void fill_page(const KvLayout& layout, PageId page, int byte);
+  // Pages to host memory, side by side, and back. Return when the bytes have arrived.
+  void offload(const KvLayout& layout, std::span<const PageId> pages, std::byte* target);
+  void fetch(const KvLayout& layout, std::span<const PageId> pages, const std::byte* source);
+
+ private:
+  // Columns of a batch in device memory.
+  struct Tables {
+    const std::int64_t* slots;
+    const PageId* block_table;
+    const std::int32_t* cu_seqlens;
+    const std::int32_t* key_lengths;
+  };
+
+  void follow(DeviceStream stream);
+  void reserve(DeviceMemory& memory, std::size_t bytes);
+  Tables upload(const RaggedBatch& batch);
+  const PageId* upload(std::span<const PageId> pages);
+  // Between pages and pinned memory, where they lie side by side.
+  void transfer(const KvLayout& layout, std::span<const PageId> pages, std::byte* pinned,
+                bool to_host);
+  std::size_t pages_together(const KvLayout& layout, std::size_t pages);
+
+  Device device_;
+  DeviceMemory memory_;
+  DeviceStream stream_ = nullptr;  // of the last work
+  DeviceMemory tables_;
+  std::uint64_t uploaded_ = 0;  // the batch whose columns are in tables_
+  DeviceMemory page_list_;
+  DeviceMemory partials_;
+  DeviceMemory tickets_;
+  std::optional<PinnedMemory> staging_;
+  std::size_t staging_bytes_ = 0;
+};
+
+}  // namespace glimprouter

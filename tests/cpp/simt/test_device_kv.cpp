@@ -1,0 +1,190 @@
+// A KV cache whose pages live on the device (here: the host SIMT shim) beside one on the CPU: the
+// same tape of forks, truncations, preemptions and forward passes leaves the same bytes.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "glimprouter/device_arena.hpp"
+#include "glimprouter/kv_cache.hpp"
+#include "glimprouter/kv_ops.hpp"
+#include "kv_tensors.hpp"
+#include "lanes.hpp"
+#include "simt/backend.hpp"
+#include "simt/grid.hpp"
+
+namespace glimprouter {
+namespace {
+
+using simt::HeadsTensor;
+// ThreadSanitizer follows a few thousand threads a launch, and slowly.
+constexpr bool kReduced = simt::kLane == simt::Lane::kThread;
+constexpr std::int32_t kSequences = 3, kModels = 2, kHeads = 2;
+const Device kDevice{&simt::backend(), 0};
+
+// Pages of a few hundred bytes go by the kernel when a sequence is saved, the others by the copy
+// engine.
+std::vector<KvLayout> layouts() {
+  return {KvLayout::make(2, 1, 16, 4, DataType::kFloat32),
+          KvLayout::make(1, 1, 128, 128, DataType::kBFloat16)};
+}
+
+struct Side {
+  explicit Side(std::shared_ptr<PagePool> arena)
+      : pool(std::move(arena)), cache(pool, kSequences) {}
+  std::shared_ptr<PagePool> pool;
+  KvCache cache;
+};
+
+class TwoCaches {
+ public:
+  explicit TwoCaches(std::uint32_t seed)
+      : random_(seed),
+        cpu_(std::make_shared<PagePool>(layouts(), kArenaBytes)),
+        device_(std::make_shared<PagePool>(layouts(), kArenaBytes, 0, kDevice)) {
+    cpu_.pool->poison_freed_pages(0xA5);
+    device_.pool->poison_freed_pages(0xA5);
+  }
+
+  void play() {
+    const std::vector<std::int32_t> open = cpu_.cache.sequences();
+    const int choice = below(10);
+    if (open.empty() || (choice < 2 && open.size() < kSequences)) {
+      const std::vector prompts{some_ids(), some_ids()};
+      EXPECT_EQ(cpu_.cache.open(prompts), device_.cache.open(prompts));
+      return;
+    }
+    const std::int32_t sequence =
+        open[static_cast<std::size_t>(below(static_cast<int>(open.size())))];
+    if (choice == 2 && open.size() < kSequences) {
+      EXPECT_EQ(cpu_.cache.fork(sequence), device_.cache.fork(sequence));
+    } else if (choice == 3) {
+      preempt(sequence);
+    } else if (choice == 4) {
+      const std::int32_t generated = cpu_.cache.sequence(sequence).ledger.size();
+      const int kept = below(generated + 1);
+      cpu_.cache.truncate(sequence, kept);
+      device_.cache.truncate(sequence, kept);
+    } else {
+      const std::int32_t model = below(kModels);
+      compute(open, model);
+      if (kReduced) compute(open, 1 - model);  // so that no model has much to catch up
+    }
+    device_.cache.check_invariants();
+  }
+
+ private:
+  static constexpr std::int64_t kArenaBytes = 8 << 20;
+
+  int below(int bound) { return static_cast<int>(random_() % static_cast<std::uint32_t>(bound)); }
+  std::vector<std::int32_t> some_ids() {
+    return std::vector<std::int32_t>(static_cast<std::size_t>(1 + below(kReduced ? 3 : 8)),
+                                     below(1000));
+  }
+
+  // What one saved, the other loads.
+  void preempt(std::int32_t sequence) {
+    const std::string from_cpu = cpu_.cache.save(sequence);
+    const std::string from_device = device_.cache.save(sequence);
+    // Places of a page that no token was written to keep what was there before.
+    EXPECT_EQ(from_cpu.size(), from_device.size());
+    cpu_.cache.close(sequence);
+    device_.cache.close(sequence);
+    EXPECT_EQ(cpu_.cache.load(from_device), device_.cache.load(from_cpu));
+  }
+
+  void compute(const std::vector<std::int32_t>& open, std::int32_t model) {
+    for (const std::int32_t sequence : open) {
+      const auto ids = some_ids();
+      cpu_.cache.append(sequence, ids);
+      device_.cache.append(sequence, ids);
+    }
+    const RaggedBatch expected = cpu_.cache.prepare(model, open);
+    const RaggedBatch batch = device_.cache.prepare(model, open);
+    ASSERT_EQ(expected.slots, batch.slots);
+    const KvLayout& layout = cpu_.pool->layout(model);
+    const auto tokens = static_cast<std::int64_t>(batch.ids.size());
+    const std::uint64_t seed = random_();
+    const DataType dtype = seed % 2 == 0 ? DataType::kFloat32 : DataType::kBFloat16;
+    const simt::HeadsShape kv{layout.num_layers, tokens, layout.num_kv_heads, layout.head_size};
+    HeadsTensor keys(seed, kv, dtype), values(seed + 1, kv, dtype);
+    keys.fill(seed);
+    values.fill(seed + 1);
+    const simt::HeadsShape heads{layout.num_layers, tokens, layout.num_kv_heads * kHeads,
+                                 layout.head_size};
+    HeadsTensor queries(seed + 2, heads, dtype);
+    queries.fill(seed + 2);
+    HeadsTensor cpu_out(seed, heads, dtype), device_out(seed, heads, dtype);
+    for (std::int32_t layer = 0; layer < layout.num_layers; ++layer) {
+      const AttentionOptions options{0.25f, seed % 3 == 0 ? 9 : 0, 0.0f};
+      append_kv(*cpu_.pool, layer, expected, keys.cpu_view(layer), values.cpu_view(layer));
+      append_kv(*device_.pool, layer, batch, keys.cpu_view(layer), values.cpu_view(layer));
+      paged_attention(*cpu_.pool, layer, expected, options, queries.cpu_view(layer),
+                      cpu_out.cpu_view(layer));
+      paged_attention(*device_.pool, layer, batch, options, queries.cpu_view(layer),
+                      device_out.cpu_view(layer));
+    }
+    EXPECT_EQ(cpu_out.bytes(), device_out.bytes());
+    cpu_.cache.complete(expected);
+    device_.cache.complete(batch);
+    gather(open.front(), model);
+  }
+
+  void gather(std::int32_t sequence, std::int32_t model) {
+    const ModelCache& cache = cpu_.cache.sequence(sequence).caches[static_cast<std::size_t>(model)];
+    const ModelCache& other =
+        device_.cache.sequence(sequence).caches[static_cast<std::size_t>(model)];
+    ASSERT_EQ(cache.pages, other.pages);
+    const KvLayout& layout = cpu_.pool->layout(model);
+    const simt::HeadsShape shape{1, cache.committed, layout.num_kv_heads, layout.head_size};
+    HeadsTensor cpu_keys(7, shape, DataType::kFloat32), cpu_values(8, shape, DataType::kFloat16);
+    HeadsTensor keys(7, shape, DataType::kFloat32), values(8, shape, DataType::kFloat16);
+    gather_kv(*cpu_.pool, model, 0, cache.pages.data(), cpu_keys.cpu_view(0),
+              cpu_values.cpu_view(0));
+    gather_kv(*device_.pool, model, 0, other.pages.data(), keys.cpu_view(0), values.cpu_view(0));
+    EXPECT_EQ(cpu_keys.bytes(), keys.bytes());
+    EXPECT_EQ(cpu_values.bytes(), values.bytes());
+  }
+
+  std::mt19937 random_;
+  Side cpu_;
+  Side device_;
+};
+
+TEST(DeviceKv, TheSameTapeGivesTheSameBytesAsTheCpu) {
+  for (const std::uint64_t seed : simt::seeds_to_try(kReduced ? 1 : 5)) {
+    simt::set_seed(seed);
+    TwoCaches caches(static_cast<std::uint32_t>(seed));
+    for (int i = 0; i < (kReduced ? 10 : 40); ++i) {
+      SCOPED_TRACE(testing::Message() << "seed " << seed << ", call " << i);
+      caches.play();
+      if (testing::Test::HasFailure()) return;
+    }
+  }
+}
+
+TEST(DeviceKv, APoolThatDoesNotFitIsOneClearError) {
+  simt::limit_allocations(1 << 20);
+  EXPECT_THROW(PagePool(layouts(), 8 << 20, 0, kDevice), std::runtime_error);
+  simt::limit_allocations(~std::size_t{0});
+}
+
+TEST(DeviceKv, RefusesLayoutsThatTheKernelDoesNotServe) {
+  const KvLayout layout = KvLayout::make(1, 1, 272, 4, DataType::kFloat32);
+  PagePool pool({layout}, 1 << 20, 0, kDevice);
+  RaggedBatch batch;
+  batch.ids = {1};
+  batch.cu_seqlens = {0, 1};
+  batch.key_lengths = {1};
+  batch.table_width = 1;
+  batch.block_table = {pool.take(0)};
+  HeadsTensor queries(1, {1, 1, 1, 272}, DataType::kFloat32);
+  EXPECT_THROW(paged_attention(pool, 0, batch, {}, queries.cpu_view(0), queries.cpu_view(0)),
+               std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace glimprouter
