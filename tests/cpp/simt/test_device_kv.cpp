@@ -71,7 +71,7 @@ class TwoCaches {
     } else {
       const std::int32_t model = below(kModels);
       compute(open, model);
-      if (kReduced) compute(open, 1 - model);  // so that no model has much to catch up
+      if (kReduced || below(3) != 0) compute(open, 1 - model);  // little to catch up
     }
     device_.cache.check_invariants();
   }
