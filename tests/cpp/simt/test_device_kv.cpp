@@ -71,7 +71,7 @@ class TwoCaches {
     } else {
       const std::int32_t model = below(kModels);
       compute(open, model);
-      if (kReduced) compute(open, 1 - model);  // so that no model has much to catch up
+      if (kReduced || below(3) != 0) compute(open, 1 - model);  // little to catch up
     }
     device_.cache.check_invariants();
   }
@@ -155,10 +155,10 @@ class TwoCaches {
 };
 
 TEST(DeviceKv, TheSameTapeGivesTheSameBytesAsTheCpu) {
-  for (const std::uint64_t seed : simt::seeds_to_try(kReduced ? 1 : 5)) {
+  for (const std::uint64_t seed : simt::seeds_to_try(kReduced ? 1 : 3)) {
     simt::set_seed(seed);
     TwoCaches caches(static_cast<std::uint32_t>(seed));
-    for (int i = 0; i < (kReduced ? 10 : 40); ++i) {
+    for (int i = 0; i < (kReduced ? 10 : 30); ++i) {
       SCOPED_TRACE(testing::Message() << "seed " << seed << ", call " << i);
       caches.play();
       if (testing::Test::HasFailure()) return;

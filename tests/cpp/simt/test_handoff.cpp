@@ -197,6 +197,25 @@ TEST(Handoff, MapsGeneratedIdsAndCountsThoseWithoutAnImage) {
   EXPECT_EQ(packed.unmapped, unmapped);
 }
 
+// More sequences than a block has threads to add their lengths up.
+TEST(Handoff, EqualsPrepareForManySequences) {
+  const std::int32_t count = kReduced ? 40 : 300;
+  KvCache cache(std::make_shared<PagePool>(
+                    std::vector{KvLayout::make(1, 1, 16, 4, DataType::kFloat32)}, 1 << 20),
+                count);
+  std::mt19937 random(3);
+  std::vector<std::int32_t> sequences;
+  for (std::int32_t i = 0; i < count; ++i) sequences.push_back(cache.open({random_ids(random, 6)}));
+  const RaggedBatch batch = cache.prepare(0, sequences);
+  PackedHandoff packed(cache, 0, 4, sequences, static_cast<std::int64_t>(batch.ids.size()),
+                       batch.table_width);
+  packed.pack(nullptr);
+  EXPECT_EQ(packed.ids, batch.ids);
+  EXPECT_EQ(packed.slots, batch.slots);
+  EXPECT_EQ(packed.cu_seqlens, batch.cu_seqlens);
+  EXPECT_EQ(packed.last_rows, batch.last_rows);
+}
+
 // Too small a capacity writes nothing beyond it and says so in cu_seqlens.
 TEST(Handoff, StopsAtItsCapacity) {
   OpenCache open(6);

@@ -233,61 +233,61 @@ TEST(KvPages, GatherReadsPagesAndEqualsTheCpu) {
   });
 }
 
-// From one page size and type to another; what lies before `begin` and after `end` is left alone.
+// Keys and values of the tokens from `begin` on into an image of the arena, element by element.
+void write_tokens(const Case& shape, const KvLayout& layout, const std::vector<PageId>& pages,
+                  std::int64_t begin, HeadsTensor& keys, HeadsTensor& values, std::byte* arena) {
+  for (std::int64_t token = begin; token < shape.tokens; ++token) {
+    std::byte* const page =
+        arena + simt::page_offset(pages[static_cast<std::size_t>(token / layout.page_tokens)]);
+    for (std::int32_t line = 0; line < shape.layers * 2 * shape.heads; ++line) {
+      const std::int32_t layer = line / (2 * shape.heads), head = line % shape.heads;
+      const bool is_value = line / shape.heads % 2 != 0;
+      for (std::int32_t i = 0; i < shape.head_size; ++i) {
+        const double value = (is_value ? values : keys).value(layer, token, head, i);
+        const std::uint32_t bits =
+            simt::exact_bits(simt::as_type(value, layout.dtype), layout.dtype);
+        const std::int64_t at =
+            simt::place_in_page(layout, layer, is_value, head, token % layout.page_tokens, i);
+        std::memcpy(page + at, &bits, layout.dtype == DataType::kFloat32 ? 4 : 2);
+      }
+    }
+  }
+}
+
+void expect_cast(const Case& shape, DataType source, DataType target, std::uint64_t seed) {
+  Case other = shape;
+  other.page_tokens = static_cast<std::int32_t>(1 + (seed * 5 + shape.page_tokens) % 9);
+  const KvLayout from = layout_of(shape, source), to = layout_of(other, target);
+  PagePool pool = pool_of({from, to}, shape.tokens);
+  const auto count = static_cast<std::int32_t>(shape.tokens);
+  const auto source_pages = simt::take_pages(pool, 0, from.pages_for(count), seed);
+  const auto target_pages = simt::take_pages(pool, 1, to.pages_for(count), seed + 1);
+  const simt::HeadsShape heads{shape.layers, shape.tokens, shape.heads, shape.head_size};
+  HeadsTensor keys(seed, heads, source), values(seed + 1, heads, source);
+  keys.fill(seed);
+  values.fill(seed + 1);
+  std::byte* const arena = pool.address(kNullPage);
+  write_tokens(shape, from, source_pages, 0, keys, values, arena);
+  std::vector<std::byte> expected(simt::arena_of(pool).begin(), simt::arena_of(pool).end());
+  const std::int64_t begin = shape.tokens / 3;
+  write_tokens(other, to, target_pages, begin, keys, values, expected.data());
+  simt::set_seed(seed);
+  ASSERT_EQ(device::launch_cast_copy({{arena, from},
+                                      source_pages.data(),
+                                      {arena, to},
+                                      target_pages.data(),
+                                      begin,
+                                      shape.tokens},
+                                     2, {}),
+            0);
+  EXPECT_TRUE(std::ranges::equal(expected, simt::arena_of(pool))) << "seed " << seed;
+}
+
+// From one page size and type to another; what lies before `begin` and after the end is left alone.
 TEST(KvPages, CastCopyMovesTheTokensOfARange) {
   for_cases([](const Case& shape, std::uint64_t seed) {
     for (const DataType source : kTypes) {
-      for (const DataType target : kTypes) {
-        Case other = shape;
-        other.page_tokens = static_cast<std::int32_t>(1 + (seed * 5 + shape.page_tokens) % 9);
-        const KvLayout from = layout_of(shape, source), to = layout_of(other, target);
-        PagePool pool = pool_of({from, to}, shape.tokens);
-        const auto count = static_cast<std::int32_t>(shape.tokens);
-        const auto source_pages = simt::take_pages(pool, 0, from.pages_for(count), seed);
-        const auto target_pages = simt::take_pages(pool, 1, to.pages_for(count), seed + 1);
-        const simt::HeadsShape heads{shape.layers, shape.tokens, shape.heads, shape.head_size};
-        HeadsTensor keys(seed, heads, source), values(seed + 1, heads, source);
-        keys.fill(seed);
-        values.fill(seed + 1);
-        const auto address = [&](const KvLayout& layout, const std::vector<PageId>& pages,
-                                 std::int64_t token) {
-          return pool.address(kNullPage) +
-                 simt::page_offset(pages[static_cast<std::size_t>(token / layout.page_tokens)]);
-        };
-        std::vector<std::byte> expected;
-        const std::int64_t begin = shape.tokens / 3;
-        for (const bool result : {false, true}) {  // the source, then what is expected
-          if (result) expected.assign(simt::arena_of(pool).begin(), simt::arena_of(pool).end());
-          for (std::int64_t token = result ? begin : 0; token < shape.tokens; ++token) {
-            for (std::int32_t line = 0; line < shape.layers * 2 * shape.heads; ++line) {
-              const std::int32_t layer = line / (2 * shape.heads), head = line % shape.heads;
-              const bool is_value = line / shape.heads % 2 != 0;
-              for (std::int32_t i = 0; i < shape.head_size; ++i) {
-                const double value = (is_value ? values : keys).value(layer, token, head, i);
-                const KvLayout& layout = result ? to : from;
-                std::byte* at = address(layout, result ? target_pages : source_pages, token) +
-                                simt::place_in_page(layout, layer, is_value, head,
-                                                    token % layout.page_tokens, i);
-                if (result) at = expected.data() + (at - pool.address(kNullPage));
-                const std::uint32_t bits =
-                    simt::exact_bits(simt::as_type(value, layout.dtype), layout.dtype);
-                std::memcpy(at, &bits, layout.dtype == DataType::kFloat32 ? 4 : 2);
-              }
-            }
-          }
-        }
-        simt::set_seed(seed);
-        ASSERT_EQ(device::launch_cast_copy({{pool.address(kNullPage), from},
-                                            source_pages.data(),
-                                            {pool.address(kNullPage), to},
-                                            target_pages.data(),
-                                            begin,
-                                            shape.tokens},
-                                           2, {}),
-                  0);
-        EXPECT_TRUE(std::equal(expected.begin(), expected.end(), simt::arena_of(pool).begin()))
-            << "seed " << seed;
-      }
+      for (const DataType target : kTypes) expect_cast(shape, source, target, seed);
     }
   });
 }
