@@ -14,6 +14,7 @@ from typing import Any
 
 import decode
 import fused_op
+import kv_pages
 import routed_loop
 import torch
 from clock import Clock
@@ -49,12 +50,14 @@ def parts(clock: Clock, smoke: bool) -> dict[str, Callable[[], Any]]:
     if smoke:
         return {
             "fused_op": lambda: fused_op.run(clock, 3000, (1, 4)),
+            "kv_pages": lambda: kv_pages.run(clock, "toy", (64,), (1, 3)),
             "decode": lambda: decode.run(clock, ("toy",), 16, 6),
             "routed_loop": lambda: routed_loop.run(clock, "toy", "toy", 4),
         }
     large = "32B" if torch.cuda.get_device_properties(0).total_memory > LARGE_MEMORY else "4B"
     return {
         "fused_op": lambda: fused_op.run(clock, 151_936),
+        "kv_pages": lambda: kv_pages.run(clock, "4B", (512, 4096, 16_384), (1, 16, 64)),
         "decode": lambda: decode.run(clock, ("4B", "32B"), 512, 48),
         "routed_loop": lambda: routed_loop.run(clock, "4B", large, 40),
     }
