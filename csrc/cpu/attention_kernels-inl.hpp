@@ -21,50 +21,43 @@ const float* load_page(const std::byte* source, const KvLayout& layout, std::int
   return scratch;
 }
 
-// Scores of some query rows against every key of the page, each key loaded once.
-template <int kRows>
-void score_rows(const float* queries, const float* keys, std::int32_t tokens,
-                std::int32_t head_size, std::int32_t score_stride, float* scores) {
-  for (std::int32_t token = 0; token < tokens; ++token) {
-    const float* key = keys + token * head_size;
-    Vec sums[kRows][kLaneVectors];
-    for (auto& row : sums) {
-      for (Vec& lane : row) lane = Vec::broadcast(0.0f);
-    }
-    for (std::int32_t i = 0; i < head_size; i += kAttentionLanes) {
-      for (int lane = 0; lane < kLaneVectors; ++lane) {
-        const Vec k = Vec::load(key + i + lane * Vec::kWidth);
-        for (int row = 0; row < kRows; ++row) {
-          const Vec q = Vec::load(queries + row * head_size + i + lane * Vec::kWidth);
-          sums[row][lane] = fma(q, k, sums[row][lane]);
-        }
+// Scores of one query row against kKeys keys, whose sums over the virtual lanes are left to add up.
+template <int kKeys>
+void dot_products(const float* query, const float* keys, std::int32_t head_size,
+                  Vec (*sums)[kLaneVectors]) {
+  Vec own[kKeys][kLaneVectors];
+  for (auto& key : own) {
+    for (Vec& lane : key) lane = Vec::broadcast(0.0f);
+  }
+  for (std::int32_t i = 0; i < head_size; i += kAttentionLanes) {
+    for (int lane = 0; lane < kLaneVectors; ++lane) {
+      const std::int32_t at = i + lane * Vec::kWidth;
+      const Vec q = Vec::load(query + at);
+      for (int key = 0; key < kKeys; ++key) {
+        own[key][lane] = fma(q, Vec::load(keys + key * head_size + at), own[key][lane]);
       }
     }
-    for (int row = 0; row < kRows; ++row) {
-      scores[row * score_stride + token] = sum_of_lanes(sums[row]);
-    }
+  }
+  for (int key = 0; key < kKeys; ++key) {
+    for (int lane = 0; lane < kLaneVectors; ++lane) sums[key][lane] = own[key][lane];
   }
 }
 
-void score_all(const AttentionTask& task, const float* keys, std::int32_t tokens,
-               std::int32_t score_stride, float* scores) {
-  const std::int32_t head_size = task.layout->head_size;
-  for (std::int32_t row = 0; row < task.rows; row += 4) {
-    const float* const queries = task.queries + row * head_size;
-    float* const own = scores + row * score_stride;
-    switch (task.rows - row) {
-      case 1:
-        score_rows<1>(queries, keys, tokens, head_size, score_stride, own);
-        break;
-      case 2:
-        score_rows<2>(queries, keys, tokens, head_size, score_stride, own);
-        break;
-      case 3:
-        score_rows<3>(queries, keys, tokens, head_size, score_stride, own);
-        break;
-      default:
-        score_rows<4>(queries, keys, tokens, head_size, score_stride, own);
+// Scores of one query row against all keys of a page: a vector of keys at a time, then one by one.
+void score_row(const float* query, const float* keys, std::int32_t tokens, std::int32_t head_size,
+               float* scores) {
+  constexpr int kTogether = Vec::kWidth == 8 ? 4 : Vec::kWidth;  // as the registers allow
+  Vec sums[Vec::kWidth][kLaneVectors];
+  std::int32_t token = 0;
+  for (; token + Vec::kWidth <= tokens; token += Vec::kWidth) {
+    for (int key = 0; key < Vec::kWidth; key += kTogether) {
+      dot_products<kTogether>(query, keys + (token + key) * head_size, head_size, sums + key);
     }
+    sums_of_lanes(sums).store(scores + token);
+  }
+  for (; token < tokens; ++token) {
+    dot_products<1>(query, keys + token * head_size, head_size, sums);
+    scores[token] = sum_of_lanes(sums[0]);
   }
 }
 
@@ -116,50 +109,94 @@ float weigh_scores(float* scores, std::int32_t padded, RunningRow* row) {
   return rescale[0];
 }
 
-// out = out * rescale + weights * values over the tokens that the row sees, [head_size].
-void add_values(const float* weights, const float* values, std::int32_t tokens,
-                std::int32_t head_size, float rescale, float* out) {
-  constexpr int kTogether = 4;  // vectors
-  const Vec scale = Vec::broadcast(rescale);
-  std::int32_t i = 0;
-  for (; i + kTogether * Vec::kWidth <= head_size; i += kTogether * Vec::kWidth) {
-    Vec sums[kTogether];
-    for (int k = 0; k < kTogether; ++k) sums[k] = Vec::load(out + i + k * Vec::kWidth) * scale;
-    for (std::int32_t token = 0; token < tokens; ++token) {
-      const Vec weight = Vec::broadcast(weights[token]);
-      const float* value = values + token * head_size + i;
-      for (int k = 0; k < kTogether; ++k) {
-        sums[k] = fma(weight, Vec::load(value + k * Vec::kWidth), sums[k]);
-      }
-    }
-    for (int k = 0; k < kTogether; ++k) sums[k].store(out + i + k * Vec::kWidth);
-  }
-  for (; i < head_size; i += Vec::kWidth) {
-    Vec sum = Vec::load(out + i) * scale;
-    for (std::int32_t token = 0; token < tokens; ++token) {
-      sum = fma(Vec::broadcast(weights[token]), Vec::load(values + token * head_size + i), sum);
-    }
-    sum.store(out + i);
-  }
-}
-
 // Tokens of a page.
 struct TokenRange {
   std::int32_t begin;
   std::int32_t end;
 };
 
-// The tokens of the page at `base` that the row sees, perhaps none.
-TokenRange seen_tokens(const AttentionTask& task, std::int32_t row, std::int32_t base,
+// The tokens of the page at `base` that a row with these keys sees, perhaps none.
+TokenRange seen_tokens(std::int32_t first_key, std::int32_t end_key, std::int32_t base,
                        std::int32_t tokens) {
-  const std::int32_t first = task.first_keys[row] - base;
-  const std::int32_t end = task.end_keys[row] - base;
+  const std::int32_t first = first_key - base;
+  const std::int32_t end = end_key - base;
   return {first > 0 ? first : 0, end < tokens ? end : tokens};
 }
 
 void mask_scores(const TokenRange& seen, std::int32_t padded, float* scores) {
   for (std::int32_t i = 0; i < seen.begin; ++i) scores[i] = kMinusInfinity;
   for (std::int32_t i = seen.end; i < padded; ++i) scores[i] = kMinusInfinity;
+}
+
+// A row of a task that sees tokens of the page at hand.
+struct SeeingRow {
+  const float* weights;  // of the page's tokens
+  float* out;            // [head_size]
+  float rescale;
+  TokenRange seen;
+};
+
+// out = out * rescale + weights * values over the tokens that the rows, all of them the same, see:
+// some vectors of elements.
+template <int kRows, int kVectors>
+void add_part(const SeeingRow* rows, const float* values, std::int32_t head_size,
+              std::int32_t first) {
+  Vec sums[kRows][kVectors];
+  for (int row = 0; row < kRows; ++row) {
+    const Vec scale = Vec::broadcast(rows[row].rescale);
+    for (int k = 0; k < kVectors; ++k) {
+      sums[row][k] = Vec::load(rows[row].out + first + k * Vec::kWidth) * scale;
+    }
+  }
+  for (std::int32_t token = rows->seen.begin; token < rows->seen.end; ++token) {
+    const float* const value = values + token * head_size + first;
+    for (int row = 0; row < kRows; ++row) {
+      const Vec weight = Vec::broadcast(rows[row].weights[token]);
+      for (int k = 0; k < kVectors; ++k) {
+        sums[row][k] = fma(weight, Vec::load(value + k * Vec::kWidth), sums[row][k]);
+      }
+    }
+  }
+  for (int row = 0; row < kRows; ++row) {
+    for (int k = 0; k < kVectors; ++k) sums[row][k].store(rows[row].out + first + k * Vec::kWidth);
+  }
+}
+
+template <int kRows>
+void add_rows(const SeeingRow* rows, const float* values, std::int32_t head_size) {
+  constexpr int kTogether = 4;  // vectors
+  std::int32_t i = 0;
+  for (; i + kTogether * Vec::kWidth <= head_size; i += kTogether * Vec::kWidth) {
+    add_part<kRows, kTogether>(rows, values, head_size, i);
+  }
+  for (; i + 2 * Vec::kWidth <= head_size; i += 2 * Vec::kWidth) {
+    add_part<kRows, 2>(rows, values, head_size, i);
+  }
+  for (; i < head_size; i += Vec::kWidth) {
+    add_part<kRows, 1>(rows, values, head_size, i);
+  }
+}
+
+bool see_the_same(const SeeingRow& a, const SeeingRow& b) {
+  return a.seen.begin == b.seen.begin && a.seen.end == b.seen.end;
+}
+
+// Rows that see the same tokens together, so that their sums, each of them in order, overlap.
+void add_values(const SeeingRow* rows, std::int32_t count, const float* values,
+                std::int32_t head_size) {
+  for (std::int32_t row = 0; row < count;) {
+    std::int32_t alike = 1;
+    while (alike < 4 && row + alike < count && see_the_same(rows[row], rows[row + alike])) ++alike;
+    if (alike == 4) {
+      add_rows<4>(rows + row, values, head_size);
+    } else if (alike >= 2) {
+      alike = 2;
+      add_rows<2>(rows + row, values, head_size);
+    } else {
+      add_rows<1>(rows + row, values, head_size);
+    }
+    row += alike;
+  }
 }
 
 // The sums of a row over its earlier chunks, and over the one that is being read.
@@ -177,77 +214,126 @@ float exponential_of(float d) {
   return result[0];
 }
 
-// Adds the chunk to the total, [head_size], and begins the next one.
-void close_chunk(RowSums* row, std::int32_t head_size, float* chunk, float* total) {
-  if (!row->started) return;
+// What a row's total and chunk are multiplied by when they are merged.
+struct ChunkScales {
+  float total;
+  float chunk;
+};
+
+// Merges the running sums of a row that has started the chunk, and begins the next one. The scales
+// have a meaning only if there are earlier chunks.
+ChunkScales merge_sums(RowSums* row) {
+  ChunkScales scales{0.0f, 1.0f};
   if (!row->merged) {
     row->total = row->chunk;
-    for (std::int32_t i = 0; i < head_size; ++i) total[i] = chunk[i];
   } else {
     const bool larger = row->chunk.maximum > row->total.maximum;
     const float maximum = larger ? row->chunk.maximum : row->total.maximum;
-    const float before = exponential_of(row->total.maximum - maximum);
-    const float added = exponential_of(row->chunk.maximum - maximum);
-    row->total.sum = row->total.sum * before + row->chunk.sum * added;
+    scales.total = exponential_of(row->total.maximum - maximum);
+    scales.chunk = exponential_of(row->chunk.maximum - maximum);
+    row->total.sum = row->total.sum * scales.total + row->chunk.sum * scales.chunk;
     row->total.maximum = maximum;
-    const Vec weight = Vec::broadcast(added);
-    const Vec scale = Vec::broadcast(before);
-    for (std::int32_t i = 0; i < head_size; i += Vec::kWidth) {
-      fma(weight, Vec::load(chunk + i), Vec::load(total + i) * scale).store(total + i);
-    }
   }
-  for (std::int32_t i = 0; i < head_size; ++i) chunk[i] = 0.0f;
-  row->chunk = RunningRow{};
+  row->chunk.maximum = kMinusInfinity;
+  row->chunk.sum = 0.0f;
   row->started = false;
   row->merged = true;
+  return scales;
+}
+
+// Adds the chunk to the total, [head_size], and begins the next one.
+void close_chunk(RowSums* row, std::int32_t head_size, float* chunk, float* total) {
+  if (!row->started) return;
+  const bool first = !row->merged;
+  const ChunkScales scales = merge_sums(row);
+  const Vec weight = Vec::broadcast(scales.chunk);
+  const Vec scale = Vec::broadcast(scales.total);
+  for (std::int32_t i = 0; i < head_size; i += Vec::kWidth) {
+    const Vec added = Vec::load(chunk + i);
+    (first ? added : fma(weight, added, Vec::load(total + i) * scale)).store(total + i);
+    Vec::broadcast(0.0f).store(chunk + i);
+  }
+}
+
+// The pages that a task reads.
+struct PageRange {
+  std::int32_t first;   // page
+  std::int32_t end;     // token
+  std::int32_t padded;  // tokens of a page, rounded up to whole vectors
+};
+
+PageRange page_range(const AttentionTask& task) {
+  std::int32_t first = task.first_keys[0];
+  std::int32_t end = task.end_keys[0];
+  for (std::int32_t row = 1; row < task.rows; ++row) {
+    first = task.first_keys[row] < first ? task.first_keys[row] : first;
+    end = task.end_keys[row] > end ? task.end_keys[row] : end;
+  }
+  const std::int32_t page_tokens = task.layout->page_tokens;
+  const std::int32_t vectors = (page_tokens + kAttentionLanes - 1) / kAttentionLanes;
+  return {first / page_tokens, end, vectors * kAttentionLanes};
+}
+
+// Keys and values of a page as fp32, [tokens, head_size] each.
+struct LoadedPage {
+  std::int32_t base;  // position of its first token
+  std::int32_t tokens;
+  const float* keys;
+  const float* values;
+};
+
+LoadedPage load(const AttentionTask& task, const PageRange& range, std::int32_t page,
+                float* key_scratch, float* value_scratch) {
+  const KvLayout& layout = *task.layout;
+  const std::int32_t base = page * layout.page_tokens;
+  const std::int32_t left = range.end - base;
+  const std::int32_t tokens = left < layout.page_tokens ? left : layout.page_tokens;
+  const std::byte* const address = task.arena + task.pages[page] * KvLayout::kPageUnit +
+                                   task.layer * layout.layer_stride +
+                                   task.kv_head * layout.head_stride;
+  return {base, tokens, load_page(address, layout, tokens, key_scratch),
+          load_page(address + layout.value_offset, layout, tokens, value_scratch)};
+}
+
+// Reads the page into the sums that the rows have of the chunk, chunks: [rows, head_size].
+void attend_page(const AttentionTask& task, const LoadedPage& page, std::int32_t padded,
+                 float* scores, float* chunks, RowSums* sums) {
+  const std::int32_t head_size = task.layout->head_size;
+  SeeingRow seeing[kMaxAttentionRows];
+  std::int32_t count = 0;
+  for (std::int32_t row = 0; row < task.rows; ++row) {
+    const TokenRange seen =
+        seen_tokens(task.first_keys[row], task.end_keys[row], page.base, page.tokens);
+    if (seen.begin >= seen.end) continue;
+    float* const own = scores + row * padded;
+    score_row(task.queries + row * head_size, page.keys, page.tokens, head_size, own);
+    if (task.softcap > 0.0f) cap_scores(own, padded, task.softcap);
+    mask_scores(seen, padded, own);
+    const float rescale = weigh_scores(own, padded, &sums[row].chunk);
+    sums[row].started = true;
+    seeing[count++] = {own, chunks + row * head_size, rescale, seen};
+  }
+  add_values(seeing, count, page.values, head_size);
 }
 
 // scratch: [attention_scratch_size(head_size, page_tokens)].
-void attend(const AttentionTask& task, float* scratch) {
-  const KvLayout& layout = *task.layout;
-  const std::int32_t head_size = layout.head_size;
-  const std::int32_t page_tokens = layout.page_tokens;
-  const std::int32_t padded =
-      (page_tokens + kAttentionLanes - 1) / kAttentionLanes * kAttentionLanes;
+void attend_row_by_row(const AttentionTask& task, float* scratch) {
+  const std::int32_t head_size = task.layout->head_size;
+  const std::int32_t page_tokens = task.layout->page_tokens;
+  const PageRange range = page_range(task);
   float* const key_scratch = scratch;
-  float* const value_scratch = key_scratch + padded * head_size;
-  float* const scores = value_scratch + padded * head_size;
-  float* const chunks = scores + padded * kMaxAttentionRows;  // [rows, head_size]
+  float* const value_scratch = key_scratch + range.padded * head_size;
+  float* const scores = value_scratch + range.padded * head_size;
+  float* const chunks = scores + range.padded * kMaxAttentionRows;  // [rows, head_size]
   RowSums sums[kMaxAttentionRows];
-  std::int32_t first = task.first_keys[0];
-  std::int32_t end = task.end_keys[0];
-  for (std::int32_t row = 0; row < task.rows; ++row) {
-    first = task.first_keys[row] < first ? task.first_keys[row] : first;
-    end = task.end_keys[row] > end ? task.end_keys[row] : end;
-    for (std::int32_t i = 0; i < head_size; ++i) chunks[row * head_size + i] = 0.0f;
-  }
+  for (std::int32_t i = 0; i < task.rows * head_size; ++i) chunks[i] = 0.0f;
   const std::int32_t chunk_pages = attention_chunk_pages(page_tokens);
-  const std::int64_t head_offset =
-      task.layer * layout.layer_stride + task.kv_head * layout.head_stride;
-  for (std::int32_t page = first / page_tokens; page * page_tokens < end; ++page) {
-    const std::int32_t base = page * page_tokens;
-    const std::int32_t tokens = end - base < page_tokens ? end - base : page_tokens;
-    const std::byte* const address =
-        task.arena + task.pages[page] * KvLayout::kPageUnit + head_offset;
-    const float* const keys = load_page(address, layout, tokens, key_scratch);
-    const float* const values =
-        load_page(address + layout.value_offset, layout, tokens, value_scratch);
-    score_all(task, keys, tokens, padded, scores);
-    for (std::int32_t row = 0; row < task.rows; ++row) {
-      float* const own = scores + row * padded;
-      float* const chunk = chunks + row * head_size;
-      if (page % chunk_pages == 0) {
-        close_chunk(sums + row, head_size, chunk, task.out + row * head_size);
-      }
-      if (task.softcap > 0.0f) cap_scores(own, padded, task.softcap);
-      const TokenRange seen = seen_tokens(task, row, base, tokens);
-      if (seen.begin >= seen.end) continue;
-      mask_scores(seen, padded, own);
-      const float rescale = weigh_scores(own, padded, &sums[row].chunk);
-      add_values(own + seen.begin, values + seen.begin * head_size, seen.end - seen.begin,
-                 head_size, rescale, chunk);
-      sums[row].started = true;
+  for (std::int32_t page = range.first; page * page_tokens < range.end; ++page) {
+    for (std::int32_t row = 0; row < task.rows && page % chunk_pages == 0; ++row) {
+      close_chunk(sums + row, head_size, chunks + row * head_size, task.out + row * head_size);
     }
+    const LoadedPage loaded = load(task, range, page, key_scratch, value_scratch);
+    attend_page(task, loaded, range.padded, scores, chunks, sums);
   }
   for (std::int32_t row = 0; row < task.rows; ++row) {
     float* const out = task.out + row * head_size;

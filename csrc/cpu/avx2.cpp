@@ -54,9 +54,28 @@ inline float sum_of_lanes(const Vec* lanes) {
   return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
 }
 
+// The same for eight keys at a time: each step adds halves of two vectors.
+inline Vec sums_of_lanes(const Vec (*lanes)[2]) {
+  __m256 quarters[4];  // of the keys i and 4 + i: four lanes each
+  for (int i = 0; i < 4; ++i) {
+    const __m256 a = _mm256_add_ps(lanes[i][0].value, lanes[i][1].value);
+    const __m256 b = _mm256_add_ps(lanes[i + 4][0].value, lanes[i + 4][1].value);
+    quarters[i] =
+        _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+  }
+  auto halves = [](__m256 x, __m256 y) {
+    return _mm256_add_ps(_mm256_shuffle_ps(x, y, 0x44), _mm256_shuffle_ps(x, y, 0xEE));
+  };
+  const __m256 low = halves(quarters[0], quarters[1]);
+  const __m256 high = halves(quarters[2], quarters[3]);
+  return {_mm256_add_ps(_mm256_shuffle_ps(low, high, 0x88), _mm256_shuffle_ps(low, high, 0xDD))};
+}
+
 #include "row_kernels-inl.hpp"
 // Needs what stands above.
 #include "attention_kernels-inl.hpp"
+// Needs what stands above.
+#include "attention_blocks-inl.hpp"
 
 }  // namespace
 

@@ -53,9 +53,34 @@ inline float sum_of_lanes(const Vec* lanes) {
   return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
 }
 
+// The same for sixteen keys at a time: each step adds halves of two vectors.
+inline Vec sums_of_lanes(const Vec (*lanes)[1]) {
+  __m512 quarters[4];  // of the keys i, 4 + i, 8 + i, 12 + i: four lanes each
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = lanes[i][0].value;
+    const __m512 b = lanes[i + 4][0].value;
+    const __m512 c = lanes[i + 8][0].value;
+    const __m512 d = lanes[i + 12][0].value;
+    const __m512 ab =
+        _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+    const __m512 cd =
+        _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xEE));
+    quarters[i] =
+        _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xDD));
+  }
+  auto halves = [](__m512 x, __m512 y) {
+    return _mm512_add_ps(_mm512_shuffle_ps(x, y, 0x44), _mm512_shuffle_ps(x, y, 0xEE));
+  };
+  const __m512 low = halves(quarters[0], quarters[1]);
+  const __m512 high = halves(quarters[2], quarters[3]);
+  return {_mm512_add_ps(_mm512_shuffle_ps(low, high, 0x88), _mm512_shuffle_ps(low, high, 0xDD))};
+}
+
 #include "row_kernels-inl.hpp"
 // Needs what stands above.
 #include "attention_kernels-inl.hpp"
+// Needs what stands above.
+#include "attention_blocks-inl.hpp"
 
 }  // namespace
 

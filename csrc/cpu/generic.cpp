@@ -55,9 +55,14 @@ inline float sum_of_lanes(const Vec* lanes) {
   return sums[0];
 }
 
+// The same for as many keys as a vector has elements: one.
+inline Vec sums_of_lanes(const Vec (*lanes)[kAttentionLanes]) { return {sum_of_lanes(lanes[0])}; }
+
 #include "row_kernels-inl.hpp"
 // Needs what stands above.
 #include "attention_kernels-inl.hpp"
+// Needs what stands above.
+#include "attention_blocks-inl.hpp"
 
 }  // namespace
 

@@ -53,9 +53,27 @@ inline float sum_of_lanes(const Vec* lanes) {
   return vget_lane_f32(pair, 0) + vget_lane_f32(pair, 1);
 }
 
+// The same for four keys at a time: each step adds halves of two vectors.
+inline Vec sums_of_lanes(const Vec (*lanes)[4]) {
+  float32x4_t quarters[4];
+  for (int i = 0; i < 4; ++i) {
+    quarters[i] = vaddq_f32(vaddq_f32(lanes[i][0].value, lanes[i][2].value),
+                            vaddq_f32(lanes[i][1].value, lanes[i][3].value));
+  }
+  auto halves = [](float32x4_t x, float32x4_t y) {
+    return vaddq_f32(vcombine_f32(vget_low_f32(x), vget_low_f32(y)),
+                     vcombine_f32(vget_high_f32(x), vget_high_f32(y)));
+  };
+  const float32x4_t low = halves(quarters[0], quarters[1]);
+  const float32x4_t high = halves(quarters[2], quarters[3]);
+  return {vaddq_f32(vuzp1q_f32(low, high), vuzp2q_f32(low, high))};
+}
+
 #include "row_kernels-inl.hpp"
 // Needs what stands above.
 #include "attention_kernels-inl.hpp"
+// Needs what stands above.
+#include "attention_blocks-inl.hpp"
 
 }  // namespace
 

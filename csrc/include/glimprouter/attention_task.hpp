@@ -37,12 +37,13 @@ GR_HOST_DEVICE constexpr std::int32_t attention_chunk_pages(std::int32_t page_to
 
 // Rows of a task at most, and scratch elements that a task needs.
 inline constexpr std::int32_t kMaxAttentionRows = 32;
-inline constexpr std::int32_t kAttentionLanes = 16;  // head_size is a multiple of this
+inline constexpr std::int32_t kAttentionBlockRows = 16;  // rows that are computed side by side
+inline constexpr std::int32_t kAttentionLanes = 16;      // head_size is a multiple of this
 constexpr std::int64_t attention_scratch_size(std::int32_t head_size, std::int32_t page_tokens) {
   const std::int64_t padded =
       (page_tokens + kAttentionLanes - 1) / kAttentionLanes * kAttentionLanes;
-  return 2 * padded * head_size + padded * kMaxAttentionRows +
-         static_cast<std::int64_t>(kMaxAttentionRows) * head_size;
+  const std::int64_t columns = 3 * kMaxAttentionRows;  // of the blocks
+  return 2 * padded * head_size + padded * kMaxAttentionRows + columns * head_size;
 }
 
 }  // namespace glimprouter
