@@ -32,10 +32,8 @@ GR_DEVICE TileRequest tile_request(const RowRequest& request, std::int64_t size)
 }
 
 GR_DEVICE float element_of(const RowView& row, std::int32_t index) {
-  const auto* const source = static_cast<const unsigned char*>(row.data);
-  if (row.dtype == DataType::kFloat32) return load_aligned<float>(source + 4ll * index);
-  const auto bits = load_aligned<std::uint16_t>(source + 2ll * index);
-  return row.dtype == DataType::kFloat16 ? float_from_half(bits) : float_from_bfloat16(bits);
+  return read_element(static_cast<const std::byte*>(row.data) + element_size(row.dtype) * index,
+                      row.dtype);
 }
 
 // The result of a row whose tiles are summed. Valid in thread 0; logprobs are written by all.

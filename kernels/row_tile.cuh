@@ -3,11 +3,10 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
 #include "block.cuh"
 #include "device.cuh"
-#include "element.hpp"
+#include "elements.cuh"
 #include "glimprouter/numeric.hpp"
 #include "glimprouter/row_view.hpp"
 #include "glimprouter/tile_statistics.hpp"
@@ -22,28 +21,15 @@ inline constexpr std::int32_t kThreadVectors = 3;
 inline constexpr float kMinusInfinity = std::bit_cast<float>(0xFF800000u);
 
 struct TileShared {
-  alignas(kVectorBytes) unsigned char bytes[kTileSize * 4 + kVectorBytes];
+  alignas(kVectorBytes) std::byte bytes[kTileSize * 4 + kVectorBytes];
   float lanes[4][kLanes];  // s, t, u, z
   BlockShared block;
 };
 
-// Through memcpy, because the bytes have another type than the value; the promised alignment makes
-// it one instruction.
-template <typename Value>
-GR_DEVICE Value load_aligned(const unsigned char* source) {
-  Value value;
-  std::memcpy(&value, __builtin_assume_aligned(source, sizeof value), sizeof value);
-  return value;
-}
-template <typename Value>
-GR_DEVICE void store_aligned(unsigned char* target, Value value) {
-  std::memcpy(__builtin_assume_aligned(target, sizeof value), &value, sizeof value);
-}
-
 // Where a tile lies in memory. phase: bytes between the 16-byte boundary before it and its start;
 // the copy in shared memory keeps it, so that vectors stay whole.
 struct TileSpan {
-  const unsigned char* source;
+  const std::byte* source;
   std::int32_t bytes;
   std::int32_t phase;
   std::int32_t present;  // elements
@@ -53,7 +39,7 @@ struct TileSpan {
     const std::int64_t left = row.size - tile * kTileSize;
     present = left < kTileSize ? static_cast<std::int32_t>(left) : kTileSize;
     bytes = present * size;
-    source = static_cast<const unsigned char*>(row.data) + tile * kTileSize * size;
+    source = static_cast<const std::byte*>(row.data) + tile * kTileSize * size;
     phase = static_cast<std::int32_t>(reinterpret_cast<std::uintptr_t>(source) % kVectorBytes);
   }
 };
@@ -61,14 +47,14 @@ struct TileSpan {
 // A vector of which only some elements belong to the row: they are copied one by one, because the
 // others may lie outside the allocation.
 GR_DEVICE void stage_edge(const TileSpan& span, std::int32_t begin, std::int32_t size,
-                          unsigned char* target) {
+                          std::byte* target) {
   for (std::int32_t byte = 0; byte < kVectorBytes; byte += size) {
     if (begin + byte < 0 || begin + byte >= span.bytes) continue;
-    const unsigned char* const source = span.source + begin + byte;
+    const std::byte* const source = span.source + begin + byte;
     if (size == 4) {
-      store_aligned(target + byte, load_aligned<std::uint32_t>(source));
+      write_as(target + byte, read_as<std::uint32_t>(source));
     } else {
-      store_aligned(target + byte, load_aligned<std::uint16_t>(source));
+      write_as(target + byte, read_as<std::uint16_t>(source));
     }
   }
 }
@@ -105,7 +91,7 @@ GR_DEVICE void stage_tile(const TileSpan& span, DataType dtype, const TileVector
     const std::int32_t vector = vector_of_thread(k);
     const std::int32_t begin = vector * kVectorBytes - span.phase;
     if (begin >= span.bytes) continue;
-    unsigned char* const target = shared.bytes + vector * kVectorBytes;
+    std::byte* const target = shared.bytes + vector * kVectorBytes;
     if (is_whole(span, vector)) {
       store16(target, vectors.loaded[k]);
     } else {
@@ -118,10 +104,7 @@ GR_DEVICE void stage_tile(const TileSpan& span, DataType dtype, const TileVector
 GR_DEVICE float staged_element(const TileSpan& span, DataType dtype, const TileShared& shared,
                                std::int32_t index) {
   if (index >= span.present) return kMinusInfinity;
-  const unsigned char* const bytes = shared.bytes + span.phase;
-  if (dtype == DataType::kFloat32) return load_aligned<float>(bytes + 4 * index);
-  const auto bits = load_aligned<std::uint16_t>(bytes + 2 * index);
-  return dtype == DataType::kFloat16 ? float_from_half(bits) : float_from_bfloat16(bits);
+  return read_element(shared.bytes + span.phase + element_size(dtype) * index, dtype);
 }
 
 // The 8 elements of this thread's lane, in index order.

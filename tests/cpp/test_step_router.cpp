@@ -12,28 +12,18 @@
 #include <vector>
 
 #include "glimprouter/step_router.hpp"
+#include "tape_vocabulary.hpp"
 
 namespace glimprouter {
 namespace {
 
 constexpr std::int32_t kVocabulary = 3000;  // two tiles
-constexpr std::int32_t kDelimiter = 2997, kThinkEnd = 2998, kEndOfSequence = 2999;
+constexpr TapeVocabulary kTape{kVocabulary};
+const std::int32_t kDelimiter = kTape.delimiter(), kThinkEnd = kTape.think_end(),
+                   kEndOfSequence = kTape.end_of_sequence();
 constexpr std::int32_t kRows = 6;
 
-std::shared_ptr<const StepBoundary> make_boundary() {
-  StepBoundary::Definition definition;
-  for (std::int32_t token = 0; token < kVocabulary; ++token) {
-    definition.token_bytes.emplace_back(std::to_string(token).append("x"));
-  }
-  definition.token_bytes[kDelimiter] = ".\n\n";
-  definition.token_bytes[kThinkEnd].reset();
-  definition.token_bytes[kEndOfSequence].reset();
-  definition.delimiters = {"\n\n"};
-  definition.think_end_ids = {kThinkEnd};
-  definition.eos_ids = {kEndOfSequence};
-  definition.close_ids = {0, kThinkEnd, kDelimiter};
-  return std::make_shared<StepBoundary>(std::move(definition));
-}
+std::shared_ptr<const StepBoundary> make_boundary() { return kTape.boundary(kVocabulary); }
 
 class Tape {
  public:

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "../tape_vocabulary.hpp"
 #include "glimprouter/device_backend.hpp"
 #include "glimprouter/step_router.hpp"
 #include "lanes.hpp"
@@ -18,25 +19,16 @@ namespace glimprouter {
 namespace {
 
 constexpr std::int32_t kVocabulary = 2100;  // two tiles
-constexpr std::int32_t kDelimiter = 2097, kThinkEnd = 2098, kEndOfSequence = 2099;
+constexpr TapeVocabulary kTape{kVocabulary};
+const std::int32_t kDelimiter = kTape.delimiter(), kThinkEnd = kTape.think_end(),
+                   kEndOfSequence = kTape.end_of_sequence();
 constexpr std::int32_t kRows = 5;
 // ThreadSanitizer follows a few thousand threads a launch, and slowly.
 constexpr bool kReduced = simt::kLane == simt::Lane::kThread;
 const Device kDevice{&simt::backend(), 0};
 
 std::shared_ptr<const StepBoundary> make_boundary(std::int32_t vocabulary) {
-  StepBoundary::Definition definition;
-  for (std::int32_t token = 0; token < vocabulary; ++token) {
-    definition.token_bytes.emplace_back(std::to_string(token).append("x"));
-  }
-  definition.token_bytes[kDelimiter] = ".\n\n";
-  definition.token_bytes[kThinkEnd].reset();
-  definition.token_bytes[kEndOfSequence].reset();
-  definition.delimiters = {"\n\n"};
-  definition.think_end_ids = {kThinkEnd};
-  definition.eos_ids = {kEndOfSequence};
-  definition.close_ids = {0, kThinkEnd, kDelimiter};
-  return std::make_shared<StepBoundary>(std::move(definition));
+  return kTape.boundary(vocabulary);
 }
 
 void expect_equal(const StepOutputs& first, const StepOutputs& second, std::size_t rows) {
