@@ -149,6 +149,18 @@ void KvCache::truncate(std::int32_t sequence, std::int32_t generated) {
   }
 }
 
+void KvCache::forget(std::int32_t model, std::int32_t sequence, std::int32_t count) {
+  check_model(model);
+  ModelCache& cache = idle(sequence).caches[static_cast<std::size_t>(model)];
+  if (count < 0 || count > cache.committed) {
+    throw std::invalid_argument("model " + std::to_string(model) + " cannot forget " +
+                                std::to_string(count) + " tokens of sequence " +
+                                std::to_string(sequence) + ": it has computed " +
+                                std::to_string(cache.committed));
+  }
+  release_from(model, cache, cache.committed - count);
+}
+
 PageCounts KvCache::pages_wanted(std::int32_t model,
                                  std::span<const std::int32_t> sequences) const {
   const KvLayout& layout = pool_->layout(model);
@@ -225,23 +237,29 @@ RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> s
   return batch;
 }
 
-void KvCache::place(RaggedBatch& batch, std::size_t row) noexcept {
-  CachedSequence& entry = sequences_[static_cast<std::size_t>(batch.sequences[row])];
-  const auto model = static_cast<std::size_t>(batch.model);
-  const KvLayout& layout = pool_->layout(batch.model);
-  const std::int32_t page_tokens = layout.page_tokens;
-  ModelCache& cache = entry.caches[model];
-  const std::int32_t length = entry.length(batch.model);
-  if (cache.committed % page_tokens != 0 && pool_->shared(cache.pages.back())) {
-    const PageId copy = pool_->take(batch.model);
+// Pages for so many tokens, and one of its own where the first new token goes into a shared one.
+// The plan has found them available, and the list has room.
+void KvCache::take_pages(std::int32_t model, ModelCache& cache, std::int32_t length) noexcept {
+  const KvLayout& layout = pool_->layout(model);
+  if (cache.committed % layout.page_tokens != 0 && pool_->shared(cache.pages.back())) {
+    const PageId copy = pool_->take(model);
     pool_->copy_page(cache.pages.back(), copy);
     pool_->release(cache.pages.back());
     cache.pages.back() = copy;
   }
   while (static_cast<std::int32_t>(cache.pages.size()) < layout.pages_for(length)) {
-    cache.pages.push_back(pool_->take(batch.model));
+    cache.pages.push_back(pool_->take(model));
   }
   cache.allocated = length;
+}
+
+void KvCache::place(RaggedBatch& batch, std::size_t row) noexcept {
+  CachedSequence& entry = sequences_[static_cast<std::size_t>(batch.sequences[row])];
+  const auto model = static_cast<std::size_t>(batch.model);
+  const std::int32_t page_tokens = pool_->layout(batch.model).page_tokens;
+  ModelCache& cache = entry.caches[model];
+  const std::int32_t length = entry.length(batch.model);
+  take_pages(batch.model, cache, length);
   entry.in_flight = batch.ticket;
   const std::vector<std::int32_t>& prompt = entry.prompts[model];
   const auto prompt_length = static_cast<std::int32_t>(prompt.size());

@@ -2,8 +2,10 @@
 #include <cstring>
 #include <stdexcept>
 #include <type_traits>
+#include <utility>
 
 #include "glimprouter/kv_cache.hpp"
+#include "token_ledger_io.hpp"
 
 namespace glimprouter {
 namespace {
@@ -12,16 +14,7 @@ struct SavedHeader {
   char magic[8];
   std::uint32_t version;
   std::int32_t num_models;
-  std::uint64_t vocabulary_map;  // fingerprint; 0: the models share one vocabulary
-  std::int64_t written;
   std::int64_t total_bytes;
-};
-
-struct SavedTokens {  // of one model, or of all where they share one vocabulary
-  std::int64_t ids;
-  std::int64_t aligned;
-  std::int64_t covered;
-  std::int64_t retokenized;
 };
 
 struct SavedModel {
@@ -31,66 +24,15 @@ struct SavedModel {
   std::int64_t excess;
 };
 static_assert(std::is_trivially_copyable_v<SavedHeader> &&
-              std::is_trivially_copyable_v<SavedTokens> &&
-              std::is_trivially_copyable_v<SavedModel> &&
-              std::is_trivially_copyable_v<WrittenToken>);
+              std::is_trivially_copyable_v<SavedModel>);
 
 constexpr char kMagic[8] = {'G', 'R', 'K', 'V', 'S', 'E', 'Q', '\n'};
-constexpr std::uint32_t kVersion = 2;
-
-// FNV-1a over 64-bit words; the tail is padded with zeros.
-std::uint64_t checksum(std::string_view bytes) {
-  std::uint64_t hash = 0xCBF29CE484222325u;
-  for (std::size_t at = 0; at < bytes.size(); at += 8) {
-    std::uint64_t word = 0;
-    std::memcpy(&word, bytes.data() + at, std::min<std::size_t>(8, bytes.size() - at));
-    hash = (hash ^ word) * 0x100000001B3u;
-  }
-  return hash;
-}
-
-template <typename Value>
-void write(std::string& bytes, const Value* values, std::size_t count) {
-  if (count > 0) bytes.append(reinterpret_cast<const char*>(values), count * sizeof(Value));
-}
-
-// Reads front to back; what is missing is an error, never garbage.
-class Reader {
- public:
-  explicit Reader(std::string_view bytes) : left_(bytes) {}
-  std::string_view take(std::int64_t count) {
-    if (count < 0 || static_cast<std::uint64_t>(count) > left_.size()) {
-      throw std::invalid_argument("the saved sequence is damaged or cut short");
-    }
-    const std::string_view part = left_.substr(0, static_cast<std::size_t>(count));
-    left_.remove_prefix(static_cast<std::size_t>(count));
-    return part;
-  }
-  template <typename Value>
-  Value one() {
-    Value value;
-    std::memcpy(static_cast<void*>(&value), take(sizeof(Value)).data(), sizeof(Value));
-    return value;
-  }
-  template <typename Value>
-  std::vector<Value> many(std::int64_t count) {
-    constexpr auto kSize = static_cast<std::int64_t>(sizeof(Value));
-    const std::string_view part = take(count > left() / kSize ? -1 : count * kSize);
-    std::vector<Value> result(static_cast<std::size_t>(count));
-    if (!part.empty()) std::memcpy(static_cast<void*>(result.data()), part.data(), part.size());
-    return result;
-  }
-  bool empty() const { return left_.empty(); }
-
- private:
-  std::int64_t left() const { return static_cast<std::int64_t>(left_.size()); }
-
-  std::string_view left_;
-};
+constexpr std::uint32_t kVersion = 3;
+constexpr const char* kWhat = "sequence";
 
 std::string_view checked_body(std::string_view saved) {
   SavedHeader header;
-  if (saved.size() < sizeof header + 8 || std::memcmp(saved.data(), kMagic, sizeof kMagic) != 0) {
+  if (saved.size() < sizeof header || std::memcmp(saved.data(), kMagic, sizeof kMagic) != 0) {
     throw std::invalid_argument("these bytes are not a saved KV sequence (they come from save())");
   }
   std::memcpy(static_cast<void*>(&header), saved.data(), sizeof header);
@@ -99,57 +41,15 @@ std::string_view checked_body(std::string_view saved) {
                                 std::to_string(header.version) + ", this version reads " +
                                 std::to_string(kVersion));
   }
-  std::uint64_t sum = 0;
-  std::memcpy(&sum, saved.data() + saved.size() - 8, 8);
-  const std::string_view body = saved.substr(0, saved.size() - 8);
-  if (header.total_bytes != static_cast<std::int64_t>(saved.size()) || sum != checksum(body)) {
-    throw std::invalid_argument("the saved sequence is damaged or cut short");
-  }
-  return body;
-}
-
-std::int64_t bytes_of(const TokenLedger::State& tokens) {
-  auto size = static_cast<std::int64_t>(tokens.written.size() * sizeof(WrittenToken));
-  for (const TokenLedger::OwnTokens& own : tokens.own) {
-    size += static_cast<std::int64_t>(sizeof(SavedTokens) +
-                                      (own.ids.size() + own.written_at.size()) * 4);
-  }
-  return size;
-}
-
-void write_tokens(std::string& bytes, const TokenLedger::State& tokens) {
-  write(bytes, tokens.written.data(), tokens.written.size());
-  for (const TokenLedger::OwnTokens& own : tokens.own) {
-    const SavedTokens counts{static_cast<std::int64_t>(own.ids.size()),
-                             static_cast<std::int64_t>(own.written_at.size()), own.covered,
-                             own.retokenized};
-    write(bytes, &counts, 1);
-    write(bytes, own.ids.data(), own.ids.size());
-    write(bytes, own.written_at.data(), own.written_at.size());
-  }
-}
-
-TokenLedger::State read_tokens(Reader& reader, std::int64_t written, std::int32_t lists) {
-  TokenLedger::State tokens;
-  tokens.written = reader.many<WrittenToken>(written);
-  for (std::int32_t list = 0; list < lists; ++list) {
-    const auto counts = reader.one<SavedTokens>();
-    TokenLedger::OwnTokens own;
-    own.ids = reader.many<std::int32_t>(counts.ids);
-    own.written_at = reader.many<std::int32_t>(counts.aligned);
-    own.covered = static_cast<std::int32_t>(counts.covered);
-    own.retokenized = counts.retokenized;
-    tokens.own.push_back(std::move(own));
-  }
-  return tokens;
+  if (header.total_bytes != static_cast<std::int64_t>(saved.size())) refuse_damaged(kWhat);
+  return checked_bytes(saved, kWhat);
 }
 
 }  // namespace
 
 std::string KvCache::save(std::int32_t sequence) {
   const CachedSequence& entry = idle(sequence);
-  const TokenLedger::State& tokens = entry.ledger.state();
-  std::int64_t size = sizeof(SavedHeader) + 8 + bytes_of(tokens);
+  std::int64_t size = sizeof(SavedHeader) + sizeof(std::uint64_t) + bytes_of_tokens(entry.ledger);
   for (std::int32_t model = 0; model < pool_->num_models(); ++model) {
     const auto index = static_cast<std::size_t>(model);
     size += static_cast<std::int64_t>(sizeof(SavedModel) + entry.prompts[index].size() * 4);
@@ -162,11 +62,9 @@ std::string KvCache::save(std::int32_t sequence) {
   std::memcpy(header.magic, kMagic, sizeof kMagic);
   header.version = kVersion;
   header.num_models = pool_->num_models();
-  header.vocabulary_map = map_ ? map_->fingerprint() : 0;
-  header.written = static_cast<std::int64_t>(tokens.written.size());
   header.total_bytes = size;
-  write(bytes, &header, 1);
-  write_tokens(bytes, tokens);
+  append_values(bytes, &header, 1);
+  append_tokens(bytes, entry.ledger);
   for (std::int32_t model = 0; model < pool_->num_models(); ++model) {
     const auto index = static_cast<std::size_t>(model);
     SavedModel saved;
@@ -175,63 +73,85 @@ std::string KvCache::save(std::int32_t sequence) {
     saved.prompt = static_cast<std::int64_t>(entry.prompts[index].size());
     saved.committed = entry.caches[index].committed;
     saved.excess = entry.caches[index].excess;
-    write(bytes, &saved, 1);
-    write(bytes, entry.prompts[index].data(), entry.prompts[index].size());
+    append_values(bytes, &saved, 1);
+    append_values(bytes, entry.prompts[index].data(), entry.prompts[index].size());
     const std::vector<PageId>& pages = entry.caches[index].pages;
     const std::size_t begin = bytes.size();
     bytes.resize(begin + pages.size() * static_cast<std::size_t>(saved.layout.page_bytes));
     pool_->read_pages(model, pages, reinterpret_cast<std::byte*>(bytes.data()) + begin);
   }
-  const std::uint64_t sum = checksum(bytes);
-  write(bytes, &sum, 1);
+  append_checksum(bytes);
   return bytes;
 }
 
-std::int32_t KvCache::load(std::string_view saved) {
-  Reader reader(checked_body(saved));
+// A saved sequence that has been checked, with no page yet.
+struct KvCache::Parsed {
+  CachedSequence entry;
+  PageCounts pages;                        // [models]
+  std::vector<std::string_view> contents;  // [models] of the pages, side by side
+};
+
+KvCache::Parsed KvCache::parse(std::string_view saved) const {
+  BytesReader reader(checked_body(saved), kWhat);
   const auto header = reader.one<SavedHeader>();
   if (header.num_models != pool_->num_models()) {
     throw std::invalid_argument("the sequence was saved with " + std::to_string(header.num_models) +
                                 " models, this cache has " + std::to_string(pool_->num_models()));
   }
-  if (header.vocabulary_map != (map_ ? map_->fingerprint() : 0)) {
-    throw std::invalid_argument(
-        "the sequence was saved with other vocabularies (another map, or none)");
-  }
-  CachedSequence entry;
-  entry.ledger =
-      TokenLedger(map_, read_tokens(reader, header.written, map_ ? header.num_models : 1));
+  Parsed parsed;
+  CachedSequence& entry = parsed.entry;
+  entry.ledger = read_tokens(reader, map_);
   entry.caches.resize(static_cast<std::size_t>(header.num_models));
-  PageCounts wanted;
-  std::vector<std::string_view> contents;
   for (std::int32_t model = 0; model < header.num_models; ++model) {
-    const auto model_header = reader.one<SavedModel>();
+    const auto saved_model = reader.one<SavedModel>();
     const KvLayout& layout = pool_->layout(model);
-    check_same_layout(layout, model_header.layout, "the saved sequence");
-    entry.prompts.push_back(reader.many<std::int32_t>(model_header.prompt));
+    check_same_layout(layout, saved_model.layout, "the saved sequence");
+    entry.prompts.push_back(reader.many<std::int32_t>(saved_model.prompt));
     ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
-    cache.committed = cache.allocated = static_cast<std::int32_t>(model_header.committed);
-    cache.excess = model_header.excess;
+    cache.committed = cache.allocated = static_cast<std::int32_t>(saved_model.committed);
+    cache.excess = saved_model.excess;
     if (cache.committed < 0 || cache.committed > entry.length(model)) {
       throw std::invalid_argument("the saved sequence is damaged: it holds more than its tokens");
     }
-    wanted.push_back(layout.pages_for(cache.committed));
-    cache.pages.reserve(static_cast<std::size_t>(wanted.back()));
-    contents.push_back(reader.take(wanted.back() * layout.page_bytes));
+    parsed.pages.push_back(layout.pages_for(cache.committed));
+    parsed.contents.push_back(reader.take(parsed.pages.back() * layout.page_bytes));
   }
-  if (!reader.empty()) throw std::invalid_argument("the saved sequence is damaged or cut short");
-  const std::int32_t index = free_sequence();
-  pool_->check_available(wanted);
-  for (std::int32_t model = 0; model < header.num_models; ++model) {
-    ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
-    for (std::int64_t i = 0; i < wanted[static_cast<std::size_t>(model)]; ++i) {
-      cache.pages.push_back(pool_->take(model));
-    }
-    const std::string_view content = contents[static_cast<std::size_t>(model)];
-    pool_->write_pages(model, cache.pages, reinterpret_cast<const std::byte*>(content.data()));
-  }
+  reader.check_end();
   entry.open = true;
-  sequences_[static_cast<std::size_t>(index)] = std::move(entry);
+  return parsed;
+}
+
+std::vector<std::int32_t> KvCache::check_saved(std::string_view saved) const {
+  std::vector<std::int32_t> computed;
+  for (const ModelCache& cache : parse(saved).entry.caches) computed.push_back(cache.committed);
+  return computed;
+}
+
+std::int32_t KvCache::load(std::string_view saved) {
+  Parsed parsed = parse(saved);
+  const std::int32_t index = free_sequence();
+  pool_->check_available(parsed.pages);
+  std::vector<ModelCache>& caches = parsed.entry.caches;
+  for (std::size_t model = 0; model < caches.size(); ++model) {
+    caches[model].pages.reserve(static_cast<std::size_t>(parsed.pages[model]));
+  }
+  for (std::size_t model = 0; model < caches.size(); ++model) {
+    for (std::int64_t i = 0; i < parsed.pages[model]; ++i) {
+      caches[model].pages.push_back(pool_->take(static_cast<std::int32_t>(model)));
+    }
+  }
+  try {  // memory on a device can fail
+    for (std::size_t model = 0; model < caches.size(); ++model) {
+      pool_->write_pages(static_cast<std::int32_t>(model), caches[model].pages,
+                         reinterpret_cast<const std::byte*>(parsed.contents[model].data()));
+    }
+  } catch (...) {
+    for (std::size_t model = 0; model < caches.size(); ++model) {
+      release_from(static_cast<std::int32_t>(model), caches[model], 0);
+    }
+    throw;
+  }
+  sequences_[static_cast<std::size_t>(index)] = std::move(parsed.entry);
   return index;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <span>
+#include <stdexcept>
 
 #include "element.hpp"
 #include "glimprouter/device_arena.hpp"
@@ -128,6 +129,37 @@ void gather_kv(const PagePool& pool, std::int32_t model, std::int32_t layer, con
                 head_address(values, token, head), token_bytes(values), values.dtype, length,
                 layout.head_size});
     }
+  }
+}
+
+void cast_copy_kv(PagePool& pool, const SequencePages& source, const SequencePages& target,
+                  std::int32_t first, std::int32_t count) {
+  const KvLayout& from = pool.layout(source.model);
+  const KvLayout& to = pool.layout(target.model);
+  if (pool.device_arena() != nullptr) {
+    throw std::runtime_error("a cast-copy of pages on a device is not offered");
+  }
+  for (std::int32_t token = first; token < first + count;) {
+    const std::int32_t read = token % from.page_tokens;
+    const std::int32_t written = token % to.page_tokens;
+    const std::int32_t length =
+        std::min({first + count - token, from.page_tokens - read, to.page_tokens - written});
+    const auto page = [&pool, token](const SequencePages& side, std::int32_t page_tokens) {
+      return pool.address(side.pages[static_cast<std::size_t>(token / page_tokens)]);
+    };
+    const std::byte* const source_page = page(source, from.page_tokens);
+    std::byte* const target_page = page(target, to.page_tokens);
+    for (std::int32_t layer = 0; layer < from.num_layers; ++layer) {
+      for (std::int32_t head = 0; head < from.num_kv_heads; ++head) {
+        const std::byte* const keys = source_page + layer_offset(from, layer, head, read);
+        std::byte* const out = target_page + layer_offset(to, layer, head, written);
+        copy_run({keys, from.token_stride, from.dtype, out, to.token_stride, to.dtype, length,
+                  from.head_size});
+        copy_run({keys + from.value_offset, from.token_stride, from.dtype, out + to.value_offset,
+                  to.token_stride, to.dtype, length, from.head_size});
+      }
+    }
+    token += length;
   }
 }
 

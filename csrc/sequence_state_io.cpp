@@ -5,6 +5,7 @@
 
 #include "device_sequences.hpp"
 #include "glimprouter/step_router.hpp"
+#include "saved_bytes.hpp"
 
 namespace glimprouter {
 namespace {
@@ -32,16 +33,8 @@ struct SavedHeader {
 static_assert(std::is_trivially_copyable_v<SavedHeader>);
 
 constexpr char kMagic[8] = {'G', 'R', 'S', 'T', 'A', 'T', 'E', '\n'};
-constexpr std::uint32_t kVersion = 3;
+constexpr std::uint32_t kVersion = 4;
 constexpr std::size_t kRecordBytes = 13;  // token, logprob, entropy, writer
-
-std::uint64_t checksum(std::string_view bytes) {
-  std::uint64_t hash = 0xCBF29CE484222325u;
-  for (const char byte : bytes) {
-    hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001B3u;
-  }
-  return hash;
-}
 
 bool holds_records(std::size_t bytes, std::uint64_t count) {
   return bytes % kRecordBytes == 0 && bytes / kRecordBytes == count;
@@ -93,8 +86,7 @@ std::string StepRouter::save(std::int32_t row) {
     entry[12] = static_cast<char>(record.writer);
     bytes.append(entry, sizeof entry);
   }
-  const std::uint64_t sum = checksum(bytes);
-  bytes.append(reinterpret_cast<const char*>(&sum), sizeof sum);
+  append_checksum(bytes);
   return bytes;
 }
 
@@ -111,12 +103,8 @@ std::int32_t StepRouter::load(std::string_view saved) {
         "the sequence was saved by another version of glimprouter (format " +
         std::to_string(header.version) + ", this one reads " + std::to_string(kVersion) + ")");
   }
-  const std::string_view body = saved.substr(0, saved.size() - sizeof(std::uint64_t));
-  std::uint64_t sum = 0;
-  std::memcpy(&sum, saved.data() + body.size(), sizeof sum);
-  if (sum != checksum(body) || !holds_records(body.size() - sizeof header, header.tokens)) {
-    throw std::invalid_argument("the saved sequence is damaged or cut short");
-  }
+  const std::string_view body = checked_bytes(saved, "sequence");
+  if (!holds_records(body.size() - sizeof header, header.tokens)) refuse_damaged("sequence");
   if (header.boundary != boundary_->fingerprint() ||
       header.large_boundary != large_boundary_->fingerprint()) {
     throw std::invalid_argument(

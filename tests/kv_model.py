@@ -106,6 +106,11 @@ class CacheModel:
         for model, (kept, spoiled) in enumerate(cached.ledger.truncate(generated)):
             self.drop(cached, model, kept, spoiled)
 
+    def forget(self, model: int, sequence: int, count: int) -> None:
+        cached = self.sequences[sequence]
+        cached.committed[model] -= count
+        del cached.pages[model][-(-cached.committed[model] // self.page_tokens[model]) :]
+
     def resolve(self, model: int, sequence: int, spans: list[list[int]]) -> None:
         cached = self.sequences[sequence]
         assert isinstance(cached.ledger, LedgerModel)

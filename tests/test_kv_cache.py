@@ -148,6 +148,19 @@ class Cache(RuleBasedStateMachine):
         self.cache.truncate(sequence, wanted)
         self.model.truncate(sequence, wanted)
 
+    @precondition(lambda self: self.idle())
+    @rule(data=st.data(), model=st.integers(0, 1))
+    def forget(self, data: st.DataObject, model: int) -> None:
+        sequence = self.pick(data)
+        computed = self.model.sequences[sequence].committed[model]
+        count = data.draw(st.integers(-1, computed + 1), label="count")
+        if not 0 <= count <= computed:
+            with pytest.raises(ValueError, match="cannot forget"):
+                self.cache.forget(model, sequence, count)
+            return
+        self.cache.forget(model, sequence, count)
+        self.model.forget(model, sequence, count)
+
     @precondition(lambda self: self.idle() and not self.full())
     @rule(data=st.data())
     def fork(self, data: st.DataObject) -> None:
@@ -183,6 +196,7 @@ class Cache(RuleBasedStateMachine):
             lambda: self.cache.close(sequence),
             lambda: self.cache.append(sequence, [1]),
             lambda: self.cache.truncate(sequence, 0),
+            lambda: self.cache.forget(0, sequence, 0),
             lambda: self.cache.fork(sequence),
             lambda: self.cache.save(sequence),
             lambda: self.cache.prepare(0, [sequence]),
@@ -203,6 +217,7 @@ class Cache(RuleBasedStateMachine):
     @rule(data=st.data())
     def restore(self, data: st.DataObject) -> None:
         state, kept = data.draw(st.sampled_from(self.saved), label="saved")
+        assert self.cache.check_saved(state) == kept.committed
         if not self.fits([len(pages) for pages in kept.pages]):
             with pytest.raises(gr.OutOfPages, match="out of pages"):
                 self.cache.load(state)
@@ -304,8 +319,9 @@ def test_damaged_bytes_are_refused(damage: str) -> None:
         if damage == "flip":
             bad[place] ^= 4
         broken = {"cut": saved[:place], "flip": bad, "foreign": b"x" * place, "empty": b""}[damage]
-        with pytest.raises(ValueError, match=r"save\(\)|damaged|format"):
-            cache.load(bytes(broken))
+        for read in (cache.load, cache.check_saved):
+            with pytest.raises(ValueError, match=r"save\(\)|damaged|format"):
+                read(bytes(broken))
     assert cache.sequences == [sequence]
 
 

@@ -125,6 +125,20 @@ class Ledger(RuleBasedStateMachine):
         assert self.ledger.truncate(size) == self.model.truncate(size)
 
     @precondition(lambda self: hasattr(self, "model"))
+    @rule(saved=st.booleans(), writes=st.booleans())
+    def leave(self, saved: bool, writes: bool) -> None:
+        """Goes on with a copy; what happens to the one that was left does not touch it."""
+        left = self.ledger
+        if saved:
+            self.ledger = gr.TokenLedger.load(left.save(), map_of(self.words))
+            assert self.ledger.save() == left.save()
+        else:
+            self.ledger = left.copy()
+        left.truncate(0)
+        if writes:
+            left.append(0, [self.words.roles[0][0]])
+
+    @precondition(lambda self: hasattr(self, "model"))
     @invariant()
     def same_state(self) -> None:
         assert len(self.ledger) == len(self.model.written)
@@ -229,3 +243,27 @@ def test_bad_ledger_calls(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(ledger)
     assert ledger.ids(0) == ledger.ids(1) == [0]
+
+
+LETTERS = Words([[b"a", b"b", b"ab"], [b"b", b"a"]], [], [[], []])
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "foreign"])
+def test_damaged_bytes_are_refused(damage: str) -> None:
+    ledger = gr.TokenLedger(map_of(LETTERS))
+    ledger.append(0, [0, 1, 2])
+    saved = ledger.save()
+    for place in range(0, len(saved), 3):
+        flipped = bytearray(saved)
+        flipped[place] ^= 4
+        broken = {"cut": saved[:place], "flip": bytes(flipped), "foreign": b"x" * place}[damage]
+        with pytest.raises(ValueError, match=r"save\(\)|damaged"):
+            gr.TokenLedger.load(broken, map_of(LETTERS))
+
+
+def test_saved_with_another_map() -> None:
+    saved = gr.TokenLedger(map_of(LETTERS)).save()
+    with pytest.raises(ValueError, match="other vocabularies"):
+        gr.TokenLedger.load(saved)
+    with pytest.raises(ValueError, match="other vocabularies"):
+        gr.TokenLedger.load(gr.TokenLedger().save(), map_of(LETTERS))

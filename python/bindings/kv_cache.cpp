@@ -249,6 +249,10 @@ void bind_kv_cache(py::module_& module) {
       .def("fork", &KvCache::fork, py::arg("sequence"), docs::kKvFork)
       .def("truncate", &KvCache::truncate, py::arg("sequence"), py::arg("generated"),
            docs::kKvTruncate)
+      .def("forget", &KvCache::forget, py::arg("model"), py::arg("sequence"), py::arg("count"),
+           docs::kKvForget)
+      .def("cast_copy", &KvCache::cast_copy, py::arg("sequence"), py::arg("source"),
+           py::arg("target"), docs::kKvCastCopy)
       .def(
           "prepare",
           [](KvCache& cache, std::int32_t model, const py::object& sequences) {
@@ -268,6 +272,12 @@ void bind_kv_cache(py::module_& module) {
             return cache.load(static_cast<std::string_view>(saved));
           },
           py::arg("saved"), docs::kKvLoad)
+      .def(
+          "check_saved",
+          [](const KvCache& cache, const py::bytes& saved) {
+            return cache.check_saved(static_cast<std::string_view>(saved));
+          },
+          py::arg("saved"), docs::kKvCheckSaved)
       .def(
           "computed",
           [](const KvCache& cache, std::int32_t model, std::int32_t sequence) {

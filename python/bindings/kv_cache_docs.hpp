@@ -113,6 +113,38 @@ Raises:
     ValueError: Another number.
 )";
 
+inline constexpr const char* kKvForget =
+    R"(Drops the last tokens that a model has computed: it computes them again.
+
+Args:
+    model: Index of the model.
+    sequence: An open sequence.
+    count: In [0, computed(model, sequence)].
+
+Raises:
+    ValueError: Another number.
+)";
+
+inline constexpr const char* kKvCastCopy =
+    R"(Gives one model what another has computed, cast to the type of its pages.
+
+For models of equal weights whose layouts differ in type or page size only: a draft in bfloat16 and
+its float32 original need one prefill.
+
+Args:
+    sequence: An open sequence.
+    source: Index of the model that has computed.
+    target: Index of the model that gets it.
+
+Returns:
+    Tokens copied; 0 where the target has computed as many.
+
+Raises:
+    OutOfPages: Nothing has changed.
+    ValueError: Layouts of other layers, heads or head size, or tokens that differ.
+    RuntimeError: The sequence is part of a batch in flight.
+)";
+
 inline constexpr const char* kKvPrepare =
     R"(The batch of exactly the tokens that a model has not computed, with pages for them.
 
@@ -161,6 +193,16 @@ Raises:
     OutOfPages: Nothing has changed.
     ValueError: Foreign, damaged or shortened bytes, or another KV layout (the message names it).
     RuntimeError: All sequences are in use.
+)";
+
+inline constexpr const char* kKvCheckSaved =
+    R"(The checks of load() alone.
+
+Returns:
+    Tokens that each model has computed, prompt included, [models].
+
+Raises:
+    ValueError: As load().
 )";
 
 }  // namespace glimprouter::bindings::docs

@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -135,6 +136,18 @@ void bind_token_ledger(py::module_& module) {
            "Whether all that was written is in the model's vocabulary by now.")
       .def("retokenized", &TokenLedger::retokenized, py::arg("model"),
            "Tokens that resolve() has given the model.")
+      .def(
+          "save", [](const TokenLedger& ledger) { return py::bytes(ledger.save()); },
+          docs::kLedgerSave)
+      .def_static(
+          "load",
+          [](const py::bytes& saved, std::shared_ptr<VocabularyMap> map) {
+            return TokenLedger::load(std::move(map), static_cast<std::string_view>(saved));
+          },
+          py::arg("saved"), py::arg("vocabulary_map") = py::none(), docs::kLedgerLoad)
+      .def(
+          "copy", [](const TokenLedger& ledger) { return TokenLedger(ledger); },
+          "An independent copy.")
       .def("__len__", &TokenLedger::size);
 }
 

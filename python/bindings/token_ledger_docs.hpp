@@ -87,4 +87,17 @@ Raises:
     ValueError: Another number.
 )";
 
+inline constexpr const char* kLedgerSave = R"(The ledger as bytes, for load().)";
+
+inline constexpr const char* kLedgerLoad =
+    R"(A ledger from what save() gave.
+
+Args:
+    saved: Bytes of save().
+    vocabulary_map: The map that the ledger was saved with.
+
+Raises:
+    ValueError: Foreign, damaged or shortened bytes, or another map.
+)";
+
 }  // namespace glimprouter::bindings::docs

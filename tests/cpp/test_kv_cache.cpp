@@ -17,7 +17,7 @@ namespace glimprouter {
 namespace {
 
 constexpr std::int32_t kSequences = 6;
-constexpr int kModels = 2;
+constexpr int kModels = 3;  // the third is the first in pages of another size
 
 class CacheTape {
  public:
@@ -25,7 +25,8 @@ class CacheTape {
       : random_(seed),
         pool_(
             std::make_shared<PagePool>(std::vector{KvLayout::make(2, 1, 2, 4, DataType::kFloat32),
-                                                   KvLayout::make(3, 2, 4, 8, DataType::kBFloat16)},
+                                                   KvLayout::make(3, 2, 4, 8, DataType::kBFloat16),
+                                                   KvLayout::make(2, 1, 2, 8, DataType::kFloat32)},
                                        16 * 2304, 2304)),
         cache_(pool_, kSequences) {
     pool_->poison_freed_pages(0xA5);
@@ -55,9 +56,10 @@ class CacheTape {
   }
 
   void play_one() {
-    const int choice = below(16);
+    const int choice = below(18);
     if (cache_.sequences().empty() || choice == 0) {
-      if (!full()) tags_[cache_.open({some_ids(), some_ids()})] = {};
+      const std::vector<std::int32_t> prompt = some_ids();
+      if (!full()) tags_[cache_.open({prompt, some_ids(), prompt})] = {};
     } else if (choice == 1) {
       const std::int32_t sequence = any();
       cache_.close(sequence);
@@ -72,8 +74,29 @@ class CacheTape {
     } else if (choice == 5) {
       pool_->limit_sectors(below(2) != 0 ? pool_->num_sectors()
                                          : pool_->num_sectors() - pool_->num_free_sectors());
+    } else if (choice == 6) {
+      forget(any(), below(kModels));
+    } else if (choice == 7) {
+      cast_copy(any(), 2 * below(2));
     } else {
       compute(any(), below(kModels));
+    }
+  }
+
+  void forget(std::int32_t sequence, int model) {
+    const ModelCache& cache = cache_.sequence(sequence).caches[static_cast<std::size_t>(model)];
+    cache_.forget(model, sequence, below(cache.committed + 1));
+    resize_tags(sequence, model);
+  }
+
+  void cast_copy(std::int32_t sequence, int source) {
+    const auto& from = tags_[sequence][static_cast<std::size_t>(source)];
+    auto& to = tags_[sequence][static_cast<std::size_t>(2 - source)];
+    try {
+      const std::int32_t copied = cache_.cast_copy(sequence, source, 2 - source);
+      to.insert(to.end(), from.end() - copied, from.end());
+    } catch (const OutOfPages&) {
+      ++refused_;
     }
   }
 

@@ -66,6 +66,14 @@ class KvCache {
                const std::vector<std::vector<std::int32_t>>& spans);
   // Moves the frontier back to `generated` tokens; what any model computed beyond it is dropped.
   void truncate(std::int32_t sequence, std::int32_t generated);
+  // Drops the last `count` tokens that a model has computed: it computes them again. After a
+  // rewind to a token whose logits are wanted once more.
+  void forget(std::int32_t model, std::int32_t sequence, std::int32_t count);
+  // Gives one model what another has computed, cast to the type of its pages: for models of equal
+  // weights whose layouts differ in type or page size only. Both must have the same ids, in
+  // vocabularies that agree about them, as far as the source has computed. Returns the tokens
+  // copied, 0 where the target has as many.
+  std::int32_t cast_copy(std::int32_t sequence, std::int32_t source, std::int32_t target);
 
   // The batch that brings the model to the frontier of each (distinct) sequence, with its pages
   // taken and shared ones replaced. Every sequence must have at least one token that the model has
@@ -79,6 +87,8 @@ class KvCache {
   std::string save(std::int32_t sequence);
   // Throws std::invalid_argument for foreign, damaged or shortened bytes, or other layouts.
   std::int32_t load(std::string_view saved);
+  // The checks of load() without a page: tokens that each model has computed, [models].
+  std::vector<std::int32_t> check_saved(std::string_view saved) const;
 
   const CachedSequence& sequence(std::int32_t sequence) const;
   std::vector<std::int32_t> sequences() const;
@@ -86,6 +96,9 @@ class KvCache {
   void check_invariants() const;
 
  private:
+  struct Parsed;
+
+  Parsed parse(std::string_view saved) const;
   CachedSequence& at(std::int32_t sequence);
   CachedSequence& idle(std::int32_t sequence);
   std::int32_t free_sequence() const;
@@ -93,6 +106,7 @@ class KvCache {
   void check_model(std::int32_t model) const;
   PageCounts pages_wanted(std::int32_t model, std::span<const std::int32_t> sequences) const;
   void place(RaggedBatch& batch, std::size_t row) noexcept;
+  void take_pages(std::int32_t model, ModelCache& cache, std::int32_t length) noexcept;
   void drop_beyond(CachedSequence& entry, std::int32_t model, std::int32_t kept,
                    std::int32_t spoiled) noexcept;
   void release_from(std::int32_t model, ModelCache& cache, std::int32_t committed) noexcept;

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "glimprouter/device_backend.hpp"
 #include "glimprouter/page_pool.hpp"
@@ -65,5 +66,16 @@ void check_attention(const KvLayout& layout, std::int32_t layer, std::int64_t to
 // type of the targets. pages: [ceil(tokens / page_tokens)] of the model's layout.
 void gather_kv(const PagePool& pool, std::int32_t model, std::int32_t layer, const PageId* pages,
                const HeadsView& keys, const HeadsView& values, DeviceStream stream = nullptr);
+
+// Pages of one sequence, of a model's layout.
+struct SequencePages {
+  std::int32_t model;
+  std::span<const PageId> pages;
+};
+
+// Copies all layers of `count` tokens from `first` on from one model's pages to another's, cast to
+// their type; the layouts have the same layers, heads and head size.
+void cast_copy_kv(PagePool& pool, const SequencePages& source, const SequencePages& target,
+                  std::int32_t first, std::int32_t count);
 
 }  // namespace glimprouter

@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "glimprouter/vocabulary_map.hpp"
@@ -77,6 +78,11 @@ class TokenLedger {
   // Drops written tokens behind the first `size`. Each model's list is cut at the last alignment
   // before, and the rest taken over again as far as it has images. One Cut a list.
   std::vector<Cut> truncate(std::int32_t size);
+
+  // Everything as bytes, and back. load() throws for foreign, damaged or shortened bytes, or
+  // another map than the one that the ledger was saved with.
+  std::string save() const;
+  static TokenLedger load(std::shared_ptr<const VocabularyMap> map, std::string_view saved);
 
  private:
   struct Span {
