@@ -29,7 +29,8 @@ def test_every_part_of_the_suite_runs(tmp_path: Path) -> None:
     assert len(report["fused_op"]["rows"]) == 2 * 2 * 3  # batches, types, modes
     assert [row["tokens_computed_a_call"] for row in report["kv_pages"]["hand_off"]] == [1, 8, 64]
     assert report["routed_loop"]["tokens"] > 0
-    assert all(row["gather_ms"] > 0 and row["paged_ms"] > 0 for row in report["decode"]["rows"])
+    (row,) = report["decode"]["rows"]
+    assert {"hf_generate_ms", "gather_ms", "paged_ms"} <= set(row)  # no engine refused the model
 
 
 def test_the_script_of_the_suite_is_valid_bash() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,56 +18,64 @@ from glimprouter.hf import RoutedModel
 
 # Times of the floor that the project set itself.
 GOALS = {"4B": 1.6, "32B": 1.25}
+RUNS = 3  # of which the median is taken
 
 
-def _milliseconds_a_token(clock: Clock, run: Any, tokens: int) -> float:
-    run(2)
-    clock.synchronize()
-    start = time.perf_counter()
-    run(1)
-    clock.synchronize()
-    first = time.perf_counter() - start
-    start = time.perf_counter()
-    run(tokens)
-    clock.synchronize()
-    return 1e3 * (time.perf_counter() - start - first) / (tokens - 1)
+def _span_a_pass(model: Any, run: Callable[[], object]) -> float:
+    """Seconds a decoding pass of one run, between the beginnings of its second and its last one."""
+    starts: list[float] = []
+    handle = model.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter()))
+    try:
+        run()
+    finally:
+        handle.remove()
+    decoding = starts[1:]  # the first pass computes the prompt
+    if len(decoding) < 2:
+        raise RuntimeError(f"{len(decoding)} decoding passes were made; at least 2 are measured")
+    return (decoding[-1] - decoding[0]) / (len(decoding) - 1)
+
+
+def _milliseconds_a_token(clock: Clock, model: Any, run: Callable[[], object]) -> float:
+    """Median over some runs, the prompt and what follows the last token left out."""
+    run()
+    spans = []
+    for _ in range(RUNS):
+        clock.synchronize()
+        spans.append(_span_a_pass(model, run))
+    return 1e3 * statistics.median(spans)
 
 
 def measure_model(
     clock: Clock, name: str, context: int, tokens: int, bandwidth: float
 ) -> dict[str, Any]:
-    """Milliseconds a token at a context, prefill taken off.
+    """Milliseconds a token at a context, prefill left out.
 
     Args:
         clock: Of the device.
         name: Of the shape.
         context: Tokens of the prompt.
-        tokens: Generated tokens.
+        tokens: Generated tokens, at least 3.
         bandwidth: Measured, bytes a second, read and written bytes counted.
     """
     model = build(name, clock.device)
     prompt = torch.randint(5, 290, (1, context), device=clock.device)
     tokenizer = AutoTokenizer.from_pretrained(small_path())  # its ids lie in every vocabulary
 
-    def by_generate(count: int) -> None:
+    def by_generate() -> None:
         model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
-            max_new_tokens=count,
-            min_new_tokens=count,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
             do_sample=False,
             pad_token_id=0,
         )
 
-    def by_engine(engine: str) -> Any:
-        def run(count: int) -> None:
-            limits = {"max_think_tokens": count, "max_answer_tokens": 0, "temperature": 0.0}
-            config = gr.RouterConfig(route="small", repetition_guard=False, **limits)
-            RoutedModel(model, model, tokenizer, config=config, engine=engine).generate(
-                [prompt[0].tolist()]
-            )
-
-        return run
+    def by_engine(engine: Any) -> Callable[[], object]:
+        limits = {"max_think_tokens": tokens, "max_answer_tokens": 0, "temperature": 0.0}
+        config = gr.RouterConfig(route="small", repetition_guard=False, **limits)
+        routed = RoutedModel(model, model, tokenizer, config=config, engine=engine)
+        return lambda: routed.generate([prompt[0].tolist()])
 
     floor = 1e3 * weight_bytes(model) / bandwidth
     result: dict[str, Any] = {
@@ -73,11 +83,11 @@ def measure_model(
         "context": context,
         "weight_bytes": weight_bytes(model),
         "floor_ms": floor,
-        "hf_generate_ms": _milliseconds_a_token(clock, by_generate, tokens),
+        "hf_generate_ms": _milliseconds_a_token(clock, model, by_generate),
     }
     for engine in ("gather", "paged"):
         try:
-            own = _milliseconds_a_token(clock, by_engine(engine), tokens)
+            own = _milliseconds_a_token(clock, model, by_engine(engine))
         except (ValueError, RuntimeError) as error:
             result[f"{engine}_refused"] = str(error)
             continue
