@@ -17,6 +17,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
@@ -42,6 +44,12 @@ CHAT_TEMPLATE = (
 ENGINE: ContextVar[Any] = ContextVar("engine", default="gather")
 WINDOW = 12  # of the sliding layers; far below the tested lengths
 FAMILIES = ("qwen3", "llama", "gemma3")
+# Of "gemma2", which needs attention="eager": low enough that the scores and logits feel them.
+SOFTCAPS = {
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 20.0,
+    "query_pre_attn_scalar": 16,
+}
 
 
 def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
@@ -106,9 +114,11 @@ def random_model(family: str, layers: int, seed: int, attention: str = "sdpa") -
         model = LlamaForCausalLM(LlamaConfig(**shared))
     else:
         types = ["sliding_attention", "full_attention"] * layers
-        model = Gemma3ForCausalLM(
-            Gemma3TextConfig(**shared, layer_types=types[:layers], sliding_window=WINDOW)
-        )
+        shared |= {"layer_types": types[:layers], "sliding_window": WINDOW}
+        if family == "gemma2":
+            model = Gemma2ForCausalLM(Gemma2Config(**shared, **SOFTCAPS))
+        else:
+            model = Gemma3ForCausalLM(Gemma3TextConfig(**shared))
     with torch.no_grad():
         model.lm_head.weight *= 2.2
         bias = torch.full((VOCABULARY + 5,), -100.0)
