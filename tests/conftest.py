@@ -14,7 +14,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Runs the tests of pairs once with each engine."""
     name = metafunc.module.__name__
     if name.startswith("test_hf_") and name not in ("test_hf_paged", "test_hf_text"):
-        metafunc.fixturenames.append("engine_under_test")
         metafunc.parametrize("engine_under_test", ["gather", "paged"], indirect=True)
 
 
@@ -40,9 +39,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def engine_under_test(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The engine that `Pair.routed` chooses."""
-    token = ENGINE.set(request.param)
-    yield request.param
+    """The engine that `Pair.routed` chooses. Autouse, so that every test of pairs depends on it."""
+    token = ENGINE.set(getattr(request, "param", ENGINE.get()))
+    yield ENGINE.get()
     ENGINE.reset(token)
