@@ -28,6 +28,7 @@ TEXTS = (
 # Two BPEs of bytes from other corpora, and BPE of characters with byte fallback, newlines merged
 # or not.
 KINDS = (("gpt2", "qwen"), ("qwen", "gemma"), ("llama2", "gpt2"))
+_MODEL_OPTIONS = ("engine", "kv_memory_bytes", "max_batch_size")  # the others are the router's
 
 
 @cache
@@ -80,7 +81,7 @@ def routed(small: str, large: str, *, context: int = 2048, **config: Any) -> Rou
         "max_answer_tokens": 8,
         "max_step_tokens": 5,
     }
-    extra = {name: config.pop(name) for name in ("engine", "kv_memory_bytes") if name in config}
+    extra = {name: config.pop(name) for name in _MODEL_OPTIONS if name in config}
     return RoutedModel(
         random_model(small, 2, 5),
         random_model(large, 3, 6, context),

@@ -68,35 +68,35 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     is_compileable = False
     supports_early_init = False
 
-    def __init__(self, num_slots: int) -> None:
-        """An empty layer; memory comes with the first update."""
+    def __init__(self) -> None:
+        """An empty layer; memory comes with the slots that are used."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self.num_slots = num_slots
         self.plan: ForwardPlan | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocates for the shape, type and device of the first keys and values."""
 
         def buffer(states: torch.Tensor) -> torch.Tensor:
-            shape = (self.num_slots, states.shape[1], _FIRST_CAPACITY, states.shape[3])
+            shape = (1, states.shape[1], _FIRST_CAPACITY, states.shape[3])
             # Zeros: attention multiplies what the mask hides by 0, and 0 times garbage may be NaN.
             return torch.zeros(shape, dtype=states.dtype, device=states.device)
 
         self.keys, self.values = buffer(key_states), buffer(value_states)
         self.is_initialized = True
 
-    def _reserve(self, length: int) -> None:
+    def _reserve(self, slots: int, length: int) -> None:
         assert self.keys is not None
         assert self.values is not None
-        capacity = self.keys.shape[2]
-        if length <= capacity:
+        held, capacity = self.keys.shape[0], self.keys.shape[2]
+        if length <= capacity and slots <= held:
             return
         while capacity < length:
             capacity *= 2
         for name in ("keys", "values"):
             old = getattr(self, name)
-            new = old.new_zeros((*old.shape[:2], capacity, old.shape[3]))
-            new[:, :, : old.shape[2]] = old
+            shape = (max(slots, held), old.shape[1], capacity, old.shape[3])
+            new = old.new_zeros(shape)
+            new[:held, :, : old.shape[2]] = old
             setattr(self, name, new)
 
     def update(
@@ -107,7 +107,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         assert plan is not None, "SlotCache.begin() comes before the forward pass"
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self._reserve(plan.key_length)
+        self._reserve(max(plan.slots) + 1, plan.key_length)
         return self._write(plan, self.keys, key_states), self._write(
             plan, self.values, value_states
         )
@@ -126,9 +126,24 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def clear(self, slot: int) -> None:
         """Zeros in the slot again: a sequence that went wrong leaves NaN."""
-        if self.is_initialized:
+        if self.is_initialized and slot < len(self.keys):  # type: ignore[arg-type]
             self.keys[slot] = 0  # type: ignore[index]
             self.values[slot] = 0  # type: ignore[index]
+
+    def read(self, slot: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of the first keys and values of a slot, ``[heads, length, head size]``."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys[slot, :, :length].clone(), self.values[slot, :, :length].clone()
+
+    def write(self, slot: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Puts keys and values of :meth:`read` into a slot."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys[None], values[None])
+        length = keys.shape[1]
+        self._reserve(slot + 1, length)
+        self.keys[slot, :, :length] = keys  # type: ignore[index]
+        self.values[slot, :, :length] = values  # type: ignore[index]
 
     def get_seq_length(self) -> int:
         """Tokens before this forward pass (of the longest row)."""
@@ -148,7 +163,7 @@ class SlotCache(Cache):
 
     def __init__(self, num_layers: int, num_slots: int) -> None:
         """Empty slots for ``num_slots`` sequences."""
-        self._slot_layers = [SlotLayer(num_slots) for _ in range(num_layers)]
+        self._slot_layers = [SlotLayer() for _ in range(num_layers)]
         super().__init__(layers=[*self._slot_layers])
         self.lengths = [0] * num_slots
 
@@ -169,6 +184,35 @@ class SlotCache(Cache):
         dropped = max(0, self.lengths[slot] - length)
         self.lengths[slot] -= dropped
         return dropped
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: int) -> None:
+        """Gives an empty slot what another holds."""
+        self.restore(target, self.read(source))
+
+    @torch.inference_mode()
+    def read(self, slot: int) -> dict[str, torch.Tensor]:
+        """What a slot holds, ``[heads, tokens, head size]`` by ``"<layer>.keys"``, ``.values``."""
+        held, length = {}, self.lengths[slot]
+        for index, layer in enumerate(self._slot_layers if length else ()):
+            held[f"{index}.keys"], held[f"{index}.values"] = layer.read(slot, length)
+        return held
+
+    @torch.inference_mode()
+    def restore(self, slot: int, held: dict[str, torch.Tensor]) -> None:
+        """Puts what :meth:`read` gave into an empty slot.
+
+        Raises:
+            ValueError: It is of another number of layers, or of unequal lengths.
+        """
+        count = len(self._slot_layers)
+        names = [f"{i}.{part}" for i in range(count) for part in ("keys", "values")]
+        lengths = {tensor.shape[1] for tensor in held.values()}
+        if held and (sorted(held) != sorted(names) or len(lengths) != 1):
+            raise ValueError(f"the saved keys and values are not those of {count} layers")
+        for index, layer in enumerate(self._slot_layers if held else ()):
+            layer.write(slot, held[f"{index}.keys"], held[f"{index}.values"])
+        self.lengths[slot] = lengths.pop() if lengths else 0
 
     @torch.inference_mode()
     def free(self, slot: int) -> None:

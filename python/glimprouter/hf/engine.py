@@ -14,11 +14,13 @@ import torch
 
 from glimprouter.hf.events import TokenCounts
 from glimprouter.hf.runner import ModelRunner
+from glimprouter.hf.saved_sequence import bytes_as_tensor, tensor_as_bytes
 from glimprouter.hf.sequence import SequenceRecord
 from glimprouter.hf.text import MODELS
 from glimprouter.hf.translation import Translation
 from glimprouter.kv import TokenLedger
 
+_LEDGER, _EXCESS = "ledger", "excess"  # names in what is saved
 _MAX_CATCH_UP = 16  # rows that catch up together: they are padded to the longest
 
 
@@ -33,6 +35,22 @@ class Engine(Protocol):
 
     def preempt(self, record: SequenceRecord) -> None:
         """Moves a sequence out of the way until it is opened again; nothing is lost."""
+
+    def fork(self, record: SequenceRecord, twin: SequenceRecord) -> None:
+        """Opens a copy of an open sequence."""
+
+    def rewind(self, record: SequenceRecord) -> None:
+        """Drops what lies behind the record's tokens, which have become fewer."""
+
+    def save(self, record: SequenceRecord) -> dict[str, torch.Tensor]:
+        """All that the engine has of an open sequence, by names of its own."""
+
+    def restore(self, record: SequenceRecord, memory: dict[str, torch.Tensor]) -> None:
+        """Takes over what :meth:`save` gave; the sequence is as if preempted, to be opened.
+
+        Raises:
+            ValueError: It is not of this pair, or needs more memory than there is.
+        """
 
     def groups(
         self, model: str, records: Sequence[SequenceRecord]
@@ -84,13 +102,13 @@ class GatherEngine:
         self._translation = translation
         self._ledgers: dict[int, TokenLedger] = {}  # by the record's index
         self._excess: dict[int, dict[str, int]] = {}
+        self._map = translation.map if translation else None
 
     def open(self, record: SequenceRecord) -> bool:
         """There is a slot for every row of the router."""
-        self._ledgers[record.index] = TokenLedger(
-            self._translation.map if self._translation else None
-        )
-        self._excess[record.index] = dict.fromkeys(MODELS, 0)
+        if record.index not in self._ledgers:  # else it was restored
+            self._ledgers[record.index] = TokenLedger(self._map)
+            self._excess[record.index] = dict.fromkeys(MODELS, 0)
         return True
 
     def close(self, record: SequenceRecord) -> None:
@@ -102,6 +120,51 @@ class GatherEngine:
     def preempt(self, record: SequenceRecord) -> None:
         """Never needed: memory grows."""
         raise RuntimeError("the gathering engine does not run out of pages")
+
+    def fork(self, record: SequenceRecord, twin: SequenceRecord) -> None:
+        """Copies the slots of both models."""
+        for runner in self._runners.values():
+            runner.cache.copy(record.row, twin.row)
+        self._ledgers[twin.index] = self._ledgers[record.index].copy()
+        self._excess[twin.index] = dict(self._excess[record.index])
+
+    def rewind(self, record: SequenceRecord) -> None:
+        """Truncates ledger and slots."""
+        ledger, kept = self._ledgers[record.index], len(record.generated)
+        if kept >= len(ledger):
+            return
+        cuts = ledger.truncate(kept)
+        for index, name in enumerate(MODELS):
+            ids, spoiled = cuts[index if self._map else 0]
+            cache = self._runners[name].cache
+            dropped = cache.truncate(record.row, len(record.prompt_of(name)) + ids)
+            self._excess[record.index][name] += min(dropped, spoiled)
+
+    def save(self, record: SequenceRecord) -> dict[str, torch.Tensor]:
+        """Keys and values as ``"<model>.<layer>.keys"``, the ledger, and the excess ``[2]``."""
+        memory = {
+            _LEDGER: bytes_as_tensor(self._ledgers[record.index].save()),
+            _EXCESS: torch.tensor(list(self._excess[record.index].values())),
+        }
+        for name, runner in self._runners.items():
+            held = runner.cache.read(record.row)
+            memory.update({f"{name}.{part}": tensor for part, tensor in held.items()})
+        return memory
+
+    def restore(self, record: SequenceRecord, memory: dict[str, torch.Tensor]) -> None:
+        """Fills the slots of the record's row at once: there is room."""
+        ledger = TokenLedger.load(tensor_as_bytes(memory[_LEDGER]), self._map)
+        try:
+            for name, runner in self._runners.items():
+                mine = (part for part in memory if part.startswith(f"{name}."))
+                held = {part.removeprefix(f"{name}."): memory[part] for part in mine}
+                runner.cache.restore(record.row, held)
+        except BaseException:
+            for runner in self._runners.values():
+                runner.cache.free(record.row)
+            raise
+        self._ledgers[record.index] = ledger
+        self._excess[record.index] = dict(zip(MODELS, memory[_EXCESS].tolist(), strict=True))
 
     def _catch_up(self, model: str, record: SequenceRecord) -> TokenLedger:
         """The ledger, with all that was written in the model's vocabulary."""
@@ -136,8 +199,10 @@ class GatherEngine:
 
     def _unseen(self, model: str, record: SequenceRecord) -> list[int]:
         ledger = self._catch_up(model, record)
-        prompt = record.prompt_of(model)
-        seen = self._runners[model].cache.lengths[record.row]
+        prompt, cache = record.prompt_of(model), self._runners[model].cache
+        if cache.lengths[record.row] == len(prompt) + ledger.count(MODELS.index(model)):
+            cache.truncate(record.row, cache.lengths[record.row] - 1)  # it was rewound to here
+        seen = cache.lengths[record.row]
         return prompt[seen:] + ledger.ids(MODELS.index(model), max(0, seen - len(prompt)))
 
     def groups(

@@ -18,8 +18,10 @@ from glimprouter.hf.paged_attention import why_not_paged
 from glimprouter.hf.paged_engine import PagedEngine
 from glimprouter.hf.pair import boundaries_of, check_width
 from glimprouter.hf.prompts import EncodedPrompt, Prompt, encode_prompt
+from glimprouter.hf.rounds import Rounds, RunPair
 from glimprouter.hf.run import Run
 from glimprouter.hf.runner import ModelRunner, context_length
+from glimprouter.hf.saved_sequence import SavedSequence, pair_description
 from glimprouter.hf.sequence import SequenceRecord
 from glimprouter.hf.text import MODELS, SharedTokenizer
 from glimprouter.hf.translation import Translation
@@ -246,7 +248,6 @@ class RoutedModel:
         config = self.config.replace(**overrides)
         if config.route == "manual":
             raise ValueError('route="manual" needs your own loop around StepRouter')
-        batch = min(self.max_batch_size, max(len(prompts), 1))
         encoded = [encode_prompt(p, self.tokenizer, self.large_tokenizer) for p in prompts]
         records, options = [], []
         for index, (prompt, seed) in enumerate(zip(encoded, _seeds(seeds, prompts), strict=True)):
@@ -264,40 +265,82 @@ class RoutedModel:
                     index,
                     prompt,
                     trace,
-                    self.translation or SharedTokenizer(self.tokenizer),
-                    self.boundary.close_ids,
-                    stream_tokens,
-                    closing_writer="small" if self.translation else None,
+                    max_new_tokens=limit + self._reserved(config),
+                    **self._record_options(stream_tokens),
                 )
             )
             options.append({"seed": seed, "stream": index, **overrides, "max_think_tokens": limit})
-        return Run(
-            StepRouter(self.boundary, self.config, self.large_boundary, max_sequences=batch),
-            self._make_engine(records, config, batch),
-            records,
-            options,
-            max_batch_size=batch,
-            raise_on_invalid=self.on_invalid == "raise",
+        return Run(self._rounds(records, stream_tokens), records, options)
+
+    def resume(self, saved: Sequence[bytes]) -> Run:
+        """Goes on with sequences that :meth:`Run.save` has saved, as :meth:`stream` does.
+
+        Args:
+            saved: Of runs of this pair, here or in another process; each goes on with its own
+                options.
+
+        Raises:
+            TypeError: An entry is no bytes.
+            ValueError: Foreign or damaged bytes, another pair or engine, or a sequence that
+                ``kv_memory_bytes`` cannot hold.
+            RuntimeError: More sequences than ``max_batch_size``.
+        """
+        states = [SavedSequence.from_bytes(entry) for entry in saved]
+        options = self._record_options(stream_tokens=True)
+        records = [SequenceRecord.from_state(s.record, 0, **options) for s in states]
+        run = Run(self._rounds(records, stream_tokens=True), [], [])
+        for state in states:
+            run.load(state)
+        return run
+
+    def _record_options(self, stream_tokens: bool) -> dict[str, Any]:
+        """The fields of a record that the pair decides."""
+        return {
+            "reader": self.translation or SharedTokenizer(self.tokenizer),
+            "close_ids": self.boundary.close_ids,
+            "stream_tokens": stream_tokens,
+            "closing_writer": "small" if self.translation else None,
+        }
+
+    def _rounds(self, records: list[SequenceRecord], stream_tokens: bool) -> Rounds:
+        models = {"small": self.small, "large": self.large}
+
+        def load_record(saved: SavedSequence, index: int) -> SequenceRecord:
+            options = self._record_options(stream_tokens)
+            return SequenceRecord.from_state(saved.record, index=index, **options)
+
+        pair = RunPair(
+            engine=self.engine,
+            description=pair_description(models),
+            contexts={name: context_length(model) for name, model in models.items()},
             translation=self.translation,
-            contexts={"small": context_length(self.small), "large": context_length(self.large)},
+            record=load_record,
+        )
+        rows = self.max_batch_size
+        return Rounds(
+            StepRouter(self.boundary, self.config, self.large_boundary, max_sequences=rows),
+            self._make_engine(records),
+            pair,
+            max_rows=rows,
+            raise_on_invalid=self.on_invalid == "raise",
         )
 
-    def _make_engine(
-        self, records: list[SequenceRecord], config: RouterConfig, batch: int
-    ) -> Engine:
+    def _make_engine(self, records: list[SequenceRecord]) -> Engine:
         if self.engine == "gather":
-            return GatherEngine(self.small, self.large, batch, self.translation)
-        rest = config.max_answer_tokens + len(self.boundary.close_ids)
+            return GatherEngine(self.small, self.large, self.max_batch_size, self.translation)
         return PagedEngine(
             self.small,
             self.large,
             records,
-            [record.trace.think_limit + rest for record in records],
-            batch,
+            self.max_batch_size,
             self.kv_memory_bytes,
             self.translation,
             self.compiled,
         )
+
+    def _reserved(self, config: RouterConfig) -> int:
+        """Tokens behind the thinking: the closing ids and the answer."""
+        return config.max_answer_tokens + len(self.boundary.close_ids)
 
     def _think_limit(
         self,
@@ -309,7 +352,7 @@ class RoutedModel:
 
         The answer's tokens and the closing ids are reserved from the start.
         """
-        reserved = config.max_answer_tokens + len(self.boundary.close_ids)
+        reserved = self._reserved(config)
         limit = config.max_think_tokens
         for name, model, ids in (
             ("small", self.small, prompt.small),

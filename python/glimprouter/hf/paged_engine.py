@@ -11,6 +11,7 @@ import torch
 from glimprouter.hf.compiled import CompiledForward
 from glimprouter.hf.events import TokenCounts
 from glimprouter.hf.paged_attention import kv_layout, paged_forward
+from glimprouter.hf.saved_sequence import bytes_as_tensor, tensor_as_bytes
 from glimprouter.hf.sequence import SequenceRecord
 from glimprouter.hf.text import MODELS
 from glimprouter.hf.translation import Translation
@@ -22,9 +23,26 @@ _TRANSLATED_GROWTH = (
 )
 
 
+_NULL_SECTORS = 1  # the first one, which padding reads and writes
+_SAVED = "kv"  # name in what is saved
+
+
 def default_arena_bytes() -> int:
     """Half of this machine's memory; it is only taken as pages are written."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _most_tokens(record: SequenceRecord) -> list[int]:
+    """Of each model, prompt included."""
+    return [len(record.prompt_of(name)) + record.max_new_tokens for name in MODELS]
+
+
+def _check_arena(arena_bytes: int, needed: int) -> None:
+    if arena_bytes < needed:
+        raise ValueError(
+            f"an arena of {arena_bytes} bytes cannot hold the longest sequence, which may need"
+            f" {needed}; raise kv_memory_bytes, or lower the token budgets"
+        )
 
 
 class PagedEngine:
@@ -39,7 +57,6 @@ class PagedEngine:
         small: Any,
         large: Any,
         records: Sequence[SequenceRecord],
-        max_new_tokens: Sequence[int],
         max_batch_size: int,
         arena_bytes: int | None = None,
         translation: Translation | None = None,
@@ -51,7 +68,6 @@ class PagedEngine:
             small: The small model.
             large: The large model.
             records: The sequences to come.
-            max_new_tokens: Tokens that each may generate, all told.
             max_batch_size: Sequences in flight.
             arena_bytes: Memory for keys and values of both models; None for what
                 ``max_batch_size`` of the longest sequences need, up to half of this machine's.
@@ -66,14 +82,11 @@ class PagedEngine:
         self._layouts = [kv_layout(small), kv_layout(large)]
         self._max_batch = max_batch_size
         self._translation = translation
-        lengths = [
-            (len(record.prompt.small) + new, len(record.prompt.large) + new)
-            for record, new in zip(records, max_new_tokens, strict=True)
-        ]
-        self._pool = self._make_pool(lengths, arena_bytes)
+        self._pool = self._make_pool([_most_tokens(record) for record in records], arena_bytes)
         self._cache = KvCache(self._pool, max_batch_size, translation.map if translation else None)
         self._sequences: dict[int, int] = {}  # of the cache, by the record's index
-        self._saved: dict[int, tuple[bytes, list[int]]] = {}  # preempted ones, and their lengths
+        # Preempted ones, and how many tokens each model has computed of them.
+        self._saved: dict[int, tuple[bytes, list[int]]] = {}
 
     def _pages(self, tokens: Sequence[int]) -> list[int]:
         """Pages for so many tokens of each model."""
@@ -82,32 +95,32 @@ class PagedEngine:
             for count, layout in zip(tokens, self._layouts, strict=True)
         ]
 
+    def _sectors(self, pages: Sequence[int], sector_bytes: int) -> int:
+        """That hold so many pages of each model."""
+        in_a_sector = (sector_bytes // layout.page_bytes for layout in self._layouts)
+        return sum(-(-count // held) for count, held in zip(pages, in_a_sector, strict=True))
+
     def _make_pool(self, lengths: Sequence[Sequence[int]], arena_bytes: int | None) -> PagePool:
         sector_bytes = PagePool.default_sector_bytes(self._layouts)
 
         def sectors(pages: Sequence[int]) -> int:
-            in_a_sector = (sector_bytes // layout.page_bytes for layout in self._layouts)
-            return sum(-(-count // held) for count, held in zip(pages, in_a_sector, strict=True))
+            return self._sectors(pages, sector_bytes)
 
         pages = sorted((self._pages(pair) for pair in lengths), key=sectors, reverse=True)
         together = [sum(column) for column in zip(*pages[: self._max_batch], strict=True)]
         largest = sectors(pages[0]) if pages else 2
-        null_page = 1
         growth = 1 if self._translation is None else _TRANSLATED_GROWTH
-        wanted = (growth * sectors(together) if pages else 2) + null_page
+        wanted = (growth * sectors(together) if pages else 2) + _NULL_SECTORS
         limit = default_arena_bytes() if arena_bytes is None else arena_bytes
-        if limit < (largest + null_page) * sector_bytes:
-            raise ValueError(
-                f"an arena of {limit} bytes cannot hold the longest sequence, which may need"
-                f" {(largest + null_page) * sector_bytes}; raise kv_memory_bytes, or lower the"
-                " token budgets"
-            )
+        _check_arena(limit, (largest + _NULL_SECTORS) * sector_bytes)
         return PagePool(self._layouts, min(limit, wanted * sector_bytes), sector_bytes)
 
     def open(self, record: SequenceRecord) -> bool:
-        """Takes a sequence in when what it has computed, and some pages more, fit."""
+        """Takes a sequence in when its tokens, and some pages more, fit."""
         saved = self._saved.get(record.index)
-        tokens = saved[1] if saved else [len(record.prompt.small), len(record.prompt.large)]
+        tokens = [len(record.prompt_of(name)) + len(record.generated) for name in MODELS]
+        if saved is not None:  # in its own vocabulary a model may have computed more
+            tokens = [max(pair) for pair in zip(tokens, saved[1], strict=True)]
         # Room for each of the others to grow, or one of them would be preempted at once.
         spare = 1 + len(self._sequences)
         wanted = [pages + spare for pages in self._pages(tokens)]
@@ -128,9 +141,32 @@ class PagedEngine:
     def preempt(self, record: SequenceRecord) -> None:
         """Keys and values of both models go to host memory until the sequence is opened again."""
         sequence = self._sequences.pop(record.index)
-        lengths = [self._cache.length(index, sequence) for index in range(len(MODELS))]
-        self._saved[record.index] = self._cache.save(sequence), lengths
+        computed = [self._cache.computed(index, sequence) for index in range(len(MODELS))]
+        self._saved[record.index] = self._cache.save(sequence), computed
         self._cache.close(sequence)
+
+    def fork(self, record: SequenceRecord, twin: SequenceRecord) -> None:
+        """Shares every page; whoever writes into a shared one first gets a copy."""
+        self._sequences[twin.index] = self._cache.fork(self._sequences[record.index])
+
+    def rewind(self, record: SequenceRecord) -> None:
+        """Truncates tokens, keys and values."""
+        sequence, kept = self._sequences[record.index], len(record.generated)
+        if kept < self._cache.frontier(sequence):
+            self._cache.truncate(sequence, kept)
+
+    def save(self, record: SequenceRecord) -> dict[str, torch.Tensor]:
+        """What ``KvCache.save`` gives."""
+        return {_SAVED: bytes_as_tensor(self._cache.save(self._sequences[record.index]))}
+
+    def restore(self, record: SequenceRecord, memory: dict[str, torch.Tensor]) -> None:
+        """Kept as a preempted sequence; pages are taken when it is opened."""
+        saved = tensor_as_bytes(memory[_SAVED])
+        computed = self._cache.check_saved(saved)
+        sector_bytes = self._pool.sector_bytes
+        needed = self._sectors(self._pages(_most_tokens(record)), sector_bytes) + _NULL_SECTORS
+        _check_arena((self._pool.num_sectors + _NULL_SECTORS) * sector_bytes, needed * sector_bytes)
+        self._saved[record.index] = saved, computed
 
     def _catch_up(self, model: str, record: SequenceRecord) -> int:
         """The cache's sequence, with all that was written in the model's vocabulary."""
@@ -174,6 +210,9 @@ class PagedEngine:
         for record in records:
             sequence = self._catch_up(model, record)
             unseen = self._cache.length(index, sequence) - self._cache.computed(index, sequence)
+            if unseen == 0:  # it was rewound to here, and its last logits are wanted once more
+                self._cache.forget(index, sequence, 1)
+                unseen = 1
             if group and tokens + unseen > _MAX_BATCH_TOKENS:
                 yield group
                 group, tokens = [], 0

@@ -1,202 +1,215 @@
-"""A run over some prompts: the loop that drives two models by one router."""
+"""A run over some prompts: its events, and what may be done to its sequences on the way."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from glimprouter.glimpse import Status
-from glimprouter.hf.engine import Engine
-from glimprouter.hf.events import Event
-from glimprouter.hf.sequence import SequenceRecord, Signals
-from glimprouter.hf.text import MODELS
-from glimprouter.hf.translation import Translation
-from glimprouter.kv import OutOfPages
-from glimprouter.router import OutputField, StepRouter
+from glimprouter.hf.events import Event, Result
+from glimprouter.hf.rounds import Rounds
+from glimprouter.hf.saved_sequence import SavedSequence
+from glimprouter.hf.sequence import SequenceRecord
+from glimprouter.router import Phase
 from glimprouter.trace import Trace
 
 
 class Run:
     """Iterate over it for the events. Prompts wait for a free slot; finished ones leave theirs.
 
-    :meth:`trace` gives the record of any prompt at any time, also after an interrupt.
+    Between two events, or two calls of :meth:`step`, a sequence may be forked, rewound, saved,
+    cancelled, and another loaded; the others do not notice. :meth:`trace` gives the record of any
+    sequence at any time, also after an interrupt.
     """
 
     def __init__(
         self,
-        router: StepRouter,
-        engine: Engine,
+        rounds: Rounds,
         records: Sequence[SequenceRecord],
         options: Sequence[dict[str, object]],
-        *,
-        max_batch_size: int,
-        raise_on_invalid: bool,
-        translation: Translation | None = None,
-        contexts: dict[str, int] | None = None,
     ) -> None:
-        """Takes a fresh router and a fresh engine; ``options[i]`` opens ``records[i]``.
-
-        Where the vocabularies differ, a model may need more tokens than were written: ``contexts``
-        are the most that each model can see.
-        """
-        self._router = router
-        self._engine = engine
+        """Takes fresh rounds; ``options[i]`` opens ``records[i]``."""
+        self._rounds = rounds
         self._records = list(records)
-        self._waiting = deque(zip(records, options, strict=True))
-        self._active: dict[int, SequenceRecord] = {}  # by row
-        self._preempted: deque[SequenceRecord] = deque()  # in order of admission
-        self._max_batch = max_batch_size
-        self._raise_on_invalid = raise_on_invalid
-        self._translation = translation
-        self._contexts = contexts or {}
-        self._outputs = router.outputs(max_batch_size, OutputField.NONE)
-        self._events = self._loop()
+        rounds.waiting.extend(zip(records, options, strict=True))
 
     def __iter__(self) -> Iterator[Event]:
         """The events that have not been taken yet."""
-        return self._events
+        return self
 
     def __next__(self) -> Event:
         """The next event."""
-        return next(self._events)
+        self._rounds.compute()
+        if not self._rounds.unread:
+            raise StopIteration
+        return self._rounds.unread.popleft()
+
+    def step(self) -> list[Event]:
+        """Goes on to the next event.
+
+        Returns:
+            All events that have not been taken; empty when every sequence has ended.
+        """
+        self._rounds.compute()
+        events = list(self._rounds.unread)
+        self._rounds.unread.clear()
+        return events
 
     def trace(self, sequence: int) -> Trace:
-        """The record of a prompt so far.
+        """The record of a sequence so far.
 
         Raises:
-            IndexError: No such prompt.
+            IndexError: No such sequence.
         """
-        return self._records[sequence].interrupted_trace()
+        return self._record(sequence).interrupted_trace()
 
-    def _loop(self) -> Iterator[Event]:
-        while self._waiting or self._active or self._preempted:
-            self._admit()
-            for name in MODELS:
-                pending = self._router.pending(name).tolist()
-                records = [self._active[row] for row in pending if row in self._active]
-                if self._translation is not None:
-                    yield from self._end_beyond_context(name, records)
-                    records = [record for record in records if not record.done]
-                for group in list(self._engine.groups(name, records)):
-                    yield from self._forward(name, group)
+    def generated(self, sequence: int) -> list[int]:
+        """Ids generated so far, each of its writer's vocabulary; also those of unread events.
 
-    def _admit(self) -> None:
-        """Opens rows while there is room: those that were preempted first."""
-        while self._preempted and self._engine.open(self._preempted[0]):
-            record = self._preempted.popleft()
-            self._active[record.row] = record
-        while self._waiting and not self._preempted and len(self._active) < self._max_batch:
-            record, options = self._waiting[0]
-            if not self._engine.open(record):
-                return
-            self._waiting.popleft()
-            record.row = self._router.open(**options)  # type: ignore[arg-type]
-            self._active[record.row] = record
+        Raises:
+            IndexError: No such sequence.
+        """
+        return list(self._record(sequence).generated)
 
-    def _preempt_youngest(self) -> None:
-        """Makes room for the others; the oldest sequence always goes on, so every one ends."""
-        record = max(self._active.values(), key=lambda active: active.index)
-        self._engine.preempt(record)
-        del self._active[record.row]
-        self._preempted.appendleft(record)
+    @property
+    def sequences(self) -> list[int]:
+        """Sequences that have not ended, ascending."""
+        return [record.index for record in self._records if not record.done]
 
-    def _forward(self, name: str, records: Sequence[SequenceRecord]) -> Iterator[Event]:
-        """One token (or decision) for each of these rows."""
-        started = time.perf_counter()
-        logits: Any = None
-        while logits is None:
-            records = [record for record in records if record.row in self._active]
-            if not records:
-                return
-            try:
-                logits = self._engine.forward(name, records)
-            except OutOfPages as error:
-                if len(self._active) > 1:
-                    self._preempt_youngest()
-                elif self._translation is None:
-                    raise
-                else:  # the text has more tokens in the other vocabulary than were planned for
-                    yield from self._fail(records[0], str(error))
-                    return
-        rows = [record.row for record in records]
-        if logits.device.type != "cpu":
-            logits = logits.cpu()
-        self._router.step(name, logits.contiguous(), rows, self._outputs)
-        seconds = (time.perf_counter() - started) / len(records)
-        for record, status, signals in zip(
-            records, self._outputs.status.tolist(), self._signals(len(records)), strict=False
-        ):
-            if status != Status.OK:
-                yield from self._invalid(name, record, Status(status))
-            elif self._inexpressible(name, signals.token):
-                message = (
-                    f"sequence {record.index}: the {name} model wrote token {signals.token}, which"
-                    f" has neither text nor a counterpart in the other model's vocabulary, after"
-                    f" {len(record.generated)} tokens"
-                )
-                yield from self._fail(record, message)
-            else:
-                yield from record.advance(name, signals, seconds)
-                if record.done:
-                    yield self._close(record)
+    def fork(self, sequence: int, *, stream: int | None = None) -> int:
+        """Copies a sequence; from here on the copy goes its own way.
 
-    def _inexpressible(self, name: str, token: int) -> bool:
-        if token < 0 or self._translation is None:
-            return False
-        return not self._translation.expressible(name, token)
+        Args:
+            sequence: One that has begun and not ended.
+            stream: Random stream of the copy, in [0, 2^64); None derives one from the parent's.
+                With the parent's own the copy writes what the parent writes.
 
-    def _end_beyond_context(self, name: str, records: Sequence[SequenceRecord]) -> Iterator[Event]:
-        """Ends sequences that have become too long for a model in its own tokens."""
-        for record in records:
-            length, context = self._engine.length(name, record), self._contexts[name]
-            if length > context:
-                message = (
-                    f"sequence {record.index}: the {len(record.generated)} tokens generated, with"
-                    f" the prompt, are {length} tokens of the {name} model, whose context is"
-                    f" {context}; lower max_think_tokens or max_answer_tokens"
-                )
-                yield from self._fail(record, message)
+        Returns:
+            Index of the copy.
 
-    def _fail(self, record: SequenceRecord, message: str) -> Iterator[Event]:
-        """Ends one sequence with an error; the others go on."""
-        yield from record.finish("error", message)
-        yield self._close(record)
+        Raises:
+            IndexError: No such sequence.
+            ValueError: It has ended, or not begun.
+            RuntimeError: All rows are in use.
+        """
+        record = self._begun(sequence)
+        self._rounds.check_free_row()
+        row = self._rounds.router.fork(record.row, stream)
+        twin = record.copy(len(self._records), self._rounds.router.state(row)["stream"])
+        twin.row = row
+        try:
+            self._rounds.engine.fork(record, twin)
+        except BaseException:
+            self._rounds.router.close(row)
+            raise
+        self._records.append(twin)
+        self._rounds.add(twin)
+        return twin.index
 
-    def _signals(self, count: int) -> list[Signals]:
-        outputs = self._outputs
-        columns = (
-            outputs.token,
-            outputs.route,
-            outputs.phase,
-            outputs.end_reason,
-            outputs.forced,
-            outputs.entropy,
-        )
-        return [
-            Signals(*values) for values in zip(*(c[:count].tolist() for c in columns), strict=True)
-        ]
+    def rewind(self, sequence: int, count: int) -> None:
+        """Drops the last generated tokens of a sequence; it goes on from there.
 
-    def _invalid(self, name: str, record: SequenceRecord, status: Status) -> Iterator[Event]:
-        fault = status.name.lower().replace("_", " ")
-        message = (
-            f"sequence {record.index}: the {name} model gave logits with a fault ({fault}) after "
-            f"{len(record.generated)} tokens"
-        )
-        events = record.finish("error", message)  # also in the trace of a run that raises
-        if self._raise_on_invalid:
-            raise RuntimeError(
-                message + '; RoutedModel(on_invalid="end") ends such a sequence instead'
+        At a step's start the step is routed again. Draws depend on the position alone, so the same
+        models write the same again. Text that events have given out is void.
+
+        Args:
+            sequence: One that has begun and not ended.
+            count: Tokens to drop, in [0, len(generated(sequence))]; forced closing ids count.
+
+        Raises:
+            IndexError: No such sequence.
+            ValueError: It has ended, or not begun; another count, or one that ends within the
+                closing ids.
+        """
+        record = self._begun(sequence)
+        self._rounds.router.rewind(record.row, count)
+        phase = Phase(self._rounds.router.state(record.row)["phase"])
+        record.rewind(len(record.generated) - count, phase)
+        self._rounds.engine.rewind(record)
+        self._rounds.replan()
+
+    def save(self, sequence: int) -> bytes:
+        """All of a sequence, keys and values included, for :meth:`load`; it goes on here.
+
+        Raises:
+            IndexError: No such sequence.
+            ValueError: It has ended, or not begun.
+        """
+        record = self._begun(sequence)
+        return SavedSequence(
+            self._rounds.pair.engine,
+            self._rounds.pair.description,
+            record.state(),
+            self._rounds.router.save(record.row),
+            self._rounds.engine.save(record),
+        ).to_bytes()
+
+    def load(self, saved: bytes | SavedSequence) -> int:
+        """Goes on with a saved sequence, with its own options: also in another process.
+
+        Args:
+            saved: What :meth:`save` gave, by the same pair of models and the same engine.
+
+        Returns:
+            Index of the sequence in this run.
+
+        Raises:
+            TypeError: No bytes.
+            ValueError: Foreign or damaged bytes, another pair or engine, or more memory needed than
+                this run has.
+            RuntimeError: All rows are in use.
+        """
+        state = saved if isinstance(saved, SavedSequence) else SavedSequence.from_bytes(saved)
+        state.check_fits(self._rounds.pair.engine, self._rounds.pair.description)
+        self._rounds.check_free_row()
+        record = self._rounds.pair.record(state, len(self._records))
+        record.row = self._rounds.router.load(state.router)
+        try:
+            self._rounds.engine.restore(record, state.memory)
+        except BaseException:
+            self._rounds.router.close(record.row)
+            raise
+        self._records.append(record)
+        self._rounds.add_preempted(record)
+        return record.index
+
+    def cancel(self, sequence: int) -> Result:
+        """Ends a sequence now; its last events follow as always.
+
+        Returns:
+            What there is of it; the trace's ``end_reason`` is ``"cancelled"``.
+
+        Raises:
+            IndexError: No such sequence.
+            ValueError: It has ended.
+        """
+        record = self._record(sequence)
+        waiting = next((entry for entry in self._rounds.waiting if entry[0] is record), None)
+        if waiting is None:
+            self._begun(sequence)
+        self._rounds.unread.extend(record.finish("cancelled"))
+        if waiting is None:
+            event = self._rounds.close(record)
+        else:
+            self._rounds.waiting.remove(waiting)
+            event = Event(sequence, "done", result=record.result([], {}))
+        self._rounds.unread.append(event)
+        self._rounds.replan()
+        assert event.result is not None
+        return event.result
+
+    def _record(self, sequence: int) -> SequenceRecord:
+        if not 0 <= sequence < len(self._records):
+            raise IndexError(f"this run has {len(self._records)} sequences, there is no {sequence}")
+        return self._records[sequence]
+
+    def _begun(self, sequence: int) -> SequenceRecord:
+        """A sequence that has begun and not ended, in memory."""
+        record = self._record(sequence)
+        if record.done:
+            raise ValueError(f"sequence {sequence} has ended")
+        if record.row < 0:
+            raise ValueError(
+                f"sequence {sequence} has not begun: it waits for one of"
+                f" {self._rounds.max_rows} rows"
             )
-        yield from events
-        yield self._close(record)
-
-    def _close(self, record: SequenceRecord) -> Event:
-        """Frees what a finished sequence holds; its last event."""
-        token_ids = self._engine.token_ids("large", record)
-        result = record.result(token_ids, self._engine.counts(record))
-        self._router.close(record.row)
-        self._engine.close(record)
-        del self._active[record.row]
-        return Event(record.index, "done", result=result)
+        self._rounds.bring_back(record)
+        return record

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 from glimprouter.hf.events import Event, Result, TokenCounts
 from glimprouter.hf.prompts import EncodedPrompt
@@ -33,7 +35,7 @@ class _RunningStep:
     seconds: float = 0.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class SequenceRecord:
     """Bookkeeping of one sequence; the router decides, this remembers.
 
@@ -46,6 +48,8 @@ class SequenceRecord:
         writers: Who wrote each, as an index of ``MODELS``.
         trace: Filled as steps finish.
         closing_writer: Whose vocabulary the closing ids are of; None: both models'.
+        max_new_tokens: Tokens that it may generate, all told.
+        step_starts: Index of the first generated id of each step of the trace.
     """
 
     index: int
@@ -55,19 +59,23 @@ class SequenceRecord:
     close_ids: list[int]
     stream_tokens: bool
     closing_writer: str | None = None
+    max_new_tokens: int = 0
     row: int = -1
     generated: list[int] = field(default_factory=list)
     writers: list[int] = field(default_factory=list)
     answering: bool = False
     answer_start: int = 0
     done: bool = False
+    step_starts: list[int] = field(default_factory=list)
     _step: _RunningStep = field(default_factory=lambda: _RunningStep(0))
     _decoder: StreamDecoder | None = None
 
     def __post_init__(self) -> None:
-        """Prepares incremental decoding when tokens are streamed."""
+        """Prepares incremental decoding, behind what there is, when tokens are streamed."""
         if self.stream_tokens:
             self._decoder = self.reader.incremental()
+            for token, writer in zip(self.generated, self.writers, strict=True):
+                self._decoder.push(token, writer)
 
     def prompt_of(self, model: str) -> list[int]:
         """The prompt's ids for a model."""
@@ -77,6 +85,57 @@ class SequenceRecord:
         """Generated ids behind the first ``known``, in runs of one writer (index of ``MODELS``)."""
         for writer, places in groupby(range(known, len(self.generated)), self.writers.__getitem__):
             yield writer, [self.generated[place] for place in places]
+
+    def copy(self, index: int, stream: int) -> SequenceRecord:
+        """Another sequence with the same past; no row yet."""
+        return dataclasses.replace(
+            self,
+            index=index,
+            row=-1,
+            trace=dataclasses.replace(self.trace, steps=list(self.trace.steps), stream=stream),
+            generated=list(self.generated),
+            writers=list(self.writers),
+            step_starts=list(self.step_starts),
+            _step=dataclasses.replace(self._step),
+        )
+
+    def rewind(self, kept: int, phase: Phase) -> None:
+        """Drops the generated ids behind the first ``kept``; the router is in ``phase`` then."""
+        running = self._step
+        while self.step_starts and self._last_end() > kept:
+            step, start = self.trace.steps.pop(), self.step_starts.pop()
+            running = _RunningStep(start, step.model, step.entropy, step.seconds)
+        self.answering = phase == Phase.ANSWER
+        start = self._last_end()
+        if not self.answering:
+            decided = running.start == start < kept and phase != Phase.GLIMPSE
+            writer = "large" if phase == Phase.LARGE_STEP else "small"
+            self._step = running if decided else _RunningStep(start, writer)
+        del self.generated[kept:], self.writers[kept:]
+        self.__post_init__()
+
+    def _last_end(self) -> int:
+        """Where the last finished step ends."""
+        return self.step_starts[-1] + self.trace.steps[-1].num_tokens if self.step_starts else 0
+
+    def state(self) -> dict[str, Any]:
+        """All of it as values that JSON holds, for :meth:`from_state`."""
+        kept = ("generated", "writers", "answering", "answer_start", "step_starts")
+        return {
+            **{name: getattr(self, name) for name in (*kept, "max_new_tokens")},
+            "prompt": dataclasses.asdict(self.prompt),
+            "trace": dataclasses.asdict(self.trace),
+            "step": dataclasses.asdict(self._step),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], index: int, **options: Any) -> SequenceRecord:
+        """A record from :meth:`state`; ``options`` are the other fields, which the pair decides."""
+        own = {**state, "prompt": EncodedPrompt(**state["prompt"])}
+        steps = [TraceStep(**step) for step in state["trace"]["steps"]]
+        own["trace"] = Trace(**{**state["trace"], "steps": steps})
+        step = _RunningStep(**own.pop("step"))
+        return cls(index=index, **own, _step=step, **options)
 
     def advance(self, model: str, signals: Signals, seconds: float) -> list[Event]:
         """Takes over what one router call said; returns what happened, in order."""
@@ -137,6 +196,7 @@ class SequenceRecord:
             self.trace.answer_seconds += step.seconds
             return []
         self.trace.steps.append(step)
+        self.step_starts.append(start)
         return [Event(self.index, "step", model=step.model, step=step)]
 
     def _close_step(self, reason: str) -> TraceStep:
@@ -165,6 +225,7 @@ class SequenceRecord:
         The "done" event is left to the run: its result needs the tokens of the large model.
         """
         if not self.answering and self._step.start < len(self.generated):
+            self.step_starts.append(self._step.start)
             self.trace.steps.append(self._close_step(reason))
         self.done = True
         events = []
