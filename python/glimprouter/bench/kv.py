@@ -18,10 +18,12 @@ CATCH_UP = (8, 64, 512)
 def _transfers(settings: Settings) -> list[BenchmarkRow]:
     import torch
 
+    from glimprouter.hf.paged_attention import PAGE_TOKENS
+
     layout = gr.KvLayout(
-        num_layers=1, num_kv_heads=8, head_size=128, page_tokens=16, dtype="bfloat16"
+        num_layers=1, num_kv_heads=8, head_size=128, page_tokens=PAGE_TOKENS, dtype="bfloat16"
     )
-    pool = gr.PagePool([layout], (CONTEXT // 16 + 4) * layout.page_bytes)
+    pool = gr.PagePool([layout], (CONTEXT // PAGE_TOKENS + 4) * layout.page_bytes)
     cache = gr.KvCache(pool, 1)
     cache.open([[0] * CONTEXT])
     batch = cache.prepare(0, [0])
@@ -66,7 +68,7 @@ def _catch_up(settings: Settings) -> list[BenchmarkRow]:
 
     model: Any = thin_model()
     layout = kv_layout(model)
-    pool = gr.PagePool([layout], (CONTEXT // 16 + 64) * layout.page_bytes)
+    pool = gr.PagePool([layout], (2 * CONTEXT // layout.page_tokens) * layout.page_bytes)
     cache = gr.KvCache(pool, 1)
     ids = (torch.arange(CONTEXT + 1024) % 200 + 40).tolist()
     cache.open([ids[:CONTEXT]])
