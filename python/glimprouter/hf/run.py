@@ -10,6 +10,7 @@ from typing import Any
 from glimprouter.glimpse import Status
 from glimprouter.hf.engine import Engine
 from glimprouter.hf.events import Event
+from glimprouter.hf.scheduler import WaitingTurns
 from glimprouter.hf.sequence import SequenceRecord, Signals
 from glimprouter.hf.text import MODELS
 from glimprouter.hf.translation import Translation
@@ -52,6 +53,7 @@ class Run:
         self._translation = translation
         self._contexts = contexts or {}
         self._outputs = router.outputs(max_batch_size, OutputField.NONE)
+        self._turns = WaitingTurns()
         self._events = self._loop()
 
     def __iter__(self) -> Iterator[Event]:
@@ -73,14 +75,21 @@ class Run:
     def _loop(self) -> Iterator[Event]:
         while self._waiting or self._active or self._preempted:
             self._admit()
-            for name in MODELS:
-                pending = self._router.pending(name).tolist()
-                records = [self._active[row] for row in pending if row in self._active]
-                if self._translation is not None:
-                    yield from self._end_beyond_context(name, records)
-                    records = [record for record in records if not record.done]
-                for group in list(self._engine.groups(name, records)):
-                    yield from self._forward(name, group)
+            pending = {name: self._pending(name) for name in MODELS}
+            name = self._turns.choose({name: len(records) for name, records in pending.items()})
+            if name is None:
+                continue
+            records = pending[name]
+            if self._translation is not None:
+                yield from self._end_beyond_context(name, records)
+                records = [record for record in records if not record.done]
+            for group in list(self._engine.groups(name, records)):
+                yield from self._forward(name, group)
+
+    def _pending(self, name: str) -> list[SequenceRecord]:
+        """Sequences in flight that wait for a model."""
+        rows = self._router.pending(name).tolist()
+        return [self._active[row] for row in rows if row in self._active]
 
     def _admit(self) -> None:
         """Opens rows while there is room: those that were preempted first."""
