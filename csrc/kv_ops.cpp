@@ -1,19 +1,18 @@
 #include "glimprouter/kv_ops.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <span>
 #include <stdexcept>
 
-#include "element.hpp"
+#include "glimprouter/cast.hpp"
 #include "glimprouter/device_arena.hpp"
 #include "heads_view.hpp"
 
 namespace glimprouter {
 namespace {
 
-// Tokens of one head that lie side by side in a page. One copy where they also do outside of it and
-// the types are the same; else a copy, or a cast, a token.
+// Tokens of one head that lie side by side in a page: one copy or cast where they also do outside
+// of it, else one a token.
 struct Run {
   const std::byte* source;
   std::int64_t source_stride;  // bytes
@@ -26,23 +25,13 @@ struct Run {
 };
 
 void copy_run(const Run& run) {
-  const std::int64_t bytes = run.head_size * element_size(run.target_type);
-  if (run.source_type == run.target_type && run.source_stride == bytes &&
-      run.target_stride == bytes) {
-    std::memcpy(run.target, run.source, static_cast<std::size_t>(bytes * run.tokens));
-    return;
-  }
-  for (std::int64_t token = 0; token < run.tokens; ++token) {
-    const std::byte* const source = run.source + token * run.source_stride;
-    std::byte* const target = run.target + token * run.target_stride;
-    if (run.source_type == run.target_type) {
-      std::memcpy(target, source, static_cast<std::size_t>(bytes));
-      continue;
-    }
-    const RowView row{source, run.source_type, run.head_size};
-    for (std::int32_t i = 0; i < run.head_size; ++i) {
-      store_element(target + i * element_size(run.target_type), run.target_type, element(row, i));
-    }
+  const bool dense = run.source_stride == run.head_size * element_size(run.source_type) &&
+                     run.target_stride == run.head_size * element_size(run.target_type);
+  const std::int64_t together = dense ? run.tokens : 1;
+  for (std::int64_t token = 0; token < run.tokens; token += together) {
+    cast_elements(run.source + token * run.source_stride, run.source_type,
+                  run.target + token * run.target_stride, run.target_type,
+                  together * run.head_size);
   }
 }
 

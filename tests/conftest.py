@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import glimprouter as gr
+from glimprouter.hf import paged_attention
 from hf_pairs import ENGINE
 
 
@@ -37,6 +38,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (left_out if slow else kept).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
+
+
+@pytest.fixture
+def pages_of_16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small pages, so that short sequences fill several and run short of them."""
+    monkeypatch.setattr(paged_attention, "PAGE_TOKENS", 16)
 
 
 @pytest.fixture(autouse=True)

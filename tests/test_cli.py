@@ -189,10 +189,8 @@ def test_an_unknown_benchmark(
 ) -> None:
     status, out, err = ended(monkeypatch, capfd, "bench", "nothing")
     assert (status, out) == (2, "")
-    assert (
-        err
-        == "error: unknown benchmark 'nothing': choose from glimpse, sampling, step, decode, kv\n"
-    )
+    choices = "glimpse, sampling, step, decode, kv, batch"
+    assert err == f"error: unknown benchmark 'nothing': choose from {choices}\n"
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -139,7 +139,7 @@ def test_an_interrupted_stream_keeps_all_traces(pair: Pair) -> None:
     routed = pair.routed(max_batch_size=2)
     whole = routed.generate(pair.prompts)
     run = routed.stream(pair.prompts)
-    with calling(pair.small, Interrupt(after=14)), pytest.raises(KeyboardInterrupt):
+    with calling(pair.small, Interrupt(after=24)), pytest.raises(KeyboardInterrupt):
         list(run)
     for index in (0, 1):
         check_partial(run.trace(index), whole[index].trace)

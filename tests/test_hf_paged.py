@@ -22,6 +22,8 @@ from glimprouter.hf.paged_attention import kv_layout, why_not_paged
 from glimprouter.hf.paged_engine import PagedEngine
 from hf_pairs import TOKENIZER, VOCABULARY, Pair
 
+pytestmark = pytest.mark.usefixtures("pages_of_16")
+
 TINY: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,

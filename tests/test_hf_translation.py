@@ -157,6 +157,7 @@ def with_sectors(small: str, large: str, sectors: int) -> RoutedModel:
     return hf_translated.routed(small, large, engine="paged", kv_memory_bytes=memory)
 
 
+@pytest.mark.usefixtures("pages_of_16")
 def test_preempted_sequences_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = KINDS[0]
     prompts = hf_translated.prompts(small, large) * 2
@@ -176,6 +177,7 @@ def test_preempted_sequences_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     assert preempted
 
 
+@pytest.mark.usefixtures("pages_of_16")
 def test_text_that_outgrows_the_arena_ends_its_sequence() -> None:
     """It holds what was planned, one token a token, and no more."""
     small, large = KINDS[0]

@@ -16,6 +16,7 @@ import hf_pairs
 from glimprouter.hf import PagedCache, RoutedModel
 from glimprouter.hf.paged_attention import kv_layout
 
+pytestmark = pytest.mark.usefixtures("pages_of_16")
 FAMILIES = (*hf_pairs.FAMILIES, "gemma2")
 NEW = 40
 MARGIN = 1e-4  # of the two largest logits: below it, rounding may choose

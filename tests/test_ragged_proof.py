@@ -17,6 +17,7 @@ import pytest
 
 import hf_pairs
 from glimprouter.demo_pair import task
+from glimprouter.hf import paged_attention
 from hf_pairs import ENGINE, Pair
 from hf_watch import Rows
 
@@ -134,10 +135,12 @@ def generate(pair: Pair, prompts: list[list[int]], engine: str, cap: int) -> lis
 
 
 @pytest.mark.parametrize("name", [*PAIRS, "trained"])
-def test_pages_against_the_oracle(name: str) -> None:
+def test_pages_against_the_oracle(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch on pages as they are, the single runs on small ones."""
     pair, total, models = pair_of(name), Comparison(), []
     cap = 512 if name == "trained" else CAP
     batch = generate(pair, pair.prompts, "paged", cap)
+    monkeypatch.setattr(paged_attention, "PAGE_TOKENS", 16)
     for prompt, together in zip(pair.prompts, batch, strict=True):
         with margins(pair, prompt) as close:
             oracle = generate(pair, [prompt], "gather", cap)[0]

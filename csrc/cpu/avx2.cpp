@@ -76,10 +76,12 @@ inline Vec sums_of_lanes(const Vec (*lanes)[2]) {
 #include "attention_kernels-inl.hpp"
 // Needs what stands above.
 #include "attention_blocks-inl.hpp"
+// Needs nothing of them.
+#include "cast_kernels-inl.hpp"
 
 }  // namespace
 
 extern const CpuKernels kAvx2Kernels{"avx2",  row_statistics, load_tile, top_two,
-                                     collect, exponentials,   attend};
+                                     collect, exponentials,   attend,    cast};
 
 }  // namespace glimprouter

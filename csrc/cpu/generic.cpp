@@ -63,10 +63,12 @@ inline Vec sums_of_lanes(const Vec (*lanes)[kAttentionLanes]) { return {sum_of_l
 #include "attention_kernels-inl.hpp"
 // Needs what stands above.
 #include "attention_blocks-inl.hpp"
+// Needs nothing of them.
+#include "cast_kernels-inl.hpp"
 
 }  // namespace
 
 extern const CpuKernels kGenericKernels{"generic", row_statistics, load_tile, top_two,
-                                        collect,   exponentials,   attend};
+                                        collect,   exponentials,   attend,    cast};
 
 }  // namespace glimprouter

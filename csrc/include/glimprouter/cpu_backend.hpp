@@ -1,6 +1,7 @@
 // The table of vector kernels that one instruction set fills, and the choice among them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -38,6 +39,9 @@ struct CpuKernels {
                        float inverse_temperature, float* out);
   // Attention over pages (attention_task.hpp).
   void (*attend)(const AttentionTask& task, float* scratch);
+  // Elements side by side as those of another type (cast.hpp).
+  void (*cast)(const std::byte* source, DataType source_type, std::byte* target,
+               DataType target_type, std::int64_t count);
   // Replaces the whole row operation (the tests' host SIMT shim); null otherwise.
   RowResult (*evaluate)(const RowView& row, const RowRequest& request, float* logprobs) = nullptr;
 };

@@ -43,12 +43,19 @@ def _kv(settings: Settings) -> list[Section]:
     return kv.run(settings)
 
 
+def _batch(settings: Settings) -> list[Section]:
+    from glimprouter.bench import batch
+
+    return batch.run(settings)
+
+
 BENCHMARKS: dict[str, Callable[[Settings], list[Section]]] = {
     "glimpse": _glimpse,
     "sampling": _sampling,
     "step": _step,
     "decode": _decode,
     "kv": _kv,
+    "batch": _batch,
 }
 
 
@@ -58,7 +65,7 @@ def run_benchmarks(
     """Runs the named benchmarks one after the other.
 
     Args:
-        names: Keys of `BENCHMARKS`: "glimpse", "sampling", "step", "decode", "kv".
+        names: Keys of `BENCHMARKS`: "glimpse", "sampling", "step", "decode", "kv", "batch".
         settings: Length and size of the run; the default takes some minutes.
 
     Returns:

@@ -18,36 +18,49 @@ CATCH_UP = (8, 64, 512)
 def _transfers(settings: Settings) -> list[BenchmarkRow]:
     import torch
 
+    from glimprouter.hf.paged_attention import PAGE_TOKENS
+
     layout = gr.KvLayout(
-        num_layers=1, num_kv_heads=8, head_size=128, page_tokens=16, dtype="bfloat16"
+        num_layers=1, num_kv_heads=8, head_size=128, page_tokens=PAGE_TOKENS, dtype="bfloat16"
     )
-    pool = gr.PagePool([layout], (CONTEXT // 16 + 4) * layout.page_bytes)
+    pool = gr.PagePool([layout], (CONTEXT // PAGE_TOKENS + 4) * layout.page_bytes)
     cache = gr.KvCache(pool, 1)
     cache.open([[0] * CONTEXT])
     batch = cache.prepare(0, [0])
     cache.complete(batch)
     keys, values = torch.randn(2, 1, 8, CONTEXT, 128).to(torch.bfloat16)
-    gathered = torch.empty_like(keys), torch.empty_like(values)
+    wide_keys, wide_values = keys.float(), values.float()
+    gathered, wide = ((torch.empty_like(k), torch.empty_like(k)) for k in (keys, wide_keys))
     pages = cache.pages(0, 0)
     payload = 2 * keys.numel() * 2
     source, target = np.ones(payload, np.uint8), np.zeros(payload, np.uint8)
+    wide_payload = payload * 3 // 2  # a cast reads one type and writes another: the mean
+    wide_source, wide_target = np.ones(wide_payload, np.uint8), np.zeros(wide_payload, np.uint8)
     timings = measure(
         {
             "memcpy": lambda: np.copyto(target, source),
             "append": lambda: gr.append_kv(pool, 0, batch, keys, values),
             "gather": lambda: gr.gather_kv(pool, 0, 0, pages, *gathered),
+            "memcpy of a cast's bytes": lambda: np.copyto(wide_target, wide_source),
+            "append of float32": lambda: gr.append_kv(pool, 0, batch, wide_keys, wide_values),
+            "gather as float32": lambda: gr.gather_kv(pool, 0, 0, pages, *wide),
         },
         settings,
     )
     rows = [BenchmarkRow("memcpy of the same bytes", timings.microseconds("memcpy"))]
-    for name in ("append", "gather"):
+    for name, copy, moved in (
+        ("append", "memcpy", payload),
+        ("gather", "memcpy", payload),
+        ("append of float32", "memcpy of a cast's bytes", wide_payload),
+        ("gather as float32", "memcpy of a cast's bytes", wide_payload),
+    ):
         microseconds = timings.microseconds(name)
-        share = timings.ratio("memcpy", name)
+        share = timings.ratio(copy, name)
         rows.append(
             BenchmarkRow(
-                f"{name}, {payload / 1e6:.1f} MB",
+                f"{name}, {moved / 1e6:.1f} MB",
                 microseconds,
-                gigabytes_per_second=payload / microseconds / 1e3,
+                gigabytes_per_second=moved / microseconds / 1e3,
                 speedup=share,
                 goal=f"share of memcpy >= {LEAST_SHARE_OF_MEMCPY:g}",
                 met=share >= LEAST_SHARE_OF_MEMCPY,
@@ -66,7 +79,7 @@ def _catch_up(settings: Settings) -> list[BenchmarkRow]:
 
     model: Any = thin_model()
     layout = kv_layout(model)
-    pool = gr.PagePool([layout], (CONTEXT // 16 + 64) * layout.page_bytes)
+    pool = gr.PagePool([layout], (2 * CONTEXT // layout.page_tokens) * layout.page_bytes)
     cache = gr.KvCache(pool, 1)
     ids = (torch.arange(CONTEXT + 1024) % 200 + 40).tolist()
     cache.open([ids[:CONTEXT]])

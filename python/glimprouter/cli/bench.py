@@ -14,7 +14,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="glimpse, sampling, step, decode, kv; none given: all of them.", show_default=False
+            help="glimpse, sampling, step, decode, kv, batch; none given: all of them.",
+            show_default=False,
         ),
     ] = None,
     quick: Annotated[

@@ -27,7 +27,7 @@ ATTENTION_NAME = "glimprouter"
 # every pass of the engine, only to hand over nothing.
 _PACKED_NAME = "glimprouter_packed"
 _NOTE = "_glimprouter_layer"  # attribute of the keys that a PagedCache has seen
-PAGE_TOKENS = 16
+PAGE_TOKENS = 64
 _PROBE_LENGTHS = (7, 5)  # two sequences side by side, one of them in two pieces
 # Root mean square of the difference over the spread of the logits. Rounding in the narrow types is
 # some hundredths; an attention that is not the model's own gives about 1.

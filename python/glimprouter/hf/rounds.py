@@ -12,6 +12,7 @@ from glimprouter.glimpse import Status
 from glimprouter.hf.engine import Engine
 from glimprouter.hf.events import Event
 from glimprouter.hf.saved_sequence import SavedSequence
+from glimprouter.hf.scheduler import WaitingTurns
 from glimprouter.hf.sequence import SequenceRecord, Signals
 from glimprouter.hf.text import MODELS
 from glimprouter.hf.translation import Translation
@@ -74,7 +75,7 @@ class Rounds:
         self._raise_on_invalid = raise_on_invalid
         self._outputs = router.outputs(max_rows, OutputField.NONE)
         self._passes: deque[tuple[str, list[SequenceRecord]]] = deque()  # planned, of one model
-        self._next_model = 0
+        self._turns = WaitingTurns()
 
     def compute(self) -> None:
         """Computes until there is an unread event, or nothing left to do.
@@ -133,18 +134,21 @@ class Rounds:
         return Event(record.index, "done", result=result)
 
     def _plan(self) -> None:
-        """Forward passes of the model whose turn it is, or of the other if none waits for it."""
-        for _ in MODELS:
-            name = MODELS[self._next_model]
-            self._next_model = 1 - self._next_model
-            pending = self.router.pending(name).tolist()
-            records = [self._active[row] for row in pending if row in self._active]
-            if self.pair.translation is not None:
-                self._end_beyond_context(name, records)
-                records = [record for record in records if not record.done]
-            self._passes.extend((name, group) for group in self.engine.groups(name, records))
-            if self._passes:
-                return
+        """The forward passes of the model whose turn it is."""
+        pending = {name: self._pending(name) for name in MODELS}
+        name = self._turns.choose({name: len(records) for name, records in pending.items()})
+        if name is None:
+            return
+        records = pending[name]
+        if self.pair.translation is not None:
+            self._end_beyond_context(name, records)
+            records = [record for record in records if not record.done]
+        self._passes.extend((name, group) for group in self.engine.groups(name, records))
+
+    def _pending(self, name: str) -> list[SequenceRecord]:
+        """Sequences in memory that wait for a model."""
+        rows = self.router.pending(name).tolist()
+        return [self._active[row] for row in rows if row in self._active]
 
     def _admit(self) -> None:
         """Opens rows while there is room: those that were preempted first."""
