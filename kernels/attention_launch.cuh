@@ -6,7 +6,8 @@
 
 namespace glimprouter::device {
 
-inline LaunchStatus launch_attention(const AttentionArguments& arguments, LaunchShape shape) {
+inline LaunchStatus launch_attention(const AttentionArguments& arguments, const DeviceShape& device,
+                                     Stream stream) {
   if (arguments.sequences == 0 || arguments.most_tokens == 0) return 0;
   const std::int64_t lines = static_cast<std::int64_t>(attention_row_groups(arguments)) *
                              arguments.pages.layout.num_kv_heads;
@@ -14,6 +15,7 @@ inline LaunchStatus launch_attention(const AttentionArguments& arguments, Launch
     return kInvalidConfiguration;
   }
   const std::int32_t rows = attention_block_rows(arguments);
+  LaunchShape shape = shape_on(device, stream);
   shape.grid.x = static_cast<unsigned>(attention_chunks(arguments));
   shape.grid.y = static_cast<unsigned>(lines);
   shape.grid.z = static_cast<unsigned>(arguments.sequences);

@@ -20,6 +20,12 @@ using Stream = void*;
 // A cudaError_t without its header: 0 is success. What runs later may still fail later.
 using LaunchStatus = int;
 
+// What of a device a launch depends on; no result does.
+struct DeviceShape {
+  int processors = 1;         // streaming multiprocessors
+  bool programmatic = false;  // compute capability 9.0 or newer
+};
+
 struct GridSize {
   unsigned x = 1;
   unsigned y = 1;
@@ -34,6 +40,14 @@ struct LaunchShape {
   // wait_for_dependencies(). Compute capability 9.0 or newer.
   bool programmatic = false;
 };
+
+// Without grid and block yet.
+inline LaunchShape shape_on(const DeviceShape& device, Stream stream) {
+  LaunchShape shape;
+  shape.stream = stream;
+  shape.programmatic = device.programmatic;
+  return shape;
+}
 
 // Starts the kernel, whose parameters take copies of the arguments. A grid of no blocks (an empty
 // batch) is legal and does nothing. The shim runs the whole grid before it returns.

@@ -9,12 +9,6 @@
 
 namespace glimprouter::device {
 
-// What of a device the grid depends on.
-struct DeviceShape {
-  int processors = 1;         // streaming multiprocessors
-  bool programmatic = false;  // compute capability 9.0 or newer
-};
-
 inline constexpr std::int64_t kMaxGridRows = 65535;
 
 // Blocks a row: two a processor over all rows, at most one a tile. The results do not depend on it.
@@ -27,12 +21,10 @@ inline unsigned blocks_a_row(std::int64_t rows, std::int64_t vocabulary, int pro
 template <typename Job, typename Arguments>
 LaunchStatus launch_rows(const Arguments& arguments, const DeviceShape& device, Stream stream) {
   if (arguments.logits.rows == 0) return 0;
-  LaunchShape shape;
+  LaunchShape shape = shape_on(device, stream);
   shape.grid.x = blocks_a_row(arguments.logits.rows, arguments.logits.width, device.processors);
   shape.grid.y = static_cast<unsigned>(arguments.logits.rows);
   shape.block = kBlockThreads;
-  shape.stream = stream;
-  shape.programmatic = device.programmatic;
   return launch(&row_kernel<Job>, shape, Job{arguments});
 }
 

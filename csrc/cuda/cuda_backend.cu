@@ -57,7 +57,9 @@ device::DeviceShape query_shape(int device) {
   return shape;
 }
 
-const device::DeviceShape& shape_of(int device) {
+}  // namespace
+
+const device::DeviceShape& cuda::shape_of(int device) {
   static std::array<device::DeviceShape, kMaxDevices> shapes = [] {
     std::array<device::DeviceShape, kMaxDevices> result{};
     std::string why;
@@ -67,6 +69,10 @@ const device::DeviceShape& shape_of(int device) {
   }();
   return shapes[static_cast<std::size_t>(device)];
 }
+
+namespace {
+
+using cuda::shape_of;
 
 void* allocate(int device, std::size_t bytes) {
   const CurrentDevice current(device);
@@ -148,19 +154,6 @@ void step(int device, const StepArguments& arguments, DeviceStream stream) {
 }
 
 }  // namespace
-
-namespace cuda {
-
-int processors_of(int device) { return shape_of(device).processors; }
-
-device::LaunchShape launch_shape(int device, DeviceStream stream) {
-  device::LaunchShape shape;
-  shape.stream = stream;
-  shape.programmatic = shape_of(device).programmatic;
-  return shape;
-}
-
-}  // namespace cuda
 
 extern const DeviceBackend kCudaBackend;
 const DeviceBackend kCudaBackend = {

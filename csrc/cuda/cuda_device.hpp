@@ -1,5 +1,5 @@
-// What every file of launches needs of the CUDA runtime: errors, the current device, the shape of a
-// launch. Internal.
+// What every file of launches needs of the CUDA runtime: errors, the current device, what a
+// launch depends on. Internal.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -37,9 +37,6 @@ class CurrentDevice {
   bool changed_ = false;
 };
 
-// Multiprocessors of a device.
-int processors_of(int device);
-// A launch on a stream of the device, without grid and block.
-device::LaunchShape launch_shape(int device, DeviceStream stream);
+const device::DeviceShape& shape_of(int device);
 
 }  // namespace glimprouter::cuda

@@ -56,23 +56,23 @@ void step(int, const StepArguments& arguments, DeviceStream stream) {
   check(device::launch_step(arguments, kShape, stream));
 }
 
-void append(int, const AppendArguments& arguments, DeviceStream) {
-  check(device::launch_append(arguments, kShape.processors, {}));
+void append(int, const AppendArguments& arguments, DeviceStream stream) {
+  check(device::launch_append(arguments, kShape, stream));
 }
-void gather(int, const GatherArguments& arguments, DeviceStream) {
-  check(device::launch_gather(arguments, kShape.processors, {}));
+void gather(int, const GatherArguments& arguments, DeviceStream stream) {
+  check(device::launch_gather(arguments, kShape, stream));
 }
-void cast_copy(int, const CastCopyArguments& arguments, DeviceStream) {
-  check(device::launch_cast_copy(arguments, kShape.processors, {}));
+void cast_copy(int, const CastCopyArguments& arguments, DeviceStream stream) {
+  check(device::launch_cast_copy(arguments, kShape, stream));
 }
-void copy_pages(int, const PageCopyArguments& arguments, DeviceStream) {
-  check(device::launch_page_copy(arguments, kShape.processors, {}));
+void copy_pages(int, const PageCopyArguments& arguments, DeviceStream stream) {
+  check(device::launch_page_copy(arguments, kShape, stream));
 }
-void pack_handoff(int, const HandoffArguments& arguments, DeviceStream) {
-  check(device::launch_handoff(arguments, {}));
+void pack_handoff(int, const HandoffArguments& arguments, DeviceStream stream) {
+  check(device::launch_handoff(arguments, kShape, stream));
 }
-void attend(int, const AttentionArguments& arguments, DeviceStream) {
-  check(device::launch_attention(arguments, {}));
+void attend(int, const AttentionArguments& arguments, DeviceStream stream) {
+  check(device::launch_attention(arguments, kShape, stream));
 }
 
 }  // namespace

@@ -104,7 +104,7 @@ class Scene {
     std::vector<std::uint32_t> tickets(static_cast<std::size_t>(attention_tickets(arguments)));
     const auto misaligned = reinterpret_cast<std::uintptr_t>(partial_out.data()) / 4 % 4;
     arguments.workspace = {partial_out.data() + (4 - misaligned) % 4, sums.data(), tickets.data()};
-    ASSERT_EQ(device::launch_attention(arguments, {}), 0);
+    ASSERT_EQ(device::launch_attention(arguments, {}, nullptr), 0);
     EXPECT_EQ(std::ranges::count(tickets, 0u), static_cast<std::ptrdiff_t>(tickets.size()))
         << "tickets must reset themselves";
   }
@@ -285,7 +285,7 @@ TEST(AttentionKernel, AnEmptyBatchIsNoLaunch) {
   AttentionArguments arguments{};
   arguments.pages.layout = KvLayout::make(1, 1, 16, 16, DataType::kFloat32);
   arguments.heads = 1;
-  EXPECT_EQ(device::launch_attention(arguments, {}), 0);
+  EXPECT_EQ(device::launch_attention(arguments, {}, nullptr), 0);
 }
 
 }  // namespace

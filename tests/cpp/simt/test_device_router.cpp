@@ -190,7 +190,7 @@ class TwoRouters {
 TEST(DeviceRouter, FollowsTheCpuRouterToTheBit) {
   for (const std::uint32_t seed : {1u, 2u, 3u}) {
     TwoRouters routers(seed);
-    for (int call = 0; call < (kReduced ? 25 : 150) && !testing::Test::HasFailure(); ++call)
+    for (int call = 0; call < (kReduced ? 12 : 150) && !testing::Test::HasFailure(); ++call)
       routers.play();
   }
 }

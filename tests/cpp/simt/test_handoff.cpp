@@ -83,7 +83,7 @@ class PackedHandoff {
                                      last_rows.data(),
                                      block_table.data(),
                                      &unmapped};
-    ASSERT_EQ(device::launch_handoff(arguments, {}), 0);
+    ASSERT_EQ(device::launch_handoff(arguments, {}, nullptr), 0);
   }
 
  private:

@@ -130,7 +130,7 @@ void expect_appended(const Case& shape, DataType source, DataType target, std::u
 }
 
 device::LaunchStatus append_all_layers(const AppendArguments& arguments) {
-  return device::launch_append(arguments, 2, {});
+  return device::launch_append(arguments, {2, false}, nullptr);
 }
 
 device::LaunchStatus append_layer_by_layer(const AppendArguments& arguments) {
@@ -139,7 +139,8 @@ device::LaunchStatus append_layer_by_layer(const AppendArguments& arguments) {
     one.layers = {layer, 1};
     one.keys.data += layer * one.keys.layer_stride;
     one.values.data += layer * one.values.layer_stride;
-    if (const int status = device::launch_append(one, 100, {}); status != 0) return status;
+    if (const int status = device::launch_append(one, {100, false}, nullptr); status != 0)
+      return status;
   }
   return 0;
 }
@@ -183,7 +184,7 @@ TEST(KvPages, AppendEqualsTheCpu) {
                                        shape.tokens,
                                        keys.device_view(),
                                        values.device_view()},
-                                      3, {}),
+                                      {3, false}, nullptr),
                 0);
       EXPECT_TRUE(std::ranges::equal(simt::arena_of(pool), simt::arena_of(cpu))) << seed;
     }
@@ -209,7 +210,7 @@ TEST(KvPages, GatherReadsPagesAndEqualsTheCpu) {
                                          shape.tokens,
                                          keys.device_view(),
                                          values.device_view()},
-                                        2, {}),
+                                        {2, false}, nullptr),
                   0);
         for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
           gather_kv(pool, 0, layer, pages.data(), cpu_keys.cpu_view(layer),
@@ -278,7 +279,7 @@ void expect_cast(const Case& shape, DataType source, DataType target, std::uint6
                                       target_pages.data(),
                                       begin,
                                       shape.tokens},
-                                     2, {}),
+                                     {2, false}, nullptr),
             0);
   EXPECT_TRUE(std::ranges::equal(expected, simt::arena_of(pool))) << "seed " << seed;
 }
@@ -309,24 +310,27 @@ TEST(KvPages, PageCopyMovesWholePagesEitherWay) {
     std::byte* const arena = pool.address(kNullPage);
     for (const int processors : {1, 100}) {
       if (kReduced && processors > 1) continue;
-      ASSERT_EQ(device::launch_page_copy(
-                    {arena, from.data(), arena, to.data(), 5, layout.page_bytes}, processors, {}),
-                0);
+      ASSERT_EQ(
+          device::launch_page_copy({arena, from.data(), arena, to.data(), 5, layout.page_bytes},
+                                   {processors, false}, nullptr),
+          0);
       EXPECT_TRUE(std::equal(expected.begin(), expected.end(), simt::arena_of(pool).begin()));
     }
     std::vector<std::byte> host(6 * bytes, std::byte{9});
-    ASSERT_EQ(device::launch_page_copy(
-                  {arena, to.data(), host.data(), nullptr, 5, layout.page_bytes}, 1, {}),
-              0);
+    ASSERT_EQ(
+        device::launch_page_copy({arena, to.data(), host.data(), nullptr, 5, layout.page_bytes},
+                                 {1, false}, nullptr),
+        0);
     for (std::size_t i = 0; i < from.size(); ++i) {
       EXPECT_EQ(std::memcmp(host.data() + i * bytes, pool.address(from[i]), bytes), 0);
       std::memset(pool.address(to[i]), 0, bytes);
     }
     EXPECT_EQ(std::count(host.end() - static_cast<std::ptrdiff_t>(bytes), host.end(), std::byte{9}),
               static_cast<std::ptrdiff_t>(bytes));
-    ASSERT_EQ(device::launch_page_copy(
-                  {host.data(), nullptr, arena, to.data(), 5, layout.page_bytes}, 1, {}),
-              0);
+    ASSERT_EQ(
+        device::launch_page_copy({host.data(), nullptr, arena, to.data(), 5, layout.page_bytes},
+                                 {1, false}, nullptr),
+        0);
     EXPECT_TRUE(std::equal(expected.begin(), expected.end(), simt::arena_of(pool).begin()));
   }
 }
@@ -334,10 +338,13 @@ TEST(KvPages, PageCopyMovesWholePagesEitherWay) {
 TEST(KvPages, NothingToMoveIsNoLaunch) {
   const KvLayout layout = layout_of(kCases[1], DataType::kFloat32);
   const DevicePages pages{nullptr, layout};
-  EXPECT_EQ(device::launch_append({pages, {0, 2}, nullptr, 0, {}, {}}, 2, {}), 0);
-  EXPECT_EQ(device::launch_gather({pages, {0, 2}, nullptr, 0, {}, {}}, 2, {}), 0);
-  EXPECT_EQ(device::launch_cast_copy({pages, nullptr, pages, nullptr, 4, 4}, 2, {}), 0);
-  EXPECT_EQ(device::launch_page_copy({nullptr, nullptr, nullptr, nullptr, 0, 256}, 2, {}), 0);
+  EXPECT_EQ(device::launch_append({pages, {0, 2}, nullptr, 0, {}, {}}, {2, false}, nullptr), 0);
+  EXPECT_EQ(device::launch_gather({pages, {0, 2}, nullptr, 0, {}, {}}, {2, false}, nullptr), 0);
+  EXPECT_EQ(device::launch_cast_copy({pages, nullptr, pages, nullptr, 4, 4}, {2, false}, nullptr),
+            0);
+  EXPECT_EQ(
+      device::launch_page_copy({nullptr, nullptr, nullptr, nullptr, 0, 256}, {2, false}, nullptr),
+      0);
 }
 
 }  // namespace

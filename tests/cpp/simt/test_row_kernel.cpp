@@ -52,7 +52,7 @@ std::uint64_t rows_to_test() {
 constexpr bool kReduced = simt::kLane == simt::Lane::kThread;
 
 TEST(RowKernel, GivesTheGoldenHashes) {
-  const std::uint64_t rows = kReduced ? 60 : rows_to_test();
+  const std::uint64_t rows = kReduced ? 24 : rows_to_test();
   const auto expected = golden::kExpected.find(rows);
   ASSERT_TRUE(kReduced || expected != golden::kExpected.end())
       << "no golden hash for " << rows << " rows";
@@ -186,6 +186,7 @@ TEST(RowKernel, EqualsTheCpuForAnyVocabularyTypeGridAndSchedule) {
       simt::set_seed(seed);
       const std::vector<RowResult> expected = batch.on_cpu();
       for (const int processors : {1, 100}) {
+        if (processors > 1 && kReduced && tiles_of(vocabulary) == 1) continue;  // the same grid
         expect_equal(batch.on_device(processors), expected, seed);
       }
     }
@@ -194,7 +195,7 @@ TEST(RowKernel, EqualsTheCpuForAnyVocabularyTypeGridAndSchedule) {
 
 // The results may not depend on which block comes last.
 TEST(RowKernel, EqualsTheCpuUnderTwentySchedulesAtFullVocabulary) {
-  const Batch batch(77, 2, kReduced ? 20000 : 151936, DataType::kBFloat16);
+  const Batch batch(77, 2, kReduced ? 6000 : 151936, DataType::kBFloat16);
   const std::vector<RowResult> expected = batch.on_cpu();
   for (const std::uint64_t seed : simt::seeds_to_try(20)) {
     simt::set_seed(seed);
