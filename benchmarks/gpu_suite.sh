@@ -26,7 +26,8 @@ cd "$root"
 echo "=== tests on the GPU (${SECONDS}s)"
 status=0
 GLIMPROUTER_TEST_DEVICE=cuda:0 python3 -m pytest -q -p no:cacheprovider tests/gpu \
-  tests/test_device.py tests/test_device_pool.py tests/test_router_model.py tests/test_router_invariance.py || status=$?
+  tests/test_device.py tests/test_device_pool.py tests/test_device_pair.py tests/test_devices.py \
+  tests/test_router_model.py tests/test_router_invariance.py || status=$?
 
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck synccheck; do

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glimprouter.config import RouterConfig, check_integer, check_random_key
 from glimprouter.hf.compiled import CompiledForward, compile_pair
+from glimprouter.hf.devices import choose_device
 from glimprouter.hf.engine import Engine, GatherEngine
 from glimprouter.hf.events import Result
 from glimprouter.hf.paged_attention import why_not_paged
@@ -53,6 +54,7 @@ class RoutedModel:
         engine: Literal["auto", "paged", "gather"] = "auto",
         kv_memory_bytes: int | None = None,
         compile: bool = False,
+        device: str | None = None,
     ) -> None:
         """Checks that the pair fits together.
 
@@ -79,16 +81,19 @@ class RoutedModel:
                 preempted and resumed.
             compile: Whether both models run as compiled graphs (``torch.compile``), on pages only.
                 They are made here, in seconds to minutes, for the number of threads that torch has
-                now. Logits differ from the eager ones by rounding.
+                now. Logits differ from the eager ones by rounding. For models on the CPU.
+            device: Where steps run and pages lie, one of ``build_info()["devices"]``: None for
+                where the models are; ``"cpu"`` copies the logits of models that are elsewhere.
 
         Raises:
             ValueError: Vocabularies that cannot be mapped, a model that is narrower than its
                 tokenizer, a layer type that cannot be served, a tokenizer that cannot write the
-                delimiter, an option out of range, or ``compile`` without pages.
+                delimiter, an option out of range, ``compile`` without pages on the CPU, or a device
+                that the models are not on.
             RuntimeError: A model cannot be compiled.
 
         Warns:
-            RuntimeWarning: ``engine="auto"`` falls back.
+            RuntimeWarning: ``engine="auto"`` falls back, or models are where no step can run.
         """
         if engine not in ("auto", "paged", "gather"):
             raise ValueError(f'engine must be "auto", "paged" or "gather", got {engine!r}')
@@ -126,12 +131,14 @@ class RoutedModel:
             check_width(name, model, boundary)
             ModelRunner(name, model, 1)  # refuses layers that cannot be served
         self.kv_memory_bytes = kv_memory_bytes
+        self.device = choose_device(device, {"small": small, "large": large})
         self.engine = self._choose_engine(engine)
         self.compiled: dict[str, CompiledForward] | None = None
         if compile:
-            if self.engine != "paged":
+            if self.engine != "paged" or self.device != "cpu":
                 raise ValueError(
-                    f'compile=True needs engine="paged", this pair runs on {self.engine!r}'
+                    'compile=True needs engine="paged" on the CPU, this pair runs on'
+                    f" {self.engine!r} on {self.device}"
                 )
             self.compiled = compile_pair(small, large)
 
@@ -139,7 +146,7 @@ class RoutedModel:
         if wanted == "gather":
             return "gather"
         for name, model in (("small", self.small), ("large", self.large)):
-            reason = why_not_paged(model)
+            reason = why_not_paged(model, self.device)
             if reason is None:
                 continue
             message = f"the {name} model cannot be served on pages: {reason}"
@@ -318,7 +325,13 @@ class RoutedModel:
         )
         rows = self.max_batch_size
         return Rounds(
-            StepRouter(self.boundary, self.config, self.large_boundary, max_sequences=rows),
+            StepRouter(
+                self.boundary,
+                self.config,
+                self.large_boundary,
+                max_sequences=rows,
+                device=self.device,
+            ),
             self._make_engine(records),
             pair,
             max_rows=rows,
@@ -336,6 +349,7 @@ class RoutedModel:
             self.kv_memory_bytes,
             self.translation,
             self.compiled,
+            self.device,
         )
 
     def _reserved(self, config: RouterConfig) -> int:

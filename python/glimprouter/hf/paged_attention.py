@@ -15,10 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from glimprouter import _C
+from glimprouter.hf.devices import torch_device
+from glimprouter.hf.gathered_attention import gathered_attention, gathers
 from glimprouter.kv import KvCache, KvLayout, PagePool, RaggedBatch
 from glimprouter.torch_ops import PassTables
 
@@ -105,7 +109,10 @@ def _attention(
     out = query.new_empty((1, tokens, heads, size))
     pool, batch = glimprouter_pass.pool, glimprouter_pass.batch
     _C.append_kv(pool, layer, batch, key, value)
-    _C.paged_attention(pool, layer, batch, query, out, scale, window, cap)
+    if gathers(pool, batch, cap):
+        gathered_attention(pool, layer, batch, query, out, scale=scale, window=window)
+    else:
+        _C.paged_attention(pool, layer, batch, query, out, scale, window, cap)
     glimprouter_pass.layers += 1
     return out, None
 
@@ -161,10 +168,10 @@ def paged_forward(model: Any, pool: PagePool, batch: RaggedBatch) -> torch.Tenso
     state = PagedPass(pool, batch)
     with own_attention(config):
         output = model(
-            input_ids=torch.tensor(batch.ids, dtype=torch.long)[None],
-            position_ids=torch.tensor(batch.positions, dtype=torch.long)[None],
+            input_ids=_indices(batch.ids, model)[None],
+            position_ids=_indices(batch.positions, model)[None],
             use_cache=False,
-            logits_to_keep=torch.tensor(batch.last_rows, dtype=torch.long),
+            logits_to_keep=_indices(batch.last_rows, model),
             glimprouter_pass=state,
         )
     if state.layers != pool.layout(batch.model).num_layers:
@@ -173,19 +180,23 @@ def paged_forward(model: Any, pool: PagePool, batch: RaggedBatch) -> torch.Tenso
     return logits
 
 
-def why_not_paged(model: Any) -> str | None:
-    """Why a model cannot be served on pages, or None when it can: found by trying.
+def _indices(column: npt.NDArray[np.int32], model: Any) -> torch.Tensor:
+    return torch.tensor(column, dtype=torch.long, device=model.device)
+
+
+def why_not_paged(model: Any, device: str = "cpu") -> str | None:
+    """Why a model cannot be served on pages of a device, or None when it can: found by trying.
 
     Two short sequences are computed side by side, in pieces, and compared with the model's own
     attention: a model that drops our arguments, has attention sinks, or keeps other state differs.
     """
-    if model.device.type != "cpu":
-        return f"it is on {model.device}, and the pages are on the CPU"
+    if str(model.device) != torch_device(device):
+        return f"it is on {model.device}, and the pages are on {device}"
     try:
         layout = kv_layout(model)
         if layout.head_size % 16 != 0:
             return f"its head size of {layout.head_size} is no multiple of 16"
-        error = _probe(model, layout)
+        error = _probe(model, layout, device)
     except Exception as failure:  # whatever a model's code does with an attention it does not know
         return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
     tolerance = _PROBE_TOLERANCE[model.dtype]
@@ -195,7 +206,7 @@ def why_not_paged(model: Any) -> str | None:
 
 
 @torch.inference_mode()
-def _probe(model: Any, layout: KvLayout) -> float:
+def _probe(model: Any, layout: KvLayout, device: str) -> float:
     """Difference to the model's own attention: root mean square over the spread of the logits."""
     width = model.get_output_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
@@ -203,7 +214,7 @@ def _probe(model: Any, layout: KvLayout) -> float:
         torch.randint(0, width, (length,), generator=generator).tolist()
         for length in _PROBE_LENGTHS
     ]
-    pool = PagePool([layout], 8 * layout.page_bytes, layout.page_bytes)
+    pool = PagePool([layout], 8 * layout.page_bytes, layout.page_bytes, device)
     cache = KvCache(pool, len(prompts))
     rows = [cache.open([prompt[:3]]) for prompt in prompts]
     config = model.config.get_text_config()
@@ -219,7 +230,7 @@ def _probe(model: Any, layout: KvLayout) -> float:
         cache.complete(batch)
         for row, prompt in enumerate(prompts):
             with own_attention(config, reference):
-                output = model(torch.tensor([prompt[:end]]), use_cache=False)
+                output = model(torch.tensor([prompt[:end]], device=model.device), use_cache=False)
             expected = output.logits[0, -1].float()
             spread = float(expected.std()) + 1e-6
             difference = (logits[row].float() - expected).square().mean().sqrt()

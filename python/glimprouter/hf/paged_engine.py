@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from glimprouter.hf.compiled import CompiledForward
+from glimprouter.hf.devices import default_arena_bytes
 from glimprouter.hf.events import TokenCounts
 from glimprouter.hf.paged_attention import kv_layout, paged_forward
 from glimprouter.hf.saved_sequence import bytes_as_tensor, tensor_as_bytes
@@ -25,11 +25,6 @@ _TRANSLATED_GROWTH = (
 
 _NULL_SECTORS = 1  # the first one, which padding reads and writes
 _SAVED = "kv"  # name in what is saved
-
-
-def default_arena_bytes() -> int:
-    """Half of this machine's memory; it is only taken as pages are written."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _most_tokens(record: SequenceRecord) -> list[int]:
@@ -61,6 +56,7 @@ class PagedEngine:
         arena_bytes: int | None = None,
         translation: Translation | None = None,
         compiled: Mapping[str, CompiledForward] | None = None,
+        device: str = "cpu",
     ) -> None:
         """An arena that holds the longest sequences, as far as it may.
 
@@ -73,6 +69,7 @@ class PagedEngine:
                 ``max_batch_size`` of the longest sequences need, up to half of this machine's.
             translation: Of the models' vocabularies; None where both have the same.
             compiled: Forward passes of both models as graphs, by name; None computes eagerly.
+            device: Where the pages lie: beside the models.
 
         Raises:
             ValueError: The arena cannot hold the longest sequence.
@@ -82,6 +79,7 @@ class PagedEngine:
         self._layouts = [kv_layout(small), kv_layout(large)]
         self._max_batch = max_batch_size
         self._translation = translation
+        self._device = device
         self._pool = self._make_pool([_most_tokens(record) for record in records], arena_bytes)
         self._cache = KvCache(self._pool, max_batch_size, translation.map if translation else None)
         self._sequences: dict[int, int] = {}  # of the cache, by the record's index
@@ -111,9 +109,11 @@ class PagedEngine:
         largest = sectors(pages[0]) if pages else 2
         growth = 1 if self._translation is None else _TRANSLATED_GROWTH
         wanted = (growth * sectors(together) if pages else 2) + _NULL_SECTORS
-        limit = default_arena_bytes() if arena_bytes is None else arena_bytes
+        limit = default_arena_bytes(self._device) if arena_bytes is None else arena_bytes
         _check_arena(limit, (largest + _NULL_SECTORS) * sector_bytes)
-        return PagePool(self._layouts, min(limit, wanted * sector_bytes), sector_bytes)
+        return PagePool(
+            self._layouts, min(limit, wanted * sector_bytes), sector_bytes, self._device
+        )
 
     def open(self, record: SequenceRecord) -> bool:
         """Takes a sequence in when its tokens, and some pages more, fit."""

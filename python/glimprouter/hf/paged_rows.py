@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from glimprouter import _C
-from glimprouter.hf.paged_engine import default_arena_bytes
+from glimprouter.hf.devices import default_arena_bytes
 from glimprouter.kv import KvCache, KvLayout, OutOfPages, PagePool, RaggedBatch
 
 
@@ -40,7 +40,9 @@ class PagedRows:
                 sector = PagePool.default_sector_bytes([self.layout])
                 pages = batch_size * (self._context // self.layout.page_tokens + 1)
                 sectors = pages // (sector // self.layout.page_bytes) + 2
-                self._pool = PagePool([self.layout], min(sectors * sector, default_arena_bytes()))
+                self._pool = PagePool(
+                    [self.layout], min(sectors * sector, default_arena_bytes("cpu"))
+                )
             self._cache = KvCache(self._pool, self._max_batch_size)
         return self._cache
 

@@ -189,7 +189,7 @@ class Rounds:
                     self._fail(records[0], str(error))
                     return
         rows = [record.row for record in records]
-        if logits.device.type != "cpu":
+        if self.router.device == "cpu":  # models may be where no step can run: choose_device warned
             logits = logits.cpu()
         self.router.step(name, logits.contiguous(), rows, self._outputs)
         seconds = (time.perf_counter() - started) / len(records)

@@ -1,0 +1,75 @@
+"""Attention of many new tokens on a device: gathered keys and values, and torch's own attention.
+
+The kernel over pages is made for the few query tokens of decoding. A prompt is faster through
+``scaled_dot_product_attention``, which has the tensor cores' kernels: each sequence's keys and
+values are gathered out of its pages, as they are there, the batch's own included.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+
+from glimprouter import _C
+from glimprouter.kv import PagePool, RaggedBatch
+
+_MANY = 32  # new tokens of a sequence from which on gathering is taken
+
+
+def gathers(pool: PagePool, batch: RaggedBatch, softcap: float) -> bool:
+    """Whether a pass is attended by gathering: on a device, without softcap, with long pieces."""
+    if pool.device == "cpu" or softcap != 0.0:
+        return False
+    starts = batch.cu_seqlens
+    return bool((starts[1:] - starts[:-1]).max() >= _MANY)
+
+
+def gathered_attention(
+    pool: PagePool,
+    layer: int,
+    batch: RaggedBatch,
+    query: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    scale: float,
+    window: int,
+) -> None:
+    """Causal attention of a batch whose keys and values are in their pages.
+
+    Args:
+        pool: On a device.
+        layer: Of the model.
+        batch: T tokens of B sequences.
+        query: ``[1, heads, T, size]``.
+        out: Written, ``[1, T, heads, size]``.
+        scale: Of the scores.
+        window: Tokens that a token sees, itself included; 0 for all before it.
+    """
+    layout = pool.layout(batch.model)
+    starts, lengths = batch.cu_seqlens.tolist(), batch.key_lengths.tolist()
+    for index, length in enumerate(lengths):
+        rows = slice(starts[index], starts[index + 1])
+        shape = (1, layout.num_kv_heads, length, layout.head_size)
+        keys, values = query.new_empty(shape), query.new_empty(shape)
+        pages = batch.block_table[index, : -(-length // layout.page_tokens)]
+        _C.gather_kv(pool, batch.model, layer, pages, keys, values)
+        own = query[:, :, rows]
+        attended = scaled_dot_product_attention(
+            own,
+            keys,
+            values,
+            attn_mask=_mask(own.shape[2], length, window, query.device),
+            scale=scale,
+            enable_gqa=own.shape[1] != layout.num_kv_heads,
+        )
+        out[:, rows] = attended.transpose(1, 2)
+
+
+def _mask(new: int, length: int, window: int, device: torch.device) -> torch.Tensor:
+    """The last ``new`` of ``length`` tokens see what is before them, within the window."""
+    if window == 0 or window >= length:
+        return causal_lower_right(new, length)
+    place = torch.arange(length, device=device)
+    seen = place[length - new :, None] - place
+    return (seen >= 0) & (seen < window)

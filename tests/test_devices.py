@@ -1,0 +1,47 @@
+"""Which device a pair is served on."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import glimprouter as gr
+import hf_pairs
+from glimprouter.hf import RoutedModel
+from glimprouter.hf.devices import choose_device
+
+KNOWN = gr.build_info()["devices"]
+
+
+def models(small: str, large: str) -> dict[str, Any]:
+    """Stand-ins: only the place counts."""
+    return {"small": SimpleNamespace(device=small), "large": SimpleNamespace(device=large)}
+
+
+def test_where_the_models_are() -> None:
+    assert choose_device(None, models("cpu", "cpu")) == "cpu"
+    assert choose_device("cpu", models("cpu", "cpu")) == "cpu"
+    for device in KNOWN:
+        if device.startswith("cuda"):
+            assert choose_device(None, models(device, device)) == device
+
+
+@pytest.mark.parametrize("places", [("xpu:0", "xpu:0"), ("cpu", "xpu:0")])
+def test_logits_are_never_copied_silently(places: tuple[str, str]) -> None:
+    with pytest.warns(RuntimeWarning, match="logits are copied to the CPU after every"):
+        assert choose_device(None, models(*places)) == "cpu"
+    assert choose_device("cpu", models(*places)) == "cpu"
+
+
+def test_unknown_devices_are_refused() -> None:
+    pair = hf_pairs.random_pair("qwen3")
+    with pytest.raises(ValueError, match=r"device must be one of \['cpu'.*got 'xpu:0'"):
+        RoutedModel(pair.small, pair.large, pair.tokenizer, device="xpu:0")
+
+
+@pytest.mark.parametrize("device", [device for device in KNOWN if device != "cpu"])
+def test_models_that_are_elsewhere_are_refused(device: str) -> None:
+    with pytest.raises(ValueError, match="needs the models there, they are on"):
+        choose_device(device, models("xpu:0", "xpu:0"))
