@@ -32,6 +32,7 @@ import glimprouter as gr
 from glimprouter import demo_pair
 from glimprouter.demo_pair import task
 from glimprouter.hf import RoutedModel
+from hf_watch import TRIAL
 
 torch.set_num_threads(1)  # the models are so small that a second thread only waits
 
@@ -158,15 +159,19 @@ class Pair:
             "max_step_tokens": 12,
             **config,
         }
-        return RoutedModel(
-            self.small,
-            self.large,
-            self.tokenizer,
-            gr.RouterConfig(**options),
-            on_invalid=on_invalid,
-            max_batch_size=max_batch_size,
-            engine=ENGINE.get(),
-        )
+        token = TRIAL.set(True)
+        try:
+            return RoutedModel(
+                self.small,
+                self.large,
+                self.tokenizer,
+                gr.RouterConfig(**options),
+                on_invalid=on_invalid,
+                max_batch_size=max_batch_size,
+                engine=ENGINE.get(),
+            )
+        finally:
+            TRIAL.reset(token)
 
 
 def raw_prompts(lengths: Sequence[int] = (23, 5, 41, 12, 2)) -> list[list[int]]:

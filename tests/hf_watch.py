@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+# Set while a RoutedModel is made, which tries its models on pages: no hook counts those passes.
+TRIAL: ContextVar[bool] = ContextVar("trial", default=False)
 
 
 class Computed(NamedTuple):
@@ -55,6 +59,8 @@ def watched(model: Any) -> Iterator[list[Computed]]:
     seen: list[Computed] = []
 
     def record(_module: Any, _args: Any, arguments: dict[str, Any]) -> None:
+        if TRIAL.get():
+            return
         rows = Rows.of(arguments)
         ids = rows.split(arguments["input_ids"])
         positions = rows.split(arguments["position_ids"])
@@ -74,6 +80,8 @@ def poisoned(model: Any, slot: int, length: int, value: float) -> Iterator[None]
     """One sequence's logits hold `value` from the pass on that brings it to `length` tokens."""
 
     def poison(_module: Any, _args: Any, arguments: dict[str, Any], output: Any) -> Any:
+        if TRIAL.get():
+            return output
         rows = Rows.of(arguments)
         packed = "glimprouter_pass" in arguments
         for row in range(len(rows.slots)):
@@ -113,6 +121,8 @@ def calling(model: Any, action: Callable[[int], None]) -> Iterator[None]:
 
     def count(_module: Any, _args: Any) -> None:
         nonlocal calls
+        if TRIAL.get():
+            return
         calls += 1
         action(calls - 1)
 

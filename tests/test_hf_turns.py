@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import hf_pairs
-from glimprouter.hf import run as run_module
+from glimprouter.hf import rounds
 from glimprouter.hf.scheduler import WaitingTurns
 
 
@@ -54,7 +54,7 @@ def test_the_order_of_passes_changes_no_sequence(
             monkeypatch.setattr(policy, "choose", choice)
             return policy
 
-        monkeypatch.setattr(run_module, "WaitingTurns", recorded)
+        monkeypatch.setattr(rounds, "WaitingTurns", recorded)
         orders.append(order)
         return [outcome(result) for result in routed.generate(prompts, seeds=seeds)]
 
