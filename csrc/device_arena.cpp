@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 #include <vector>
 
 namespace glimprouter {
@@ -49,22 +50,36 @@ DeviceArena::~DeviceArena() {
   }
 }
 
+// What a graph holds is ordered by who replays it.
 void DeviceArena::follow(DeviceStream stream) {
-  if (stream != stream_) device_.backend->order(device_.index, stream_, stream);
+  if (stream == stream_ || device_.backend->capturing(device_.index, stream)) return;
+  device_.backend->order(device_.index, stream_, stream);
   stream_ = stream;
 }
 
+void DeviceArena::refuse_capture(DeviceStream stream) const {
+  if (!device_.backend->capturing(device_.index, stream)) return;
+  throw std::runtime_error(
+      "this needs memory or tables that are not on the device yet, and they cannot be brought "
+      "there "
+      "while a graph is captured; call stage_batch() for the batch before the capture (gathering "
+      "and "
+      "copying cannot be captured)");
+}
+
 // Zeros, when it has to grow.
-void DeviceArena::reserve(DeviceMemory& memory, std::size_t bytes) {
+void DeviceArena::reserve(DeviceMemory& memory, std::size_t bytes, DeviceStream stream) {
   if (memory.bytes() >= bytes) return;
+  refuse_capture(stream);
   DeviceMemory larger(device_, std::max(bytes, 2 * memory.bytes()));
   device_.backend->clear(device_.index, larger.as<void>(), larger.bytes(), stream_);
   device_.backend->wait(device_.index, stream_);  // the old memory is in use until then
   memory = std::move(larger);
 }
 
-const PageId* DeviceArena::upload(std::span<const PageId> pages) {
-  reserve(page_list_, pages.size_bytes());
+const PageId* DeviceArena::upload(std::span<const PageId> pages, DeviceStream stream) {
+  refuse_capture(stream);
+  reserve(page_list_, pages.size_bytes(), stream);
   device_.backend->copy(device_.index, page_list_.as<void>(), pages.data(), pages.size_bytes(),
                         stream_);
   return page_list_.as<const PageId>();
@@ -89,7 +104,7 @@ void DeviceArena::transfer(const KvLayout& layout, std::span<const PageId> pages
   const std::vector<PageRun> runs = runs_of(layout, pages);
   const auto count = static_cast<std::int64_t>(pages.size());
   if (count * layout.page_bytes / static_cast<std::int64_t>(runs.size()) < kCopyEngineBytes) {
-    const PageId* const list = upload(pages);
+    const PageId* const list = upload(pages, stream_);
     const PageCopyArguments arguments =
         to_host ? PageCopyArguments{data(), list, pinned, nullptr, count, layout.page_bytes}
                 : PageCopyArguments{pinned, nullptr, data(), list, count, layout.page_bytes};

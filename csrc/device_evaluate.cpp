@@ -69,6 +69,12 @@ void evaluate_rows(const Device& device, const LogitsView& logits, const RowRequ
       results,
       logprobs};
   if (!requests.empty()) {
+    if (device.backend->capturing(device.index, stream)) {
+      throw std::runtime_error(
+          "rows with parameters of their own cannot be captured into a graph, which would read "
+          "them "
+          "from memory that is gone when it is replayed; use StepRouter.launch");
+    }
     grow(workspace.requests, device, requests.size_bytes(), stream);
     device.backend->copy(device.index, workspace.requests.as<void>(), requests.data(),
                          requests.size_bytes(), stream);

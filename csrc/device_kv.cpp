@@ -31,8 +31,8 @@ DeviceHeads device_heads(const HeadsView& view, const char* what) {
     throw std::invalid_argument(std::string(what) +
                                 " are not aligned to their element size; copy them first");
   }
-  return {static_cast<std::byte*>(view.data), view.dtype, 0, view.token_stride * size,
-          view.head_stride * size};
+  return {static_cast<std::byte*>(view.data), view.dtype, view.layer_stride * size,
+          view.token_stride * size, view.head_stride * size};
 }
 
 void check_attention_layout(const KvLayout& layout) {
@@ -43,17 +43,25 @@ void check_attention_layout(const KvLayout& layout) {
       std::to_string(kMaxDevicePageTokens) + " tokens, got " + layout.describe());
 }
 
-std::int32_t most_new_tokens(const RaggedBatch& batch) {
-  std::int32_t most = 0;
+// What the launch of a batch's attention depends on, whatever the heads.
+AttentionArguments attention_of(const DevicePages& pages, const RaggedBatch& batch) {
+  AttentionArguments arguments{};
+  arguments.pages = pages;
+  arguments.table_width = batch.table_width;
+  arguments.sequences = static_cast<std::int32_t>(batch.key_lengths.size());
   for (std::size_t i = 0; i + 1 < batch.cu_seqlens.size(); ++i) {
-    most = std::max(most, batch.cu_seqlens[i + 1] - batch.cu_seqlens[i]);
+    arguments.most_tokens =
+        std::max(arguments.most_tokens, batch.cu_seqlens[i + 1] - batch.cu_seqlens[i]);
   }
-  return most;
+  for (const std::int32_t length : batch.key_lengths) {
+    arguments.most_keys = std::max(arguments.most_keys, length);
+  }
+  return arguments;
 }
 
 }  // namespace
 
-DeviceArena::Tables DeviceArena::upload(const RaggedBatch& batch) {
+DeviceArena::Tables DeviceArena::upload(const RaggedBatch& batch, DeviceStream stream) {
   const std::span<const std::byte> columns[] = {
       std::as_bytes(std::span(batch.slots)), std::as_bytes(std::span(batch.block_table)),
       std::as_bytes(std::span(batch.cu_seqlens)), std::as_bytes(std::span(batch.key_lengths))};
@@ -63,12 +71,13 @@ DeviceArena::Tables DeviceArena::upload(const RaggedBatch& batch) {
   }
   if (batch.upload == 0) batch.upload = next_upload();
   if (uploaded_ != batch.upload) {
+    refuse_capture(stream);
     std::vector<std::byte> packed(offsets[std::size(columns)]);
     for (std::size_t i = 0; i < std::size(columns); ++i) {
       std::ranges::copy(columns[i], packed.begin() + static_cast<std::ptrdiff_t>(offsets[i]));
     }
     uploaded_ = 0;
-    reserve(tables_, packed.size());
+    reserve(tables_, packed.size(), stream);
     device_.backend->copy(device_.index, tables_.as<void>(), packed.data(), packed.size(), stream_);
     uploaded_ = batch.upload;
   }
@@ -79,45 +88,74 @@ DeviceArena::Tables DeviceArena::upload(const RaggedBatch& batch) {
           reinterpret_cast<const std::int32_t*>(base + offsets[3])};
 }
 
-void DeviceArena::append(const KvLayout& layout, std::int32_t layer, const RaggedBatch& batch,
+void DeviceArena::append(const KvLayout& layout, const LayerRange& layers, const RaggedBatch& batch,
                          const HeadsView& keys, const HeadsView& values, DeviceStream stream) {
   AppendArguments arguments{{data(), layout},
-                            {layer, 1},
+                            layers,
                             nullptr,
                             static_cast<std::int64_t>(batch.slots.size()),
                             device_heads(keys, "keys"),
                             device_heads(values, "values")};
   follow(stream);
-  arguments.slots = upload(batch).slots;
+  arguments.slots = upload(batch, stream).slots;
   device_.backend->append(device_.index, arguments, stream);
 }
 
-void DeviceArena::gather(const KvLayout& layout, std::int32_t layer, std::span<const PageId> pages,
-                         const HeadsView& keys, const HeadsView& values, DeviceStream stream) {
+void DeviceArena::gather(const KvLayout& layout, const LayerRange& layers,
+                         std::span<const PageId> pages, const HeadsView& keys,
+                         const HeadsView& values, DeviceStream stream) {
   GatherArguments arguments{{data(), layout},
-                            {layer, 1},
+                            layers,
                             nullptr,
                             keys.tokens,
                             device_heads(keys, "keys"),
                             device_heads(values, "values")};
   follow(stream);
-  arguments.table = upload(pages);
+  arguments.table = upload(pages, stream);
   device_.backend->gather(device_.index, arguments, stream);
+}
+
+void DeviceArena::cast_copy(const KvLayout& from, std::span<const PageId> source,
+                            const KvLayout& to, std::span<const PageId> target, std::int64_t first,
+                            std::int64_t tokens) {
+  std::vector<PageId> tables(source.begin(), source.end());
+  tables.insert(tables.end(), target.begin(), target.end());
+  const PageId* const uploaded = upload(tables, stream_);
+  device_.backend->cast_copy(
+      device_.index,
+      {{data(), from}, uploaded, {data(), to}, uploaded + source.size(), first, first + tokens},
+      stream_);
+}
+
+AttentionWorkspace DeviceArena::workspace(const AttentionArguments& arguments, std::int64_t tokens,
+                                          DeviceStream stream) {
+  const std::size_t rows = static_cast<std::size_t>(tokens) *
+                           static_cast<std::size_t>(arguments.heads) *
+                           static_cast<std::size_t>(attention_chunks(arguments));
+  const std::size_t out = rows * static_cast<std::size_t>(arguments.pages.layout.head_size);
+  const auto tickets = static_cast<std::size_t>(attention_tickets(arguments));
+  reserve(partials_, (out + 2 * rows) * sizeof(float), stream);
+  reserve(tickets_, tickets * sizeof(std::uint32_t), stream);
+  return {partials_.as<float>(), partials_.as<float>() + out, tickets_.as<std::uint32_t>()};
+}
+
+void DeviceArena::stage(const KvLayout& layout, const RaggedBatch& batch, std::int32_t heads,
+                        std::int32_t window, DeviceStream stream) {
+  check_attention_layout(layout);
+  AttentionArguments arguments = attention_of({data(), layout}, batch);
+  arguments.heads = heads;
+  arguments.window = window;
+  follow(stream);
+  workspace(arguments, static_cast<std::int64_t>(batch.ids.size()), stream);
+  upload(batch, stream);
 }
 
 void DeviceArena::attend(const KvLayout& layout, std::int32_t layer, const RaggedBatch& batch,
                          const AttentionOptions& options, const HeadsView& queries,
                          const HeadsView& out, DeviceStream stream) {
   check_attention_layout(layout);
-  AttentionArguments arguments{};
-  arguments.pages = {data(), layout};
+  AttentionArguments arguments = attention_of({data(), layout}, batch);
   arguments.layer = layer;
-  arguments.table_width = batch.table_width;
-  arguments.sequences = static_cast<std::int32_t>(batch.key_lengths.size());
-  arguments.most_tokens = most_new_tokens(batch);
-  for (const std::int32_t length : batch.key_lengths) {
-    arguments.most_keys = std::max(arguments.most_keys, length);
-  }
   arguments.heads = queries.heads;
   arguments.scale = options.scale;
   arguments.window = options.window;
@@ -125,18 +163,11 @@ void DeviceArena::attend(const KvLayout& layout, std::int32_t layer, const Ragge
   arguments.queries = device_heads(queries, "queries");
   arguments.out = device_heads(out, "out");
   follow(stream);
-  const Tables tables = upload(batch);
+  arguments.workspace = workspace(arguments, queries.tokens, stream);
+  const Tables tables = upload(batch, stream);
   arguments.block_table = tables.block_table;
   arguments.cu_seqlens = tables.cu_seqlens;
   arguments.key_lengths = tables.key_lengths;
-  const std::size_t rows = static_cast<std::size_t>(queries.tokens) *
-                           static_cast<std::size_t>(queries.heads) *
-                           static_cast<std::size_t>(attention_chunks(arguments));
-  const std::size_t out_floats = rows * static_cast<std::size_t>(layout.head_size);
-  reserve(partials_, (out_floats + 2 * rows) * sizeof(float));
-  reserve(tickets_, static_cast<std::size_t>(attention_tickets(arguments)) * sizeof(std::uint32_t));
-  arguments.workspace = {partials_.as<float>(), partials_.as<float>() + out_floats,
-                         tickets_.as<std::uint32_t>()};
   device_.backend->attend(device_.index, arguments, stream);
 }
 

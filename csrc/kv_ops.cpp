@@ -67,7 +67,7 @@ void append_kv(PagePool& pool, std::int32_t layer, const RaggedBatch& batch, con
     const auto tokens = static_cast<std::int64_t>(batch.slots.size());
     check_heads(keys, "keys", tokens, layout.num_kv_heads, layout.head_size);
     check_heads(values, "values", tokens, layout.num_kv_heads, layout.head_size);
-    arena->append(layout, layer, batch, keys, values, stream);
+    arena->append(layout, {layer, 1}, batch, keys, values, stream);
     return;
   }
   append_kv({pool.address(kNullPage), layout}, layer, tables_of(batch), keys, values);
@@ -104,7 +104,8 @@ void gather_kv(const PagePool& pool, std::int32_t model, std::int32_t layer, con
   check_heads(values, "values", keys.tokens, layout.num_kv_heads, layout.head_size);
   if (DeviceArena* const arena = pool.device_arena()) {
     const auto count = (keys.tokens + layout.page_tokens - 1) / layout.page_tokens;
-    arena->gather(layout, layer, {pages, static_cast<std::size_t>(count)}, keys, values, stream);
+    arena->gather(layout, {layer, 1}, {pages, static_cast<std::size_t>(count)}, keys, values,
+                  stream);
     return;
   }
   for (std::int64_t token = 0; token < keys.tokens; token += layout.page_tokens) {
@@ -125,8 +126,9 @@ void cast_copy_kv(PagePool& pool, const SequencePages& source, const SequencePag
                   std::int32_t first, std::int32_t count) {
   const KvLayout& from = pool.layout(source.model);
   const KvLayout& to = pool.layout(target.model);
-  if (pool.device_arena() != nullptr) {
-    throw std::runtime_error("a cast-copy of pages on a device is not offered");
+  if (DeviceArena* const arena = pool.device_arena()) {
+    arena->cast_copy(from, source.pages, to, target.pages, first, count);
+    return;
   }
   for (std::int32_t token = first; token < first + count;) {
     const std::int32_t read = token % from.page_tokens;

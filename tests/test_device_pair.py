@@ -6,6 +6,7 @@ On the host SIMT shim the models compute on the CPU, in the memory that the devi
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 import glimprouter as gr
 import hf_pairs
 from glimprouter.hf import Result, RoutedModel
-from glimprouter.hf.devices import torch_device
+from glimprouter.hf.devices import choose_device, torch_device
 from glimprouter.hf.gathered_attention import gathered_attention, gathers
 
 DEVICES = [device for device in gr.build_info()["devices"] if device != "cpu"]
@@ -118,3 +119,10 @@ def test_gathering_attends_as_the_pages_do(device: str, window: int) -> None:
         gathered_attention(pool, 1, batch, query, outs[1], scale=0.2, window=window)
         assert torch.allclose(*outs, atol=2e-6, rtol=1e-5)
         cache.complete(batch)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_models_that_are_elsewhere_are_refused(device: str) -> None:
+    pair = {name: SimpleNamespace(device="xpu:0") for name in ("small", "large")}
+    with pytest.raises(ValueError, match="needs the models there, they are on"):
+        choose_device(device, pair)

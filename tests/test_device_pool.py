@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import glimprouter as gr
+from glimprouter import kv
 
 DEVICES = gr.build_info()["devices"]
 HEADS, KV_HEADS, SIZE, PAGE_TOKENS = 4, 2, 32, 8
@@ -90,6 +91,31 @@ def test_tensors_elsewhere_are_refused(device: str) -> None:
     elsewhere = torch.empty(3, KV_HEADS, SIZE, device="meta")
     with pytest.raises((TypeError, ValueError)):
         gr.append_kv(run.pool, 0, batch, elsewhere, elsewhere)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_all_layers_at_once_are_the_layers_one_by_one(device: str) -> None:
+    run = Run(device, "bfloat16")
+    first = run.cache.open([list(range(20))])
+    batch = run.cache.prepare(0, [first])
+    stacked = torch.stack([run.random(20, KV_HEADS).cpu() for _ in range(4)]).to(run.device)
+    keys, values = stacked[::2], stacked[1::2]
+    kv.stage_batch(run.pool, batch, HEADS, stacked)
+    kv.append_kv_layers(run.pool, batch, keys, values)
+    run.cache.complete(batch)
+    pages = run.cache.pages(0, first)
+    got = [torch.empty(2, 20, KV_HEADS, SIZE, device=run.device) for _ in range(2)]
+    kv.gather_kv_layers(run.pool, 0, pages, *got)
+    for layer in range(2):
+        one = [torch.empty(20, KV_HEADS, SIZE, device=run.device) for _ in range(2)]
+        gr.gather_kv(run.pool, 0, layer, pages, *one)
+        for all_layers, single, source in zip(got, one, (keys, values), strict=True):
+            assert torch.equal(all_layers[layer], single)
+            assert torch.equal(single, source[layer].bfloat16().float())
+    with pytest.raises(ValueError, match="2 layers"):
+        kv.append_kv_layers(run.pool, batch, keys[0], values[0])
+    with pytest.raises(ValueError, match="pages, got 1"):
+        kv.gather_kv_layers(run.pool, 0, pages[:1], *got)
 
 
 def test_unknown_device_is_refused() -> None:

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "glimprouter/device_arena.hpp"
+#include "glimprouter/kv_layers.hpp"
 #include "tensor_access.hpp"
 
 namespace py = pybind11;
@@ -66,6 +67,31 @@ HeadsView heads_view(const DeviceArena* arena, const BorrowedTensor& tensor, con
   return view;
 }
 
+// [layers, T, H, D] of the pages' layers.
+HeadsView layers_view(const DeviceArena* arena, const BorrowedTensor& tensor, const char* what,
+                      std::int32_t layers, bool written) {
+  if (tensor.dimensions != 4 || tensor.shape[0] != layers) {
+    throw py::value_error(std::string(what) + " must have the shape [" + std::to_string(layers) +
+                          " layers, tokens, heads, size]");
+  }
+  HeadsView view{};
+  check_place(arena, tensor, what);
+  view.dtype = float_type(tensor, what);
+  if (written && tensor.read_only) throw py::value_error(std::string(what) + " is read-only");
+  if (tensor.strides[3] != 1 && tensor.shape[3] > 1) {
+    throw py::value_error(std::string(what) +
+                          " must be contiguous along the head; call .contiguous() first");
+  }
+  view.data = tensor.data;
+  view.tokens = tensor.shape[1];
+  view.heads = static_cast<std::int32_t>(tensor.shape[2]);
+  view.head_size = static_cast<std::int32_t>(tensor.shape[3]);
+  view.layer_stride = tensor.strides[0];
+  view.token_stride = tensor.strides[1];
+  view.head_stride = tensor.strides[2];
+  return view;
+}
+
 void append(PagePool& pool, std::int32_t layer, const RaggedBatch& batch, const py::object& keys,
             const py::object& values) {
   const BorrowedTensor k(keys.ptr(), "keys");
@@ -98,19 +124,57 @@ void attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batc
   paged_attention(pool, layer, batch, options, query, target, stream);
 }
 
+const KvLayout& layout_of(const PagePool& pool, std::int32_t model) {
+  if (model < 0 || model >= pool.num_models()) throw py::value_error("no such model");
+  return pool.layout(model);
+}
+
+void check_page_count(const IndexList& pages, std::int64_t tokens, const KvLayout& layout) {
+  const std::int64_t needed = (tokens + layout.page_tokens - 1) / layout.page_tokens;
+  if (static_cast<std::int64_t>(pages.span().size()) >= needed) return;
+  throw py::value_error(std::to_string(tokens) + " tokens lie in " + std::to_string(needed) +
+                        " pages, got " + std::to_string(pages.span().size()));
+}
+
+void append_layers(PagePool& pool, const RaggedBatch& batch, const py::object& keys,
+                   const py::object& values) {
+  const std::int32_t layers = pool.layout(batch.model).num_layers;
+  const BorrowedTensor k(keys.ptr(), "keys");
+  const BorrowedTensor v(values.ptr(), "values");
+  append_kv_layers(pool, batch, layers_view(pool.device_arena(), k, "keys", layers, false),
+                   layers_view(pool.device_arena(), v, "values", layers, false),
+                   stream_of(pool, keys, k));
+}
+
+void gather_layers(const PagePool& pool, std::int32_t model, const py::object& pages,
+                   const py::object& keys, const py::object& values) {
+  const KvLayout& layout = layout_of(pool, model);
+  const IndexList list(pages.ptr(), "pages");
+  const BorrowedTensor k(keys.ptr(), "keys");
+  const BorrowedTensor v(values.ptr(), "values");
+  const HeadsView key = layers_view(pool.device_arena(), k, "keys", layout.num_layers, true);
+  check_page_count(list, key.tokens, layout);
+  gather_kv_layers(pool, model, list.span().data(), key,
+                   layers_view(pool.device_arena(), v, "values", layout.num_layers, true),
+                   stream_of(pool, keys, k));
+}
+
+// like: a tensor of the pool's device, whose framework's current stream is meant.
+void stage(const PagePool& pool, const RaggedBatch& batch, std::int32_t heads, std::int32_t window,
+           const py::object& like) {
+  const BorrowedTensor tensor(like.ptr(), "like");
+  check_place(pool.device_arena(), tensor, "like");
+  stage_batch(pool, batch, heads, window, stream_of(pool, like, tensor));
+}
+
 void gather(const PagePool& pool, std::int32_t model, std::int32_t layer, const py::object& pages,
             const py::object& keys, const py::object& values) {
-  if (model < 0 || model >= pool.num_models()) throw py::value_error("no such model");
+  const KvLayout& layout = layout_of(pool, model);
   const IndexList list(pages.ptr(), "pages");
   const BorrowedTensor k(keys.ptr(), "keys");
   const BorrowedTensor v(values.ptr(), "values");
   const HeadsView key = heads_view(pool.device_arena(), k, "keys", Axes::kHeadsFirst, true);
-  const std::int64_t needed =
-      (key.tokens + pool.layout(model).page_tokens - 1) / pool.layout(model).page_tokens;
-  if (static_cast<std::int64_t>(list.span().size()) < needed) {
-    throw py::value_error(std::to_string(key.tokens) + " tokens lie in " + std::to_string(needed) +
-                          " pages, got " + std::to_string(list.span().size()));
-  }
+  check_page_count(list, key.tokens, layout);
   gather_kv(pool, model, layer, list.span().data(), key,
             heads_view(pool.device_arena(), v, "values", Axes::kHeadsFirst, true),
             stream_of(pool, keys, k));
@@ -211,6 +275,9 @@ void bind_kv_ops(py::module_& module) {
   module.def("append_kv", &append);
   module.def("paged_attention", &attention);
   module.def("gather_kv", &gather);
+  module.def("append_kv_layers", &append_layers);
+  module.def("gather_kv_layers", &gather_layers);
+  module.def("stage_batch", &stage);
   module.def("append_kv_to", &append_to);
   module.def("attend_over", &attend);
 }

@@ -34,8 +34,11 @@ __all__ = [
     "TokenLedger",
     "VocabularyMap",
     "append_kv",
+    "append_kv_layers",
     "gather_kv",
+    "gather_kv_layers",
     "paged_attention",
+    "stage_batch",
 ]
 
 
@@ -107,3 +110,61 @@ def gather_kv(
         ValueError: Another shape, stride, device, layer, or too few pages.
     """
     _C.gather_kv(pool, model, layer, pages, keys, values)
+
+
+def append_kv_layers(pool: PagePool, batch: RaggedBatch, keys: Any, values: Any) -> None:
+    """Write all layers' keys and values of a batch's tokens into their pages, at once.
+
+    Args:
+        pool: The pool of the cache that prepared the batch.
+        batch: Tells the slots; T tokens.
+        keys: ``[layers, T, KV heads, size]``, contiguous along ``size``.
+        values: Likewise.
+
+    Raises:
+        TypeError: Another element type.
+        ValueError: Another shape, stride or device.
+    """
+    _C.append_kv_layers(pool, batch, keys, values)
+
+
+def gather_kv_layers(
+    pool: PagePool, model: int, pages: Sequence[int], keys: Any, values: Any
+) -> None:
+    """Copy the first keys and values of one sequence out of all layers of its pages, at once.
+
+    Args:
+        pool: The pool.
+        model: Index of the model's layout.
+        pages: ``KvCache.pages(model, sequence)``.
+        keys: Written: ``[layers, T, KV heads, size]`` for the first T tokens.
+        values: Likewise.
+
+    Raises:
+        TypeError: Another element type.
+        ValueError: Another shape, stride or device, or too few pages.
+    """
+    _C.gather_kv_layers(pool, model, pages, keys, values)
+
+
+def stage_batch(
+    pool: PagePool, batch: RaggedBatch, heads: int, like: Any, *, window: int = 0
+) -> None:
+    """Make the calls for a batch fit for a CUDA graph: they then only launch kernels.
+
+    Brings the batch's tables to the device and takes the memory that its attention needs. Where
+    more memory is needed than the pool had, graphs captured before are void. Nothing is done where
+    the pages are in host memory.
+
+    Args:
+        pool: The pool of the cache that prepared the batch.
+        batch: What will be captured.
+        heads: Query heads, a multiple of the KV heads.
+        like: A tensor where the pages are; its framework's current stream is used.
+        window: As in :func:`paged_attention`.
+
+    Raises:
+        ValueError: Another number of heads, a negative window, another device.
+        RuntimeError: The device has no more memory, or a graph is being captured now.
+    """
+    _C.stage_batch(pool, batch, heads, window, like)

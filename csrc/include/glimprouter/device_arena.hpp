@@ -16,6 +16,10 @@ namespace glimprouter {
 
 // Functions throw std::invalid_argument before anything has changed, std::runtime_error when the
 // device refuses. Not thread-safe.
+//
+// While a graph is captured, only kernels are launched: what needs memory or tables that are not on
+// the device yet is refused (std::runtime_error) and changes nothing. stage() brings them there.
+// What is not captured and needs more memory than there is moves it: graphs from before are void.
 class DeviceArena {
  public:
   // Zeros. Throws std::runtime_error when the device has not as much memory.
@@ -27,14 +31,22 @@ class DeviceArena {
   const Device& device() const { return device_; }
   std::byte* data() const { return memory_.as<std::byte>(); }
 
-  void append(const KvLayout& layout, std::int32_t layer, const RaggedBatch& batch,
+  // Uploads the batch's tables and takes the memory of its attention with so many query heads.
+  void stage(const KvLayout& layout, const RaggedBatch& batch, std::int32_t heads,
+             std::int32_t window, DeviceStream stream);
+
+  void append(const KvLayout& layout, const LayerRange& layers, const RaggedBatch& batch,
               const HeadsView& keys, const HeadsView& values, DeviceStream stream);
-  void gather(const KvLayout& layout, std::int32_t layer, std::span<const PageId> pages,
+  void gather(const KvLayout& layout, const LayerRange& layers, std::span<const PageId> pages,
               const HeadsView& keys, const HeadsView& values, DeviceStream stream);
   void attend(const KvLayout& layout, std::int32_t layer, const RaggedBatch& batch,
               const AttentionOptions& options, const HeadsView& queries, const HeadsView& out,
               DeviceStream stream);
 
+  // Tokens of one sequence from pages of one layout to those of another with the same layers, heads
+  // and head size, cast to its type. The pages are those from the sequence's first token on.
+  void cast_copy(const KvLayout& from, std::span<const PageId> source, const KvLayout& to,
+                 std::span<const PageId> target, std::int64_t first, std::int64_t tokens);
   // One page to another.
   void copy_page(const KvLayout& layout, PageId from, PageId to);
   // Every byte of a page: for tests.
@@ -53,9 +65,12 @@ class DeviceArena {
   };
 
   void follow(DeviceStream stream);
-  void reserve(DeviceMemory& memory, std::size_t bytes);
-  Tables upload(const RaggedBatch& batch);
-  const PageId* upload(std::span<const PageId> pages);
+  void refuse_capture(DeviceStream stream) const;
+  void reserve(DeviceMemory& memory, std::size_t bytes, DeviceStream stream);
+  Tables upload(const RaggedBatch& batch, DeviceStream stream);
+  const PageId* upload(std::span<const PageId> pages, DeviceStream stream);
+  AttentionWorkspace workspace(const AttentionArguments& arguments, std::int64_t tokens,
+                               DeviceStream stream);
   // Between pages and pinned memory, where they lie side by side.
   void transfer(const KvLayout& layout, std::span<const PageId> pages, std::byte* pinned,
                 bool to_host);

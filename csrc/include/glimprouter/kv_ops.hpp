@@ -24,6 +24,7 @@ struct HeadsView {
   std::int32_t head_size;
   std::int64_t token_stride;
   std::int64_t head_stride;
+  std::int64_t layer_stride = 0;  // where there are several, [layers, tokens, heads, head_size]
 };
 
 // Pages of one layout, wherever their arena comes from. Non-owning.

@@ -124,6 +124,7 @@ class HeadsTensor {
             shape_.head_size,   token_stride_, head_stride_};
   }
   const std::vector<std::byte>& bytes() const { return bytes_; }
+  std::int64_t layer_stride() const { return layer_stride_; }
   DataType dtype() const { return dtype_; }
 
  private:

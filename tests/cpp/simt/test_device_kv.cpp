@@ -10,6 +10,7 @@
 
 #include "glimprouter/device_arena.hpp"
 #include "glimprouter/kv_cache.hpp"
+#include "glimprouter/kv_layers.hpp"
 #include "glimprouter/kv_ops.hpp"
 #include "kv_tensors.hpp"
 #include "lanes.hpp"
@@ -164,6 +165,97 @@ TEST(DeviceKv, TheSameTapeGivesTheSameBytesAsTheCpu) {
       if (testing::Test::HasFailure()) return;
     }
   }
+}
+
+// One sequence of two models whose pages differ in size and type, on one side.
+struct CastSide {
+  explicit CastSide(std::shared_ptr<PagePool> arena) : pool(std::move(arena)), cache(pool, 2) {
+    sequence = cache.open({std::vector<std::int32_t>(11, 5), std::vector<std::int32_t>(11, 5)});
+  }
+  void append_all(std::int32_t model, HeadsTensor& keys, HeadsTensor& values) {
+    const RaggedBatch batch = cache.prepare(model, std::span(&sequence, 1));
+    HeadsView key = keys.cpu_view(0), value = values.cpu_view(0);
+    key.layer_stride = keys.layer_stride();
+    value.layer_stride = values.layer_stride();
+    append_kv_layers(*pool, batch, key, value);
+    cache.complete(batch);
+  }
+  std::vector<std::byte> gathered(std::int32_t model, const simt::HeadsShape& shape) const {
+    HeadsTensor keys(3, shape, DataType::kFloat32), values(4, shape, DataType::kFloat32);
+    HeadsView key = keys.cpu_view(0), value = values.cpu_view(0);
+    key.layer_stride = keys.layer_stride();
+    value.layer_stride = values.layer_stride();
+    const auto& held = cache.sequence(sequence).caches[static_cast<std::size_t>(model)];
+    gather_kv_layers(*pool, model, held.pages.data(), key, value);
+    std::vector<std::byte> all = keys.bytes();
+    all.insert(all.end(), values.bytes().begin(), values.bytes().end());
+    return all;
+  }
+  std::shared_ptr<PagePool> pool;
+  KvCache cache;
+  std::int32_t sequence;
+};
+
+TEST(DeviceKv, AllLayersAtOnceAndTheCastCopyGiveTheBytesOfTheCpu) {
+  const std::vector pages{KvLayout::make(3, 2, 16, 4, DataType::kFloat32),
+                          KvLayout::make(3, 2, 16, 3, DataType::kBFloat16)};
+  CastSide cpu(std::make_shared<PagePool>(pages, 1 << 20));
+  CastSide device(std::make_shared<PagePool>(pages, 1 << 20, 0, kDevice));
+  const simt::HeadsShape shape{3, 11, 2, 16};
+  HeadsTensor keys(21, shape, DataType::kFloat32), values(22, shape, DataType::kFloat16);
+  keys.fill(1);
+  values.fill(2);
+  for (CastSide* side : {&cpu, &device}) {
+    side->append_all(0, keys, values);
+    EXPECT_EQ(side->cache.cast_copy(side->sequence, 0, 1), 11);
+    side->cache.check_invariants();
+  }
+  for (std::int32_t model = 0; model < kModels; ++model) {
+    EXPECT_EQ(cpu.gathered(model, shape), device.gathered(model, shape)) << model;
+  }
+}
+
+// What a graph may hold is launches alone: the first use of a batch needs memory and tables.
+TEST(DeviceKv, ACaptureTakesOnlyWhatWasStagedAndRefusesTheRest) {
+  const KvLayout layout = KvLayout::make(2, 1, 16, 4, DataType::kFloat32);
+  const auto pool = std::make_shared<PagePool>(std::vector{layout}, 1 << 20, 0, kDevice);
+  KvCache cache(pool, 1);
+  const std::int32_t sequence = cache.open({{1, 2, 3, 4, 5}});
+  const RaggedBatch batch = cache.prepare(0, std::span(&sequence, 1));
+  HeadsTensor keys(1, {1, 5, 1, 16}, DataType::kFloat32),
+      queries(2, {1, 5, 2, 16}, DataType::kFloat32);
+  HeadsTensor out(3, {1, 5, 2, 16}, DataType::kFloat32),
+      values(5, {1, 5, 1, 16}, DataType::kFloat32);
+  keys.fill(1);
+  queries.fill(2);
+  const std::vector<std::byte> before = out.bytes();
+  const auto pass = [&] {
+    append_kv(*pool, 0, batch, keys.cpu_view(0), keys.cpu_view(0));
+    paged_attention(*pool, 0, batch, {}, queries.cpu_view(0), out.cpu_view(0));
+  };
+  simt::pretend_capture(true);
+  EXPECT_THROW(pass(), std::runtime_error);
+  EXPECT_THROW(paged_attention(*pool, 0, batch, {}, queries.cpu_view(0), out.cpu_view(0)),
+               std::runtime_error);
+  EXPECT_THROW(stage_batch(*pool, batch, 2), std::runtime_error);
+  EXPECT_EQ(out.bytes(), before);
+  simt::pretend_capture(false);
+  stage_batch(*pool, batch, 2);
+  gather_kv(*pool, 0, 0, batch.block_table.data(), values.cpu_view(0), values.cpu_view(0));
+  simt::pretend_capture(true);
+  EXPECT_NO_THROW(pass());
+  EXPECT_THROW(gather_kv(*pool, 0, 0, batch.block_table.data(), keys.cpu_view(0), keys.cpu_view(0)),
+               std::runtime_error);
+  simt::pretend_capture(false);
+  EXPECT_NE(out.bytes(), before);
+  cache.complete(batch);
+  cache.append(sequence, std::vector<std::int32_t>{6});
+  const RaggedBatch next = cache.prepare(0, std::span(&sequence, 1));
+  HeadsTensor key(4, {1, 1, 1, 16}, DataType::kFloat32);
+  simt::pretend_capture(true);  // there is memory for it, but its tables are not there
+  EXPECT_THROW(append_kv(*pool, 0, next, key.cpu_view(0), key.cpu_view(0)), std::runtime_error);
+  simt::pretend_capture(false);
+  EXPECT_THROW(stage_batch(*pool, batch, 0), std::invalid_argument);
 }
 
 TEST(DeviceKv, APoolThatDoesNotFitIsOneClearError) {

@@ -11,6 +11,7 @@
 
 #include "../tape_vocabulary.hpp"
 #include "glimprouter/device_backend.hpp"
+#include "glimprouter/device_evaluate.hpp"
 #include "glimprouter/step_router.hpp"
 #include "lanes.hpp"
 #include "simt/backend.hpp"
@@ -279,6 +280,22 @@ TEST(DeviceRouter, WhatAGraphCannotHoldIsRefusedBeforeAnythingChanges) {
   EXPECT_EQ(router.save(0), before);
   router.launch(Model::kSmall, view(1), std::span(rows).first(1), nullptr, ready, nullptr);
   EXPECT_NE(router.save(0), before);
+}
+
+TEST(Device, RowsWithParametersOfTheirOwnAreNotCaptured) {
+  const std::vector<float> values(kVocabulary, 0.0f);
+  const LogitsView logits{reinterpret_cast<const char*>(values.data()), DataType::kFloat32, 1,
+                          kVocabulary, kVocabulary};
+  const std::vector<RowRequest> requests(1);
+  RowResult result{};
+  const auto evaluate = [&](std::span<const RowRequest> own) {
+    evaluate_rows(kDevice, logits, {}, own, &result, nullptr, nullptr);
+  };
+  evaluate(requests);
+  simt::pretend_capture(true);
+  EXPECT_NO_THROW(evaluate({}));
+  EXPECT_THROW(evaluate(requests), std::runtime_error);
+  simt::pretend_capture(false);
 }
 
 TEST(Device, NamesThatAreNone) {
