@@ -4,6 +4,8 @@
 #include <map>
 #include <stdexcept>
 
+#include "tail_copies.hpp"
+
 namespace glimprouter {
 namespace {
 
@@ -219,7 +221,7 @@ RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> s
     batch.table_width = std::max(batch.table_width, layout.pages_for(length));
   }
   pool_->check_available(pages_wanted(model, sequences));
-  // Everything that may fail comes before the first page is taken.
+  // Everything that may fail comes before the first sequence changes.
   for (auto* column : {&batch.ids, &batch.positions}) column->reserve(total);
   batch.slots.reserve(total);
   batch.block_table.assign(sequences.size() * static_cast<std::size_t>(batch.table_width),
@@ -227,26 +229,22 @@ RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> s
   for (auto* column : {&batch.cu_seqlens, &batch.key_lengths, &batch.last_rows}) {
     column->reserve(sequences.size() + 1);
   }
+  TailCopies tails(*pool_, sequences.size());
   for (const std::int32_t index : sequences) {
-    const auto pages = static_cast<std::size_t>(layout.pages_for(at(index).length(model)));
-    at(index).caches[static_cast<std::size_t>(model)].pages.reserve(pages);
+    ModelCache& cache = at(index).caches[static_cast<std::size_t>(model)];
+    cache.pages.reserve(static_cast<std::size_t>(layout.pages_for(at(index).length(model))));
+    tails.add(model, cache);
   }
+  tails.keep();
   batch.cu_seqlens.push_back(0);
   batch.ticket = ++last_ticket_;
   for (std::size_t i = 0; i < sequences.size(); ++i) place(batch, i);
   return batch;
 }
 
-// Pages for so many tokens, and one of its own where the first new token goes into a shared one.
-// The plan has found them available, and the list has room.
+// Pages for so many tokens: the plan has found them available, and the list has room.
 void KvCache::take_pages(std::int32_t model, ModelCache& cache, std::int32_t length) noexcept {
   const KvLayout& layout = pool_->layout(model);
-  if (cache.committed % layout.page_tokens != 0 && pool_->shared(cache.pages.back())) {
-    const PageId copy = pool_->take(model);
-    pool_->copy_page(cache.pages.back(), copy);
-    pool_->release(cache.pages.back());
-    cache.pages.back() = copy;
-  }
   while (static_cast<std::int32_t>(cache.pages.size()) < layout.pages_for(length)) {
     cache.pages.push_back(pool_->take(model));
   }

@@ -3,6 +3,7 @@
 
 #include "glimprouter/kv_cache.hpp"
 #include "glimprouter/kv_ops.hpp"
+#include "tail_copies.hpp"
 
 namespace glimprouter {
 namespace {
@@ -63,6 +64,9 @@ std::int32_t KvCache::cast_copy(std::int32_t sequence, std::int32_t source, std:
                                              (shared_tail ? 1 : 0);
   pool_->check_available(wanted);
   to.pages.reserve(static_cast<std::size_t>(layout.pages_for(from.committed)));
+  TailCopies tails(*pool_, 1);
+  tails.add(target, to);
+  tails.keep();
   take_pages(target, to, from.committed);
   try {
     cast_copy_kv(*pool_, {source, from.pages}, {target, to.pages}, first, from.committed - first);

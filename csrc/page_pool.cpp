@@ -218,7 +218,7 @@ void PagePool::release(PageId page) noexcept {
   if (entry.pins == 0) reclaim(page);
 }
 
-void PagePool::copy_page(PageId from, PageId to) noexcept {
+void PagePool::copy_page(PageId from, PageId to) {
   const std::int32_t model = sectors_[static_cast<std::size_t>(sector_of(from))].model;
   if (device_arena_) {
     device_arena_->copy_page(layout(model), from, to);

@@ -33,7 +33,9 @@ void* allocate(int, std::size_t bytes) {
 void release(int, void* memory) { ::operator delete(memory, std::align_val_t(256)); }
 void* allocate_pinned(std::size_t bytes) { return allocate(0, bytes); }
 void release_pinned(void* memory) { release(0, memory); }
+int copies_left = -1;  // until one fails; negative: none does
 void copy(int, void* target, const void* source, std::size_t bytes, DeviceStream) {
+  if (copies_left >= 0 && copies_left-- == 0) throw std::runtime_error("the copy failed");
   std::memcpy(target, source, bytes);
 }
 void clear(int, void* memory, std::size_t bytes, DeviceStream) { std::memset(memory, 0, bytes); }
@@ -87,6 +89,8 @@ const DeviceBackend& backend() {
 }
 
 void pretend_capture(bool on) { capture = on; }
+
+void fail_copy(int number) { copies_left = number; }
 
 void limit_allocations(std::size_t bytes) { allocation_limit = bytes; }
 

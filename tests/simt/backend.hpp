@@ -14,5 +14,7 @@ void pretend_capture(bool on);
 
 // Larger allocations fail from now on, as on a device whose memory is full.
 void limit_allocations(std::size_t bytes);
+// Of the copies from now on this one fails, from 0; negative: none.
+void fail_copy(int number);
 
 }  // namespace glimprouter::simt

@@ -93,9 +93,8 @@ class PagePool {
   std::int32_t references(PageId page) const { return record(page).references; }
   bool shared(PageId page) const { return references(page) > 1; }
 
-  // Bytes of one page to another of the same model. A device that fails here has lost its memory,
-  // and with it every page: the process ends.
-  void copy_page(PageId from, PageId to) noexcept;
+  // Bytes of one page to another of the same model. Throws std::runtime_error when a device fails.
+  void copy_page(PageId from, PageId to);
   // Bytes of a model's pages to host memory, side by side, and back.
   void read_pages(std::int32_t model, std::span<const PageId> pages, std::byte* target) const;
   void write_pages(std::int32_t model, std::span<const PageId> pages, const std::byte* source);

@@ -264,6 +264,27 @@ TEST(DeviceKv, APoolThatDoesNotFitIsOneClearError) {
   simt::limit_allocations(~std::size_t{0});
 }
 
+TEST(DeviceKv, ACopyThatFailsChangesNothing) {
+  const auto pool = std::make_shared<PagePool>(layouts(), 1 << 20, 0, kDevice);
+  KvCache cache(pool, kSequences);
+  std::vector<std::int32_t> forks{cache.open({{1, 2, 3, 4, 5, 6}, {1}})};
+  cache.complete(cache.prepare(0, forks));
+  for (int i = 0; i < 2; ++i) forks.push_back(cache.fork(forks[0]));
+  for (const std::int32_t fork : forks) cache.append(fork, std::vector<std::int32_t>{7});
+  const auto pages = cache.sequence(forks[0]).caches[0].pages;
+  for (const int failing : {0, 1}) {  // of the two that three forks of a partly filled page need
+    simt::fail_copy(failing);
+    EXPECT_THROW(cache.prepare(0, forks), std::runtime_error);
+    simt::fail_copy(-1);
+    cache.check_invariants();
+    EXPECT_EQ(pool->owned(0), 2);
+    for (const std::int32_t fork : forks) EXPECT_EQ(cache.sequence(fork).caches[0].pages, pages);
+  }
+  cache.complete(cache.prepare(0, forks));
+  cache.check_invariants();
+  EXPECT_EQ(pool->owned(0), 4);
+}
+
 TEST(DeviceKv, RefusesLayoutsThatTheKernelDoesNotServe) {
   const KvLayout layout = KvLayout::make(1, 1, 272, 4, DataType::kFloat32);
   PagePool pool({layout}, 1 << 20, 0, kDevice);
