@@ -2,8 +2,8 @@
 
 Each sequence owns a slot of one buffer per layer. A forward pass names its slots and how many
 tokens each adds; ``update()`` writes the new keys and values behind those already there and
-returns all of them to plain Hugging Face attention. Nothing is ever dropped, so no token is
-computed twice.
+returns all of them to plain Hugging Face attention. Nothing is dropped at a hand-off, so no token
+is computed twice.
 """
 
 from __future__ import annotations

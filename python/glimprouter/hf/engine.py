@@ -57,7 +57,8 @@ class Engine(Protocol):
     ) -> Iterable[list[SequenceRecord]]:
         """Cuts the sequences that wait for a model into forward passes.
 
-        What was written since is turned into tokens of that model here.
+        What was written since is turned into tokens of that model here; where nothing was, after a
+        rewind, what its last logits need is forgotten.
         """
 
     def length(self, model: str, record: SequenceRecord) -> int:
@@ -113,9 +114,12 @@ class GatherEngine:
 
     def close(self, record: SequenceRecord) -> None:
         """Empties the slot in both caches."""
-        for runner in self._runners.values():
-            runner.cache.free(record.row)
+        self._empty(record.row)
         del self._ledgers[record.index], self._excess[record.index]
+
+    def _empty(self, row: int) -> None:
+        for runner in self._runners.values():
+            runner.cache.free(row)
 
     def preempt(self, record: SequenceRecord) -> None:
         """Never needed: memory grows."""
@@ -123,8 +127,12 @@ class GatherEngine:
 
     def fork(self, record: SequenceRecord, twin: SequenceRecord) -> None:
         """Copies the slots of both models."""
-        for runner in self._runners.values():
-            runner.cache.copy(record.row, twin.row)
+        try:
+            for runner in self._runners.values():
+                runner.cache.copy(record.row, twin.row)
+        except BaseException:
+            self._empty(twin.row)
+            raise
         self._ledgers[twin.index] = self._ledgers[record.index].copy()
         self._excess[twin.index] = dict(self._excess[record.index])
 
@@ -139,6 +147,10 @@ class GatherEngine:
             cache = self._runners[name].cache
             dropped = cache.truncate(record.row, len(record.prompt_of(name)) + ids)
             self._excess[record.index][name] += min(dropped, spoiled)
+            if dropped:
+                cache.truncate(
+                    record.row, record.kept_of(name, cache.lengths[record.row], cut=True)
+                )
 
     def save(self, record: SequenceRecord) -> dict[str, torch.Tensor]:
         """Keys and values as ``"<model>.<layer>.keys"``, the ledger, and the excess ``[2]``."""
@@ -157,11 +169,10 @@ class GatherEngine:
         try:
             for name, runner in self._runners.items():
                 mine = (part for part in memory if part.startswith(f"{name}."))
-                held = {part.removeprefix(f"{name}."): memory[part] for part in mine}
+                held = {p.removeprefix(f"{name}."): memory[p].to(runner.device) for p in mine}
                 runner.cache.restore(record.row, held)
         except BaseException:
-            for runner in self._runners.values():
-                runner.cache.free(record.row)
+            self._empty(record.row)
             raise
         self._ledgers[record.index] = ledger
         self._excess[record.index] = dict(zip(MODELS, memory[_EXCESS].tolist(), strict=True))
@@ -200,9 +211,10 @@ class GatherEngine:
     def _unseen(self, model: str, record: SequenceRecord) -> list[int]:
         ledger = self._catch_up(model, record)
         prompt, cache = record.prompt_of(model), self._runners[model].cache
-        if cache.lengths[record.row] == len(prompt) + ledger.count(MODELS.index(model)):
-            cache.truncate(record.row, cache.lengths[record.row] - 1)  # it was rewound to here
         seen = cache.lengths[record.row]
+        if seen == len(prompt) + ledger.count(MODELS.index(model)):  # it was rewound to here
+            seen = record.kept_of(model, seen, cut=False)
+            cache.truncate(record.row, seen)
         return prompt[seen:] + ledger.ids(MODELS.index(model), max(0, seen - len(prompt)))
 
     def groups(
@@ -223,4 +235,9 @@ class GatherEngine:
     def forward(self, model: str, records: Sequence[SequenceRecord]) -> torch.Tensor:
         """One padded forward pass."""
         unseen = [self._unseen(model, record) for record in records]
-        return self._runners[model].forward([record.row for record in records], unseen)
+        runner, rows = self._runners[model], [record.row for record in records]
+        starts = [runner.cache.lengths[row] for row in rows]
+        logits = runner.forward(rows, unseen)
+        for record, start in zip(records, starts, strict=True):
+            record.note_pass(model, start)
+        return logits

@@ -52,7 +52,7 @@ class Event:
     """Something that happened in a run; fields that a kind does not use are None.
 
     Attributes:
-        sequence: Index of the prompt.
+        sequence: Index in the run: prompts in order, then forks and loaded ones.
         kind: ``"route"`` (a glimpse was decided: entropy, threshold, model), ``"token"`` (token_id,
             text, model), ``"step"`` (a finished step), ``"answer_start"`` (model), ``"done"``
             (result), ``"error"`` (message; a ``"done"`` follows).

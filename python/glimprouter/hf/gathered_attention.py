@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from glimprouter import _C
 from glimprouter.kv import PagePool, RaggedBatch
 
-_MANY = 32  # new tokens of a sequence from which on gathering is taken
+MANY_TOKENS = 32  # new tokens of a sequence from which on gathering is taken
 
 
 def gathers(pool: PagePool, batch: RaggedBatch, softcap: float) -> bool:
@@ -22,7 +22,7 @@ def gathers(pool: PagePool, batch: RaggedBatch, softcap: float) -> bool:
     if pool.device == "cpu" or softcap != 0.0:
         return False
     starts = batch.cu_seqlens
-    return bool((starts[1:] - starts[:-1]).max() >= _MANY)
+    return bool((starts[1:] - starts[:-1]).max() >= MANY_TOKENS)
 
 
 def gathered_attention(

@@ -77,8 +77,9 @@ class RoutedModel:
                 plain Hugging Face attention over copies; ``"auto"``: pages where both models can
                 be served (found by trying), else gathering, with a warning that says why.
             kv_memory_bytes: Memory for keys and values of both models on pages, > 0; None for what
-                the prompts need, up to half of this machine's. When it runs short, sequences are
-                preempted and resumed.
+                the prompts of :meth:`generate` need, or ``max_batch_size`` sequences as long as the
+                longest of :meth:`stream`, up to half of this machine's (or the device's free
+                memory). When it runs short, sequences are preempted and resumed.
             compile: Whether both models run as compiled graphs (``torch.compile``), on pages only.
                 They are made here, in seconds to minutes, for the number of threads that torch has
                 now. Logits differ from the eager ones by rounding. For models on the CPU.
@@ -287,11 +288,13 @@ class RoutedModel:
                 options.
 
         Raises:
-            TypeError: An entry is no bytes.
+            TypeError: No list, or an entry is no bytes.
             ValueError: Foreign or damaged bytes, another pair or engine, or a sequence that
                 ``kv_memory_bytes`` cannot hold.
             RuntimeError: More sequences than ``max_batch_size``.
         """
+        if isinstance(saved, str | bytes) or not isinstance(saved, Sequence):
+            raise TypeError("saved must be a list; for one sequence pass [saved]")
         states = [SavedSequence.from_bytes(entry) for entry in saved]
         options = self._record_options(stream_tokens=True)
         records = [SequenceRecord.from_state(s.record, 0, **options) for s in states]
@@ -332,13 +335,13 @@ class RoutedModel:
                 max_sequences=rows,
                 device=self.device,
             ),
-            self._make_engine(records),
+            self._make_engine(records, spare_rows=stream_tokens),
             pair,
             max_rows=rows,
             raise_on_invalid=self.on_invalid == "raise",
         )
 
-    def _make_engine(self, records: list[SequenceRecord]) -> Engine:
+    def _make_engine(self, records: list[SequenceRecord], spare_rows: bool) -> Engine:
         if self.engine == "gather":
             return GatherEngine(self.small, self.large, self.max_batch_size, self.translation)
         return PagedEngine(
@@ -350,6 +353,7 @@ class RoutedModel:
             self.translation,
             self.compiled,
             self.device,
+            spare_rows,
         )
 
     def _reserved(self, config: RouterConfig) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from glimprouter.hf.compiled import CompiledForward
 from glimprouter.hf.devices import default_arena_bytes
 from glimprouter.hf.events import TokenCounts
+from glimprouter.hf.gathered_attention import MANY_TOKENS
 from glimprouter.hf.paged_attention import kv_layout, paged_forward
 from glimprouter.hf.saved_sequence import bytes_as_tensor, tensor_as_bytes
 from glimprouter.hf.sequence import SequenceRecord
@@ -40,6 +43,22 @@ def _check_arena(arena_bytes: int, needed: int) -> None:
         )
 
 
+def _bounded(
+    records: Sequence[SequenceRecord], tokens: Mapping[int, int]
+) -> Iterator[list[SequenceRecord]]:
+    """Groups of at most so many tokens, or of one sequence."""
+    group: list[SequenceRecord] = []
+    total = 0
+    for record in records:
+        if group and total + tokens[record.index] > _MAX_BATCH_TOKENS:
+            yield group
+            group, total = [], 0
+        group.append(record)
+        total += tokens[record.index]
+    if group:
+        yield group
+
+
 class PagedEngine:
     """All rows that wait for a model in one packed forward pass over pages.
 
@@ -57,6 +76,7 @@ class PagedEngine:
         translation: Translation | None = None,
         compiled: Mapping[str, CompiledForward] | None = None,
         device: str = "cpu",
+        spare_rows: bool = False,
     ) -> None:
         """An arena that holds the longest sequences, as far as it may.
 
@@ -66,10 +86,12 @@ class PagedEngine:
             records: The sequences to come.
             max_batch_size: Sequences in flight.
             arena_bytes: Memory for keys and values of both models; None for what
-                ``max_batch_size`` of the longest sequences need, up to half of this machine's.
+                ``max_batch_size`` of the longest sequences need, up to half of the device's.
             translation: Of the models' vocabularies; None where both have the same.
             compiled: Forward passes of both models as graphs, by name; None computes eagerly.
             device: Where the pages lie: beside the models.
+            spare_rows: Whether more sequences may come, forks or loaded ones: ``max_batch_size`` as
+                long as the longest are planned for then.
 
         Raises:
             ValueError: The arena cannot hold the longest sequence.
@@ -80,7 +102,8 @@ class PagedEngine:
         self._max_batch = max_batch_size
         self._translation = translation
         self._device = device
-        self._pool = self._make_pool([_most_tokens(record) for record in records], arena_bytes)
+        lengths = [_most_tokens(record) for record in records]
+        self._pool = self._make_pool(lengths, arena_bytes, spare_rows)
         self._cache = KvCache(self._pool, max_batch_size, translation.map if translation else None)
         self._sequences: dict[int, int] = {}  # of the cache, by the record's index
         # Preempted ones, and how many tokens each model has computed of them.
@@ -98,22 +121,20 @@ class PagedEngine:
         in_a_sector = (sector_bytes // layout.page_bytes for layout in self._layouts)
         return sum(-(-count // held) for count, held in zip(pages, in_a_sector, strict=True))
 
-    def _make_pool(self, lengths: Sequence[Sequence[int]], arena_bytes: int | None) -> PagePool:
+    def _make_pool(
+        self, lengths: Sequence[Sequence[int]], arena_bytes: int | None, spare_rows: bool
+    ) -> PagePool:
         sector_bytes = PagePool.default_sector_bytes(self._layouts)
-
-        def sectors(pages: Sequence[int]) -> int:
-            return self._sectors(pages, sector_bytes)
-
-        pages = sorted((self._pages(pair) for pair in lengths), key=sectors, reverse=True)
-        together = [sum(column) for column in zip(*pages[: self._max_batch], strict=True)]
-        largest = sectors(pages[0]) if pages else 2
-        growth = 1 if self._translation is None else _TRANSLATED_GROWTH
-        wanted = (growth * sectors(together) if pages else 2) + _NULL_SECTORS
+        each = sorted(self._sectors(self._pages(pair), sector_bytes) for pair in lengths)[::-1]
+        largest = each[0] if each else 2
         limit = default_arena_bytes(self._device) if arena_bytes is None else arena_bytes
         _check_arena(limit, (largest + _NULL_SECTORS) * sector_bytes)
-        return PagePool(
-            self._layouts, min(limit, wanted * sector_bytes), sector_bytes, self._device
-        )
+        if arena_bytes is None:
+            rows = each[: self._max_batch]
+            together = self._max_batch * largest if spare_rows else max(sum(rows), largest)
+            growth = 1 if self._translation is None else _TRANSLATED_GROWTH
+            limit = min(limit, (growth * together + _NULL_SECTORS) * sector_bytes)
+        return PagePool(self._layouts, limit, sector_bytes, self._device)
 
     def open(self, record: SequenceRecord) -> bool:
         """Takes a sequence in when its tokens, and some pages more, fit."""
@@ -152,8 +173,15 @@ class PagedEngine:
     def rewind(self, record: SequenceRecord) -> None:
         """Truncates tokens, keys and values."""
         sequence, kept = self._sequences[record.index], len(record.generated)
-        if kept < self._cache.frontier(sequence):
-            self._cache.truncate(sequence, kept)
+        if kept >= self._cache.frontier(sequence):
+            return
+        before = [self._cache.computed(index, sequence) for index in range(len(MODELS))]
+        self._cache.truncate(sequence, kept)
+        for index, name in enumerate(MODELS):
+            computed = self._cache.computed(index, sequence)
+            if computed < before[index]:
+                forgotten = computed - record.kept_of(name, computed, cut=True)
+                self._cache.forget(index, sequence, forgotten)
 
     def save(self, record: SequenceRecord) -> dict[str, torch.Tensor]:
         """What ``KvCache.save`` gives."""
@@ -164,7 +192,8 @@ class PagedEngine:
         saved = tensor_as_bytes(memory[_SAVED])
         computed = self._cache.check_saved(saved)
         sector_bytes = self._pool.sector_bytes
-        needed = self._sectors(self._pages(_most_tokens(record)), sector_bytes) + _NULL_SECTORS
+        most = [max(pair) for pair in zip(_most_tokens(record), computed, strict=True)]
+        needed = self._sectors(self._pages(most), sector_bytes) + _NULL_SECTORS
         _check_arena((self._pool.num_sectors + _NULL_SECTORS) * sector_bytes, needed * sector_bytes)
         self._saved[record.index] = saved, computed
 
@@ -203,23 +232,27 @@ class PagedEngine:
     def groups(
         self, model: str, records: Sequence[SequenceRecord]
     ) -> Iterable[list[SequenceRecord]]:
-        """All of them, unless their unseen tokens are very many."""
-        index = MODELS.index(model)
-        group: list[SequenceRecord] = []
-        tokens = 0
-        for record in records:
-            sequence = self._catch_up(model, record)
-            unseen = self._cache.length(index, sequence) - self._cache.computed(index, sequence)
-            if unseen == 0:  # it was rewound to here, and its last logits are wanted once more
-                self._cache.forget(index, sequence, 1)
-                unseen = 1
-            if group and tokens + unseen > _MAX_BATCH_TOKENS:
-                yield group
-                group, tokens = [], 0
-            group.append(record)
-            tokens += unseen
-        if group:
-            yield group
+        """All of them, unless their unseen tokens are very many.
+
+        On a device those with long pieces, which are attended otherwise, run apart.
+        """
+        unseen = {record.index: self._unseen(model, record) for record in records}
+        apart = MANY_TOKENS if self._device != "cpu" else math.inf
+        for part in (
+            [record for record in records if unseen[record.index] < apart],
+            [record for record in records if unseen[record.index] >= apart],
+        ):
+            yield from _bounded(part, unseen)
+
+    def _unseen(self, model: str, record: SequenceRecord) -> int:
+        """Tokens that the model has to compute: at least one, after a rewind too."""
+        index, sequence = MODELS.index(model), self._catch_up(model, record)
+        computed = self._cache.computed(index, sequence)
+        unseen = self._cache.length(index, sequence) - computed
+        if unseen == 0:  # it was rewound to here
+            unseen = computed - record.kept_of(model, computed, cut=False)
+            self._cache.forget(index, sequence, unseen)
+        return unseen
 
     def forward(self, model: str, records: Sequence[SequenceRecord]) -> torch.Tensor:
         """One packed forward pass over exactly the unseen tokens."""
@@ -234,4 +267,7 @@ class PagedEngine:
             self._cache.abandon(batch)
             raise
         self._cache.complete(batch)
+        starts = batch.key_lengths - np.diff(batch.cu_seqlens)
+        for record, start in zip(records, starts.tolist(), strict=True):
+            record.note_pass(model, start)
         return logits

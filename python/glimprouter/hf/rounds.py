@@ -76,6 +76,8 @@ class Rounds:
         self._outputs = router.outputs(max_rows, OutputField.NONE)
         self._passes: deque[tuple[str, list[SequenceRecord]]] = deque()  # planned, of one model
         self._turns = WaitingTurns()
+        # Of the last pass: model, record, status, signals, seconds.
+        self._signalled: deque[tuple[str, SequenceRecord, int, Signals, float]] = deque()
 
     def compute(self) -> None:
         """Computes until there is an unread event, or nothing left to do.
@@ -84,6 +86,7 @@ class Rounds:
             OutOfPages: A sequence alone needs more than there is.
             RuntimeError: Invalid logits, where those are to be raised.
         """
+        self.settle()  # after an interrupt
         while not self.unread:
             if not self._passes:
                 self._admit()
@@ -96,6 +99,25 @@ class Rounds:
     def replan(self) -> None:
         """Forgets planned passes: sequences have changed."""
         self._passes.clear()
+
+    def drop_events(self, sequence: int, tokens: int) -> None:
+        """Takes back the unread events of a sequence's last tokens, and what followed from them.
+
+        A decision behind the last token that stays is taken back too: it is made again.
+        """
+        kept: deque[Event] = deque()
+        dropping = True
+        while self.unread:
+            event = self.unread.pop()
+            if event.sequence == sequence and dropping:
+                if tokens > 0:
+                    tokens -= event.token_id is not None
+                    continue
+                if event.kind == "route":
+                    continue
+                dropping = False
+            kept.appendleft(event)
+        self.unread = kept
 
     def add(self, record: SequenceRecord) -> None:
         """A sequence with a row, open in the engine."""
@@ -119,9 +141,9 @@ class Rounds:
         """Opens a preempted sequence now; the youngest others make room."""
         if record not in self._preempted:
             return
-        self._preempted.remove(record)
         while not self.engine.open(record):
             self._preempt_youngest()
+        self._preempted.remove(record)
         self.add(record)
 
     def close(self, record: SequenceRecord) -> Event:
@@ -193,31 +215,47 @@ class Rounds:
             logits = logits.cpu()
         self.router.step(name, logits.contiguous(), rows, self._outputs)
         seconds = (time.perf_counter() - started) / len(records)
-        signals = self._signals(len(records))
-        fault: str | None = None
-        for record, status, signal in zip(
-            records, self._outputs.status.tolist(), signals, strict=False
-        ):
-            fault = self._take(name, record, Status(status), signal, seconds) or fault
-        if fault is not None:
-            raise RuntimeError(fault)
+        values = zip(
+            records, self._outputs.status.tolist(), self._signals(len(records)), strict=False
+        )
+        self._signalled.extend((name, *value, seconds) for value in values)
+        self.settle()
+
+    def settle(self) -> None:
+        """Tells the records what the router said of the last pass; raises once all of them know.
+
+        Raises:
+            RuntimeError: Invalid logits, where those are to be raised.
+        """
+        faults = []
+        while self._signalled:
+            name, record, status, signals, seconds = self._signalled.popleft()
+            try:
+                fault = self._take(name, record, Status(status), signals, seconds)
+            except BaseException:
+                position = self.router.state(record.row)["position"] if not record.done else -1
+                if position >= 0 and position != len(record.generated):
+                    self._fail(record, f"sequence {record.index}: interrupted while text was read")
+                raise
+            if fault is not None:
+                faults.append(fault)
+        if faults:
+            advice = 'RoutedModel(on_invalid="end") ends such sequences without an exception'
+            raise RuntimeError("; ".join([*faults, advice]))
 
     def _take(
         self, name: str, record: SequenceRecord, status: Status, signals: Signals, seconds: float
     ) -> str | None:
-        """What the router said of one row; what is to be raised, if anything."""
+        """Tells one record what the router said; what is to be raised, if anything."""
         if status != Status.OK:
             reason = status.name.lower().replace("_", " ")
             message = (
                 f"sequence {record.index}: the {name} model gave logits with a fault ({reason})"
                 f" after {len(record.generated)} tokens"
             )
-            if self._raise_on_invalid:  # also in its trace
-                record.finish("error", message)
-                self.close(record)
-                return message + '; RoutedModel(on_invalid="end") ends such a sequence instead'
             self._fail(record, message)
-        elif self._inexpressible(name, signals.token):
+            return message if self._raise_on_invalid else None
+        if self._inexpressible(name, signals.token):
             self._fail(
                 record,
                 f"sequence {record.index}: the {name} model wrote token {signals.token}, which"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from glimprouter.hf.events import Event, Result
+from glimprouter.config import check_integer, check_random_key
+from glimprouter.hf.events import Event, Result, TokenCounts
 from glimprouter.hf.rounds import Rounds
 from glimprouter.hf.saved_sequence import SavedSequence
 from glimprouter.hf.sequence import SequenceRecord
+from glimprouter.hf.text import MODELS
 from glimprouter.router import Phase
 from glimprouter.trace import Trace
 
@@ -16,7 +18,8 @@ class Run:
     """Iterate over it for the events. Prompts wait for a free slot; finished ones leave theirs.
 
     Between two events, or two calls of :meth:`step`, a sequence may be forked, rewound, saved,
-    cancelled, and another loaded; the others do not notice. :meth:`trace` gives the record of any
+    cancelled, and another loaded; the others notice no more than the rounding of other batches.
+    :meth:`trace` gives the record of any
     sequence at any time, also after an interrupt.
     """
 
@@ -77,6 +80,9 @@ class Run:
     def fork(self, sequence: int, *, stream: int | None = None) -> int:
         """Copies a sequence; from here on the copy goes its own way.
 
+        Its events begin with the tokens that it writes itself; its first step event and its result
+        hold what came before, too.
+
         Args:
             sequence: One that has begun and not ended.
             stream: Random stream of the copy, in [0, 2^64); None derives one from the parent's.
@@ -86,10 +92,13 @@ class Run:
             Index of the copy.
 
         Raises:
+            TypeError: ``stream`` is no integer.
             IndexError: No such sequence.
-            ValueError: It has ended, or not begun.
+            ValueError: It has ended, or not begun, or ``stream`` is out of range.
             RuntimeError: All rows are in use.
         """
+        if stream is not None:
+            check_random_key("stream", stream)
         record = self._begun(sequence)
         self._rounds.check_free_row()
         row = self._rounds.router.fork(record.row, stream)
@@ -104,23 +113,32 @@ class Run:
         self._rounds.add(twin)
         return twin.index
 
-    def rewind(self, sequence: int, count: int) -> None:
+    def rewind(self, sequence: int, count: int, *, exact: bool = True) -> None:
         """Drops the last generated tokens of a sequence; it goes on from there.
 
-        At a step's start the step is routed again. Draws depend on the position alone, so the same
-        models write the same again. Text that events have given out is void.
+        At a step's start (also with a count of 0) the step is routed again. Draws depend on the
+        position alone, so the same models write the same again. Text that events have given out is
+        void; unread events of dropped tokens do not come any more.
 
         Args:
             sequence: One that has begun and not ended.
-            count: Tokens to drop, in [0, len(generated(sequence))]; forced closing ids count.
+            count: Tokens to drop, in [0, len(generated(sequence))]; forced closing ids count, and
+                come and go as one together with the token before them.
+            exact: Whether forward passes that the cut goes through are computed again as a whole,
+                so that a sequence alone continues to the same bits. Else only the last token is. At
+                the very start the whole pass is the prompt.
 
         Raises:
+            TypeError: ``count`` is no integer.
             IndexError: No such sequence.
             ValueError: It has ended, or not begun; another count, or one that ends within the
                 closing ids.
         """
         record = self._begun(sequence)
-        self._rounds.router.rewind(record.row, count)
+        check_integer("count", count, 0)
+        self._rounds.router.rewind(record.row, min(count, len(record.generated) + 1))
+        record.repeats = exact
+        self._rounds.drop_events(sequence, count)
         phase = Phase(self._rounds.router.state(record.row)["phase"])
         record.rewind(len(record.generated) - count, phase)
         self._rounds.engine.rewind(record)
@@ -146,7 +164,8 @@ class Run:
         """Goes on with a saved sequence, with its own options: also in another process.
 
         Args:
-            saved: What :meth:`save` gave, by the same pair of models and the same engine.
+            saved: What :meth:`save` gave, by the same engine and the same models: their shapes are
+                compared, their weights are not.
 
         Returns:
             Index of the sequence in this run.
@@ -181,6 +200,7 @@ class Run:
             IndexError: No such sequence.
             ValueError: It has ended.
         """
+        self._rounds.settle()
         record = self._record(sequence)
         waiting = next((entry for entry in self._rounds.waiting if entry[0] is record), None)
         if waiting is None:
@@ -190,7 +210,8 @@ class Run:
             event = self._rounds.close(record)
         else:
             self._rounds.waiting.remove(waiting)
-            event = Event(sequence, "done", result=record.result([], {}))
+            nothing = {name: TokenCounts(0, 0, 0) for name in MODELS}
+            event = Event(sequence, "done", result=record.result([], nothing))
         self._rounds.unread.append(event)
         self._rounds.replan()
         assert event.result is not None
@@ -203,6 +224,7 @@ class Run:
 
     def _begun(self, sequence: int) -> SequenceRecord:
         """A sequence that has begun and not ended, in memory."""
+        self._rounds.settle()
         record = self._record(sequence)
         if record.done:
             raise ValueError(f"sequence {sequence} has ended")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -40,7 +41,7 @@ class SequenceRecord:
     """Bookkeeping of one sequence; the router decides, this remembers.
 
     Attributes:
-        index: Of the prompt.
+        index: Of the sequence in its run; prompts come first.
         prompt: Ids for both models.
         row: Of the router, which is also the slot in both caches.
         generated: Ids after the prompt, each of its writer's vocabulary; the shared frontier is
@@ -50,6 +51,8 @@ class SequenceRecord:
         closing_writer: Whose vocabulary the closing ids are of; None: both models'.
         max_new_tokens: Tokens that it may generate, all told.
         step_starts: Index of the first generated id of each step of the trace.
+        passes: Of each model: how many of its tokens it had computed when a forward pass began.
+        repeats: After a rewind: whether passes are computed again as a whole.
     """
 
     index: int
@@ -67,6 +70,8 @@ class SequenceRecord:
     answer_start: int = 0
     done: bool = False
     step_starts: list[int] = field(default_factory=list)
+    passes: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in MODELS})
+    repeats: bool = True
     _step: _RunningStep = field(default_factory=lambda: _RunningStep(0))
     _decoder: StreamDecoder | None = None
 
@@ -96,6 +101,7 @@ class SequenceRecord:
             generated=list(self.generated),
             writers=list(self.writers),
             step_starts=list(self.step_starts),
+            passes={name: list(starts) for name, starts in self.passes.items()},
             _step=dataclasses.replace(self._step),
         )
 
@@ -114,15 +120,36 @@ class SequenceRecord:
         del self.generated[kept:], self.writers[kept:]
         self.__post_init__()
 
+    def note_pass(self, model: str, start: int) -> None:
+        """A forward pass of a model began at so many of its tokens, and has succeeded."""
+        starts = self.passes[model]
+        del starts[bisect_left(starts, start) :]
+        starts.append(start)
+
+    def kept_of(self, model: str, computed: int, *, cut: bool) -> int:
+        """Tokens that a model keeps of those it has computed, to go on from there.
+
+        Args:
+            model: Its name.
+            computed: Tokens.
+            cut: Whether it has computed more, which was dropped; else its last logits are wanted
+                once more.
+        """
+        starts = self.passes[model]
+        place = bisect_left(starts, computed)
+        if cut and (not self.repeats or place == len(starts) or starts[place] == computed):
+            return computed
+        return starts[place - 1] if self.repeats and place else computed - 1
+
     def _last_end(self) -> int:
         """Where the last finished step ends."""
         return self.step_starts[-1] + self.trace.steps[-1].num_tokens if self.step_starts else 0
 
     def state(self) -> dict[str, Any]:
         """All of it as values that JSON holds, for :meth:`from_state`."""
-        kept = ("generated", "writers", "answering", "answer_start", "step_starts")
+        kept = ("generated", "writers", "answering", "answer_start", "step_starts", "passes")
         return {
-            **{name: getattr(self, name) for name in (*kept, "max_new_tokens")},
+            **{name: getattr(self, name) for name in (*kept, "repeats", "max_new_tokens")},
             "prompt": dataclasses.asdict(self.prompt),
             "trace": dataclasses.asdict(self.trace),
             "step": dataclasses.asdict(self._step),
@@ -247,7 +274,7 @@ class SequenceRecord:
         self.trace.error = error
 
     def interrupted_trace(self) -> Trace:
-        """The trace so far, the unfinished step included; the sequence itself is unchanged."""
+        """The trace so far, the unfinished step included; the sequence goes on as it would have."""
         if self.done:
             return self.trace
         steps, step = list(self.trace.steps), self._step

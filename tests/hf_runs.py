@@ -1,0 +1,59 @@
+"""Runs that are stopped in the middle: what the tests of their calls share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hf_pairs
+import hf_translated
+from glimprouter.hf import Result, RoutedModel, Run
+
+
+def routed(name: str, **options: Any) -> tuple[RoutedModel, list[Any]]:
+    """A pair that draws its tokens, and its prompts."""
+    config = {"temperature": 0.8, "max_think_tokens": 50, "max_answer_tokens": 8}
+    if name == "two tokenizers":
+        model = hf_translated.routed("gpt2", "qwen", **config, **options)
+        return model, list(hf_translated.prompts("gpt2", "qwen"))
+    pair = hf_pairs.pair_of(name)
+    model = pair.routed(**config, max_batch_size=options.pop("max_batch_size", 64))
+    model.kv_memory_bytes = options.pop("kv_memory_bytes", None)
+    return model, pair.prompts
+
+
+def finish(run: Run) -> dict[int, Result]:
+    """The results of all sequences."""
+    return {event.sequence: event.result for event in run if event.result is not None}
+
+
+def written(result: Result) -> tuple[Any, ...]:
+    """What must be the same to the bit, times aside."""
+    steps = [(s.model, s.text, s.num_tokens, s.end_reason) for s in result.trace.steps]
+    return result.token_ids, steps, result.answer, result.trace.end_reason
+
+
+def entropies(result: Result) -> list[float]:
+    """Of the glimpses."""
+    return [step.entropy for step in result.trace.steps if step.entropy is not None]
+
+
+def begun(model: RoutedModel, prompts: list[Any], passes: int) -> Run:
+    """A run in the middle."""
+    run = model.stream(prompts)
+    for _ in range(passes):
+        run.step()
+    return run
+
+
+def rewound(run: Run, sequence: int, count: int) -> bool:
+    """Whether it could be: the closing ids are appended as one, and nothing lies within them."""
+    before = run.generated(sequence)
+    message = ""
+    try:
+        run.rewind(sequence, count)
+    except ValueError as error:
+        message = str(error)
+    if message:
+        assert "inside the closing ids" in message
+        assert run.generated(sequence) == before
+    return not message
