@@ -75,8 +75,9 @@ std::int32_t KvCache::open(std::vector<std::vector<std::int32_t>> prompts) {
         "one prompt a model is needed: " + std::to_string(pool_->num_models()) + ", got " +
         std::to_string(prompts.size()));
   }
-  for (const auto& prompt : prompts) {
-    if (prompt.empty()) throw std::invalid_argument("a prompt is empty");
+  for (std::size_t model = 0; model < prompts.size(); ++model) {
+    if (prompts[model].empty()) throw std::invalid_argument("a prompt is empty");
+    if (map_) map_->check_ids(static_cast<std::int32_t>(model), prompts[model], "a prompt");
   }
   const std::int32_t index = free_sequence();
   CachedSequence opened;

@@ -107,6 +107,7 @@ KvCache::Parsed KvCache::parse(std::string_view saved) const {
     const KvLayout& layout = pool_->layout(model);
     check_same_layout(layout, saved_model.layout, "the saved sequence");
     entry.prompts.push_back(reader.many<std::int32_t>(saved_model.prompt));
+    if (map_) map_->check_ids(model, entry.prompts.back(), "a prompt of the saved sequence");
     ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
     cache.committed = cache.allocated = static_cast<std::int32_t>(saved_model.committed);
     cache.excess = saved_model.excess;

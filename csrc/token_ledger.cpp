@@ -38,7 +38,9 @@ void TokenLedger::check_state() const {
       check(to == token.model || map_->expressible(token.model, to, token.id));
     }
   }
-  for (const OwnTokens& own : state_.own) {
+  for (std::int32_t model = 0; model < map_->num_models(); ++model) {
+    const OwnTokens& own = state_.own[static_cast<std::size_t>(model)];
+    map_->check_ids(model, own.ids, "a list of the saved tokens");
     check(own.written_at.size() == own.ids.size() && own.covered >= 0 && own.covered <= size);
     std::int32_t last = 0;
     for (const std::int32_t written : own.written_at) {

@@ -37,7 +37,7 @@ VocabularyMap::VocabularyMap(std::vector<Vocabulary> vocabularies,
     const std::vector<std::int32_t> none(own.token_bytes.size(), kNone);
     own.images.assign(tables_.size(), none);
     own.has_role.assign(own.token_bytes.size(), false);
-    check_ids(model, vocabularies[model].secondary_ids, "secondary_ids");
+    check_ids(static_cast<std::int32_t>(model), vocabularies[model].secondary_ids, "secondary_ids");
   }
   assign_roles(roles);
   for (std::size_t model = 0; model < tables_.size(); ++model) {
@@ -61,14 +61,13 @@ VocabularyMap::VocabularyMap(std::vector<Vocabulary> vocabularies,
   }
 }
 
-void VocabularyMap::check_ids(std::size_t model, const std::vector<std::int32_t>& ids,
+void VocabularyMap::check_ids(std::int32_t model, std::span<const std::int32_t> ids,
                               const char* what) const {
-  const std::size_t size = tables_[model].token_bytes.size();
   for (const std::int32_t id : ids) {
-    if (id < 0 || static_cast<std::size_t>(id) >= size) {
+    if (id < 0 || id >= size(model)) {
       throw std::invalid_argument(std::string(what) + " holds " + std::to_string(id) +
                                   ", outside vocabulary " + std::to_string(model) + " of " +
-                                  std::to_string(size) + " ids");
+                                  std::to_string(size(model)) + " ids");
     }
   }
 }
@@ -81,7 +80,7 @@ void VocabularyMap::assign_roles(const std::vector<std::vector<std::int32_t>>& r
           std::to_string(role.size()));
     }
     for (std::size_t from = 0; from < tables_.size(); ++from) {
-      check_ids(from, {role[from]}, "roles");
+      check_ids(static_cast<std::int32_t>(from), {&role[from], 1}, "roles");
       const auto id = static_cast<std::size_t>(role[from]);
       tables_[from].has_role[id] = true;
       for (std::size_t to = 0; to < tables_.size(); ++to) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from hypothesis.stateful import precondition, rule
 import glimprouter as gr
 from kv_model import CacheModel
 from ledger_model import LedgerModel, Words
+from saved_bytes import with_checksum
 from test_kv_cache import LAYOUTS, MAX_SEQUENCES, STEPS, STEPS_A_RUN, Cache, ids
 
 # A character of two bytes and one of three, whole and in parts; the last two ids have roles.
@@ -29,6 +31,9 @@ def vocabulary_map() -> gr.VocabularyMap:
     return gr.VocabularyMap(WORDS.tokens, WORDS.roles, WORDS.secondary)
 
 
+vocabulary_ids = st.lists(st.integers(0, 10), min_size=1, max_size=9)
+
+
 class MappedCache(Cache):
     """Either model writes; a model has tokens of its own for what it computes."""
 
@@ -37,9 +42,13 @@ class MappedCache(Cache):
         self.cache = gr.KvCache(self.pool, MAX_SEQUENCES, vocabulary_map())
         self.model = CacheModel([layout.page_tokens for layout in LAYOUTS], WORDS)
 
+    @rule(small=vocabulary_ids, large=vocabulary_ids)
+    def open(self, small: list[int], large: list[int]) -> None:
+        super().open(small, large)
+
     def write(self, data: st.DataObject, sequence: int) -> None:
         writer = data.draw(st.integers(0, 1), label="writer")
-        some = data.draw(st.lists(st.integers(0, 10), min_size=1, max_size=9), label="ids")
+        some = data.draw(vocabulary_ids, label="ids")
         self.cache.append(sequence, some, writer)
         self.model.sequences[sequence].ledger.append(writer, some)
 
@@ -141,6 +150,13 @@ def test_saved_with_another_map(other: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
+        (
+            lambda cache: cache.open([[1, 11], [1]]),
+            ValueError,
+            "a prompt holds 11, outside vocabulary 0 of 11 ids",
+        ),
+        (lambda cache: cache.open([[1], [-1]]), ValueError, "holds -1, outside vocabulary 1"),
+        (lambda cache: cache.open([[2 * 10**9]] * 2), ValueError, "holds 2000000000, outside"),
         (lambda cache: cache.append(0, [11], 0), ValueError, "outside vocabulary 0"),
         (lambda cache: cache.append(0, [0], 2), ValueError, "model must lie in"),
         (lambda cache: cache.resolve(2, 0, []), ValueError, "model must lie in"),
@@ -159,7 +175,30 @@ def test_bad_calls_change_nothing(call: Any, error: type[Exception], message: st
     saved = cache.save(sequence)
     with pytest.raises(error, match=message):
         call(cache)
+    assert cache.sequences == [sequence]
     assert cache.save(sequence) == saved
+
+
+@pytest.mark.parametrize("model", [0, 1])
+@pytest.mark.parametrize("bad", [11, -1, 2 * 10**9])
+def test_a_saved_prompt_outside_the_vocabulary(model: int, bad: int) -> None:
+    """Whole bytes with a valid checksum, which no cache with this map has written."""
+    pool = gr.PagePool(LAYOUTS, arena_bytes=8 * 3072, sector_bytes=3072)
+    cache = gr.KvCache(pool, 2, vocabulary_map())
+    prompts = [[5, 7, 6, 5], [3, 8, 4, 3]]
+    saved = cache.save(cache.open(prompts))
+    before, after = (
+        np.array([*prompts[model][:3], last], np.int32) for last in (prompts[model][3], bad)
+    )
+    assert saved.count(before.tobytes()) == 1
+    forged = with_checksum(saved.replace(before.tobytes(), after.tobytes()))
+    for read in (cache.load, cache.check_saved):
+        with pytest.raises(
+            ValueError, match=rf"saved sequence holds {bad}, outside vocabulary {model} of 11 ids"
+        ):
+            read(forged)
+    assert cache.sequences == [0]
+    assert cache.load(with_checksum(saved)) == 1
 
 
 def test_a_map_of_another_number_of_models() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import glimprouter as gr
 from ledger_model import LedgerModel, Words
+from saved_bytes import with_checksum
 
 STEPS = int(os.environ.get("GLIMPROUTER_PROPERTY_STEPS", "5000"))
 STEPS_A_RUN = 25
@@ -259,6 +261,20 @@ def test_damaged_bytes_are_refused(damage: str) -> None:
         broken = {"cut": saved[:place], "flip": bytes(flipped), "foreign": b"x" * place}[damage]
         with pytest.raises(ValueError, match=r"save\(\)|damaged"):
             gr.TokenLedger.load(broken, map_of(LETTERS))
+
+
+@pytest.mark.parametrize("bad", [2, -1, 2 * 10**9])
+def test_saved_ids_outside_the_vocabulary(bad: int) -> None:
+    """Of a model's own list, in whole bytes with a valid checksum."""
+    ledger = gr.TokenLedger(map_of(LETTERS))
+    ledger.append(0, [0, 1, 0, 1])
+    saved = ledger.save()
+    assert gr.TokenLedger.load(with_checksum(saved), map_of(LETTERS)).ids(1) == [1, 0, 1, 0]
+    before, after = (np.array([1, 0, 1, last], np.int32).tobytes() for last in (0, bad))
+    assert saved.count(before) == 1
+    forged = with_checksum(saved.replace(before, after))
+    with pytest.raises(ValueError, match=rf"holds {bad}, outside vocabulary 1 of 2 ids"):
+        gr.TokenLedger.load(forged, map_of(LETTERS))
 
 
 def test_saved_with_another_map() -> None:

@@ -51,13 +51,14 @@ Raises:
 inline constexpr const char* kKvOpen = R"(Starts a sequence; takes no page.
 
 Args:
-    prompts: Ids by each model's own template, one list a model, none empty.
+    prompts: Ids by each model's own template, one list a model, none empty; with a map, of ids in
+        its model's vocabulary.
 
 Returns:
     The sequence, to be used in every other call.
 
 Raises:
-    ValueError: Another number of prompts, or an empty one.
+    ValueError: Another number of prompts, an empty one, or an id outside its vocabulary.
     RuntimeError: All sequences are in use.
 )";
 

@@ -53,7 +53,7 @@ class KvCache {
 
   PagePool& pool() { return *pool_; }
 
-  // prompts: [models], none empty. Takes no page.
+  // prompts: [models], none empty, with a map of ids in the vocabularies. Takes no page.
   std::int32_t open(std::vector<std::vector<std::int32_t>> prompts);
   void close(std::int32_t sequence);
   // A copy that shares every page; whoever writes into a shared page first gets a copy of it.

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -38,6 +39,11 @@ class VocabularyMap {
     return static_cast<std::int32_t>(table(model).token_bytes.size());
   }
   std::uint64_t fingerprint() const { return fingerprint_; }
+  // For ids from outside, before any look-up. what: "a prompt", say. Throws std::invalid_argument
+  // where one is none of the vocabulary's.
+  void check_ids(std::int32_t model, std::span<const std::int32_t> ids, const char* what) const;
+
+  // Every id below lies in the vocabulary of its model.
 
   // The token of another vocabulary with the same role or bytes, or kNone.
   std::int32_t image(std::int32_t from, std::int32_t to, std::int32_t id) const;
@@ -67,7 +73,6 @@ class VocabularyMap {
 
   const Table& table(std::int32_t model) const { return tables_[static_cast<std::size_t>(model)]; }
   void assign_roles(const std::vector<std::vector<std::int32_t>>& roles);
-  void check_ids(std::size_t model, const std::vector<std::int32_t>& ids, const char* what) const;
   void index_bytes(Table& table, const std::vector<std::int32_t>& secondary_ids) const;
   void assign_images(std::size_t from, std::size_t to);
 
