@@ -89,7 +89,9 @@ void DeviceOutputs::unpack(StepOutputs& outputs, std::int64_t rows) const {
 
 DeviceSequences::DeviceSequences(const Device& device, std::int32_t max_sequences,
                                  const StepBoundary& small, const StepBoundary& large)
-    : device_(device), max_sequences_(max_sequences) {
+    : device_(device),
+      max_sequences_(max_sequences),
+      known_open_(static_cast<std::size_t>(max_sequences), 0) {
   const auto count = static_cast<std::size_t>(max_sequences);
   const StepBoundary* const boundaries[] = {&small, &large};
   for (int model = 0; model < 2; ++model) {
@@ -147,10 +149,15 @@ void DeviceSequences::reserve_tokens(std::int64_t tokens) {
 void DeviceSequences::upload(std::int32_t row, const Sequence& sequence) {
   const std::uint8_t open = sequence.open ? 1 : 0;
   const SequenceCore& core = sequence;
-  copy(log_.as<TokenRecord>() + row * log_capacity_, sequence.log.data(),
-       sequence.log.size() * sizeof(TokenRecord));
-  copy(cores_.as<SequenceCore>() + row, &core, sizeof core);
+  if (sequence.open) {
+    copy(log_.as<TokenRecord>() + row * log_capacity_, sequence.log.data(),
+         sequence.log.size() * sizeof(TokenRecord));
+    copy(cores_.as<SequenceCore>() + row, &core, sizeof core);
+  }
+  std::uint8_t& known = known_open_[static_cast<std::size_t>(row)];
+  if (known == open) return;
   copy(open_.as<std::uint8_t>() + row, &open, 1);
+  known = open;
 }
 
 void DeviceSequences::download(std::int32_t row, Sequence& sequence) {

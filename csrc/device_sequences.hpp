@@ -54,6 +54,8 @@ class DeviceSequences {
 
   // Room for the log of a sequence of so many tokens. May allocate.
   void reserve_tokens(std::int64_t tokens);
+  // The log, then the core, then whether the row is open: if it fails, the row is as it was but for
+  // records behind its log.
   void upload(std::int32_t row, const Sequence& sequence);
   void download(std::int32_t row, Sequence& sequence);
   // Device memory for outputs that have none on this device yet.
@@ -82,6 +84,7 @@ class DeviceSequences {
   DeviceMemory tickets_;
   DeviceMemory cores_;
   DeviceMemory open_;
+  std::vector<std::uint8_t> known_open_;  // what open_ holds
   DeviceMemory row_numbers_;
   DeviceMemory log_;
   std::int64_t log_capacity_ = 0;

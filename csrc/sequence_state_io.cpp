@@ -136,8 +136,7 @@ std::int32_t StepRouter::load(std::string_view saved) {
   }
   sequence.open = true;
   if (on_device_) on_device_->reserve_tokens(most_tokens(sequence));
-  sequences_[static_cast<std::size_t>(row)] = std::move(sequence);
-  publish(row);
+  replace(row, std::move(sequence));
   return row;
 }
 

@@ -107,6 +107,11 @@ void StepRouter::publish(std::int32_t row) {
   sequence.phase_known = true;
 }
 
+void StepRouter::replace(std::int32_t row, Sequence sequence) {
+  if (on_device_) on_device_->upload(row, sequence);
+  sequences_[static_cast<std::size_t>(row)] = std::move(sequence);
+}
+
 const Sequence& StepRouter::sequence(std::int32_t row) {
   const Use use(*this);
   return at(row);
@@ -133,15 +138,14 @@ std::int32_t StepRouter::open(const SequenceOptions& options) {
   begin_step(sequence.state, sequence.options.limits);
   sequence.open = true;
   if (on_device_) on_device_->reserve_tokens(longest);
-  sequences_[static_cast<std::size_t>(row)] = std::move(sequence);
-  publish(row);
+  replace(row, std::move(sequence));
   return row;
 }
 
 void StepRouter::close(std::int32_t row) {
   const Use use(*this);
-  slot(row) = Sequence{};
-  publish(row);
+  slot(row);
+  replace(row, Sequence{});
 }
 
 std::int32_t StepRouter::fork(std::int32_t row, std::optional<std::uint64_t> stream) {
@@ -159,9 +163,8 @@ std::int32_t StepRouter::fork(std::int32_t row, std::optional<std::uint64_t> str
   }
   copy.options.stream = *stream;
   copy.forks = 0;
-  ++parent.forks;
-  sequences_[static_cast<std::size_t>(child)] = std::move(copy);
-  publish(child);
+  replace(child, std::move(copy));
+  ++parent.forks;  // last: a fork that failed has no stream
   return child;
 }
 
@@ -193,8 +196,7 @@ void StepRouter::rewind(std::int32_t row, std::int32_t count) {
   }
   replayed.log.resize(kept);
   replayed.log.reserve(sequence.log.capacity());
-  sequence = std::move(replayed);
-  publish(row);
+  replace(row, std::move(replayed));
 }
 
 std::vector<std::int32_t> StepRouter::pending(Model model) {

@@ -290,6 +290,12 @@ def test_bench(tmp_path: Path) -> None:
         assert section["title"]
         assert section["rows"]
         assert all(row["name"] and row["microseconds"] > -1.0 for row in section["rows"])
+    rows = [row for section in report["sections"] for row in section["rows"]]
+    gathered = {row["name"]: row["gathered_bytes"] for row in rows}
+    for k in (8, 64, 512):  # a DynamicCache joins keys and values, of two heads of 32, in 28 layers
+        assert gathered[f"k = {k}: pages"] == 0
+        joined = gathered[f"k = {k}: DynamicCache"] - gathered[f"k = {k}: gathering engine"]
+        assert joined == 28 * 2 * 2 * (2048 + k) * 32 * 4
 
 
 BLOCKER = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,6 +34,14 @@ def test_logits_are_never_copied_silently(places: tuple[str, str]) -> None:
     with pytest.warns(RuntimeWarning, match="logits are copied to the CPU after every"):
         assert choose_device(None, models(*places)) == "cpu"
     assert choose_device("cpu", models(*places)) == "cpu"
+
+
+def test_the_warning_names_the_line_that_makes_the_pair() -> None:
+    pair = hf_pairs.random_pair("qwen3")
+    elsewhere = copy.deepcopy(pair.small).to("meta")
+    with pytest.warns(RuntimeWarning, match="logits are copied") as caught:
+        RoutedModel(elsewhere, elsewhere, pair.tokenizer, engine="gather")
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_unknown_devices_are_refused() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import hf_pairs
-from glimprouter.hf import RoutedModel
+from glimprouter.hf import EncodedPrompt, RoutedModel
 from hf_pairs import CHAT_TEMPLATE, ENGINE, EOS, TOKENIZER, VOCABULARY, Pair, byte_tokenizer
 from hf_watch import watched
 
@@ -58,6 +60,22 @@ def test_ids_are_taken_as_they_are(pair: Pair) -> None:
     assert seen_prompts(pair.routed(), want, len(want)) == (want, want)
 
 
+@pytest.mark.parametrize(
+    "kind", [tuple, np.array, torch.tensor, lambda ids: [np.int64(i) for i in ids]]
+)
+def test_encoded_ids_of_any_kind(pair: Pair, kind: Any) -> None:
+    """They write the same, and can be saved on the way."""
+    ids = pair.prompts[0]
+    encoded = EncodedPrompt(None, kind(ids), kind(ids))
+    assert seen_prompts(pair.routed(), encoded, len(ids)) == (ids, ids)
+    run = pair.routed().stream([encoded])
+    run.step()
+    saved = run.save(0)
+    want = pair.routed().generate([ids])[0].token_ids
+    resumed = [event.result for event in pair.routed().resume([saved]) if event.result]
+    assert [result.token_ids for result in resumed] == [want]
+
+
 def test_each_model_has_its_own_template(pair: Pair) -> None:
     """Positions are per model: the prompts have different lengths, the generated ids are shared."""
     config = pair.routed().config
@@ -92,6 +110,9 @@ BAD_PROMPTS: dict[str, tuple[Any, type[Exception], str]] = {
     "number": (3, TypeError, "got int"),
     "mixed": ([1, {"role": "user", "content": "x"}], TypeError, "only"),
     "strings": (["a", "b"], TypeError, "only"),
+    "encoded text": (EncodedPrompt(None, "ab", [1]), TypeError, "must be integers"),
+    "encoded fractions": (EncodedPrompt(None, [1], [1.5]), TypeError, "must be integers"),
+    "encoded nothing": (EncodedPrompt(None, [1], []), ValueError, "prompt is empty"),
     "booleans": ([True, False], TypeError, "only"),
     "negative id": ([5, -1], ValueError, "-1 lies outside the vocabulary"),
     "large id": ([VOCABULARY], ValueError, f"{VOCABULARY} lies outside the vocabulary"),

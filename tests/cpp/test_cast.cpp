@@ -126,7 +126,10 @@ TEST(Cast, ShortRowsAtAnyAddressTouchNothingElse) {
   }
 }
 
-float as_float(DataType type, std::uint16_t bits) { return element({&bits, type, 1}, 0); }
+// Of a narrow type.
+float as_float(DataType type, std::uint16_t bits) {
+  return type == DataType::kFloat16 ? float_from_half(bits) : float_from_bfloat16(bits);
+}
 
 std::uint16_t cast_to(DataType type, float value) {
   std::uint16_t bits = 0;

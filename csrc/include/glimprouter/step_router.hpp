@@ -110,9 +110,10 @@ class StepRouter {
     Claim claim_;
   };
 
-  Sequence& at(std::int32_t row);    // up to date
-  Sequence& slot(std::int32_t row);  // on a device perhaps out of date
-  void publish(std::int32_t row);    // to the device
+  Sequence& at(std::int32_t row);                     // up to date
+  Sequence& slot(std::int32_t row);                   // on a device perhaps out of date
+  void publish(std::int32_t row);                     // to the device
+  void replace(std::int32_t row, Sequence sequence);  // there too; changes nothing if it fails
   std::int32_t free_row() const;
   void check_batch(std::span<const std::int32_t> rows, const StepOutputs& outputs);
   void check_logits(Model model, const LogitsView& logits, std::int64_t rows,

@@ -58,6 +58,7 @@ class BenchmarkRow:
         gigabytes_per_second: Bytes of logits read once, over that time.
         times_floor: Time over that of `torch.sum` of the same rows (lower is better).
         speedup: Time of the torch chain over this time (higher is better).
+        gathered_bytes: Keys and values of the whole context that a call copies, in all layers.
         goal: The bound that the project set itself, in words.
         met: Whether the measurement keeps it.
     """
@@ -67,6 +68,7 @@ class BenchmarkRow:
     gigabytes_per_second: float | None = None
     times_floor: float | None = None
     speedup: float | None = None
+    gathered_bytes: int | None = None
     goal: str | None = None
     met: bool | None = None
 

@@ -69,13 +69,55 @@ def _transfers(settings: Settings) -> list[BenchmarkRow]:
     return rows
 
 
+def _gathered_bytes(call: Callable[[], object], tokens: int, head_size: int) -> int:
+    """Bytes of the new tensors with keys or values of so many tokens, ``[..., tokens, head size]``.
+
+    Counted at every operation of torch; pages that our attention reads are not in any tensor.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    total = 0
+
+    class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal total
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.shape[-2:] == (tokens, head_size):
+                before = {a.untyped_storage().data_ptr() for a in _tensors(args)}
+                if out.untyped_storage().data_ptr() not in before:
+                    total += out.numel() * out.element_size()
+            return out
+
+    with Counter():  # type: ignore[no-untyped-call]
+        call()
+    return total
+
+
+def _tensors(arguments: Any) -> list[Any]:
+    """The tensors among the arguments of an operation, those in lists too."""
+    import torch
+
+    if isinstance(arguments, torch.Tensor):
+        return [arguments]
+    if isinstance(arguments, tuple | list):
+        return [tensor for argument in arguments for tensor in _tensors(argument)]
+    return []
+
+
 def _catch_up(settings: Settings) -> list[BenchmarkRow]:
-    """A model that is k tokens behind at a context of 2048: on pages, and by DynamicCache."""
+    """A model that is k tokens behind at a context of 2048.
+
+    On pages, in the gathering engine, and by DynamicCache.
+    """
     import torch
     from transformers import DynamicCache
 
     from glimprouter.bench.decode import thin_model
     from glimprouter.hf.paged_attention import kv_layout, paged_forward
+    from glimprouter.hf.runner import ModelRunner
 
     model: Any = thin_model()
     layout = kv_layout(model)
@@ -88,6 +130,8 @@ def _catch_up(settings: Settings) -> list[BenchmarkRow]:
     cache.complete(batch)
     dynamic = DynamicCache(config=model.config)
     model(torch.tensor([ids[:CONTEXT]]), past_key_values=dynamic)
+    runner = ModelRunner("small", model, 1)
+    runner.forward([0], [ids[:CONTEXT]])
     rows = []
     for k in CATCH_UP:
         unseen = ids[CONTEXT : CONTEXT + k]
@@ -104,14 +148,23 @@ def _catch_up(settings: Settings) -> list[BenchmarkRow]:
             model(torch.tensor([unseen]), past_key_values=dynamic, logits_to_keep=1)
             dynamic.crop(-len(unseen))
 
-        contenders: dict[str, Callable[[], object]] = {"pages": paged, "DynamicCache": copied}
+        def in_slots(unseen: list[int] = unseen) -> None:
+            runner.forward([0], [unseen])
+            runner.cache.truncate(0, CONTEXT)
+
+        contenders: dict[str, Callable[[], object]] = {
+            "pages": paged,
+            "gathering engine": in_slots,
+            "DynamicCache": copied,
+        }
         timings = measure(contenders, settings)
         for name in contenders:
             rows.append(
                 BenchmarkRow(
                     f"k = {k}: {name}",
                     timings.microseconds(name),
-                    speedup=timings.ratio("DynamicCache", "pages") if name == "pages" else None,
+                    speedup=None if name == "DynamicCache" else timings.ratio("DynamicCache", name),
+                    gathered_bytes=_gathered_bytes(contenders[name], CONTEXT + k, layout.head_size),
                 )
             )
     return rows

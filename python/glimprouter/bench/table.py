@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from glimprouter.bench.harness import BenchmarkRow, Report, Section
 
-COLUMNS = ("", "us", "GB/s", "x torch.sum", "speed-up", "goal")
+COLUMNS = ("", "us", "GB/s", "x torch.sum", "speed-up", "MB gathered", "goal")
 
-LOG_WIDTH = 110  # columns, where the output is a file or a pipe
+LOG_WIDTH = 124  # columns, where the output is a file or a pipe
 
 
 def _cells(row: BenchmarkRow) -> tuple[str, ...]:
@@ -25,6 +25,7 @@ def _cells(row: BenchmarkRow) -> tuple[str, ...]:
         number(row.gigabytes_per_second, 1),
         number(row.times_floor, 2),
         number(row.speedup, 1),
+        number(None if row.gathered_bytes is None else row.gathered_bytes / 1e6, 1),
         goal,
     )
 
@@ -35,7 +36,9 @@ def _print_rich(section: Section) -> None:
 
     table = Table(title=section.title, title_justify="left")
     for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if index in (0, 5) else "right", no_wrap=True)
+        table.add_column(
+            column, justify="left" if index in (0, len(COLUMNS) - 1) else "right", no_wrap=True
+        )
     for row in section.rows:
         style = "red" if row.met is False else None
         table.add_row(*_cells(row), style=style)
@@ -51,8 +54,8 @@ def _print_plain(section: Section) -> None:
     print(f"\n{section.title}")
     for line in lines:
         cells = [line[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(line[1:5], widths[1:5], strict=True)]
-        print("  ".join([*cells, line[5]]).rstrip())
+        cells += [cell.rjust(width) for cell, width in zip(line[1:-1], widths[1:-1], strict=True)]
+        print("  ".join([*cells, line[-1]]).rstrip())
 
 
 def print_report(report: Report) -> None:

@@ -47,7 +47,7 @@ def choose_device(wanted: str | None, models: Mapping[str, Any]) -> str:
             f"the models are on {homes}, this build runs steps on {known}, for both models of a"
             " pair on the same: logits are copied to the CPU after every forward pass",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=3,  # who constructs the RoutedModel
         )
         return "cpu"
     if wanted not in known:
@@ -58,7 +58,10 @@ def choose_device(wanted: str | None, models: Mapping[str, Any]) -> str:
 
 
 def default_arena_bytes(device: str) -> int:
-    """Half of the memory of a device; the host's is only taken as pages are written."""
+    """Half of what is free on a GPU, or of all that the host has.
+
+    The host's is only taken as pages are written.
+    """
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) // 2

@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from glimprouter import _C
 from glimprouter.hf.devices import torch_device
 from glimprouter.hf.gathered_attention import gathered_attention, gathers
+from glimprouter.hf.runner import rope_depends_on_length
 from glimprouter.kv import KvCache, KvLayout, PagePool, RaggedBatch
 from glimprouter.torch_ops import PassTables
 
@@ -192,6 +193,11 @@ def why_not_paged(model: Any, device: str = "cpu") -> str | None:
     """
     if str(model.device) != torch_device(device):
         return f"it is on {model.device}, and the pages are on {device}"
+    if rope_depends_on_length(model.config.get_text_config()):
+        return (
+            "its rotary embeddings (longrope) depend on the longest sequence of a pass, and packed"
+            " batches hold several"
+        )
     try:
         layout = kv_layout(model)
         if layout.head_size % 16 != 0:

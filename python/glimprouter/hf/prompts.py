@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from operator import index
+from typing import Any, SupportsIndex, TypeAlias
 
 from glimprouter.hf.translation import same_vocabulary
 
@@ -33,19 +34,20 @@ def encode_prompt(prompt: Prompt, small_tokenizer: Any, large_tokenizer: Any) ->
 
     Args:
         prompt: A string is one user message, a list of dicts a chat, a list of ids is raw; an
-            :class:`EncodedPrompt` is taken as it is.
+            :class:`EncodedPrompt` is taken as it is, its ids as lists of int.
         small_tokenizer: Of the small model.
         large_tokenizer: Of the large model.
 
     Raises:
-        TypeError: None of the three forms.
+        TypeError: None of these forms.
         ValueError: An empty prompt, an id outside the vocabulary, raw ids for two vocabularies, or
             a tokenizer without template.
     """
     if isinstance(prompt, EncodedPrompt):
-        for ids, tokenizer in ((prompt.small, small_tokenizer), (prompt.large, large_tokenizer)):
+        small, large = _as_ids(prompt.small), _as_ids(prompt.large)
+        for ids, tokenizer in ((small, small_tokenizer), (large, large_tokenizer)):
             _check_ids(ids, tokenizer)
-        return prompt
+        return EncodedPrompt(prompt.text, small, large)
     if isinstance(prompt, str):
         if not prompt.strip():
             raise ValueError("the prompt is empty; give a question, a chat, or a list of token ids")
@@ -78,6 +80,14 @@ def encode_prompt(prompt: Prompt, small_tokenizer: Any, large_tokenizer: Any) ->
         _check_ids(raw, small_tokenizer)
         return EncodedPrompt(None, raw, list(raw))
     raise TypeError("a prompt that is a list must hold messages (dicts) only, or token ids only")
+
+
+def _as_ids(ids: Iterable[SupportsIndex]) -> list[int]:
+    """A plain list, whatever holds the ids: they are joined with others, and saved as JSON."""
+    try:
+        return [index(token) for token in ids]
+    except TypeError as error:
+        raise TypeError(f"the ids of an EncodedPrompt must be integers: {error}") from error
 
 
 def _check_ids(ids: Sequence[int], tokenizer: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,22 @@ _MASKED_ATTENTION = {"sdpa", "eager"}  # implementations that take an explicit m
 def context_length(model: Any) -> int:
     """Largest number of positions of a model."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31 - 1))
+
+
+def rope_depends_on_length(config: Any) -> bool:
+    """Whether the rotary embeddings of a pass depend on its longest position.
+
+    Then a short sequence is another one beside a long one. Such is "longrope", which has factors
+    for short and for long texts. ("dynamic" changes only beyond ``max_position_embeddings``, which
+    no sequence here exceeds.)
+
+    Args:
+        config: Of the text model; the parameters may be nested, one mapping a type of layer.
+    """
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    parameters = parameters or {}
+    nested = [own for own in parameters.values() if isinstance(own, Mapping)]
+    return any(own.get("rope_type", own.get("type")) == "longrope" for own in (parameters, *nested))
 
 
 class ModelRunner:
@@ -45,7 +61,10 @@ class ModelRunner:
         self.window: int | None = getattr(self.config, "sliding_window", None)
         if getattr(self.config, "use_sliding_window", True) is False:
             self.window = None
-        self.batches = self.config._attn_implementation in _MASKED_ATTENTION
+        self.batches = (
+            self.config._attn_implementation in _MASKED_ATTENTION
+            and not rope_depends_on_length(self.config)
+        )
         self.cache = SlotCache(self.config.num_hidden_layers, num_slots)
         self.dtype: torch.dtype = model.dtype
 

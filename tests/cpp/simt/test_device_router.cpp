@@ -257,6 +257,39 @@ TEST(DeviceRouter, OutOfDeviceMemoryIsOneErrorAndChangesNothing) {
   EXPECT_EQ(router.save(row), before);
 }
 
+TEST(DeviceRouter, ACopyThatFailsChangesNothing) {
+  StepRouter router(make_boundary(kVocabulary), nullptr, 3, kDevice);
+  StepRouter untroubled(make_boundary(kVocabulary), nullptr, 3, kDevice);
+  std::vector<std::int32_t> rows{router.open({})};
+  untroubled.open({});
+  const std::string before = router.save(rows[0]);
+  const auto fails = [&](int failing, auto&& call) {
+    simt::fail_copy(failing);
+    EXPECT_THROW(call(), std::runtime_error);
+    simt::fail_copy(-1);
+    EXPECT_EQ(router.rows(), rows);
+    EXPECT_EQ(router.save(rows[0]), before);
+  };
+  for (const int failing : {0, 1}) {  // the core, and that the row is open
+    fails(failing, [&] { router.open({}); });
+    fails(failing, [&] { router.fork(rows[0], std::nullopt); });
+    fails(failing, [&] { router.load(before); });
+  }
+  fails(0, [&] { router.rewind(rows[0], 0); });
+  fails(0, [&] { router.close(rows[0]); });
+  rows.push_back(router.fork(rows[0], std::nullopt));
+  EXPECT_EQ(untroubled.fork(0, std::nullopt), rows[1]);
+  std::vector<float> logits(2 * kVocabulary);
+  logits[7] = logits[kVocabulary + 9] = 5.0f;
+  StepOutputs outputs(2, kAllOutputFields, {}), expected(2, kAllOutputFields, {});
+  const LogitsView view{reinterpret_cast<const char*>(logits.data()), DataType::kFloat32, 2,
+                        kVocabulary, kVocabulary};
+  router.step(Model::kSmall, view, rows, outputs);
+  untroubled.step(Model::kSmall, view, rows, expected);
+  expect_equal(outputs, expected, 2);
+  for (const std::int32_t row : rows) EXPECT_EQ(router.save(row), untroubled.save(row));
+}
+
 TEST(DeviceRouter, WhatAGraphCannotHoldIsRefusedBeforeAnythingChanges) {
   StepRouter router(make_boundary(kVocabulary), nullptr, kRowsByValue + 1, kDevice);
   std::vector<std::int32_t> rows;
