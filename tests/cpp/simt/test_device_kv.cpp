@@ -225,7 +225,7 @@ TEST(DeviceKv, ACaptureTakesOnlyWhatWasStagedAndRefusesTheRest) {
   HeadsTensor keys(1, {1, 5, 1, 16}, DataType::kFloat32),
       queries(2, {1, 5, 2, 16}, DataType::kFloat32);
   HeadsTensor out(3, {1, 5, 2, 16}, DataType::kFloat32),
-      values(5, {1, 5, 1, 16}, DataType::kFloat32);
+      gathered(5, {1, 5, 1, 16}, DataType::kFloat32), values(6, {1, 5, 1, 16}, DataType::kFloat32);
   keys.fill(1);
   queries.fill(2);
   const std::vector<std::byte> before = out.bytes();
@@ -241,7 +241,7 @@ TEST(DeviceKv, ACaptureTakesOnlyWhatWasStagedAndRefusesTheRest) {
   EXPECT_EQ(out.bytes(), before);
   simt::pretend_capture(false);
   stage_batch(*pool, batch, 2);
-  gather_kv(*pool, 0, 0, batch.block_table.data(), values.cpu_view(0), values.cpu_view(0));
+  gather_kv(*pool, 0, 0, batch.block_table.data(), gathered.cpu_view(0), values.cpu_view(0));
   simt::pretend_capture(true);
   EXPECT_NO_THROW(pass());
   EXPECT_THROW(gather_kv(*pool, 0, 0, batch.block_table.data(), keys.cpu_view(0), keys.cpu_view(0)),
