@@ -274,10 +274,11 @@ TEST(AttentionKernel, EqualsTheCpuForGroupsWindowsAndCaps) {
 
 // The grid is larger than the batch needs, the order of blocks is any.
 TEST(AttentionKernel, EqualsTheCpuUnderTwentySchedules) {
-  for (const std::uint64_t seed : simt::seeds_to_try(kReduced ? 4 : 20)) {
+  const std::vector<Span> spans =
+      kReduced ? std::vector<Span>{{260, 1}} : std::vector<Span>{{600, 2}, {300, 1}};
+  for (const std::uint64_t seed : simt::seeds_to_try(20)) {
     simt::set_seed(seed);
-    expect_exact({4, 1, 64, 16, DataType::kBFloat16, {0.125f, 0, 0.0f}, {{600, 2}, {300, 1}}}, seed,
-                 3);
+    expect_exact({4, 1, 64, 16, DataType::kBFloat16, {0.125f, 0, 0.0f}, spans}, seed, 3);
   }
 }
 

@@ -147,7 +147,7 @@ class OpenCache {
 };
 
 TEST(Handoff, EqualsPrepareUnderTwentySchedules) {
-  for (const std::uint64_t seed : simt::seeds_to_try(kReduced ? 4 : 20)) {
+  for (const std::uint64_t seed : simt::seeds_to_try(20)) {
     simt::set_seed(seed);
     for (std::int32_t model = 0; model < 2; ++model) {
       OpenCache open(seed);
