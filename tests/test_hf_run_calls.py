@@ -253,10 +253,12 @@ def test_bytes_of_the_other_engine_are_refused() -> None:
 
 
 def test_a_sequence_that_memory_cannot_hold_is_refused() -> None:
+    """On pages; the gathering engine has no such limit."""
     model, prompts = routed("qwen3")
-    if model.engine == "gather":
-        pytest.skip("memory grows there")
     saved = begun(model, prompts[:1], 10).save(0)
     model.kv_memory_bytes = 3 * PagePool.default_sector_bytes([kv_layout(model.small)])
+    if model.engine == "gather":
+        assert finish(model.resume([saved]))[0].token_ids
+        return
     with pytest.raises(ValueError, match="cannot hold the longest sequence"):
         model.resume([saved])
