@@ -136,7 +136,12 @@ class Run:
         """
         record = self._begun(sequence)
         check_integer("count", count, 0)
-        self._rounds.router.rewind(record.row, min(count, len(record.generated) + 1))
+        if count > len(record.generated):
+            raise ValueError(
+                f"cannot drop {count} tokens of sequence {sequence}: it has generated"
+                f" {len(record.generated)}"
+            )
+        self._rounds.router.rewind(record.row, count)
         record.repeats = exact
         self._rounds.drop_events(sequence, count)
         phase = Phase(self._rounds.router.state(record.row)["phase"])
