@@ -25,7 +25,9 @@ cd "$root"
 
 echo "=== tests on the GPU (${SECONDS}s)"
 status=0
-GLIMPROUTER_TEST_DEVICE=cuda:0 python3 -m pytest -q -p no:cacheprovider tests/gpu \
+workers=()
+if python3 -c 'import xdist' 2>/dev/null; then workers=(-n 8); fi
+GLIMPROUTER_TEST_DEVICE=cuda:0 python3 -m pytest -q -p no:cacheprovider "${workers[@]}" tests/gpu \
   tests/test_device.py tests/test_device_pool.py tests/test_device_pair.py tests/test_devices.py \
   tests/test_router_model.py tests/test_router_invariance.py || status=$?
 
@@ -42,7 +44,7 @@ fi
 
 echo "=== measurements (${SECONDS}s)"
 name=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr ' /' '--' | tr A-Z a-z)
-commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown)
+commit=${GLIMPROUTER_COMMIT:-$(git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown)}
 python3 benchmarks/gpu/suite.py --json "$results/gpu-$name-$commit.json" || status=$?
 echo "=== done in ${SECONDS}s, status $status"
 exit "$status"

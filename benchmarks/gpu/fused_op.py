@@ -11,6 +11,7 @@ import glimprouter as gr
 
 BATCHES = (1, 4, 16, 64, 256)
 DTYPES = ("bfloat16", "float32")
+COMPILED = (1, 64)  # batches at which torch.compile is measured: it takes seconds a shape
 MODES: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "temperature": {"temperature": 0.6},
@@ -109,7 +110,6 @@ def measure_one(
     delimiters[10:12] = True
     step = RoutedStep(logits, mode, boundary)
     bytes_read = logits.numel() * logits.element_size()
-    compiled = torch.compile(torch_step, dynamic=False)
     times: dict[str, float | None] = {
         "replay_warm_us": clock.replay(step),
         "events_warm_us": clock.events(step),
@@ -118,7 +118,9 @@ def measure_one(
         "torch_compile_us": None,
         "flashinfer_us": None,
     }
-    if clock.is_cuda:
+    if clock.is_cuda and logits.shape[0] in COMPILED:
+        torch.compiler.reset()  # beyond a few shapes of one function it would run eagerly
+        compiled = torch.compile(torch_step, dynamic=False)
         times["torch_compile_us"] = clock.events(lambda: compiled(logits, mode, delimiters))
     other = _optional_flashinfer(logits, mode)
     if other is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,9 @@ LARGE_MEMORY = 90 << 30  # bytes that both models and their caches need side by 
 
 
 def _commit() -> str:
+    """Of the tree, or what GLIMPROUTER_COMMIT names where the tree came without its history."""
+    if named := os.environ.get("GLIMPROUTER_COMMIT"):
+        return named
     command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     return finished.stdout.strip() or "unknown"
@@ -69,14 +73,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="where the result goes")
     parser.add_argument("--device", default="cuda:0", help="of torch (default: cuda:0)")
     parser.add_argument("--smoke", action="store_true", help="toys, a few seconds")
+    parser.add_argument("--part", action="append", help="only this measurement; may be repeated")
     options = parser.parse_args()
     device = torch.device(options.device)
     clock = Clock(device, repeats=3 if options.smoke else 30, copies=2 if options.smoke else 20)
     report: dict[str, Any] = {"machine": _describe(device)}
     failed = []
-    for name, measure in parts(clock, options.smoke).items():
+    measurements = parts(clock, options.smoke)
+    chosen = options.part or list(measurements)
+    if unknown := set(chosen) - set(measurements):
+        parser.error(f"--part {sorted(unknown)[0]}: the parts are {', '.join(measurements)}")
+    for name in chosen:
         try:
-            report[name] = measure()
+            report[name] = measurements[name]()
         except (RuntimeError, ValueError, ImportError) as error:
             report[name] = {"failed": f"{type(error).__name__}: {error}"}
             failed.append(name)
