@@ -264,7 +264,8 @@ LogitsView logits_view(const BorrowedTensor& tensor, bool allow_vector,
   view.rows = vector ? 1 : tensor.shape[0];
   view.width = tensor.shape[inner];
   view.row_stride = vector ? 0 : tensor.strides[0];
-  if (tensor.strides[inner] != 1 && view.width > 1) {
+  // A batch of no rows has no strides worth the name: torch gives some of them the stride 0.
+  if (tensor.strides[inner] != 1 && view.width > 1 && view.rows > 0) {
     throw py::value_error("logits must be contiguous along the vocabulary (stride 1), got stride " +
                           std::to_string(tensor.strides[inner]) + "; call .contiguous() first");
   }

@@ -64,7 +64,12 @@ def glimpse_fields(
                 f" {logits.shape[-1]}"
             )
         ids = _new(logits, wanted.shape, "int32")
-        ids[...] = wanted if isinstance(logits, np.ndarray) else logits.new_tensor(wanted)
+        # With its own type: new_tensor() alone would round ids to the type of the logits.
+        ids[...] = (
+            wanted
+            if isinstance(logits, np.ndarray)
+            else logits.new_tensor(wanted, dtype=ids.dtype)
+        )
         logprobs = _new(logits, (rows, wanted.shape[1]), "float32")
     _C.glimpse_on_device(logits, entropy_top_k, varentropy, ids, results, logprobs, device)
     floats = _as(results, "float32")
