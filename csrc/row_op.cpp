@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "element.hpp"
+#include "glimprouter/fixed_mass.hpp"
 #include "glimprouter/numeric.hpp"
 #include "glimprouter/row_statistics.hpp"
 #include "row_workspace.hpp"
@@ -67,18 +68,16 @@ RowStatus row_status(const RowView& row, const RowWorkspace::Buffers& buffers,
 
 RowSums merge_tiles(const RowWorkspace::Buffers& buffers, std::int64_t num_tiles, float maximum,
                     float temperature) noexcept {
-  RowSums sums{};
-  sums.maximum = maximum;
-  sums.num_tiles = num_tiles;
+  TileTerms lanes[kMergeLanes];
   for (std::int64_t i = 0; i < num_tiles; ++i) {
-    const TileTerms terms =
-        terms_of(buffers.tiles[static_cast<std::size_t>(i)], maximum, temperature);
-    sums.sum += terms.sum;
-    sums.weighted += terms.weighted;
-    sums.squared += terms.squared;
-    sums.sampling += terms.sampling;
+    lanes[i % kMergeLanes].add(
+        terms_of(buffers.tiles[static_cast<std::size_t>(i)], maximum, temperature));
   }
-  return sums;
+  for (std::int32_t width = kMergeLanes / 2; width >= 1; width /= 2) {
+    for (std::int32_t lane = 0; lane < width; ++lane) lanes[lane].add(lanes[lane + width]);
+  }
+  return {lanes[0].sum,      lanes[0].weighted, lanes[0].squared,
+          lanes[0].sampling, num_tiles,         maximum};
 }
 
 // Lowest id of the maximum, and the largest of the other elements.
@@ -107,16 +106,12 @@ void find_top_two(const RowView& row, const RowSums& sums, RowWorkspace::Buffers
 double entropy_of_top_k(const RowView& row, std::int64_t k, const RowSums& sums,
                         RowWorkspace::Buffers& buffers) noexcept {
   const std::int64_t count = take_top_k(row, std::min(k, row.size), 1.0f, sums, buffers);
-  double sum = 0;
-  double weighted = 0;
+  TopMass top;
   for (std::int64_t i = 0; i < count; ++i) {
-    const auto weight = static_cast<double>(buffers.weights[static_cast<std::size_t>(i)]);
-    const float d = buffers.values[static_cast<std::size_t>(i)] - sums.maximum;
-    if (!(weight > 0)) break;
-    sum += weight;
-    weighted += static_cast<double>(d) * weight;
+    top.add(buffers.values[static_cast<std::size_t>(i)] - sums.maximum,
+            buffers.weights[static_cast<std::size_t>(i)]);
   }
-  return log_positive(sum) - weighted / sum;
+  return top.entropy();
 }
 
 struct SummedRow {
@@ -203,7 +198,7 @@ std::int64_t nucleus(const RowView& row, const SamplingParameters& sampling,
   for (std::int64_t i = 0; i < kept.count; ++i) {
     ids[i] = candidate_id(buffers.candidates[static_cast<std::size_t>(i)]);
     probabilities[i] = static_cast<float>(
-        static_cast<double>(buffers.weights[static_cast<std::size_t>(i)]) / kept.mass);
+        static_cast<double>(buffers.weights[static_cast<std::size_t>(i)]) / weight_of(kept.mass));
   }
   return kept.count;
 }

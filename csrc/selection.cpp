@@ -81,11 +81,11 @@ float kth_tile_maximum(std::int64_t k, const RowSums& sums,
 }
 
 // The first count whose mass reaches `target`, or `count` + 1 when the candidates do not.
-std::int64_t prefix_with_mass(std::int64_t count, double target,
+std::int64_t prefix_with_mass(std::int64_t count, Mass target,
                               const RowWorkspace::Buffers& buffers) noexcept {
-  double mass = 0;
+  Mass mass = 0;
   for (std::int64_t i = 0; i < count; ++i) {
-    mass += static_cast<double>(buffers.weights[static_cast<std::size_t>(i)]);
+    mass += mass_of(buffers.weights[static_cast<std::size_t>(i)]);
     if (mass >= target) return i + 1;
   }
   return count + 1;
@@ -96,8 +96,8 @@ std::int64_t prefix_with_mass(std::int64_t count, double target,
 // 1 - p of the mass, then everything.
 std::int64_t take_top_p(const RowView& row, const SamplingParameters& sampling, const RowSums& sums,
                         RowWorkspace::Buffers& buffers) noexcept {
-  const double target = static_cast<double>(sampling.top_p) * sums.sampling;
-  const double rest = std::max(sums.sampling - target, 1e-12 * sums.sampling);
+  const Mass target = mass_target(sampling.top_p, mass_of_sum(sums.sampling));
+  const double rest = std::max(1.0 - static_cast<double>(sampling.top_p), 1e-12) * sums.sampling;
   const double certain = static_cast<double>(sums.maximum) +
                          static_cast<double>(sampling.temperature) *
                              (log_positive(rest / static_cast<double>(row.size)) - 1e-3);
@@ -115,7 +115,7 @@ std::int64_t take_top_p(const RowView& row, const SamplingParameters& sampling, 
     weigh_candidates(count, inverse_temperature, sums, buffers);
     const std::int64_t kept = prefix_with_mass(count, target, buffers);
     if (kept <= count) return kept;
-    if (attempt == 3) return count;  // p of the rounded total is more than the rounded mass
+    if (attempt == 3) return count;  // p of the tiles' total is more than the elements' own mass
   }
   return 0;
 }
@@ -132,68 +132,52 @@ std::int64_t take_above_min_p(const RowView& row, const SamplingParameters& samp
   return count;
 }
 
-double block_mass(const float* weights, std::int32_t begin, std::int32_t end) noexcept {
-  double mass = 0;
-  for (std::int32_t chunk = begin; chunk < end; chunk += 8) {
-    double chunk_mass = 0;
-    for (std::int32_t i = chunk; i < std::min(chunk + 8, end); ++i) {
-      chunk_mass += static_cast<double>(weights[i]);
-    }
-    mass += chunk_mass;
-  }
-  return mass;
-}
+struct TileDraw {
+  std::int64_t tile;
+  double fraction;  // of the tile's mass, at which the draw lies
+};
 
-// Index of the first weight whose prefix exceeds target, with the weights added in three levels
-// (groups of 128, chunks of 8, elements), each in index order. Where rounding puts the target past
-// the end of a level: the last positive weight before that end.
-std::int32_t index_in_tile(const float* weights, std::int32_t count, double target) noexcept {
-  std::int32_t begin = 0;
-  std::int32_t end = count;
-  double prefix = 0;
-  for (const std::int32_t width : {128, 8, 1}) {
-    for (;; begin += width) {
-      if (begin >= end) {
-        while (end > 1 && !(weights[end - 1] > 0.0f)) --end;
-        return end - 1;
-      }
-      const double mass = block_mass(weights, begin, std::min(begin + width, end));
-      if (prefix + mass > target) break;
-      prefix += mass;
+// By the masses of the tiles, in index order.
+TileDraw draw_tile(const SamplingParameters& sampling, double uniform, const RowSums& sums,
+                   const RowWorkspace::Buffers& buffers) noexcept {
+  const auto mass_of_tile = [&](std::int64_t tile) {
+    return mass_of_sum(terms_of(buffers.tiles[static_cast<std::size_t>(tile)], sums.maximum,
+                                sampling.temperature)
+                           .sampling);
+  };
+  Mass total = 0;
+  for (std::int64_t tile = 0; tile < sums.num_tiles; ++tile) total += mass_of_tile(tile);
+  const Mass unit = drawn_unit(uniform, total);
+  Mass before = 0;
+  for (std::int64_t tile = 0;; ++tile) {
+    const Mass mass = mass_of_tile(tile);
+    if (before + mass > unit) {
+      return {tile, static_cast<double>(unit - before) / static_cast<double>(mass)};
     }
-    end = std::min(begin + width, end);
+    before += mass;
   }
-  return begin;
 }
 
 std::int32_t sample_unfiltered(const RowView& row, const SamplingParameters& sampling,
                                double uniform, const RowSums& sums,
                                RowWorkspace::Buffers& buffers) noexcept {
-  const float inverse_temperature = 1.0f / sampling.temperature;
-  const double target = uniform * sums.sampling;
-  std::int64_t chosen = 0;
-  double residual = 0;
-  double prefix = 0;
-  for (std::int64_t tile = 0; tile < sums.num_tiles; ++tile) {
-    const TileStatistics& statistics = buffers.tiles[static_cast<std::size_t>(tile)];
-    if (!tile_counts(statistics.maximum, sums.maximum, sampling.temperature)) continue;
-    const double scale = static_cast<double>(
-        exp_nonpositive((statistics.maximum - sums.maximum) * inverse_temperature));
-    const double mass = scale * static_cast<double>(statistics.sampling);
-    if (mass > 0) {
-      chosen = tile;
-      residual = (target - prefix) / scale;
-    }
-    if (prefix + mass > target) break;
-    prefix += mass;
-  }
+  const TileDraw draw = draw_tile(sampling, uniform, sums, buffers);
   const CpuKernels& kernels = active_backend();
   std::int32_t count = 0;
-  const float* values = kernels.load_tile(row, chosen, buffers.tile_scratch.data(), &count);
-  kernels.exponentials(values, count, buffers.tiles[static_cast<std::size_t>(chosen)].maximum,
-                       inverse_temperature, buffers.weights.data());
-  return static_cast<std::int32_t>(chosen * kTileSize) +
-         index_in_tile(buffers.weights.data(), count, residual);
+  const float* values = kernels.load_tile(row, draw.tile, buffers.tile_scratch.data(), &count);
+  kernels.exponentials(values, count, buffers.tiles[static_cast<std::size_t>(draw.tile)].maximum,
+                       1.0f / sampling.temperature, buffers.weights.data());
+  Mass total = 0;
+  for (std::int32_t i = 0; i < count; ++i) {
+    total += mass_of(buffers.weights[static_cast<std::size_t>(i)]);
+  }
+  const Mass unit = drawn_unit(draw.fraction, total);
+  std::int32_t index = 0;
+  for (Mass prefix = 0;; ++index) {
+    prefix += mass_of(buffers.weights[static_cast<std::size_t>(index)]);
+    if (prefix > unit) break;
+  }
+  return static_cast<std::int32_t>(draw.tile * kTileSize) + index;
 }
 
 }  // namespace
@@ -236,12 +220,11 @@ KeptCandidates filter_candidates(const RowView& row, const SamplingParameters& s
   if (restricts_count(sampling, row.size)) {
     count = take_top_k(row, sampling.top_k, 1.0f / sampling.temperature, sums, buffers);
     if (limits_mass) {
-      double total = 0;
+      Mass total = 0;
       for (std::int64_t i = 0; i < count; ++i) {
-        total += static_cast<double>(buffers.weights[static_cast<std::size_t>(i)]);
+        total += mass_of(buffers.weights[static_cast<std::size_t>(i)]);
       }
-      const double target = static_cast<double>(sampling.top_p) * total;
-      count = std::min(count, prefix_with_mass(count, target, buffers));
+      count = prefix_with_mass(count, mass_target(sampling.top_p, total), buffers);
     }
   } else if (limits_mass) {
     count = take_top_p(row, sampling, sums, buffers);
@@ -250,11 +233,12 @@ KeptCandidates filter_candidates(const RowView& row, const SamplingParameters& s
   } else {
     count = take_top_k(row, row.size, 1.0f / sampling.temperature, sums, buffers);
   }
-  KeptCandidates kept{0, 0.0};
+  KeptCandidates kept{0, 0};
   for (; kept.count < count; ++kept.count) {
     const float weight = buffers.weights[static_cast<std::size_t>(kept.count)];
-    if (!(weight > 0.0f) || weight < sampling.min_p) break;
-    kept.mass += static_cast<double>(weight);
+    const Mass mass = mass_of(weight);
+    if (mass == 0 || weight < sampling.min_p) break;
+    kept.mass += mass;
   }
   return kept;
 }
@@ -268,12 +252,11 @@ std::int32_t sample_token(const RowView& row, const SamplingParameters& sampling
     return sample_unfiltered(row, sampling, uniform, sums, buffers);
   }
   const KeptCandidates kept = filter_candidates(row, sampling, sums, buffers);
-  const double target = uniform * kept.mass;
-  double prefix = 0;
+  const Mass unit = drawn_unit(uniform, kept.mass);
   std::int64_t chosen = 0;
-  for (; chosen < kept.count - 1; ++chosen) {
-    prefix += static_cast<double>(buffers.weights[static_cast<std::size_t>(chosen)]);
-    if (prefix > target) break;
+  for (Mass prefix = 0;; ++chosen) {
+    prefix += mass_of(buffers.weights[static_cast<std::size_t>(chosen)]);
+    if (prefix > unit) break;
   }
   return candidate_id(buffers.candidates[static_cast<std::size_t>(chosen)]);
 }

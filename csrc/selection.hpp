@@ -2,12 +2,14 @@
 //
 // Filters in the order of transformers: temperature, top-k (exactly k, ties by lower id), top-p
 // over the renormalised rest (the smallest prefix with mass >= p), min-p. Without filters a token
-// is drawn by inverse CDF over tile sums in the order of ids; with filters over the candidates in
-// sorted order.
+// is drawn by inverse CDF over the masses of tiles, then over those of the elements of one tile, in
+// the order of ids; with filters over the masses of the candidates in sorted order. All masses are
+// in fixed point (fixed_mass.hpp).
 #pragma once
 
 #include <cstdint>
 
+#include "glimprouter/fixed_mass.hpp"
 #include "row_workspace.hpp"
 
 namespace glimprouter {
@@ -20,7 +22,7 @@ std::int32_t sample_token(const RowView& row, const SamplingParameters& sampling
 // What the filters keep: buffers.candidates and buffers.weights hold it, most probable first.
 struct KeptCandidates {
   std::int64_t count;
-  double mass;  // sum of the weights in sorted order
+  Mass mass;
 };
 KeptCandidates filter_candidates(const RowView& row, const SamplingParameters& sampling,
                                  const RowSums& sums, RowWorkspace::Buffers& buffers) noexcept;

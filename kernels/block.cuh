@@ -1,5 +1,5 @@
-// Reductions over the 256 threads of a block whose result does not depend on the order: maxima,
-// minima, "any".
+// Reductions and prefix sums over the 256 threads of a block whose result does not depend on the
+// order: of integers, of maxima.
 #pragma once
 
 #include <bit>
@@ -14,6 +14,7 @@ inline constexpr std::uint32_t kWarps = kBlockThreads / kWarpSize;
 
 struct BlockShared {
   std::uint32_t warp_values[kWarps];
+  std::uint64_t warp_sums[kWarps];
 };
 
 GR_DEVICE std::uint32_t warp_of_thread() { return threadIdx.x / kWarpSize; }
@@ -27,42 +28,48 @@ GR_DEVICE std::uint32_t ordered_bits(float value) {
 GR_DEVICE float from_ordered_bits(std::uint32_t ordered) {
   return std::bit_cast<float>((ordered >> 31) != 0 ? ordered & 0x7FFFFFFFu : ~ordered);
 }
+GR_DEVICE float warp_max(float value) {
+  return from_ordered_bits(__reduce_max_sync(kFullMask, ordered_bits(value)));
+}
 
 // Every thread gets the result. The barrier before it lets the shared words be used again.
-GR_DEVICE std::uint32_t block_max(std::uint32_t value, BlockShared& shared) {
-  const std::uint32_t warp_value = __reduce_max_sync(kFullMask, value);
-  __syncthreads();
-  if (lane_of_thread() == 0) shared.warp_values[warp_of_thread()] = warp_value;
-  __syncthreads();
-  std::uint32_t result = shared.warp_values[0];
-  for (std::uint32_t warp = 1; warp < kWarps; ++warp) {
-    const std::uint32_t other = shared.warp_values[warp];
-    result = other > result ? other : result;
-  }
-  return result;
-}
-
-GR_DEVICE std::uint32_t block_min(std::uint32_t value, BlockShared& shared) {
-  return ~block_max(~value, shared);
-}
-
-GR_DEVICE float block_max(float value, BlockShared& shared) {
-  return from_ordered_bits(block_max(ordered_bits(value), shared));
-}
-
 GR_DEVICE bool block_any(bool value, BlockShared& shared) {
-  return block_max(value ? 1u : 0u, shared) != 0;
-}
-
-// Sum of small counts.
-GR_DEVICE std::uint32_t block_add(std::uint32_t value, BlockShared& shared) {
-  const std::uint32_t warp_value = __reduce_add_sync(kFullMask, value);
+  const bool any = __any_sync(kFullMask, value) != 0;
   __syncthreads();
-  if (lane_of_thread() == 0) shared.warp_values[warp_of_thread()] = warp_value;
+  if (lane_of_thread() == 0) shared.warp_values[warp_of_thread()] = any ? 1u : 0u;
   __syncthreads();
   std::uint32_t result = 0;
-  for (std::uint32_t warp = 0; warp < kWarps; ++warp) result += shared.warp_values[warp];
-  return result;
+  for (std::uint32_t warp = 0; warp < kWarps; ++warp) result |= shared.warp_values[warp];
+  return result != 0;
+}
+
+// Sum over the lanes up to and with this one.
+GR_DEVICE std::uint64_t warp_prefix(std::uint64_t value) {
+  GR_UNROLL
+  for (std::uint32_t distance = 1; distance < kWarpSize; distance *= 2) {
+    const std::uint64_t before = __shfl_up_sync(kFullMask, value, distance);
+    if (lane_of_thread() >= distance) value += before;
+  }
+  return value;
+}
+
+struct PrefixSum {
+  std::uint64_t before;  // over the threads before this one
+  std::uint64_t total;
+};
+
+GR_DEVICE PrefixSum block_prefix(std::uint64_t value, BlockShared& shared) {
+  const std::uint64_t through = warp_prefix(value);
+  __syncthreads();
+  if (lane_of_thread() == kWarpSize - 1) shared.warp_sums[warp_of_thread()] = through;
+  __syncthreads();
+  PrefixSum sum{through - value, 0};
+  for (std::uint32_t warp = 0; warp < kWarps; ++warp) {
+    const std::uint64_t own = shared.warp_sums[warp];
+    if (warp < warp_of_thread()) sum.before += own;
+    sum.total += own;
+  }
+  return sum;
 }
 
 }  // namespace glimprouter::device

@@ -13,6 +13,19 @@ GR_DEVICE void store16(void* target, const Vec16& value) {
       make_uint4(value.word[0], value.word[1], value.word[2], value.word[3]);
 }
 
+GR_DEVICE float larger_number(float a, float b) { return fmaxf(a, b); }
+
+GR_DEVICE float larger_or_nan(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+
+GR_DEVICE float opaque(float value) {
+  asm volatile("" : "+f"(value));
+  return value;
+}
+
 // Volatile, so that no load rises above wait_for_dependencies(); without a memory clobber, so that
 // several are in flight at once. Not ld.global.nc: the kernel before may still be writing when this
 // one starts.

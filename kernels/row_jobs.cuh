@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <new>
 
 #include "device.cuh"
 #include "glimprouter/device_rows.hpp"
@@ -13,6 +14,7 @@ namespace glimprouter::device {
 
 // Statistics and token of every row.
 struct EvaluateJob {
+  struct Shared {};
   EvaluateArguments arguments;
 
   GR_DEVICE const DeviceRowWorkspace& workspace() const { return arguments.workspace; }
@@ -21,20 +23,35 @@ struct EvaluateJob {
   GR_DEVICE RowView row(std::uint32_t index) const {
     return arguments.logits.row(index, arguments.logits.width);
   }
-  GR_DEVICE RowRequest request(std::uint32_t index) const {
+  GR_DEVICE const RowRequest& request(std::uint32_t index) const {
     return arguments.requests != nullptr ? arguments.requests[index] : arguments.request;
+  }
+  GR_DEVICE float temperature(std::uint32_t index) const {
+    return request(index).sampling.temperature;
+  }
+  GR_DEVICE TileRequest tile_request(std::uint32_t index) const {
+    const RowRequest& asked = request(index);
+    return tile_request_of(asked.sampling, asked.want_varentropy, arguments.logits.width);
   }
   GR_DEVICE float* logprobs(std::uint32_t index) const {
     return arguments.logprobs +
            static_cast<std::int64_t>(index) * arguments.request.num_logprob_ids;
   }
-  GR_DEVICE void finish(std::uint32_t index, const RowResult& result) const {
-    arguments.results[index] = result;
+  GR_DEVICE void prepare(std::uint32_t, Shared&) const {}
+  GR_DEVICE void finish(std::uint32_t index, const RowResult& result, Shared&) const {
+    if (threadIdx.x == 0) arguments.results[index] = result;
   }
 };
 
 // One routed step: StepRouter::step on the device.
 struct StepJob {
+  // A sequence is read and written by one thread, field by field: in shared memory that takes a
+  // tenth of the time.
+  static constexpr std::uint32_t kWords = sizeof(SequenceCore) / sizeof(std::uint64_t);
+  static_assert(sizeof(SequenceCore) % sizeof(std::uint64_t) == 0);
+  struct Shared {
+    alignas(SequenceCore) std::uint64_t words[kWords];
+  };
   StepArguments arguments;
 
   GR_DEVICE const DeviceRowWorkspace& workspace() const { return arguments.workspace; }
@@ -52,6 +69,13 @@ struct StepJob {
   }
   GR_DEVICE RowView row(std::uint32_t index) const {
     return arguments.logits.row(index, arguments.logits.width);
+  }
+  GR_DEVICE float temperature(std::uint32_t index) const {
+    return arguments.sequences[sequence_of(index)].options.sampling.temperature;
+  }
+  GR_DEVICE TileRequest tile_request(std::uint32_t index) const {
+    return tile_request_of(arguments.sequences[sequence_of(index)].options.sampling,
+                           arguments.outputs.varentropy != nullptr, arguments.logits.width);
   }
   GR_DEVICE RowRequest request(std::uint32_t index) const {
     RowRequest request = request_of(arguments.sequences[sequence_of(index)], arguments.model);
@@ -89,9 +113,26 @@ struct StepJob {
       arguments.outputs.varentropy[index] = result.varentropy;
   }
 
-  GR_DEVICE void finish(std::uint32_t index, const RowResult& result) const {
-    const std::int32_t number = sequence_of(index);
-    SequenceCore& sequence = arguments.sequences[number];
+  GR_DEVICE std::uint64_t* words_of(std::uint32_t index) const {
+    return reinterpret_cast<std::uint64_t*>(arguments.sequences + sequence_of(index));
+  }
+  GR_DEVICE void prepare(std::uint32_t index, Shared& shared) const {
+    const std::uint64_t* const words = words_of(index);
+    for (std::uint32_t i = threadIdx.x % kWarpSize; i < kWords; i += kWarpSize) {
+      shared.words[i] = words[i];
+    }
+  }
+  GR_DEVICE void finish(std::uint32_t index, const RowResult& result, Shared& shared) const {
+    if (threadIdx.x == 0) {
+      advance_sequence(index, *std::launder(reinterpret_cast<SequenceCore*>(shared.words)), result);
+    }
+    __syncthreads();
+    std::uint64_t* const words = words_of(index);
+    if (threadIdx.x < kWords) words[threadIdx.x] = shared.words[threadIdx.x];
+  }
+
+  GR_DEVICE void advance_sequence(std::uint32_t index, SequenceCore& sequence,
+                                  const RowResult& result) const {
     write_statistics(index, result);
     arguments.outputs.status[index] = static_cast<std::uint8_t>(result.status);
     arguments.outputs.step_index[index] =
@@ -101,8 +142,8 @@ struct StepJob {
       const std::int32_t logged = sequence.state.think_tokens + sequence.state.answer_tokens;
       decision = advance(sequence, arguments.boundary, arguments.model, result);
       if (decision.token >= 0) {
-        arguments.log[number * arguments.log_capacity + logged] = {decision.token, result.logprob,
-                                                                   result.entropy, arguments.model};
+        arguments.log[sequence_of(index) * arguments.log_capacity + logged] = {
+            decision.token, result.logprob, result.entropy, arguments.model};
       }
     }
     arguments.outputs.token[index] = decision.token;

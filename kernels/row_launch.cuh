@@ -11,10 +11,11 @@ namespace glimprouter::device {
 
 inline constexpr std::int64_t kMaxGridRows = 65535;
 
-// Blocks a row: two a processor over all rows, at most one a tile. The results do not depend on it.
+// Blocks a row: as many as run at the same time over all rows, at most one a tile. The results do
+// not depend on it.
 inline unsigned blocks_a_row(std::int64_t rows, std::int64_t vocabulary, int processors) {
   const std::int64_t tiles = tiles_of(vocabulary);
-  const std::int64_t wanted = (2 * processors + rows - 1) / rows;
+  const std::int64_t wanted = kBlocksPerProcessor * processors / rows;
   return static_cast<unsigned>(wanted < 1 ? 1 : wanted > tiles ? tiles : wanted);
 }
 

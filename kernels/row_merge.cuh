@@ -1,5 +1,5 @@
-// From the tiles of a row to its status, its sums and its two largest elements, by the block that
-// finishes the row.
+// From the tiles of a row to its status, its sums and its two largest elements, in the block that
+// finishes the row: each by one warp, side by side.
 #pragma once
 
 #include <cstdint>
@@ -13,99 +13,77 @@
 
 namespace glimprouter::device {
 
-inline constexpr std::int32_t kMergedTiles = 128;  // terms that lie in shared memory at a time
-
-struct MergeShared {
-  double terms[4][kMergedTiles];
-};
+static_assert(kMergeLanes == static_cast<std::int32_t>(kWarpSize), "a merge lane a thread");
 
 struct RowExtremes {
-  RowStatus status;
-  float maximum;        // of the row
-  float runner_up;      // largest maximum of the tiles but the winner
-  std::int64_t winner;  // first tile that holds the maximum
+  float maximum;         // of the row
+  float runner_up;       // largest maximum of the tiles but the winner
+  std::uint32_t winner;  // first tile that holds the maximum
+  bool undefined;        // a tile holds NaN or +inf
 };
 
-GR_DEVICE bool row_has_nan(const RowView& row, TileShared& shared) {
-  bool found = false;
-  for (std::int64_t tile = 0; tile < tiles_of(row.size); ++tile) {
-    float x[kLaneElements];
-    load_lane(row, tile, shared, x);
-    GR_UNROLL
-    for (std::int32_t k = 0; k < kLaneElements; ++k) found |= x[k] != x[k];
-  }
-  return block_any(found, shared.block);
-}
-
-// The status that row_op.hpp defines, and where the maximum lies.
-GR_DEVICE RowExtremes find_extremes(const RowView& row, const TileStatistics* tiles,
-                                    TileShared& shared) {
-  const auto num_tiles = static_cast<std::uint32_t>(tiles_of(row.size));
+// By a warp; every warp of the block may do it for itself.
+GR_DEVICE RowExtremes find_extremes(const TileStatistics* tiles, std::int64_t count) {
+  const auto num_tiles = static_cast<std::uint32_t>(count);
   float best = kMinusInfinity;
   bool undefined = false;
-  for (std::uint32_t i = threadIdx.x; i < num_tiles; i += kBlockThreads) {
-    best = tiles[i].maximum > best ? tiles[i].maximum : best;
+  for (std::uint32_t i = lane_of_thread(); i < num_tiles; i += kWarpSize) {
+    best = larger_number(best, tiles[i].maximum);
     undefined |= tiles[i].sum != tiles[i].sum;
   }
-  RowExtremes extremes{};
-  extremes.maximum = block_max(best, shared.block);
-  undefined = block_any(undefined, shared.block);
-  if (extremes.maximum == -kMinusInfinity) {
-    extremes.status = row_has_nan(row, shared) ? RowStatus::kNan : RowStatus::kPositiveInfinity;
-    return extremes;
-  }
-  if (undefined) {
-    extremes.status = RowStatus::kNan;
-    return extremes;
-  }
-  if (extremes.maximum == kMinusInfinity) {
-    extremes.status = RowStatus::kAllMasked;
-    return extremes;
-  }
+  RowExtremes extremes;
+  extremes.maximum = warp_max(best);
+  extremes.undefined = __any_sync(kFullMask, undefined) != 0;
   std::uint32_t winner = num_tiles;
-  for (std::uint32_t i = threadIdx.x; i < num_tiles; i += kBlockThreads) {
+  for (std::uint32_t i = lane_of_thread(); i < num_tiles; i += kWarpSize) {
     if (tiles[i].maximum == extremes.maximum && i < winner) winner = i;
   }
-  winner = block_min(winner, shared.block);
+  extremes.winner = __reduce_min_sync(kFullMask, winner);
   float other = kMinusInfinity;
-  for (std::uint32_t i = threadIdx.x; i < num_tiles; i += kBlockThreads) {
-    if (i != winner && tiles[i].maximum > other) other = tiles[i].maximum;
+  for (std::uint32_t i = lane_of_thread(); i < num_tiles; i += kWarpSize) {
+    if (i != extremes.winner) other = larger_number(other, tiles[i].maximum);
   }
-  extremes.status = RowStatus::kOk;
-  extremes.winner = winner;
-  extremes.runner_up = block_max(other, shared.block);
+  extremes.runner_up = warp_max(other);
   return extremes;
 }
 
-// Tiles in index order: the terms by one thread a tile, each of the four sums by one thread.
-GR_DEVICE void merge_tiles(const TileStatistics* tiles, std::int64_t num_tiles, float maximum,
-                           float temperature, MergeShared& shared, RowSums& sums) {
-  double sum = 0;
-  for (std::int64_t first = 0; first < num_tiles; first += kMergedTiles) {
-    const std::int64_t left = num_tiles - first;
-    const auto count = static_cast<std::int32_t>(left < kMergedTiles ? left : kMergedTiles);
-    __syncthreads();
-    for (auto i = static_cast<std::int32_t>(threadIdx.x); i < count; i += kLanes) {
-      const TileTerms terms = terms_of(tiles[first + i], maximum, temperature);
-      shared.terms[0][i] = terms.sum;
-      shared.terms[1][i] = terms.weighted;
-      shared.terms[2][i] = terms.squared;
-      shared.terms[3][i] = terms.sampling;
-    }
-    __syncthreads();
-    if (lane_of_thread() == 0 && warp_of_thread() < 4) {
-      for (std::int32_t i = 0; i < count; ++i) sum += shared.terms[warp_of_thread()][i];
-    }
+// By the whole block.
+GR_DEVICE bool row_has_nan(const RowView& row, BlockShared& shared) {
+  const RowVectors vectors(row);
+  bool found = false;
+  for (std::int64_t tile = warp_of_thread(); tile < tiles_of(row.size); tile += kWarps) {
+    for_tile(row, vectors, tile, [&found](float x, std::int32_t) { found |= x != x; });
   }
-  if (threadIdx.x == 0) {
-    sums.maximum = maximum;
-    sums.num_tiles = num_tiles;
-    sums.sum = sum;
+  return block_any(found, shared);
+}
+
+// The status that row_op.hpp defines, by the whole block.
+GR_DEVICE RowStatus row_status(const RowView& row, const RowExtremes& extremes,
+                               BlockShared& shared) {
+  if (extremes.maximum == -kMinusInfinity) {
+    return row_has_nan(row, shared) ? RowStatus::kNan : RowStatus::kPositiveInfinity;
   }
-  if (threadIdx.x == kWarpSize) sums.weighted = sum;
-  if (threadIdx.x == 2 * kWarpSize) sums.squared = sum;
-  if (threadIdx.x == 3 * kWarpSize) sums.sampling = sum;
-  __syncthreads();
+  if (extremes.undefined) return RowStatus::kNan;
+  return extremes.maximum == kMinusInfinity ? RowStatus::kAllMasked : RowStatus::kOk;
+}
+
+// The specified merge, by a warp. Valid in its lane 0.
+GR_DEVICE RowSums merge_tiles(const TileStatistics* tiles, std::int64_t num_tiles, float maximum,
+                              float temperature) {
+  TileTerms terms;
+  for (std::int64_t i = lane_of_thread(); i < num_tiles; i += kMergeLanes) {
+    terms.add(terms_of(tiles[i], maximum, temperature));
+  }
+  GR_UNROLL
+  for (std::uint32_t width = kWarpSize / 2; width >= 1; width /= 2) {
+    TileTerms other;
+    other.sum = __shfl_down_sync(kFullMask, terms.sum, width);
+    other.weighted = __shfl_down_sync(kFullMask, terms.weighted, width);
+    other.squared = __shfl_down_sync(kFullMask, terms.squared, width);
+    other.sampling = __shfl_down_sync(kFullMask, terms.sampling, width);
+    terms.add(other);
+  }
+  return {terms.sum, terms.weighted, terms.squared, terms.sampling, num_tiles, maximum};
 }
 
 struct TopTwo {
@@ -113,26 +91,24 @@ struct TopTwo {
   float second;         // largest of the other elements
 };
 
-GR_DEVICE TopTwo find_top_two(const RowView& row, const RowExtremes& extremes, TileShared& shared) {
-  float x[kLaneElements];
-  load_lane(row, extremes.winner, shared, x);
-  std::uint32_t first = kTileSize;
+// By a warp.
+GR_DEVICE TopTwo find_top_two(const RowView& row, const RowExtremes& extremes) {
+  std::uint32_t first = ~0u;
   std::uint32_t hits = 0;
   float other = extremes.runner_up;
-  GR_UNROLL
-  for (std::int32_t k = kLaneElements - 1; k >= 0; --k) {
-    if (x[k] == extremes.maximum) {
-      first = threadIdx.x + static_cast<std::uint32_t>(k * kLanes);
+  for_tile(row, RowVectors(row), extremes.winner, [&](float x, std::int32_t id) {
+    if (x == extremes.maximum) {
+      const auto own = static_cast<std::uint32_t>(id);
+      first = own < first ? own : first;
       ++hits;
-    } else if (x[k] > other) {
-      other = x[k];
+    } else {
+      other = larger_number(other, x);
     }
-  }
-  first = block_min(first, shared.block);
-  hits = block_add(hits, shared.block);
-  other = block_max(other, shared.block);
-  return {static_cast<std::int32_t>(extremes.winner * kTileSize) + static_cast<std::int32_t>(first),
-          hits > 1 ? extremes.maximum : other};
+  });
+  first = __reduce_min_sync(kFullMask, first);
+  hits = __reduce_add_sync(kFullMask, hits);
+  other = warp_max(other);
+  return {static_cast<std::int32_t>(first), hits > 1 ? extremes.maximum : other};
 }
 
 }  // namespace glimprouter::device

@@ -1,151 +1,21 @@
-// One tile of a row: 16-byte loads into shared memory, one virtual lane a thread, and the specified
-// reduction (tile_statistics.hpp).
+// The specified reduction of one tile (tile_statistics.hpp), by one warp, in registers: a thread
+// holds eight neighbouring virtual lanes, so that their elements come in 16-byte loads.
 #pragma once
 
 #include <cstdint>
 
 #include "block.cuh"
 #include "device.cuh"
-#include "elements.cuh"
 #include "glimprouter/numeric.hpp"
 #include "glimprouter/row_view.hpp"
 #include "glimprouter/tile_statistics.hpp"
+#include "row_vectors.cuh"
 
 namespace glimprouter::device {
 
-static_assert(kLanes == static_cast<std::int32_t>(kBlockThreads), "one virtual lane a thread");
+inline constexpr std::int32_t kThreadLanes = kLanes / static_cast<std::int32_t>(kWarpSize);
 inline constexpr std::int32_t kLaneElements = kTileSize / kLanes;
-inline constexpr std::int32_t kVectorBytes = 16;
-// 512 vectors of fp32, and one more when the row does not begin at a 16-byte boundary.
-inline constexpr std::int32_t kThreadVectors = 3;
-inline constexpr float kMinusInfinity = std::bit_cast<float>(0xFF800000u);
-
-struct TileShared {
-  alignas(kVectorBytes) std::byte bytes[kTileSize * 4 + kVectorBytes];
-  float lanes[4][kLanes];  // s, t, u, z
-  BlockShared block;
-};
-
-// Where a tile lies in memory. phase: bytes between the 16-byte boundary before it and its start;
-// the copy in shared memory keeps it, so that vectors stay whole.
-struct TileSpan {
-  const std::byte* source;
-  std::int32_t bytes;
-  std::int32_t phase;
-  std::int32_t present;  // elements
-
-  GR_DEVICE TileSpan(const RowView& row, std::int64_t tile) {
-    const auto size = static_cast<std::int32_t>(element_size(row.dtype));
-    const std::int64_t left = row.size - tile * kTileSize;
-    present = left < kTileSize ? static_cast<std::int32_t>(left) : kTileSize;
-    bytes = present * size;
-    source = static_cast<const std::byte*>(row.data) + tile * kTileSize * size;
-    phase = static_cast<std::int32_t>(reinterpret_cast<std::uintptr_t>(source) % kVectorBytes);
-  }
-};
-
-// A vector of which only some elements belong to the row: they are copied one by one, because the
-// others may lie outside the allocation.
-GR_DEVICE void stage_edge(const TileSpan& span, std::int32_t begin, std::int32_t size,
-                          std::byte* target) {
-  for (std::int32_t byte = 0; byte < kVectorBytes; byte += size) {
-    if (begin + byte < 0 || begin + byte >= span.bytes) continue;
-    const std::byte* const source = span.source + begin + byte;
-    if (size == 4) {
-      write_as(target + byte, read_as<std::uint32_t>(source));
-    } else {
-      write_as(target + byte, read_as<std::uint16_t>(source));
-    }
-  }
-}
-
-// What a thread has loaded of a tile: on its way while the tile before is being summed.
-struct TileVectors {
-  Vec16 loaded[kThreadVectors];
-};
-
-GR_DEVICE std::int32_t vector_of_thread(std::int32_t k) {
-  return static_cast<std::int32_t>(threadIdx.x) + k * kLanes;
-}
-
-GR_DEVICE bool is_whole(const TileSpan& span, std::int32_t vector) {
-  const std::int32_t begin = vector * kVectorBytes - span.phase;
-  return begin >= 0 && begin + kVectorBytes <= span.bytes;
-}
-
-GR_DEVICE void fetch_tile(const TileSpan& span, TileVectors& vectors) {
-  GR_UNROLL
-  for (std::int32_t k = 0; k < kThreadVectors; ++k) {
-    const std::int32_t vector = vector_of_thread(k);
-    if (!is_whole(span, vector)) continue;
-    vectors.loaded[k] = load16(span.source + vector * kVectorBytes - span.phase);
-  }
-}
-
-// Copies a fetched tile into shared memory. A barrier must follow before it is read.
-GR_DEVICE void stage_tile(const TileSpan& span, DataType dtype, const TileVectors& vectors,
-                          TileShared& shared) {
-  const auto size = static_cast<std::int32_t>(element_size(dtype));
-  GR_UNROLL
-  for (std::int32_t k = 0; k < kThreadVectors; ++k) {
-    const std::int32_t vector = vector_of_thread(k);
-    const std::int32_t begin = vector * kVectorBytes - span.phase;
-    if (begin >= span.bytes) continue;
-    std::byte* const target = shared.bytes + vector * kVectorBytes;
-    if (is_whole(span, vector)) {
-      store16(target, vectors.loaded[k]);
-    } else {
-      stage_edge(span, begin, size, target);
-    }
-  }
-}
-
-// Element of a staged tile; -inf behind its end.
-GR_DEVICE float staged_element(const TileSpan& span, DataType dtype, const TileShared& shared,
-                               std::int32_t index) {
-  if (index >= span.present) return kMinusInfinity;
-  return read_element(shared.bytes + span.phase + element_size(dtype) * index, dtype);
-}
-
-// The 8 elements of this thread's lane, in index order.
-GR_DEVICE void read_lane(const TileSpan& span, DataType dtype, const TileShared& shared,
-                         float (&x)[kLaneElements]) {
-  GR_UNROLL
-  for (std::int32_t k = 0; k < kLaneElements; ++k) {
-    x[k] = staged_element(span, dtype, shared, vector_of_thread(k));
-  }
-}
-
-// All of it for one tile. Two barriers.
-GR_DEVICE void load_lane(const RowView& row, std::int64_t tile, TileShared& shared,
-                         float (&x)[kLaneElements]) {
-  const TileSpan span(row, tile);
-  TileVectors vectors;
-  fetch_tile(span, vectors);
-  __syncthreads();
-  stage_tile(span, row.dtype, vectors, shared);
-  __syncthreads();
-  read_lane(span, row.dtype, shared, x);
-}
-
-// The fixed tree over the 256 lanes by one warp: +128, +64, +32 in registers, then by shuffles.
-// The result is that of lane 0.
-GR_DEVICE float tree_sum(const float (&lanes)[kLanes]) {
-  const std::uint32_t lane = lane_of_thread();
-  float part[8];
-  GR_UNROLL
-  for (std::uint32_t k = 0; k < 8; ++k) part[k] = lanes[lane + k * kWarpSize];
-  GR_UNROLL
-  for (std::uint32_t k = 0; k < 4; ++k) part[k] = part[k] + part[k + 4];
-  part[0] = part[0] + part[2];
-  part[1] = part[1] + part[3];
-  float sum = part[0] + part[1];
-  GR_UNROLL
-  for (std::uint32_t width = kWarpSize / 2; width >= 1; width /= 2) {
-    sum = sum + __shfl_down_sync(kFullMask, sum, width);
-  }
-  return sum;
-}
+static_assert(kThreadLanes == 8, "a piece holds one element of each of a thread's lanes");
 
 struct TileRequest {
   bool sampling;  // the sum at the sampling temperature is wanted
@@ -153,63 +23,190 @@ struct TileRequest {
   float inverse_temperature;
 };
 
-// Statistics of one tile, by the whole block, into global memory.
-GR_DEVICE void sum_lane(const float (&x)[kLaneElements], const TileRequest& request,
-                        TileShared& shared, TileStatistics* out) {
-  float best = kMinusInfinity;
-  GR_UNROLL
-  for (std::int32_t k = 0; k < kLaneElements; ++k) best = x[k] > best ? x[k] : best;
-  const float maximum = block_max(best, shared.block) + 0.0f;  // -0 becomes +0
-  const float reference = maximum == kMinusInfinity ? 0.0f : maximum;
-  float s = 0, t = 0, u = 0, z = 0;
-  GR_UNROLL
-  for (std::int32_t k = 0; k < kLaneElements; ++k) {
-    const float difference = x[k] - reference;
-    const float d = difference < exp_constants::kFloor ? exp_constants::kFloor : difference;
-    const float e = exp_nonpositive(d);
-    s = s + e;
-    t = std::fma(d, e, t);
-    if (request.squared) u = std::fma(d * d, e, u);
-    if (request.sampling) z = z + exp_nonpositive(difference * request.inverse_temperature);
+// What a thread holds of a tile, as it lies in memory: of each of its lanes the elements in order.
+template <DataType kType>
+struct TilePieces {
+  static constexpr int kVectors = kType == DataType::kFloat32 ? 2 : 1;  // a piece
+  static constexpr int kElements = kThreadLanes / kVectors;             // a vector
+  Vec16 vectors[kLaneElements][kVectors];
+
+  // The elements of the k-th piece.
+  GR_DEVICE void read(std::int32_t k, float (&x)[kThreadLanes]) const {
+    GR_UNROLL
+    for (int part = 0; part < kVectors; ++part) {
+      float values[kElements];
+      floats_of<kType>(vectors[k][part], values);
+      GR_UNROLL
+      for (int i = 0; i < kElements; ++i) x[part * kElements + i] = values[i];
+    }
   }
-  const std::uint32_t lane = threadIdx.x;
-  shared.lanes[0][lane] = s;
-  shared.lanes[1][lane] = t;
-  if (request.squared) shared.lanes[2][lane] = u;
-  if (request.sampling) shared.lanes[3][lane] = z;
-  __syncthreads();
-  const std::uint32_t warp = warp_of_thread();
-  const bool wanted = warp < 2 || (warp == 2 && request.squared) || (warp == 3 && request.sampling);
-  if (!wanted) return;
-  const float total = tree_sum(shared.lanes[warp]);
-  if (lane_of_thread() != 0) return;
-  if (warp == 0) {
-    out->maximum = maximum;
-    out->sum = total;
-    if (!request.sampling) out->sampling = total;
-    if (!request.squared) out->squared = 0.0f;
-  }
-  if (warp == 1) out->weighted = total;
-  if (warp == 2) out->squared = total;
-  if (warp == 3) out->sampling = total;
+};
+
+// The first element of a thread's k-th piece of a tile, counted within it.
+GR_DEVICE std::int32_t piece_begin(std::int32_t k) {
+  return k * kLanes + static_cast<std::int32_t>(lane_of_thread()) * kThreadLanes;
 }
 
-// Statistics of the tiles first, first + stride, ...; the next one is loaded while one is summed.
-GR_DEVICE void sum_tiles(const RowView& row, std::int64_t first, std::int64_t stride,
-                         const TileRequest& request, TileShared& shared, TileStatistics* tiles) {
-  const std::int64_t num_tiles = tiles_of(row.size);
-  if (first >= num_tiles) return;
-  TileVectors vectors;
-  fetch_tile(TileSpan(row, first), vectors);
-  for (std::int64_t tile = first; tile < num_tiles; tile += stride) {
-    const TileSpan span(row, tile);
-    stage_tile(span, row.dtype, vectors, shared);
-    if (tile + stride < num_tiles) fetch_tile(TileSpan(row, tile + stride), vectors);
-    __syncthreads();
-    float x[kLaneElements];
-    read_lane(span, row.dtype, shared, x);
-    sum_lane(x, request, shared, tiles + tile);  // its barriers let the stage be written again
+// Elements as bits, -inf behind the row's end: of the tiles at a row's ends.
+template <DataType kType>
+GR_DEVICE TilePieces<kType> load_edge_tile(const RowView& row, std::int64_t tile) {
+  constexpr bool kWide = kType == DataType::kFloat32;
+  constexpr std::uint32_t kInfinity =
+      kWide ? 0xFF800000u : (kType == DataType::kFloat16 ? 0xFC00u : 0xFF80u);
+  constexpr std::int32_t kSize = kWide ? 4 : 2;
+  const std::int64_t first = tile * kTileSize + piece_begin(0);
+  const std::byte* const source = static_cast<const std::byte*>(row.data) + first * kSize;
+  const std::int64_t left = row.size - first;
+  const std::int32_t present = left < kTileSize ? static_cast<std::int32_t>(left) : kTileSize;
+  const auto bits = [&](std::int32_t index) -> std::uint32_t {
+    if (index >= present) return kInfinity;
+    if constexpr (kWide) return read_as<std::uint32_t>(source + index * kSize);
+    return read_as<std::uint16_t>(source + index * kSize);
+  };
+  TilePieces<kType> result;
+  GR_UNROLL
+  for (std::int32_t k = 0; k < kLaneElements; ++k) {
+    GR_UNROLL
+    for (int part = 0; part < TilePieces<kType>::kVectors; ++part) {
+      GR_UNROLL
+      for (int word = 0; word < 4; ++word) {
+        const std::int32_t index = k * kLanes + (kWide ? part * 4 + word : 2 * word);
+        std::uint32_t value = bits(index);
+        if constexpr (!kWide) value |= bits(index + 1) << 16;
+        result.vectors[k][part].word[word] = value;
+      }
+    }
   }
+  return result;
+}
+
+template <DataType kType>
+GR_DEVICE TilePieces<kType> load_tile(const RowView& row, const RowVectors& vectors,
+                                      std::int64_t tile) {
+  constexpr int kVectors = TilePieces<kType>::kVectors;
+  constexpr std::int32_t kTileVectors = kTileSize / TilePieces<kType>::kElements;
+  const auto first = static_cast<std::int32_t>(tile) * kTileVectors;
+  if (first < vectors.first || first + kTileVectors > vectors.end) {
+    return load_edge_tile<kType>(row, tile);
+  }
+  TilePieces<kType> result;
+  GR_UNROLL
+  for (std::int32_t k = 0; k < kLaneElements; ++k) {
+    const std::int32_t own = first + piece_begin(k) / TilePieces<kType>::kElements;
+    GR_UNROLL
+    for (int part = 0; part < kVectors; ++part) {
+      result.vectors[k][part] = vectors.load(own + part);
+    }
+  }
+  return result;
+}
+
+// The fixed tree over the 256 lanes of a warp. Where two threads add the same two sums, each takes
+// one half of its lanes instead, down to one lane a thread. Every thread gets the result.
+GR_DEVICE float sum_of_lanes(const float (&lanes)[kThreadLanes]) {
+  const std::uint32_t thread = lane_of_thread();
+  float four[4];
+  const bool upper = (thread & 16) != 0;
+  GR_UNROLL
+  for (int i = 0; i < 4; ++i) {  // + 128
+    const float given = __shfl_xor_sync(kFullMask, upper ? lanes[i] : lanes[i + 4], 16);
+    four[i] = (upper ? lanes[i + 4] : lanes[i]) + given;
+  }
+  float two[2];
+  const bool odd_pair = (thread & 8) != 0;
+  GR_UNROLL
+  for (int i = 0; i < 2; ++i) {  // + 64
+    const float given = __shfl_xor_sync(kFullMask, odd_pair ? four[i] : four[i + 2], 8);
+    two[i] = (odd_pair ? four[i + 2] : four[i]) + given;
+  }
+  const bool odd = (thread & 4) != 0;
+  const float given = __shfl_xor_sync(kFullMask, odd ? two[0] : two[1], 4);
+  float sum = (odd ? two[1] : two[0]) + given;    // + 32
+  sum = sum + __shfl_xor_sync(kFullMask, sum, 2);   // + 16
+  sum = sum + __shfl_xor_sync(kFullMask, sum, 1);   // + 8
+  sum = sum + __shfl_xor_sync(kFullMask, sum, 16);  // lanes 4 apart lie in these threads now
+  sum = sum + __shfl_xor_sync(kFullMask, sum, 8);
+  return sum + __shfl_xor_sync(kFullMask, sum, 4);
+}
+
+// Adds up term(d) over the elements' distances d = x - reference, lane by lane.
+template <DataType kType, typename Term>
+GR_DEVICE float sum_of_terms(const TilePieces<kType>& tile, float reference, Term term) {
+  float lanes[kThreadLanes] = {};
+  GR_UNROLL
+  for (std::int32_t k = 0; k < kLaneElements; ++k) {
+    float x[kThreadLanes];
+    tile.read(k, x);
+    GR_UNROLL
+    for (std::int32_t i = 0; i < kThreadLanes; ++i) lanes[i] = term(lanes[i], x[i] - reference);
+  }
+  return sum_of_lanes(lanes);
+}
+
+template <DataType kType>
+GR_DEVICE float tile_maximum(const TilePieces<kType>& tile) {
+  float best = kMinusInfinity;
+  GR_UNROLL
+  for (std::int32_t k = 0; k < kLaneElements; ++k) {
+    float x[kThreadLanes];
+    tile.read(k, x);
+    GR_UNROLL
+    for (std::int32_t i = 0; i < kThreadLanes; ++i) best = larger_number(best, x[i]);
+  }
+  return warp_max(best) + 0.0f;  // -0 becomes +0
+}
+
+// s and t of every lane.
+template <DataType kType>
+GR_DEVICE void sum_plain(const TilePieces<kType>& tile, float reference, TileStatistics& out) {
+  float s[kThreadLanes] = {};
+  float t[kThreadLanes] = {};
+  GR_UNROLL
+  for (std::int32_t k = 0; k < kLaneElements; ++k) {
+    float x[kThreadLanes];
+    tile.read(k, x);
+    GR_UNROLL
+    for (std::int32_t i = 0; i < kThreadLanes; ++i) {
+      const float d = larger_or_nan(x[i] - reference, exp_constants::kFloor);
+      const float e = exp_from_floor(d);
+      s[i] = s[i] + e;
+      t[i] = std::fma(d, e, t[i]);
+    }
+  }
+  out.sum = out.sampling = sum_of_lanes(s);
+  out.weighted = sum_of_lanes(t);
+}
+
+// Statistics of one tile, by a warp, into global memory.
+template <DataType kType>
+GR_DEVICE void sum_tile(const TilePieces<kType>& tile, const TileRequest& request,
+                        TileStatistics* out) {
+  TileStatistics statistics;
+  statistics.maximum = tile_maximum(tile);
+  statistics.squared = 0.0f;
+  const float origin = statistics.maximum == kMinusInfinity ? 0.0f : statistics.maximum;
+  // In a loop, because a compiler that saw three passes side by side would do them all at once, and
+  // run out of registers.
+  const int passes = request.squared ? 3 : request.sampling ? 2 : 1;
+  GR_NO_UNROLL
+  for (int pass = 0; pass < passes; ++pass) {
+    const float reference = opaque(origin);
+    if (pass == 0) {
+      sum_plain(tile, reference, statistics);
+    } else if (pass == 1) {
+      if (!request.sampling) continue;
+      const float inverse = request.inverse_temperature;
+      statistics.sampling = sum_of_terms(tile, reference, [inverse](float sum, float difference) {
+        return sum + exp_from_floor(larger_or_nan(difference * inverse, exp_constants::kFloor));
+      });
+    } else {
+      statistics.squared = sum_of_terms(tile, reference, [](float sum, float difference) {
+        const float d = larger_or_nan(difference, exp_constants::kFloor);
+        return std::fma(d * d, exp_from_floor(d), sum);
+      });
+    }
+  }
+  if (lane_of_thread() == 0) *out = statistics;
 }
 
 }  // namespace glimprouter::device

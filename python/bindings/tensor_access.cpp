@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "dlpack_abi.hpp"
+#include "glimprouter/fixed_mass.hpp"
 
 namespace py = pybind11;
 
@@ -274,8 +275,9 @@ LogitsView logits_view(const BorrowedTensor& tensor, bool allow_vector,
     throw py::value_error("logits are not aligned to their element size; copy them first");
   }
   if (view.width < 1) throw py::value_error("logits have an empty vocabulary dimension");
-  if (view.width > std::numeric_limits<std::int32_t>::max()) {
-    throw py::value_error("logits are wider than 2^31 - 1");
+  if (view.width > kMaxVocabulary) {
+    throw py::value_error("logits are " + std::to_string(view.width) + " wide; at most " +
+                          std::to_string(kMaxVocabulary) + " are supported");
   }
   return view;
 }

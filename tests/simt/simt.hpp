@@ -9,6 +9,11 @@ GR_DEVICE Vec16 load16(const void* source) { return *static_cast<const Vec16*>(s
 
 GR_DEVICE void store16(void* target, const Vec16& value) { *static_cast<Vec16*>(target) = value; }
 
+GR_DEVICE float larger_number(float a, float b) { return b > a || a != a ? b : a; }
+GR_DEVICE float larger_or_nan(float a, float b) { return b > a || b != b ? b : a; }
+
+GR_DEVICE float opaque(float value) { return value; }
+
 template <typename T>
 GR_DEVICE T load_streaming(const T* source) {
   static_assert(std::is_trivially_copyable_v<T>, "load_streaming copies bytes");

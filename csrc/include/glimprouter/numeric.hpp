@@ -25,12 +25,9 @@ inline constexpr float kC4 = 0.00967156607657671f;
 inline constexpr float kC5 = 0.0013264658628031611f;
 }  // namespace exp_constants
 
-// e^d for d <= 0; NaN gives NaN. Relative error at most 1.8e-7 + 6e-8 |d| (the second term is the
-// rounding of y; it moves an entropy by at most 1e-6 of itself). Exactly 1 at 0, and exactly 0
-// below about -87.7, where 2^n would be subnormal.
-GR_HOST_DEVICE inline float exp_nonpositive(float d) {
+// e^d for d in [kFloor, 0] or NaN, which gives NaN.
+GR_HOST_DEVICE inline float exp_from_floor(float d) {
   using namespace exp_constants;
-  d = d < kFloor ? kFloor : d;
   const float y = d * kLog2E;
   const float shifted = y + kRounding;
   const float f = y - (shifted - kRounding);
@@ -40,6 +37,13 @@ GR_HOST_DEVICE inline float exp_nonpositive(float d) {
   p = std::fma(p, f, kC1);
   p = std::fma(p, f, 1.0f);
   return p * std::bit_cast<float>(std::bit_cast<std::uint32_t>(shifted) << 23);
+}
+
+// e^d for d <= 0; NaN gives NaN. Relative error at most 1.8e-7 + 6e-8 |d| (the second term is the
+// rounding of y; it moves an entropy by at most 1e-6 of itself). Exactly 1 at 0, and exactly 0
+// below about -87.7, where 2^n would be subnormal.
+GR_HOST_DEVICE inline float exp_nonpositive(float d) {
+  return exp_from_floor(d < exp_constants::kFloor ? exp_constants::kFloor : d);
 }
 
 // ln x for finite normal x > 0 by x = 2^k f, f in [sqrt(1/2), sqrt 2), ln f = 2

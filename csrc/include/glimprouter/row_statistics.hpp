@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstdint>
 
+#include "glimprouter/fixed_mass.hpp"
 #include "glimprouter/host_device.hpp"
 #include "glimprouter/numeric.hpp"
 #include "glimprouter/row_op.hpp"
@@ -57,5 +58,23 @@ GR_HOST_DEVICE inline RowResult statistics_of(const RowSums& sums, const RowScal
       want_varentropy ? static_cast<float>(variance > 0.0 ? variance : 0.0) : kNotANumber;
   return result;
 }
+
+// The k largest elements for an entropy over them alone: sums in fixed point, in any order.
+struct TopMass {
+  Mass sum = 0;       // sum e^d
+  Mass weighted = 0;  // sum -d e^d
+
+  // d: element - maximum, at most 0; weight: e^d.
+  GR_HOST_DEVICE void add(float d, float weight) {
+    if (!(weight > 0.0f)) return;
+    sum += mass_of(weight);
+    weighted += mass_of(-d * weight);
+  }
+
+  // Nats, renormalised.
+  GR_HOST_DEVICE double entropy() const {
+    return log_positive(weight_of(sum)) + static_cast<double>(weighted) / static_cast<double>(sum);
+  }
+};
 
 }  // namespace glimprouter

@@ -7,7 +7,9 @@
 //   - element i belongs to virtual lane i mod 256; a lane adds its 8 elements in index order:
 //     s = s + e, t = fma(d, e, t), u = fma(d d, e, u), z = z + e^(d / T);
 //   - the 256 lanes are added in a tree: lane i takes lane i + 128, then + 64, ... then + 1;
-//   - tiles are merged in index order, in double precision.
+//   - tiles are merged in double precision: tile i belongs to merge lane i mod 32, which adds its
+//     tiles in index order; the 32 lanes are added in a tree: lane i takes lane i + 16, ... then
+//     i + 1.
 #pragma once
 
 #include <bit>
@@ -20,6 +22,7 @@ namespace glimprouter {
 
 inline constexpr std::int32_t kTileSize = 2048;
 inline constexpr std::int32_t kLanes = 256;
+inline constexpr std::int32_t kMergeLanes = 32;
 inline constexpr float kLowestFinite = -0x1.fffffep127f;
 
 GR_HOST_DEVICE constexpr std::int64_t tiles_of(std::int64_t vocabulary) {
@@ -34,7 +37,7 @@ struct TileStatistics {
   float sampling;  // z = sum e^(d / T), when asked for; else s
 };
 
-// The tiles of a valid row merged in index order, relative to the row's maximum.
+// The tiles of a valid row merged, relative to the row's maximum.
 struct RowSums {
   double sum;       // sum e^(x - m)
   double weighted;  // sum (x - m) e^(x - m)
@@ -55,6 +58,13 @@ struct TileTerms {
   double weighted = 0;
   double squared = 0;
   double sampling = 0;
+
+  GR_HOST_DEVICE void add(const TileTerms& other) {
+    sum += other.sum;
+    weighted += other.weighted;
+    squared += other.squared;
+    sampling += other.sampling;
+  }
 };
 
 // temperature: 0 and 1 need no sum of their own.
