@@ -76,8 +76,7 @@ RowSums merge_tiles(const RowWorkspace::Buffers& buffers, std::int64_t num_tiles
   for (std::int32_t width = kMergeLanes / 2; width >= 1; width /= 2) {
     for (std::int32_t lane = 0; lane < width; ++lane) lanes[lane].add(lanes[lane + width]);
   }
-  return {lanes[0].sum,      lanes[0].weighted, lanes[0].squared,
-          lanes[0].sampling, num_tiles,         maximum};
+  return {lanes[0].sum, lanes[0].weighted, lanes[0].squared, lanes[0].sampling, num_tiles, maximum};
 }
 
 // Lowest id of the maximum, and the largest of the other elements.

@@ -141,9 +141,9 @@ struct TileDraw {
 TileDraw draw_tile(const SamplingParameters& sampling, double uniform, const RowSums& sums,
                    const RowWorkspace::Buffers& buffers) noexcept {
   const auto mass_of_tile = [&](std::int64_t tile) {
-    return mass_of_sum(terms_of(buffers.tiles[static_cast<std::size_t>(tile)], sums.maximum,
-                                sampling.temperature)
-                           .sampling);
+    return mass_of_sum(
+        terms_of(buffers.tiles[static_cast<std::size_t>(tile)], sums.maximum, sampling.temperature)
+            .sampling);
   };
   Mass total = 0;
   for (std::int64_t tile = 0; tile < sums.num_tiles; ++tile) total += mass_of_tile(tile);

@@ -78,8 +78,7 @@ GR_DEVICE Totals find_bin(const Totals& before, Measure measure, std::uint64_t t
   const bool reached_before = measured(measure, through.count, through.mass) >= target;
   for (std::uint32_t i = 0; i < kOwn && !reached_before; ++i) {
     const std::uint32_t bin = threadIdx.x * kOwn + i;
-    const Totals next{through.count + shared.bins.count[bin],
-                      through.mass + shared.bins.mass[bin]};
+    const Totals next{through.count + shared.bins.count[bin], through.mass + shared.bins.mass[bin]};
     if (measured(measure, next.count, next.mass) >= target) {
       shared.crossed = true;
       shared.crossing = {bin, through.mass, through.count};
@@ -93,8 +92,8 @@ GR_DEVICE Totals find_bin(const Totals& before, Measure measure, std::uint64_t t
 }
 
 // The crossing among at most kFew candidates with keys in [lower, upper], which are sorted by rank.
-GR_DEVICE void cross_few(Candidate lower, Candidate upper, const Totals& before,
-                             Measure measure, std::uint64_t target, CandidateShared& shared) {
+GR_DEVICE void cross_few(Candidate lower, Candidate upper, const Totals& before, Measure measure,
+                         std::uint64_t target, CandidateShared& shared) {
   __syncthreads();
   if (threadIdx.x == 0) {
     shared.bin_count = 0;
@@ -136,7 +135,7 @@ GR_DEVICE void cross_few(Candidate lower, Candidate upper, const Totals& before,
 // Leaves in shared.crossing the first candidate with which the count, or the mass, reaches the
 // target (at least 1), and both sums up to it. Where all candidates together do not reach it:
 // kLastCandidate, and their sums. By the whole block; a barrier follows.
-GR_FUNCTION void find_crossing(Measure measure, std::uint64_t target, CandidateShared& shared) {
+GR_DEVICE void find_crossing(Measure measure, std::uint64_t target, CandidateShared& shared) {
   Candidate lower = candidate_of(shared.source.scale.maximum, 0);
   Candidate upper = kLastCandidate;
   Totals before{0, 0};

@@ -27,7 +27,6 @@
 // GR_KERNEL(256) void name(...): a kernel, with the most threads a block has (and, as a second
 // argument, the fewest blocks that must fit a multiprocessor). It returns void.
 // GR_DEVICE: a function that only kernels call.
-// GR_FUNCTION: the same, but compiled once rather than at every call: for the rare and the long.
 // GR_SHARED(Type, name): an object of the block's shared memory, uninitialised. Type is trivially
 // default constructible: one struct a kernel, or a typedef of an array.
 // GR_ASSERT(condition): off in release builds; names the block and thread where it fails.
@@ -35,7 +34,6 @@
 #include <cassert>
 #define GR_KERNEL(...) __global__ __launch_bounds__(__VA_ARGS__)
 #define GR_DEVICE __device__ __forceinline__
-#define GR_FUNCTION __device__ __noinline__
 #define GR_SHARED(Type, name) __shared__ Type name
 #define GR_ASSERT(condition) assert(condition)
 #define GR_UNROLL _Pragma("unroll")
@@ -43,7 +41,6 @@
 #else
 #define GR_KERNEL(...) inline
 #define GR_DEVICE inline
-#define GR_FUNCTION inline
 #define GR_SHARED(Type, name) Type& name = GR_SIMT_SHARED(Type)
 #define GR_ASSERT(condition) GR_SIMT_ASSERT(condition)
 #define GR_UNROLL
@@ -70,7 +67,7 @@ GR_DEVICE float larger_or_nan(float a, float b);
 
 // The same value, of which the compiler knows nothing: what depends on it is computed where it is
 // written, rather than ahead of a loop and kept in registers.
-GR_DEVICE float opaque(float value);
+GR_DEVICE std::uint32_t opaque(std::uint32_t value);
 
 // From global memory, past the first-level cache: for what is read once. T is trivially copyable,
 // of 2, 4, 8 or 16 bytes, and aligned to its size.

@@ -21,8 +21,8 @@ GR_DEVICE float larger_or_nan(float a, float b) {
   return result;
 }
 
-GR_DEVICE float opaque(float value) {
-  asm volatile("" : "+f"(value));
+GR_DEVICE std::uint32_t opaque(std::uint32_t value) {
+  asm volatile("" : "+r"(value));
   return value;
 }
 

@@ -65,7 +65,7 @@ GR_DEVICE float pivot_at(const RankedValue& above, const RankedValue& below, dou
   return pivot > static_cast<double>(kLowestFinite) ? static_cast<float>(pivot) : kLowestFinite;
 }
 
-inline constexpr double kFirstCount = 200;   // what the first list of a nucleus aims at
+inline constexpr double kFirstCount = 200;    // what the first list of a nucleus aims at
 inline constexpr double kSecondCount = 2400;  // and the second: near the capacity
 inline constexpr int kAttempts = 3;
 
@@ -87,7 +87,8 @@ GR_DEVICE PivotGuess guess_from_maxima(std::int32_t tiles, std::int32_t count,
     aim = count;
   }
   const RankedMaxima maxima = rank_maxima(high, low, shared);
-  return {{static_cast<double>(high), maxima.first}, {static_cast<double>(low), maxima.second}, aim};
+  return {
+      {static_cast<double>(high), maxima.first}, {static_cast<double>(low), maxima.second}, aim};
 }
 
 // Lists the candidates from the guess on, moving the pivot when they are not what is wanted. False
@@ -111,7 +112,7 @@ GR_DEVICE bool list_from(PivotGuess guess, const Wanted& wanted, CandidateShared
 
 // Lists what `wanted` asks for, with all larger candidates, where the list can hold it, and says so
 // in shared.source.listed. lowest: no smaller element is asked for; finite.
-GR_FUNCTION void list_wanted(const Wanted wanted, float lowest, CandidateShared& shared) {
+GR_DEVICE void list_wanted(const Wanted wanted, float lowest, CandidateShared& shared) {
   const std::int64_t size = shared.source.row.size;
   const std::int64_t num_tiles = tiles_of(size);
   const bool all = size <= static_cast<std::int64_t>(kListCapacity) || lowest > kLowestFinite;

@@ -61,6 +61,9 @@ GR_DEVICE float lowest_of_min_p(float maximum, const SamplingParameters& samplin
   return lowest > static_cast<double>(kLowestFinite) ? static_cast<float>(lowest) : kLowestFinite;
 }
 
+// The limits that a nucleus is cut by, one after the other, and the draw from what they keep.
+enum Stage : int { kCountStage, kMassStage, kDrawStage, kStages };
+
 GR_DEVICE std::int32_t draw_filtered(const SummedRow& summed, const SamplingParameters& sampling,
                                      double uniform, CandidateShared& shared) {
   const bool limits_count = restricts_count(sampling, summed.row.size);
@@ -77,18 +80,20 @@ GR_DEVICE std::int32_t draw_filtered(const SummedRow& summed, const SamplingPara
   }
   list_wanted(wanted, lowest, shared);
   Crossing last{kLastCandidate, 0, 0};
-  if (limits_count) {
-    find_crossing(Measure::kCount, wanted.count, shared);
+  GR_NO_UNROLL
+  for (int stage = limits_count ? kCountStage : kMassStage; stage < kStages; ++stage) {
+    std::uint64_t target = wanted.count;
+    if (stage == kMassStage) {
+      if (!limits_mass) continue;
+      target = limits_count ? mass_target(sampling.top_p, last.mass) : wanted.mass;
+    } else if (stage == kDrawStage) {
+      if (sampling.min_p > 0.0f) last.mass = mass_above(last.key, sampling.min_p, shared);
+      target = drawn_unit(uniform, last.mass) + 1;
+    }
+    find_crossing(stage == kCountStage ? Measure::kCount : Measure::kMass, target, shared);
     last = shared.crossing;
-    if (limits_mass) wanted.mass = mass_target(sampling.top_p, last.mass);
   }
-  if (limits_mass) {
-    find_crossing(Measure::kMass, wanted.mass, shared);
-    last = shared.crossing;
-  }
-  if (sampling.min_p > 0.0f) last.mass = mass_above(last.key, sampling.min_p, shared);
-  find_crossing(Measure::kMass, drawn_unit(uniform, last.mass) + 1, shared);
-  return candidate_id(shared.crossing.key);
+  return candidate_id(last.key);
 }
 
 // The tile at which the draw lies, and at what fraction of its mass; by one warp.
@@ -125,8 +130,8 @@ GR_DEVICE std::int32_t draw_unfiltered(const SummedRow& summed, float temperatur
   const MassScale scale{summed.tiles[tile].maximum, 1.0f / temperature};
   // Eight neighbouring elements a thread, in the order of ids.
   constexpr int kOwn = kTileSize / static_cast<int>(kBlockThreads);
-  const auto begin = static_cast<std::int32_t>(tile) * kTileSize +
-                     static_cast<std::int32_t>(threadIdx.x) * kOwn;
+  const auto begin =
+      static_cast<std::int32_t>(tile) * kTileSize + static_cast<std::int32_t>(threadIdx.x) * kOwn;
   Mass masses[kOwn];
   Mass own = 0;
   GR_UNROLL

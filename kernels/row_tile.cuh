@@ -30,6 +30,18 @@ struct TilePieces {
   static constexpr int kElements = kThreadLanes / kVectors;             // a vector
   Vec16 vectors[kLaneElements][kVectors];
 
+  // Floats are made from their bits again by the next pass, not kept beside them.
+  GR_DEVICE void forget_floats() {
+    if constexpr (kType == DataType::kFloat32) return;
+    GR_UNROLL
+    for (std::int32_t k = 0; k < kLaneElements; ++k) {
+      GR_UNROLL
+      for (int word = 0; word < 4; ++word) {
+        vectors[k][0].word[word] = opaque(vectors[k][0].word[word]);
+      }
+    }
+  }
+
   // The elements of the k-th piece.
   GR_DEVICE void read(std::int32_t k, float (&x)[kThreadLanes]) const {
     GR_UNROLL
@@ -121,7 +133,7 @@ GR_DEVICE float sum_of_lanes(const float (&lanes)[kThreadLanes]) {
   }
   const bool odd = (thread & 4) != 0;
   const float given = __shfl_xor_sync(kFullMask, odd ? two[0] : two[1], 4);
-  float sum = (odd ? two[1] : two[0]) + given;    // + 32
+  float sum = (odd ? two[1] : two[0]) + given;      // + 32
   sum = sum + __shfl_xor_sync(kFullMask, sum, 2);   // + 16
   sum = sum + __shfl_xor_sync(kFullMask, sum, 1);   // + 8
   sum = sum + __shfl_xor_sync(kFullMask, sum, 16);  // lanes 4 apart lie in these threads now
@@ -179,8 +191,7 @@ GR_DEVICE void sum_plain(const TilePieces<kType>& tile, float reference, TileSta
 
 // Statistics of one tile, by a warp, into global memory.
 template <DataType kType>
-GR_DEVICE void sum_tile(const TilePieces<kType>& tile, const TileRequest& request,
-                        TileStatistics* out) {
+GR_DEVICE void sum_tile(TilePieces<kType>& tile, const TileRequest& request, TileStatistics* out) {
   TileStatistics statistics;
   statistics.maximum = tile_maximum(tile);
   statistics.squared = 0.0f;
@@ -190,7 +201,8 @@ GR_DEVICE void sum_tile(const TilePieces<kType>& tile, const TileRequest& reques
   const int passes = request.squared ? 3 : request.sampling ? 2 : 1;
   GR_NO_UNROLL
   for (int pass = 0; pass < passes; ++pass) {
-    const float reference = opaque(origin);
+    tile.forget_floats();
+    const float reference = std::bit_cast<float>(opaque(std::bit_cast<std::uint32_t>(origin)));
     if (pass == 0) {
       sum_plain(tile, reference, statistics);
     } else if (pass == 1) {

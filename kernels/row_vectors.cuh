@@ -64,10 +64,10 @@ GR_DEVICE void floats_of(const Vec16& vector,
 // A row cut in vectors: vector v holds the elements v * elements, ...
 struct RowVectors {
   const std::byte* data;
-  std::uint32_t phase;     // bytes from a 16-byte boundary to the row
-  std::int32_t elements;   // of a vector
-  std::int32_t first;      // vectors [first, end) may be loaded; what lies before and behind them is
-  std::int32_t end;        // read one by one
+  std::uint32_t phase;    // bytes from a 16-byte boundary to the row
+  std::int32_t elements;  // of a vector
+  std::int32_t first;     // vectors [first, end) may be loaded; what lies before and behind them is
+  std::int32_t end;       // read one by one
 
   GR_DEVICE explicit RowVectors(const RowView& row)
       : data(static_cast<const std::byte*>(row.data)),
@@ -104,8 +104,8 @@ GR_DEVICE void floats_of(const Vec16& vector, DataType dtype, float (&x)[kVector
 
 inline constexpr std::int32_t kVectorsInFlight = 4;  // on their way at once
 
-// Visits (x, id) of a tile, by a warp; vectors first, then what lies outside of them. Padding may be
-// visited as (-inf, some id).
+// Visits (x, id) of a tile, by a warp; vectors first, then what lies outside of them. Padding may
+// be visited as (-inf, some id).
 template <typename Visit>
 GR_DEVICE void for_tile(const RowView& row, const RowVectors& vectors, std::int64_t tile,
                         Visit visit) {

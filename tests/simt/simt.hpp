@@ -12,7 +12,7 @@ GR_DEVICE void store16(void* target, const Vec16& value) { *static_cast<Vec16*>(
 GR_DEVICE float larger_number(float a, float b) { return b > a || a != a ? b : a; }
 GR_DEVICE float larger_or_nan(float a, float b) { return b > a || b != b ? b : a; }
 
-GR_DEVICE float opaque(float value) { return value; }
+GR_DEVICE std::uint32_t opaque(std::uint32_t value) { return value; }
 
 template <typename T>
 GR_DEVICE T load_streaming(const T* source) {
