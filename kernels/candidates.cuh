@@ -75,9 +75,8 @@ GR_DEVICE void for_elements(const RowView& row, const TileStatistics* tiles, flo
   const RowVectors vectors(row);
   for (std::int64_t tile = warp_of_thread(); tile < tiles_of(row.size); tile += kWarps) {
     if (tiles[tile].maximum < lowest) continue;
-    for_tile(row, vectors, tile, [&](float x, std::int32_t id) {
-      if (x >= lowest) visit(candidate_of(x, id));
-    });
+    for_tile_above(row, vectors, tile, lowest,
+                   [&](float x, std::int32_t id) { visit(candidate_of(x, id)); });
   }
 }
 

@@ -60,10 +60,9 @@ GR_DEVICE void fill_logprobs(const RowRequest& request, float value, float* logp
 template <DataType kType, typename Job>
 GR_DEVICE bool sum_tiles(const Job& job, std::uint32_t index, const RowView& row) {
   const RowVectors vectors(row);
-  const std::int64_t num_tiles = tiles_of(row.size);
-  TileStatistics* const tiles = job.workspace().tiles + index * num_tiles;
+  const auto num_tiles = static_cast<std::uint32_t>(tiles_of(row.size));
   TileRequest request{};
-  std::int64_t tile = blockIdx.x + static_cast<std::int64_t>(warp_of_thread()) * gridDim.x;
+  std::uint32_t tile = blockIdx.x + warp_of_thread() * gridDim.x;
   for (bool first = true;; first = false) {
     TilePieces<kType> pieces;
     if (tile < num_tiles) pieces = load_tile<kType>(row, vectors, tile);
@@ -72,8 +71,9 @@ GR_DEVICE bool sum_tiles(const Job& job, std::uint32_t index, const RowView& row
       request = job.tile_request(index);
     }
     if (tile >= num_tiles) return true;
-    sum_tile(pieces, request, tiles + tile);
-    tile += static_cast<std::int64_t>(gridDim.x) * kWarps;
+    sum_tile(pieces, request,
+             job.workspace().tiles + static_cast<std::int64_t>(index) * num_tiles + tile);
+    tile += gridDim.x * kWarps;
   }
 }
 

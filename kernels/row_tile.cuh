@@ -94,7 +94,7 @@ GR_DEVICE TilePieces<kType> load_edge_tile(const RowView& row, std::int64_t tile
 
 template <DataType kType>
 GR_DEVICE TilePieces<kType> load_tile(const RowView& row, const RowVectors& vectors,
-                                      std::int64_t tile) {
+                                      std::uint32_t tile) {
   constexpr int kVectors = TilePieces<kType>::kVectors;
   constexpr std::int32_t kTileVectors = kTileSize / TilePieces<kType>::kElements;
   const auto first = static_cast<std::int32_t>(tile) * kTileVectors;
@@ -102,13 +102,22 @@ GR_DEVICE TilePieces<kType> load_tile(const RowView& row, const RowVectors& vect
     return load_edge_tile<kType>(row, tile);
   }
   TilePieces<kType> result;
+  if (vectors.phase == 0) {
+    GR_UNROLL
+    for (std::int32_t k = 0; k < kLaneElements; ++k) {
+      const std::int32_t own = first + piece_begin(k) / TilePieces<kType>::kElements;
+      GR_UNROLL
+      for (int part = 0; part < kVectors; ++part) {
+        result.vectors[k][part] = vectors.load_aligned(own + part);
+      }
+    }
+    return result;
+  }
   GR_UNROLL
   for (std::int32_t k = 0; k < kLaneElements; ++k) {
     const std::int32_t own = first + piece_begin(k) / TilePieces<kType>::kElements;
-    GR_UNROLL
-    for (int part = 0; part < kVectors; ++part) {
-      result.vectors[k][part] = vectors.load(own + part);
-    }
+    vectors.load_shifted(own, result.vectors[k]);
+    if (k % 4 == 3) __syncwarp(kFullMask);  // or all loads, twice as many, would be on their way
   }
   return result;
 }

@@ -82,9 +82,25 @@ struct RowVectors {
   }
 
   GR_DEVICE Vec16 load(std::int32_t vector) const {
+    if (phase == 0) return load_aligned(vector);
+    Vec16 result[1];
+    load_shifted(vector, result);
+    return result[0];
+  }
+  GR_DEVICE Vec16 load_aligned(std::int32_t vector) const {
+    return load16(data + std::int64_t{vector} * kVectorBytes);
+  }
+  // Neighbouring vectors off the boundary.
+  template <int kCount>
+  GR_DEVICE void load_shifted(std::int32_t vector, Vec16 (&result)[kCount]) const {
     const std::byte* const source = data + std::int64_t{vector} * kVectorBytes - phase;
-    const Vec16 own = load16(source);
-    return phase == 0 ? own : shifted(own, load16(source + kVectorBytes), phase);
+    Vec16 before = load16(source);
+    GR_UNROLL
+    for (int k = 0; k < kCount; ++k) {
+      const Vec16 next = load16(source + (k + 1) * kVectorBytes);
+      result[k] = shifted(before, next, phase);
+      before = next;
+    }
   }
 };
 
@@ -102,47 +118,109 @@ GR_DEVICE void floats_of(const Vec16& vector, DataType dtype, float (&x)[kVector
   }
 }
 
-inline constexpr std::int32_t kVectorsInFlight = 4;  // on their way at once
+inline constexpr int kVectorsInFlight = 4;
 
-// Visits (x, id) of a tile, by a warp; vectors first, then what lies outside of them. Padding may
-// be visited as (-inf, some id).
-template <typename Visit>
-GR_DEVICE void for_tile(const RowView& row, const RowVectors& vectors, std::int64_t tile,
-                        Visit visit) {
-  const std::int32_t a_tile = kTileSize / vectors.elements;
-  const auto tile_begin = static_cast<std::int32_t>(tile) * a_tile;
-  const std::int32_t begin = tile_begin < vectors.first ? vectors.first : tile_begin;
-  const std::int32_t end = tile_begin + a_tile < vectors.end ? tile_begin + a_tile : vectors.end;
-  const auto lane = static_cast<std::int32_t>(lane_of_thread());
+// What of a tile is read by vectors, and what one by one.
+struct TileSpan {
+  std::int32_t first_vector;  // of the row
+  std::int32_t end_vector;
+  std::int32_t first;  // element
+  std::int32_t end;
+
+  GR_DEVICE TileSpan(const RowView& row, const RowVectors& vectors, std::int64_t tile) {
+    const std::int32_t a_tile = kTileSize / vectors.elements;
+    const std::int32_t begin = static_cast<std::int32_t>(tile) * a_tile;
+    first_vector = begin > vectors.first ? begin : vectors.first;
+    end_vector = begin + a_tile < vectors.end ? begin + a_tile : vectors.end;
+    if (end_vector < first_vector) end_vector = first_vector;
+    first = static_cast<std::int32_t>(tile) * kTileSize;
+    end = first + kTileSize < row.size ? first + kTileSize : static_cast<std::int32_t>(row.size);
+  }
+};
+
+// Hands a warp's vectors of a tile to take(loaded, vector), several at a time: loaded[k] is vector
+// `vector + k kWarpSize` where that lies before the span's end.
+template <typename Take>
+GR_DEVICE void for_vectors(const RowVectors& vectors, const TileSpan& span, Take take) {
   constexpr auto kStride = static_cast<std::int32_t>(kWarpSize);
-  for (std::int32_t base = begin + lane; base < end; base += kVectorsInFlight * kStride) {
+  for (std::int32_t vector = span.first_vector + static_cast<std::int32_t>(lane_of_thread());
+       vector < span.end_vector; vector += kVectorsInFlight * kStride) {
     Vec16 loaded[kVectorsInFlight];
     GR_UNROLL
     for (int k = 0; k < kVectorsInFlight; ++k) {
-      if (base + k * kStride < end) loaded[k] = vectors.load(base + k * kStride);
+      const std::int32_t own = vector + k * kStride;
+      if (own < span.end_vector) loaded[k] = vectors.load(own);
     }
-    GR_UNROLL
-    for (int k = 0; k < kVectorsInFlight; ++k) {
-      if (base + k * kStride >= end) continue;
-      float x[kVectorElements];
-      floats_of(loaded[k], row.dtype, x);
-      const std::int32_t id = (base + k * kStride) * vectors.elements;
-      GR_UNROLL
-      for (int i = 0; i < kVectorElements; ++i) visit(x[i], id + i);
-    }
+    take(loaded, vector);
   }
-  const auto first = static_cast<std::int32_t>(tile) * kTileSize;
-  const std::int64_t last = (tile + 1) * kTileSize < row.size ? (tile + 1) * kTileSize : row.size;
-  const std::int32_t vectors_begin = begin * vectors.elements;
-  const std::int32_t vectors_end = (end > begin ? end : begin) * vectors.elements;
-  for (std::int32_t id = first + lane; id < static_cast<std::int32_t>(last);) {
-    if (id >= vectors_begin && id < vectors_end) {  // over the vectors, the lane kept
-      id += (vectors_end - id + kStride - 1) / kStride * kStride;
+}
+
+// Visits (x, id) of a warp's elements of a tile that no vector holds.
+template <typename Visit>
+GR_DEVICE void for_edges(const RowView& row, const RowVectors& vectors, const TileSpan& span,
+                         Visit visit) {
+  constexpr auto kStride = static_cast<std::int32_t>(kWarpSize);
+  const std::int32_t held = span.first_vector * vectors.elements;
+  const std::int32_t held_end = span.end_vector * vectors.elements;
+  std::int32_t id = span.first + static_cast<std::int32_t>(lane_of_thread());
+  while (id < span.end) {
+    if (id >= held && id < held_end) {
+      id += (held_end - id + kStride - 1) / kStride * kStride;
       continue;
     }
     visit(read_element(vectors.data + id * element_size(row.dtype), row.dtype), id);
     id += kStride;
   }
+}
+
+// Visits (x, id) of a tile's elements, by a warp. Padding may be visited as (-inf, some id).
+template <typename Visit>
+GR_DEVICE void for_tile(const RowView& row, const RowVectors& vectors, std::int64_t tile,
+                        Visit visit) {
+  const TileSpan span(row, vectors, tile);
+  for_vectors(vectors, span, [&](const Vec16(&loaded)[kVectorsInFlight], std::int32_t vector) {
+    GR_UNROLL
+    for (int k = 0; k < kVectorsInFlight; ++k) {
+      const std::int32_t own = vector + k * static_cast<std::int32_t>(kWarpSize);
+      if (own >= span.end_vector) continue;
+      float x[kVectorElements];
+      floats_of(loaded[k], row.dtype, x);
+      GR_UNROLL
+      for (int i = 0; i < kVectorElements; ++i) visit(x[i], own * vectors.elements + i);
+    }
+  });
+  for_edges(row, vectors, span, visit);
+}
+
+// Visits (x, id) of those elements of a tile that are at least lowest, a finite number; by a warp.
+// They are few as a rule: their bits are read again, so that `visit` is compiled once.
+template <typename Visit>
+GR_DEVICE void for_tile_above(const RowView& row, const RowVectors& vectors, std::int64_t tile,
+                              float lowest, Visit visit) {
+  const TileSpan span(row, vectors, tile);
+  for_vectors(vectors, span, [&](const Vec16(&loaded)[kVectorsInFlight], std::int32_t vector) {
+    std::uint32_t above = 0;
+    GR_UNROLL
+    for (int k = 0; k < kVectorsInFlight; ++k) {
+      if (vector + k * static_cast<std::int32_t>(kWarpSize) >= span.end_vector) continue;
+      float x[kVectorElements];
+      floats_of(loaded[k], row.dtype, x);
+      GR_UNROLL
+      for (int i = 0; i < kVectorElements; ++i) {
+        above |= x[i] >= lowest ? 1u << (k * kVectorElements + i) : 0u;
+      }
+    }
+    for (; above != 0; above &= above - 1) {
+      const std::int32_t bit = __ffs(static_cast<int>(above)) - 1;
+      const std::int32_t own =
+          vector + bit / kVectorElements * static_cast<std::int32_t>(kWarpSize);
+      const std::int32_t id = own * vectors.elements + bit % kVectorElements;
+      visit(read_element(vectors.data + id * element_size(row.dtype), row.dtype), id);
+    }
+  });
+  for_edges(row, vectors, span, [&](float x, std::int32_t id) {
+    if (x >= lowest) visit(x, id);
+  });
 }
 
 }  // namespace glimprouter::device
