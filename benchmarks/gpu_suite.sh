@@ -28,7 +28,8 @@ status=0
 workers=()
 if python3 -c 'import xdist' 2>/dev/null; then workers=(-n 8); fi
 GLIMPROUTER_TEST_DEVICE=cuda:0 python3 -m pytest -q -p no:cacheprovider "${workers[@]}" tests/gpu \
-  tests/test_device.py tests/test_device_pool.py tests/test_device_pair.py tests/test_devices.py \
+  tests/test_device.py tests/test_device_pool.py tests/test_device_pair.py tests/test_device_decode.py \
+  tests/test_device_graphs.py tests/test_devices.py \
   tests/test_router_model.py tests/test_router_invariance.py || status=$?
 
 if command -v compute-sanitizer >/dev/null; then

@@ -25,12 +25,16 @@ std::uint64_t next_upload() {
   return ++last;
 }
 
+void check_aligned(const HeadsView& view, const char* what) {
+  const auto size = static_cast<std::uintptr_t>(element_size(view.dtype));
+  if (reinterpret_cast<std::uintptr_t>(view.data) % size == 0) return;
+  throw std::invalid_argument(std::string(what) +
+                              " are not aligned to their element size; copy them first");
+}
+
 DeviceHeads device_heads(const HeadsView& view, const char* what) {
+  check_aligned(view, what);
   const std::int64_t size = element_size(view.dtype);
-  if (reinterpret_cast<std::uintptr_t>(view.data) % static_cast<std::uintptr_t>(size) != 0) {
-    throw std::invalid_argument(std::string(what) +
-                                " are not aligned to their element size; copy them first");
-  }
   return {static_cast<std::byte*>(view.data), view.dtype, view.layer_stride * size,
           view.token_stride * size, view.head_stride * size};
 }
@@ -43,7 +47,7 @@ void check_attention_layout(const KvLayout& layout) {
       std::to_string(kMaxDevicePageTokens) + " tokens, got " + layout.describe());
 }
 
-// What the launch of a batch's attention depends on, whatever the heads.
+// What the launch of a batch's attention depends on, whatever the heads and where the columns are.
 AttentionArguments attention_of(const DevicePages& pages, const RaggedBatch& batch) {
   AttentionArguments arguments{};
   arguments.pages = pages;
@@ -61,7 +65,7 @@ AttentionArguments attention_of(const DevicePages& pages, const RaggedBatch& bat
 
 }  // namespace
 
-DeviceArena::Tables DeviceArena::upload(const RaggedBatch& batch, DeviceStream stream) {
+DeviceTables DeviceArena::upload(const RaggedBatch& batch, DeviceStream stream) {
   const std::span<const std::byte> columns[] = {
       std::as_bytes(std::span(batch.slots)), std::as_bytes(std::span(batch.block_table)),
       std::as_bytes(std::span(batch.cu_seqlens)), std::as_bytes(std::span(batch.key_lengths))};
@@ -82,22 +86,42 @@ DeviceArena::Tables DeviceArena::upload(const RaggedBatch& batch, DeviceStream s
     uploaded_ = batch.upload;
   }
   const std::byte* const base = tables_.as<const std::byte>();
+  const AttentionArguments shape = attention_of({}, batch);
   return {reinterpret_cast<const std::int64_t*>(base + offsets[0]),
           reinterpret_cast<const PageId*>(base + offsets[1]),
           reinterpret_cast<const std::int32_t*>(base + offsets[2]),
-          reinterpret_cast<const std::int32_t*>(base + offsets[3])};
+          reinterpret_cast<const std::int32_t*>(base + offsets[3]),
+          shape.table_width,
+          shape.sequences,
+          static_cast<std::int64_t>(batch.slots.size()),
+          shape.most_tokens,
+          shape.most_keys};
+}
+
+void DeviceArena::write(void* target, std::span<const std::byte> source, DeviceStream stream) {
+  refuse_capture(stream);
+  follow(stream);
+  device_.backend->copy(device_.index, target, source.data(), source.size(), stream_);
 }
 
 void DeviceArena::append(const KvLayout& layout, const LayerRange& layers, const RaggedBatch& batch,
                          const HeadsView& keys, const HeadsView& values, DeviceStream stream) {
-  AppendArguments arguments{{data(), layout},
-                            layers,
-                            nullptr,
-                            static_cast<std::int64_t>(batch.slots.size()),
-                            device_heads(keys, "keys"),
-                            device_heads(values, "values")};
+  check_aligned(keys, "keys");
+  check_aligned(values, "values");
   follow(stream);
-  arguments.slots = upload(batch, stream).slots;
+  append(layout, layers, upload(batch, stream), keys, values, stream);
+}
+
+void DeviceArena::append(const KvLayout& layout, const LayerRange& layers,
+                         const DeviceTables& tables, const HeadsView& keys, const HeadsView& values,
+                         DeviceStream stream) {
+  const AppendArguments arguments{{data(), layout},
+                                  layers,
+                                  tables.slots,
+                                  tables.tokens,
+                                  device_heads(keys, "keys"),
+                                  device_heads(values, "values")};
+  follow(stream);
   device_.backend->append(device_.index, arguments, stream);
 }
 
@@ -129,14 +153,12 @@ void DeviceArena::cast_copy(const KvLayout& from, std::span<const PageId> source
 
 AttentionWorkspace DeviceArena::workspace(const AttentionArguments& arguments, std::int64_t tokens,
                                           DeviceStream stream) {
-  const std::size_t rows = static_cast<std::size_t>(tokens) *
-                           static_cast<std::size_t>(arguments.heads) *
-                           static_cast<std::size_t>(attention_chunks(arguments));
-  const std::size_t out = rows * static_cast<std::size_t>(arguments.pages.layout.head_size);
+  const auto floats = static_cast<std::size_t>(attention_scratch(arguments, tokens));
   const auto tickets = static_cast<std::size_t>(attention_tickets(arguments));
-  reserve(partials_, (out + 2 * rows) * sizeof(float), stream);
+  reserve(partials_, floats * sizeof(float), stream);
   reserve(tickets_, tickets * sizeof(std::uint32_t), stream);
-  return {partials_.as<float>(), partials_.as<float>() + out, tickets_.as<std::uint32_t>()};
+  return attention_workspace(partials_.as<float>(), tickets_.as<std::uint32_t>(), arguments,
+                             tokens);
 }
 
 void DeviceArena::stage(const KvLayout& layout, const RaggedBatch& batch, std::int32_t heads,
@@ -154,20 +176,39 @@ void DeviceArena::attend(const KvLayout& layout, std::int32_t layer, const Ragge
                          const AttentionOptions& options, const HeadsView& queries,
                          const HeadsView& out, DeviceStream stream) {
   check_attention_layout(layout);
-  AttentionArguments arguments = attention_of({data(), layout}, batch);
+  check_aligned(queries, "queries");
+  check_aligned(out, "out");
+  AttentionArguments shape = attention_of({data(), layout}, batch);
+  shape.heads = queries.heads;
+  shape.window = options.window;
+  follow(stream);
+  const AttentionWorkspace memory = workspace(shape, queries.tokens, stream);
+  attend(layout, layer, upload(batch, stream), options, queries, out, memory, stream);
+}
+
+void DeviceArena::attend(const KvLayout& layout, std::int32_t layer, const DeviceTables& tables,
+                         const AttentionOptions& options, const HeadsView& queries,
+                         const HeadsView& out, const AttentionWorkspace& memory,
+                         DeviceStream stream) {
+  check_attention_layout(layout);
+  AttentionArguments arguments{};
+  arguments.pages = {data(), layout};
   arguments.layer = layer;
+  arguments.block_table = tables.block_table;
+  arguments.table_width = tables.table_width;
+  arguments.cu_seqlens = tables.cu_seqlens;
+  arguments.key_lengths = tables.key_lengths;
+  arguments.sequences = tables.sequences;
+  arguments.most_tokens = tables.most_tokens;
+  arguments.most_keys = tables.most_keys;
   arguments.heads = queries.heads;
   arguments.scale = options.scale;
   arguments.window = options.window;
   arguments.softcap = options.softcap;
   arguments.queries = device_heads(queries, "queries");
   arguments.out = device_heads(out, "out");
+  arguments.workspace = memory;
   follow(stream);
-  arguments.workspace = workspace(arguments, queries.tokens, stream);
-  const Tables tables = upload(batch, stream);
-  arguments.block_table = tables.block_table;
-  arguments.cu_seqlens = tables.cu_seqlens;
-  arguments.key_lengths = tables.key_lengths;
   device_.backend->attend(device_.index, arguments, stream);
 }
 

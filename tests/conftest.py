@@ -20,9 +20,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 # These need a GPU: benchmarks/gpu_suite.sh runs them where there is one.
 collect_ignore = [] if "cuda:0" in gr.build_info()["devices"] else ["gpu"]
-# This one needs a device, which may be the shim: .ci/simt_tests.
+# These need a device, which may be the shim: .ci/simt_tests.
 if len(gr.build_info()["devices"]) == 1:
-    collect_ignore.append("test_device_pair.py")
+    collect_ignore += ["test_device_pair.py", "test_device_decode.py", "test_device_graphs.py"]
 
 # The host SIMT shim takes some milliseconds a row.
 SHIM_VOCABULARY = 5001

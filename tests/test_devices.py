@@ -48,3 +48,20 @@ def test_unknown_devices_are_refused() -> None:
     pair = hf_pairs.random_pair("qwen3")
     with pytest.raises(ValueError, match=r"device must be one of \['cpu'.*got 'xpu:0'"):
         RoutedModel(pair.small, pair.large, pair.tokenizer, device="xpu:0")
+
+
+def test_graphs_need_pages_on_a_device() -> None:
+    pair = hf_pairs.random_pair("qwen3")
+    arguments = pair.small, pair.large, pair.tokenizer
+    assert not RoutedModel(*arguments).graphs
+    with pytest.raises(ValueError, match=r"graphs=True needs .* runs on 'paged' on cpu"):
+        RoutedModel(*arguments, graphs=True)
+    with pytest.raises(TypeError, match="graphs must be a bool or None"):
+        RoutedModel(*arguments, graphs=1)  # type: ignore[arg-type]
+
+
+def test_decode_tables_are_for_pages_on_a_device() -> None:
+    layout = gr.KvLayout(num_layers=1, num_kv_heads=1, head_size=16, page_tokens=8, dtype="float32")
+    pool = gr.PagePool([layout], 8 * layout.page_bytes, layout.page_bytes)
+    with pytest.raises(ValueError, match="this pool is on the CPU"):
+        gr._C.DecodeTables.words(pool, 0, 1, 1, 1)

@@ -291,6 +291,29 @@ def paged_attention(
 def gather_kv(
     pool: PagePool, model: int, layer: int, pages: Any, keys: Any, values: Any, /
 ) -> None: ...
+
+class DecodeTables:
+    def __init__(
+        self, pool: PagePool, model: int, sequences: int, pages: int, heads: int, memory: Any
+    ) -> None: ...
+    @staticmethod
+    def words(pool: PagePool, model: int, sequences: int, pages: int, heads: int) -> int: ...
+    @property
+    def scratch_size(self) -> int: ...
+    def fill(self, batch: RaggedBatch) -> None: ...
+    def attend(
+        self,
+        layer: int,
+        queries: Any,
+        keys: Any,
+        values: Any,
+        out: Any,
+        scratch: Any,
+        scale: float,
+        window: int = ...,
+        softcap: float = ...,
+    ) -> None: ...
+
 def append_kv_layers(pool: PagePool, batch: RaggedBatch, keys: Any, values: Any, /) -> None: ...
 def gather_kv_layers(pool: PagePool, model: int, pages: Any, keys: Any, values: Any, /) -> None: ...
 def stage_batch(

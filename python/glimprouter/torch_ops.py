@@ -15,6 +15,8 @@ Tensors and numbers only: no Python object becomes part of a graph.
   window=0, softcap=0)`` -> what the tokens read from the pages.
 - ``attend(query, keys, values, arena, <tables>, num_layers, page_tokens, layer, scale, window=0,
   softcap=0)``: ``append_kv``, then ``paged_attention``.
+- ``attend_named(query, keys, values, name, layer, scale, window=0, softcap=0)``: what the pass that
+  has this name does (:class:`PassHandle`); for passes whose tables are on a device.
 
 ``arena`` is the memory of a :class:`glimprouter.PagePool` as a tensor of the pages' type
 (:func:`arena_of`); the operations write into it in place. The tables are those of a
@@ -24,7 +26,8 @@ in and ``[1, T, heads, size]`` out, or ``[T, heads, size]`` both ways.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +37,7 @@ from glimprouter import _C
 from glimprouter.glimpse import glimpse, sample
 from glimprouter.kv import PagePool, RaggedBatch
 
-__all__ = ["PassTables", "arena_of"]
+__all__ = ["PassHandle", "PassTables", "arena_of"]
 
 _LIBRARY = torch.library.Library("glimprouter", "DEF")  # type: ignore[no-untyped-call]
 _TABLES = "Tensor slots, Tensor block_table, Tensor cu_seqlens, Tensor key_lengths"
@@ -85,6 +88,46 @@ class PassTables(NamedTuple):
         layout = pool.layout(batch.model)
         slots, table, ends, lengths = (torch.from_numpy(c) for c in batch.padded_tables())
         return cls(arena, slots, table, ends, lengths, layout.num_layers, layout.page_tokens)
+
+
+class AttendingPass(Protocol):
+    """A forward pass over pages that knows its own tables."""
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: tuple[float, int, float],
+    ) -> torch.Tensor:
+        """``[1, heads, T, size]`` to ``[1, T, heads, size]``; options: scale, window, softcap."""
+
+
+_named_passes: WeakValueDictionary[int, AttendingPass] = WeakValueDictionary()
+
+
+class PassHandle(NamedTuple):
+    """A pass as a tensor, whose address is its name: so a graph may hold it.
+
+    Attributes:
+        name: uint8 ``[1]`` on the pages' device. Operations that take it write into the pages.
+    """
+
+    name: torch.Tensor
+
+    @classmethod
+    def of(cls, owner: AttendingPass, device: torch.device) -> PassHandle:
+        """Names a pass as long as it lives, and the handle with it.
+
+        Args:
+            owner: The pass.
+            device: Of torch, where the pages are.
+        """
+        with torch.inference_mode(False):  # a graph tells inference tensors from others
+            name = torch.zeros(1, dtype=torch.uint8, device=device)
+        _named_passes[name.data_ptr()] = owner
+        return cls(name)
 
 
 def _glimpse(logits: torch.Tensor, entropy_top_k: int = 0) -> tuple[torch.Tensor, ...]:
@@ -227,6 +270,22 @@ def _attend(
     return out
 
 
+def _attend_named(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    name: torch.Tensor,
+    layer: int,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> torch.Tensor:
+    owner = _named_passes.get(name.data_ptr())
+    if owner is None:
+        raise ValueError("no pass has this name: it is of a handle that is gone, or a copy")
+    return owner.attend(layer, query, keys, values, (scale, window, softcap))
+
+
 def _fake_attention(query: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
     return _output(query)
 
@@ -275,4 +334,11 @@ _define(
     f" int page_tokens, {_OPTIONS}) -> Tensor",
     _attend,
     _fake_attention,
+)
+_define(
+    "attend_named",
+    f"(Tensor query, Tensor keys, Tensor values, Tensor(a!) name, {_OPTIONS}) -> Tensor",
+    _attend_named,
+    _fake_attention,
+    ("CPU", "CUDA"),
 )

@@ -14,6 +14,19 @@
 
 namespace glimprouter {
 
+// Columns of a batch in device memory, and what the host has to know of them for a launch.
+struct DeviceTables {
+  const std::int64_t* slots = nullptr;        // [tokens]
+  const PageId* block_table = nullptr;        // [sequences, table_width]
+  const std::int32_t* cu_seqlens = nullptr;   // [sequences + 1]
+  const std::int32_t* key_lengths = nullptr;  // [sequences]
+  std::int32_t table_width = 0;
+  std::int32_t sequences = 0;
+  std::int64_t tokens = 0;
+  std::int32_t most_tokens = 0;  // of one sequence, or more
+  std::int32_t most_keys = 0;    // of one sequence, or more
+};
+
 // Functions throw std::invalid_argument before anything has changed, std::runtime_error when the
 // device refuses. Not thread-safe.
 //
@@ -37,11 +50,20 @@ class DeviceArena {
 
   void append(const KvLayout& layout, const LayerRange& layers, const RaggedBatch& batch,
               const HeadsView& keys, const HeadsView& values, DeviceStream stream);
+  void append(const KvLayout& layout, const LayerRange& layers, const DeviceTables& tables,
+              const HeadsView& keys, const HeadsView& values, DeviceStream stream);
   void gather(const KvLayout& layout, const LayerRange& layers, std::span<const PageId> pages,
               const HeadsView& keys, const HeadsView& values, DeviceStream stream);
   void attend(const KvLayout& layout, std::int32_t layer, const RaggedBatch& batch,
               const AttentionOptions& options, const HeadsView& queries, const HeadsView& out,
               DeviceStream stream);
+  // The workspace is for attention without a window.
+  void attend(const KvLayout& layout, std::int32_t layer, const DeviceTables& tables,
+              const AttentionOptions& options, const HeadsView& queries, const HeadsView& out,
+              const AttentionWorkspace& workspace, DeviceStream stream);
+
+  // Fills memory of the caller's on this device.
+  void write(void* target, std::span<const std::byte> source, DeviceStream stream);
 
   // Tokens of one sequence from pages of one layout to those of another with the same layers, heads
   // and head size, cast to its type. The pages are those from the sequence's first token on.
@@ -56,18 +78,10 @@ class DeviceArena {
   void fetch(const KvLayout& layout, std::span<const PageId> pages, const std::byte* source);
 
  private:
-  // Columns of a batch in device memory.
-  struct Tables {
-    const std::int64_t* slots;
-    const PageId* block_table;
-    const std::int32_t* cu_seqlens;
-    const std::int32_t* key_lengths;
-  };
-
   void follow(DeviceStream stream);
   void refuse_capture(DeviceStream stream) const;
   void reserve(DeviceMemory& memory, std::size_t bytes, DeviceStream stream);
-  Tables upload(const RaggedBatch& batch, DeviceStream stream);
+  DeviceTables upload(const RaggedBatch& batch, DeviceStream stream);
   const PageId* upload(std::span<const PageId> pages, DeviceStream stream);
   AttentionWorkspace workspace(const AttentionArguments& arguments, std::int64_t tokens,
                                DeviceStream stream);

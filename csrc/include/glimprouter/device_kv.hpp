@@ -166,5 +166,16 @@ inline std::int64_t attention_tickets(const AttentionArguments& arguments) {
   return static_cast<std::int64_t>(arguments.sequences) * arguments.pages.layout.num_kv_heads *
          attention_row_groups(arguments);
 }
+// Floats of the workspace for so many tokens, tickets aside; and the workspace in that memory.
+inline std::int64_t attention_scratch(const AttentionArguments& arguments, std::int64_t tokens) {
+  return tokens * arguments.heads * attention_chunks(arguments) *
+         (arguments.pages.layout.head_size + 2);
+}
+inline AttentionWorkspace attention_workspace(float* scratch, std::uint32_t* tickets,
+                                              const AttentionArguments& arguments,
+                                              std::int64_t tokens) {
+  const std::int64_t rows = tokens * arguments.heads * attention_chunks(arguments);
+  return {scratch, scratch + rows * arguments.pages.layout.head_size, tickets};
+}
 
 }  // namespace glimprouter

@@ -33,7 +33,7 @@ def _forward(
     return logits
 
 
-def _own_code(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def own_code(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """The function with code of its own: graphs of all models would share one limit otherwise."""
     name = f"{function.__name__}_{next(_numbers)}"
     code = function.__code__.replace(co_name=name)
@@ -60,7 +60,7 @@ class CompiledForward:
         """
         self._model = model
         self._config = model.config.get_text_config()
-        self.function = _own_code(_forward)
+        self.function = own_code(_forward)
         self._compiled = torch.compile(self.function, fullgraph=True, dynamic=True, backend=backend)
         self._warm_up()
 

@@ -57,12 +57,16 @@ def choose_device(wanted: str | None, models: Mapping[str, Any]) -> str:
     return wanted
 
 
-def default_arena_bytes(device: str) -> int:
+def default_arena_bytes(device: str, held: int = 0) -> int:
     """Half of what is free on a GPU, or of all that the host has.
 
     The host's is only taken as pages are written.
+
+    Args:
+        device: Of this build.
+        held: Bytes that are not free, but may be had as well.
     """
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free) // 2
+        return (int(free) + held) // 2
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

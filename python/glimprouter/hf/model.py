@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glimprouter.config import RouterConfig, check_integer, check_random_key
 from glimprouter.hf.compiled import CompiledForward, compile_pair
+from glimprouter.hf.compiled_decode import CompiledDecode, compile_decode_pair
 from glimprouter.hf.devices import choose_device
-from glimprouter.hf.engine import Engine, GatherEngine
+from glimprouter.hf.engine_maker import EngineMaker, EngineName, choose_engine, choose_graphs
 from glimprouter.hf.events import Result
-from glimprouter.hf.paged_attention import why_not_paged
-from glimprouter.hf.paged_engine import PagedEngine
 from glimprouter.hf.pair import boundaries_of, check_width
 from glimprouter.hf.prompts import EncodedPrompt, Prompt, encode_prompt
 from glimprouter.hf.rounds import Rounds, RunPair
@@ -55,6 +53,7 @@ class RoutedModel:
         kv_memory_bytes: int | None = None,
         compile: bool = False,
         device: str | None = None,
+        graphs: bool | None = None,
     ) -> None:
         """Checks that the pair fits together.
 
@@ -80,21 +79,27 @@ class RoutedModel:
                 the prompts of :meth:`generate` need, or ``max_batch_size`` sequences as long as the
                 longest of :meth:`stream`, up to half of this machine's (or the device's free
                 memory). When it runs short, sequences are preempted and resumed.
-            compile: Whether both models run as compiled graphs (``torch.compile``), on pages only.
-                They are made here, in seconds to minutes, for the number of threads that torch has
-                now. Logits differ from the eager ones by rounding. For models on the CPU.
+            compile: Whether passes over pages are compiled (``torch.compile``): all of them on the
+                CPU, on a device those that ``graphs`` captures. This is done here, in seconds to
+                minutes, on the CPU for the number of threads that torch has now. Logits differ
+                from the eager ones by rounding.
             device: Where steps run and pages lie, one of ``build_info()["devices"]``: None for
                 where the models are; ``"cpu"`` copies the logits of models that are elsewhere.
+            graphs: Whether decode passes (one token of each sequence) on a device are captured as
+                graphs, once for each size, and replayed, also in later runs, for which pages and
+                graphs are kept. Hooks on the models do not see replays. None: where both models
+                are on pages of one device.
 
         Raises:
             ValueError: Vocabularies that cannot be mapped, a model that is narrower than its
                 tokenizer, a layer type that cannot be served, a tokenizer that cannot write the
-                delimiter, an option out of range, ``compile`` without pages on the CPU, or a device
-                that the models are not on.
+                delimiter, an option out of range, ``compile`` without pages, ``graphs`` without
+                pages on a device, or a device that the models are not on.
             RuntimeError: A model cannot be compiled.
 
         Warns:
-            RuntimeWarning: ``engine="auto"`` falls back, or models are where no step can run.
+            RuntimeWarning: ``engine="auto"`` falls back, or models are where no step can run. In
+                a run: a model's decode passes cannot be captured.
         """
         if engine not in ("auto", "paged", "gather"):
             raise ValueError(f'engine must be "auto", "paged" or "gather", got {engine!r}')
@@ -132,32 +137,25 @@ class RoutedModel:
             check_width(name, model, boundary)
             ModelRunner(name, model, 1)  # refuses layers that cannot be served
         self.kv_memory_bytes = kv_memory_bytes
-        self.device = choose_device(device, {"small": small, "large": large})
-        self.engine = self._choose_engine(engine)
+        models = {"small": small, "large": large}
+        self.device = choose_device(device, models)
+        self.engine: EngineName = choose_engine(engine, models, self.device)
+        self.graphs = choose_graphs(graphs, self.engine, self.device, compile)
         self.compiled: dict[str, CompiledForward] | None = None
-        if compile:
-            if self.engine != "paged" or self.device != "cpu":
-                raise ValueError(
-                    'compile=True needs engine="paged" on the CPU, this pair runs on'
-                    f" {self.engine!r} on {self.device}"
-                )
+        decode: dict[str, CompiledDecode] | None = None
+        if compile and self.device == "cpu":
             self.compiled = compile_pair(small, large)
-
-    def _choose_engine(self, wanted: str) -> Literal["paged", "gather"]:
-        if wanted == "gather":
-            return "gather"
-        for name, model in (("small", self.small), ("large", self.large)):
-            reason = why_not_paged(model, self.device)
-            if reason is None:
-                continue
-            message = f"the {name} model cannot be served on pages: {reason}"
-            if wanted == "paged":
-                raise ValueError(message + '; engine="gather" serves it')
-            warnings.warn(
-                message + "; falling back to the gathering engine", RuntimeWarning, stacklevel=3
-            )
-            return "gather"
-        return "paged"
+        elif compile:
+            decode = compile_decode_pair(models, self.device, max_batch_size)
+        self._engines = EngineMaker(
+            models,
+            self.engine,
+            max_batch_size,
+            self.translation,
+            self.device,
+            self.graphs,
+            decode,
+        )
 
     @classmethod
     def from_pretrained(
@@ -335,25 +333,10 @@ class RoutedModel:
                 max_sequences=rows,
                 device=self.device,
             ),
-            self._make_engine(records, spare_rows=stream_tokens),
+            self._engines.make(records, self.kv_memory_bytes, self.compiled, stream_tokens),
             pair,
             max_rows=rows,
             raise_on_invalid=self.on_invalid == "raise",
-        )
-
-    def _make_engine(self, records: list[SequenceRecord], spare_rows: bool) -> Engine:
-        if self.engine == "gather":
-            return GatherEngine(self.small, self.large, self.max_batch_size, self.translation)
-        return PagedEngine(
-            self.small,
-            self.large,
-            records,
-            self.max_batch_size,
-            self.kv_memory_bytes,
-            self.translation,
-            self.compiled,
-            self.device,
-            spare_rows,
         )
 
     def _reserved(self, config: RouterConfig) -> int:

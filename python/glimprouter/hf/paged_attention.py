@@ -25,7 +25,7 @@ from glimprouter.hf.devices import torch_device
 from glimprouter.hf.gathered_attention import gathered_attention, gathers
 from glimprouter.hf.runner import rope_depends_on_length
 from glimprouter.kv import KvCache, KvLayout, PagePool, RaggedBatch
-from glimprouter.torch_ops import PassTables
+from glimprouter.torch_ops import AttendingPass, PassHandle, PassTables
 
 ATTENTION_NAME = "glimprouter"
 # The same function under a name without a mask: transformers would look for packed sequences in
@@ -37,6 +37,16 @@ _PROBE_LENGTHS = (7, 5)  # two sequences side by side, one of them in two pieces
 # Root mean square of the difference over the spread of the logits. Rounding in the narrow types is
 # some hundredths; an attention that is not the model's own gives about 1.
 _PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.1}
+
+
+class PackedPass(AttendingPass, Protocol):
+    """A forward pass over packed tokens, as the attention function sees it.
+
+    Attributes:
+        layers: How many layers have attended.
+    """
+
+    layers: int
 
 
 class PagedPass:
@@ -55,6 +65,26 @@ class PagedPass:
         self.pool = pool
         self.batch = batch
         self.layers = 0
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: tuple[float, int, float],
+    ) -> torch.Tensor:
+        """As in :class:`PackedPass`."""
+        _, heads, tokens, size = query.shape
+        scale, window, softcap = options
+        out = query.new_empty((1, tokens, heads, size))
+        _C.append_kv(self.pool, layer, self.batch, key, value)
+        if gathers(self.pool, self.batch, softcap):
+            gathered_attention(self.pool, layer, self.batch, query, out, scale=scale, window=window)
+        else:
+            _C.paged_attention(self.pool, layer, self.batch, query, out, scale, window, softcap)
+        self.layers += 1
+        return out
 
 
 class NotedLayer(Protocol):
@@ -85,13 +115,13 @@ def _attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    glimprouter_pass: PagedPass | PassTables | None = None,
+    glimprouter_pass: PackedPass | PassTables | PassHandle | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """``[B, heads, T, size]`` in, ``[B, T, heads, size]`` out; B is 1 but under a PagedCache."""
     if kwargs.get("s_aux") is not None:
         raise RuntimeError("it has attention sinks, which are not supported")
-    _, heads, tokens, size = query.shape
+    size = query.shape[-1]
     scale = size**-0.5 if scaling is None else float(scaling)
     window, cap, layer = sliding_window or 0, softcap or 0.0, module.layer_idx
     if glimprouter_pass is None:
@@ -107,15 +137,12 @@ def _attention(
             query, key, value, *glimprouter_pass, layer, scale, window, cap
         )
         return attended, None
-    out = query.new_empty((1, tokens, heads, size))
-    pool, batch = glimprouter_pass.pool, glimprouter_pass.batch
-    _C.append_kv(pool, layer, batch, key, value)
-    if gathers(pool, batch, cap):
-        gathered_attention(pool, layer, batch, query, out, scale=scale, window=window)
-    else:
-        _C.paged_attention(pool, layer, batch, query, out, scale, window, cap)
-    glimprouter_pass.layers += 1
-    return out, None
+    if isinstance(glimprouter_pass, PassHandle):
+        named: torch.Tensor = torch.ops.glimprouter.attend_named(
+            query, key, value, *glimprouter_pass, layer, scale, window, cap
+        )
+        return named, None
+    return glimprouter_pass.attend(layer, query, key, value, (scale, window, cap)), None
 
 
 def _padding_mask(
@@ -165,17 +192,42 @@ def paged_forward(model: Any, pool: PagePool, batch: RaggedBatch) -> torch.Tenso
     Raises:
         RuntimeError: A layer did not come by: the model has attention of its own.
     """
-    config = model.config.get_text_config()
-    state = PagedPass(pool, batch)
-    with own_attention(config):
+    layers = pool.layout(batch.model).num_layers
+    ids, positions = _indices(batch.ids, model)[None], _indices(batch.positions, model)[None]
+    keep = _indices(batch.last_rows, model)
+    return packed_forward(model, ids, positions, PagedPass(pool, batch), layers, keep)
+
+
+def packed_forward(
+    model: Any,
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    state: PackedPass,
+    num_layers: int,
+    keep: torch.Tensor | int = 0,
+) -> torch.Tensor:
+    """The model's own code over packed tokens; logits ``[B, V]``.
+
+    Args:
+        model: That is served on pages.
+        ids: ``[1, T]``.
+        positions: ``[1, T]``.
+        state: Attends; no layer has come by yet.
+        num_layers: That must come by.
+        keep: Tokens whose logits are wanted, ``[B]``; 0 for all.
+
+    Raises:
+        RuntimeError: A layer did not come by: the model has attention of its own.
+    """
+    with own_attention(model.config.get_text_config()):
         output = model(
-            input_ids=_indices(batch.ids, model)[None],
-            position_ids=_indices(batch.positions, model)[None],
+            input_ids=ids,
+            position_ids=positions,
             use_cache=False,
-            logits_to_keep=_indices(batch.last_rows, model),
+            logits_to_keep=keep,
             glimprouter_pass=state,
         )
-    if state.layers != pool.layout(batch.model).num_layers:
+    if state.layers != num_layers:
         raise RuntimeError(f"{state.layers} of the model's layers used the attention over pages")
     logits: torch.Tensor = output.logits[0]
     return logits

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from glimprouter.hf.compiled import CompiledForward
+from glimprouter.hf.decode_graphs import DecodeGraphs
 from glimprouter.hf.devices import default_arena_bytes
 from glimprouter.hf.events import TokenCounts
 from glimprouter.hf.gathered_attention import MANY_TOKENS
+from glimprouter.hf.kept_pool import KeptPool
 from glimprouter.hf.paged_attention import kv_layout, paged_forward
 from glimprouter.hf.saved_sequence import bytes_as_tensor, tensor_as_bytes
 from glimprouter.hf.sequence import SequenceRecord
@@ -77,6 +79,7 @@ class PagedEngine:
         compiled: Mapping[str, CompiledForward] | None = None,
         device: str = "cpu",
         spare_rows: bool = False,
+        kept: KeptPool | None = None,
     ) -> None:
         """An arena that holds the longest sequences, as far as it may.
 
@@ -92,6 +95,8 @@ class PagedEngine:
             device: Where the pages lie: beside the models.
             spare_rows: Whether more sequences may come, forks or loaded ones: ``max_batch_size`` as
                 long as the longest are planned for then.
+            kept: Where the pool comes from, with graphs of decode passes; None for a pool of its
+                own, and no graphs.
 
         Raises:
             ValueError: The arena cannot hold the longest sequence.
@@ -102,8 +107,20 @@ class PagedEngine:
         self._max_batch = max_batch_size
         self._translation = translation
         self._device = device
+        self._graphs: Mapping[str, DecodeGraphs] = {}
         lengths = [_most_tokens(record) for record in records]
-        self._pool = self._make_pool(lengths, arena_bytes, spare_rows)
+        held = 0 if kept is None else kept.free_bytes
+        most = default_arena_bytes(device, held) if arena_bytes is None else arena_bytes
+        sector_bytes = PagePool.default_sector_bytes(self._layouts)
+        self._sectors_held = self._plan_sectors(lengths, arena_bytes, most, spare_rows)
+        if kept is None:
+            self._pool = PagePool(
+                self._layouts, self._sectors_held * sector_bytes, sector_bytes, device
+            )
+        else:
+            self._pool, self._graphs = kept.take(
+                self, self._layouts, self._sectors_held, most // sector_bytes
+            )
         self._cache = KvCache(self._pool, max_batch_size, translation.map if translation else None)
         self._sequences: dict[int, int] = {}  # of the cache, by the record's index
         # Preempted ones, and how many tokens each model has computed of them.
@@ -121,20 +138,25 @@ class PagedEngine:
         in_a_sector = (sector_bytes // layout.page_bytes for layout in self._layouts)
         return sum(-(-count // held) for count, held in zip(pages, in_a_sector, strict=True))
 
-    def _make_pool(
-        self, lengths: Sequence[Sequence[int]], arena_bytes: int | None, spare_rows: bool
-    ) -> PagePool:
+    def _plan_sectors(
+        self,
+        lengths: Sequence[Sequence[int]],
+        arena_bytes: int | None,
+        most: int,
+        spare_rows: bool,
+    ) -> int:
+        """Of the arena, the null page's included: what the sequences need, as far as there is."""
         sector_bytes = PagePool.default_sector_bytes(self._layouts)
         each = sorted(self._sectors(self._pages(pair), sector_bytes) for pair in lengths)[::-1]
         largest = each[0] if each else 2
-        limit = default_arena_bytes(self._device) if arena_bytes is None else arena_bytes
-        _check_arena(limit, (largest + _NULL_SECTORS) * sector_bytes)
+        _check_arena(most, (largest + _NULL_SECTORS) * sector_bytes)
+        sectors = most // sector_bytes
         if arena_bytes is None:
             rows = each[: self._max_batch]
             together = self._max_batch * largest if spare_rows else max(sum(rows), largest)
             growth = 1 if self._translation is None else _TRANSLATED_GROWTH
-            limit = min(limit, (growth * together + _NULL_SECTORS) * sector_bytes)
-        return PagePool(self._layouts, limit, sector_bytes, self._device)
+            sectors = min(sectors, growth * together + _NULL_SECTORS)
+        return sectors
 
     def open(self, record: SequenceRecord) -> bool:
         """Takes a sequence in when its tokens, and some pages more, fit."""
@@ -194,7 +216,7 @@ class PagedEngine:
         sector_bytes = self._pool.sector_bytes
         most = [max(pair) for pair in zip(_most_tokens(record), computed, strict=True)]
         needed = self._sectors(self._pages(most), sector_bytes) + _NULL_SECTORS
-        _check_arena((self._pool.num_sectors + _NULL_SECTORS) * sector_bytes, needed * sector_bytes)
+        _check_arena(self._sectors_held * sector_bytes, needed * sector_bytes)
         self._saved[record.index] = saved, computed
 
     def _catch_up(self, model: str, record: SequenceRecord) -> int:
@@ -259,7 +281,10 @@ class PagedEngine:
         rows = [self._sequences[record.index] for record in records]
         batch = self._cache.prepare(MODELS.index(model), rows)
         try:
-            if self._compiled is None:
+            graphs = self._graphs.get(model)
+            if graphs is not None and graphs.takes(batch):
+                logits = graphs(batch)
+            elif self._compiled is None:
                 logits = paged_forward(self._models[model], self._pool, batch)
             else:
                 logits = self._compiled[model](self._pool, batch)

@@ -1,0 +1,58 @@
+#include "heads_access.hpp"
+
+#include <pybind11/pybind11.h>
+
+#include <cmath>
+
+namespace py = pybind11;
+
+namespace glimprouter::bindings {
+
+void check_place(const DeviceArena* arena, const BorrowedTensor& tensor, const std::string& name) {
+  if (arena != nullptr ? lives_on(tensor, arena->device()) : tensor.device_type == kCpuDevice) {
+    return;
+  }
+  throw py::value_error(name + " must be on " +
+                        (arena != nullptr ? arena->device().name() : "the CPU") +
+                        ", where the pages are; move it there, or let the pool live where it is");
+}
+
+HeadsView heads_view(const DeviceArena* arena, const BorrowedTensor& tensor, const char* what,
+                     Axes axes, bool written) {
+  const std::string name(what);
+  HeadsView view{};
+  check_place(arena, tensor, name);
+  view.dtype = float_type(tensor, what);
+  if (written && tensor.read_only) throw py::value_error(name + " is read-only");
+  const int dimensions = tensor.dimensions;
+  if (dimensions != 3 && !(dimensions == 4 && tensor.shape[0] == 1)) {
+    throw py::value_error(name +
+                          " must have the shape [tokens, heads, size] or one of four "
+                          "dimensions with a batch of 1, got " +
+                          std::to_string(dimensions) + " dimensions");
+  }
+  const bool swapped = dimensions == 4 && axes == Axes::kHeadsFirst;
+  const int token_axis = dimensions - (swapped ? 2 : 3);
+  const int head_axis = dimensions - (swapped ? 3 : 2);
+  if (tensor.strides[dimensions - 1] != 1 && tensor.shape[dimensions - 1] > 1) {
+    throw py::value_error(name + " must be contiguous along the head; call .contiguous() first");
+  }
+  view.data = tensor.data;
+  view.tokens = tensor.shape[token_axis];
+  view.heads = static_cast<std::int32_t>(tensor.shape[head_axis]);
+  view.head_size = static_cast<std::int32_t>(tensor.shape[dimensions - 1]);
+  view.token_stride = tensor.strides[token_axis];
+  view.head_stride = tensor.strides[head_axis];
+  return view;
+}
+
+AttentionOptions attention_options(float scale, std::int32_t window, float softcap) {
+  if (!std::isfinite(scale)) throw py::value_error("scale must be finite");
+  if (window < 0) throw py::value_error("window must be >= 0 (0: off)");
+  if (!(softcap >= 0.0f) || std::isinf(softcap)) {
+    throw py::value_error("softcap must be >= 0 (0: off)");
+  }
+  return {scale, window, softcap};
+}
+
+}  // namespace glimprouter::bindings
