@@ -14,7 +14,7 @@ DTYPES = ("bfloat16", "float32")
 COMPILED = (1, 64)  # batches at which torch.compile is measured: it takes seconds a shape
 MODES: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
-    "temperature": {"temperature": 0.6},
+    "temperature": {"temperature": 0.6, "top_p": 1.0},
     "top-p": {"temperature": 0.6, "top_p": 0.95},
 }
 # Microseconds of a replay, warm, that the project set itself for greedy rows of bfloat16.
@@ -45,7 +45,7 @@ def torch_step(
         token = values.argmax(dim=-1)
     else:
         probs = torch.softmax(values / mode["temperature"], dim=-1)
-        if "top_p" in mode:
+        if mode.get("top_p", 1.0) < 1.0:
             ordered, order = probs.sort(dim=-1, descending=True)
             kept = ordered.cumsum(dim=-1) - ordered < mode["top_p"]
             ordered = torch.where(kept, ordered, torch.zeros_like(ordered))
@@ -91,7 +91,7 @@ def _optional_flashinfer(logits: torch.Tensor, mode: dict[str, Any]) -> Any:
         from flashinfer.sampling import top_p_sampling_from_probs
     except ImportError:
         return None
-    if "top_p" not in mode:
+    if mode.get("top_p", 1.0) == 1.0:
         return None
 
     def call() -> torch.Tensor:
