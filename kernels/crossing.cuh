@@ -17,7 +17,8 @@ GR_DEVICE std::uint64_t measured(Measure measure, std::uint64_t count, Mass mass
 
 // The bits of a key below which a bin does not look, for a range of keys [lower, upper].
 GR_DEVICE std::uint32_t bin_shift(Candidate lower, Candidate upper) {
-  const auto bits = static_cast<std::uint32_t>(64 - std::countl_zero(upper - lower));
+  // Not std::countl_zero: nvcc compiles it for a device without a word, to something else.
+  const auto bits = static_cast<std::uint32_t>(64 - __clzll(static_cast<long long>(upper - lower)));
   constexpr auto kBits = static_cast<std::uint32_t>(std::countr_zero(kBins));
   return bits > kBits ? bits - kBits : 0;
 }

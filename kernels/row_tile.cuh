@@ -32,12 +32,13 @@ struct TilePieces {
 
   // Floats are made from their bits again by the next pass, not kept beside them.
   GR_DEVICE void forget_floats() {
-    if constexpr (kType == DataType::kFloat32) return;
-    GR_UNROLL
-    for (std::int32_t k = 0; k < kLaneElements; ++k) {
+    if constexpr (kType != DataType::kFloat32) {
       GR_UNROLL
-      for (int word = 0; word < 4; ++word) {
-        vectors[k][0].word[word] = opaque(vectors[k][0].word[word]);
+      for (std::int32_t k = 0; k < kLaneElements; ++k) {
+        GR_UNROLL
+        for (int word = 0; word < 4; ++word) {
+          vectors[k][0].word[word] = opaque(vectors[k][0].word[word]);
+        }
       }
     }
   }
