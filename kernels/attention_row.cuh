@@ -15,7 +15,9 @@ namespace glimprouter::device {
 static_assert(kAttentionChunkPages == static_cast<std::int32_t>(kWarpSize), "a lane a page");
 
 // A gap every 32 scores lets lanes walk pages of 16 or 32 tokens without meeting in a bank.
-inline constexpr std::int32_t kScorePlaces = kAttentionChunkTokens + kAttentionChunkTokens / 32;
+inline constexpr std::int32_t kMostChunkTokens =
+    kAttentionChunkTokens > kMaxDevicePageTokens ? kAttentionChunkTokens : kMaxDevicePageTokens;
+inline constexpr std::int32_t kScorePlaces = kMostChunkTokens + kMostChunkTokens / 32;
 GR_DEVICE std::int32_t score_place(std::int32_t token) { return token + token / 32; }
 
 inline constexpr float kNoMaximum = std::bit_cast<float>(0xFF800000u);
@@ -71,6 +73,7 @@ GR_DEVICE PartialSum weigh_row(AttentionRow& row, const ChunkRange& seen, std::i
   __syncwarp(kFullMask);
   const ChunkRange own = page_range(seen, lane, page_tokens);
   float maximum = kNoMaximum;
+  GR_UNROLL_BY(8)
   for (std::int32_t token = own.begin; token < own.end; ++token) {
     maximum = larger_of(maximum, row.scores[score_place(token)]);
   }
@@ -90,6 +93,7 @@ GR_DEVICE PartialSum weigh_row(AttentionRow& row, const ChunkRange& seen, std::i
   }
   __syncwarp(kFullMask);
   float page_sum = 0.0f;
+  GR_UNROLL_BY(8)
   for (std::int32_t token = own.begin; token < own.end; ++token) {
     page_sum += row.scores[score_place(token)];
   }

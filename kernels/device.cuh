@@ -37,6 +37,8 @@
 #define GR_SHARED(Type, name) __shared__ Type name
 #define GR_ASSERT(condition) assert(condition)
 #define GR_UNROLL _Pragma("unroll")
+#define GR_UNROLL_BY(count) _Pragma(GR_TEXT(unroll count))
+#define GR_TEXT(text) #text
 #define GR_NO_UNROLL _Pragma("unroll 1")
 #else
 #define GR_KERNEL(...) inline
@@ -44,6 +46,7 @@
 #define GR_SHARED(Type, name) Type& name = GR_SIMT_SHARED(Type)
 #define GR_ASSERT(condition) GR_SIMT_ASSERT(condition)
 #define GR_UNROLL
+#define GR_UNROLL_BY(count)
 #define GR_NO_UNROLL
 #endif
 

@@ -187,14 +187,23 @@ class ChunkAttention {
     PartialSum total{partial_sum(row, first)[0], partial_sum(row, first)[1]};
     float sums[4];
     read_floats(partial_out(row, first, quad), sums);
-    for (std::int32_t chunk = first + 1; chunk <= last; ++chunk) {
-      const float* const own = partial_sum(row, chunk);
-      const MergeFactors factors = merge_chunk(total, {own[0], own[1]});
-      float added[4];
-      read_floats(partial_out(row, chunk, quad), added);
+    for (std::int32_t begin = first + 1; begin <= last; begin += kChunksTogether) {
+      float added[kChunksTogether][4];
+      PartialSum own[kChunksTogether];
       GR_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        sums[i] = std::fma(factors.added, added[i], sums[i] * factors.before);
+      for (int k = 0; k < kChunksTogether; ++k) {
+        if (begin + k > last) continue;
+        own[k] = {partial_sum(row, begin + k)[0], partial_sum(row, begin + k)[1]};
+        read_floats(partial_out(row, begin + k, quad), added[k]);
+      }
+      GR_UNROLL
+      for (int k = 0; k < kChunksTogether; ++k) {
+        if (begin + k > last) continue;
+        const MergeFactors factors = merge_chunk(total, own[k]);
+        GR_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          sums[i] = std::fma(factors.added, added[k][i], sums[i] * factors.before);
+        }
       }
     }
     store_out(row, quad, total.sum, sums);
@@ -202,7 +211,9 @@ class ChunkAttention {
 
  private:
   static constexpr std::int32_t kThreads = kRows * static_cast<std::int32_t>(kWarpSize);
-  static constexpr std::int32_t kTokensTogether = 4;  // values on their way at once
+  // What is on its way at once, per thread: quads of keys, chunks of a merge.
+  static constexpr int kKeysTogether = 8;
+  static constexpr int kChunksTogether = 4;
 
   GR_DEVICE static std::byte* address(const DeviceHeads& heads, const QueryRow& query) {
     return heads.data + query.token * heads.token_stride + query.head * heads.head_stride;
@@ -223,16 +234,30 @@ class ChunkAttention {
     const std::byte* key = page_address(chunk, page) +
                            (token - page * layout_.page_tokens) * layout_.token_stride +
                            part * static_cast<std::int32_t>(sizeof(RawQuad<kType>));
-    for (std::int32_t i = part * 4; i < layout_.head_size; i += kAttentionLanes) {
-      float elements[4];
-      floats_of(read_quad<kType>(key), elements);
-      key += 4 * sizeof(RawQuad<kType>);
+    constexpr std::int32_t kStride = kKeysTogether * kAttentionLanes;
+    for (std::int32_t first = part * 4; first < layout_.head_size; first += kStride) {
+      RawQuad<kType> raw[kKeysTogether];
       GR_UNROLL
-      for (int row = 0; row < kRows; ++row) {
-        float query[4];
-        read_floats(&shared.queries[row][i], query);
+      for (int quad = 0; quad < kKeysTogether; ++quad) {
+        if (first + quad * kAttentionLanes >= layout_.head_size) continue;
+        raw[quad] = read_quad<kType>(key + quad * 4 * sizeof(RawQuad<kType>));
+      }
+      key += kKeysTogether * 4 * sizeof(RawQuad<kType>);
+      GR_UNROLL
+      for (int quad = 0; quad < kKeysTogether; ++quad) {
+        const std::int32_t i = first + quad * kAttentionLanes;
+        if (i >= layout_.head_size) continue;
+        float elements[4];
+        floats_of(raw[quad], elements);
         GR_UNROLL
-        for (int k = 0; k < 4; ++k) lanes[row][k] = std::fma(query[k], elements[k], lanes[row][k]);
+        for (int row = 0; row < kRows; ++row) {
+          float query[4];
+          read_floats(&shared.queries[row][i], query);
+          GR_UNROLL
+          for (int k = 0; k < 4; ++k) {
+            lanes[row][k] = std::fma(query[k], elements[k], lanes[row][k]);
+          }
+        }
       }
     }
   }
@@ -250,21 +275,20 @@ class ChunkAttention {
   template <DataType kType>
   GR_DEVICE void add_page(const std::byte* values, const ChunkRange& tokens,
                           const AttentionRow& weights, float (&sums)[4]) const {
+    constexpr std::int32_t kTokensTogether = kType == DataType::kFloat32 ? 8 : 16;
     const std::int64_t stride = layout_.token_stride;
-    std::int32_t token = tokens.begin;
-    for (; token + kTokensTogether <= tokens.end; token += kTokensTogether) {
+    for (std::int32_t token = tokens.begin; token < tokens.end; token += kTokensTogether) {
       RawQuad<kType> raw[kTokensTogether];
       GR_UNROLL
-      for (int k = 0; k < kTokensTogether; ++k) raw[k] = read_quad<kType>(values + k * stride);
+      for (int k = 0; k < kTokensTogether; ++k) {
+        if (token + k < tokens.end) raw[k] = read_quad<kType>(values + k * stride);
+      }
       GR_UNROLL
       for (int k = 0; k < kTokensTogether; ++k) {
+        if (token + k >= tokens.end) break;
         add_value(raw[k], weights.scores[score_place(token + k)], sums);
       }
       values += kTokensTogether * stride;
-    }
-    for (; token < tokens.end; ++token) {
-      add_value(read_quad<kType>(values), weights.scores[score_place(token)], sums);
-      values += stride;
     }
   }
 
@@ -330,9 +354,10 @@ GR_DEVICE void attend_chunk(const ChunkAttention<kRows>& attention, std::int32_t
   }
 }
 
-// grid: (chunks, [row groups, KV heads], sequences). block: a warp a row.
+// grid: (chunks, [row groups, KV heads], sequences). block: a warp a row. Sixteen warps share a
+// processor: with more registers a warp has more on its way, but fewer of them do not fill the bus.
 template <int kRows>
-GR_KERNEL(kRows* static_cast<int>(kWarpSize))
+GR_KERNEL(kRows* static_cast<int>(kWarpSize), 16 / kRows)
 void attention_kernel(const AttentionArguments arguments) {
   GR_SHARED(AttentionShared<kRows>, shared);
   wait_for_dependencies();

@@ -164,14 +164,14 @@ CASES = {
     **{f"size_{size}": Case(head_size=size) for size in HEAD_SIZES},
     **{f"size_{size}_bf16": Case(head_size=size, dtype="bfloat16") for size in HEAD_SIZES},
     **{f"length_{length}": Case(length=length) for length in (1, 2, 15, 16, 17, 31, 32, 33, 1000)},
-    # Pages end at 16, chunks of the context at 256; every head size at length, and with windows.
+    # Pages end at 16, chunks of the context at 128; every head size at length, and with windows.
     **{
         f"size_{size}_length_{length}_window_{window}": Case(
             head_size=size, length=length, window=window, dtype=dtype, seed=size + length
         )
         for size, dtype in zip(HEAD_SIZES, [*TYPES, "bfloat16", "float32"], strict=True)
         for length, window in (
-            *((length, 0) for length in (255, 256, 257, 4999, 5000)),
+            *((length, 0) for length in (127, 128, 129, 255, 256, 257, 4999, 5000)),
             *((5000, window) for window in (1, 255, 256, 257, 4096)),
         )
     },

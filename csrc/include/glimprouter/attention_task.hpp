@@ -25,10 +25,10 @@ struct AttentionTask {
   float* out;                      // [rows, head_size]
 };
 
-// The context is cut in chunks of whole pages, from the sequence's first token on: at most 256
-// tokens and 32 pages. A row is summed page by page within a chunk; its chunks are merged in order.
+// The context is cut in chunks of whole pages, from the sequence's first token on: at most 128
+// tokens and 32 pages, at least a page. A row is summed page by page within a chunk; its chunks are merged in order.
 // So a device can share a long context among its processors and still give the same bits.
-inline constexpr std::int32_t kAttentionChunkTokens = 256;
+inline constexpr std::int32_t kAttentionChunkTokens = 128;
 inline constexpr std::int32_t kAttentionChunkPages = 32;
 GR_HOST_DEVICE constexpr std::int32_t attention_chunk_pages(std::int32_t page_tokens) {
   const std::int32_t pages = kAttentionChunkTokens / page_tokens;

@@ -139,7 +139,7 @@ struct AttentionArguments {
 };
 
 inline constexpr std::int32_t kMaxDeviceHeadSize = 256;
-inline constexpr std::int32_t kMaxDevicePageTokens = kAttentionChunkTokens;
+inline constexpr std::int32_t kMaxDevicePageTokens = 256;
 
 // Query rows of a block: (token, query head) pairs that share a KV head.
 inline std::int32_t attention_block_rows(const AttentionArguments& arguments) {
