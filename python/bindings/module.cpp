@@ -8,6 +8,7 @@ void bind_device(py::module_& module);
 void bind_glimpse(py::module_& module);
 void bind_kv_cache(py::module_& module);
 void bind_kv_ops(py::module_& module);
+void bind_layer_ops(py::module_& module);
 void bind_step_boundary(py::module_& module);
 void bind_step_router(py::module_& module);
 void bind_token_ledger(py::module_& module);
@@ -20,6 +21,7 @@ PYBIND11_MODULE(_C, module) {
   glimprouter::bindings::bind_token_ledger(module);  // the KV cache takes its map
   glimprouter::bindings::bind_kv_cache(module);
   glimprouter::bindings::bind_kv_ops(module);
+  glimprouter::bindings::bind_layer_ops(module);
   glimprouter::bindings::bind_step_boundary(module);
   glimprouter::bindings::bind_step_router(module);
 }
