@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +13,8 @@ from glimprouter.config import RouterConfig, check_integer, check_random_key
 from glimprouter.hf.compiled import CompiledForward, compile_pair
 from glimprouter.hf.devices import choose_device
 from glimprouter.hf.engine import Engine, GatherEngine
+from glimprouter.hf.engine_choice import choose_engine
 from glimprouter.hf.events import Result
-from glimprouter.hf.paged_attention import why_not_paged
 from glimprouter.hf.paged_engine import PagedEngine
 from glimprouter.hf.pair import boundaries_of, check_width
 from glimprouter.hf.prompts import EncodedPrompt, Prompt, encode_prompt
@@ -133,7 +132,8 @@ class RoutedModel:
             ModelRunner(name, model, 1)  # refuses layers that cannot be served
         self.kv_memory_bytes = kv_memory_bytes
         self.device = choose_device(device, {"small": small, "large": large})
-        self.engine = self._choose_engine(engine)
+        chosen = choose_engine(engine, {"small": small, "large": large}, self.device, not compile)
+        self.engine, self.fused = chosen.name, chosen.fused
         self.compiled: dict[str, CompiledForward] | None = None
         if compile:
             if self.engine != "paged" or self.device != "cpu":
@@ -142,22 +142,6 @@ class RoutedModel:
                     f" {self.engine!r} on {self.device}"
                 )
             self.compiled = compile_pair(small, large)
-
-    def _choose_engine(self, wanted: str) -> Literal["paged", "gather"]:
-        if wanted == "gather":
-            return "gather"
-        for name, model in (("small", self.small), ("large", self.large)):
-            reason = why_not_paged(model, self.device)
-            if reason is None:
-                continue
-            message = f"the {name} model cannot be served on pages: {reason}"
-            if wanted == "paged":
-                raise ValueError(message + '; engine="gather" serves it')
-            warnings.warn(
-                message + "; falling back to the gathering engine", RuntimeWarning, stacklevel=3
-            )
-            return "gather"
-        return "paged"
 
     @classmethod
     def from_pretrained(
@@ -354,6 +338,7 @@ class RoutedModel:
             self.compiled,
             self.device,
             spare_rows,
+            self.fused,
         )
 
     def _reserved(self, config: RouterConfig) -> int:

@@ -12,6 +12,7 @@ import torch
 from glimprouter.hf.compiled import CompiledForward
 from glimprouter.hf.devices import default_arena_bytes
 from glimprouter.hf.events import TokenCounts
+from glimprouter.hf.fused_layers import FusedLayers
 from glimprouter.hf.gathered_attention import MANY_TOKENS
 from glimprouter.hf.paged_attention import kv_layout, paged_forward
 from glimprouter.hf.saved_sequence import bytes_as_tensor, tensor_as_bytes
@@ -77,6 +78,7 @@ class PagedEngine:
         compiled: Mapping[str, CompiledForward] | None = None,
         device: str = "cpu",
         spare_rows: bool = False,
+        fused: Mapping[str, FusedLayers] | None = None,
     ) -> None:
         """An arena that holds the longest sequences, as far as it may.
 
@@ -92,12 +94,15 @@ class PagedEngine:
             device: Where the pages lie: beside the models.
             spare_rows: Whether more sequences may come, forks or loaded ones: ``max_batch_size`` as
                 long as the longest are planned for then.
+            fused: Layers that eager passes compute in their fused form, by the model's name; none
+                of a model that is not named.
 
         Raises:
             ValueError: The arena cannot hold the longest sequence.
         """
         self._models = dict(zip(MODELS, (small, large), strict=True))
         self._compiled = compiled
+        self._fused = fused or {}
         self._layouts = [kv_layout(small), kv_layout(large)]
         self._max_batch = max_batch_size
         self._translation = translation
@@ -260,7 +265,8 @@ class PagedEngine:
         batch = self._cache.prepare(MODELS.index(model), rows)
         try:
             if self._compiled is None:
-                logits = paged_forward(self._models[model], self._pool, batch)
+                fused = self._fused.get(model)
+                logits = paged_forward(self._models[model], self._pool, batch, fused)
             else:
                 logits = self._compiled[model](self._pool, batch)
         except BaseException:
