@@ -9,6 +9,7 @@ void bind_device(py::module_& module);
 void bind_glimpse(py::module_& module);
 void bind_kv_cache(py::module_& module);
 void bind_kv_ops(py::module_& module);
+void bind_layer_ops(py::module_& module);
 void bind_step_boundary(py::module_& module);
 void bind_step_router(py::module_& module);
 void bind_token_ledger(py::module_& module);
@@ -22,6 +23,7 @@ PYBIND11_MODULE(_C, module) {
   glimprouter::bindings::bind_kv_cache(module);
   glimprouter::bindings::bind_kv_ops(module);
   glimprouter::bindings::bind_decode_tables(module);
+  glimprouter::bindings::bind_layer_ops(module);
   glimprouter::bindings::bind_step_boundary(module);
   glimprouter::bindings::bind_step_router(module);
 }

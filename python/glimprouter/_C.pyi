@@ -319,6 +319,10 @@ def gather_kv_layers(pool: PagePool, model: int, pages: Any, keys: Any, values: 
 def stage_batch(
     pool: PagePool, batch: RaggedBatch, heads: int, window: int, like: Any, /
 ) -> None: ...
+def rms_norm(hidden: Any, weight: Any, epsilon: float, offset: float, out: Any, /) -> None: ...
+def rotate_heads(
+    queries: Any, keys: Any, cosine: Any, sine: Any, queries_out: Any, keys_out: Any, /
+) -> None: ...
 def append_kv_to(
     arena: Any,
     tables: tuple[Any, Any, Any, Any],

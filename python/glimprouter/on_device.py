@@ -66,9 +66,7 @@ def glimpse_fields(
         ids = _new(logits, wanted.shape, "int32")
         # With its own type: new_tensor() alone would round ids to the type of the logits.
         ids[...] = (
-            wanted
-            if isinstance(logits, np.ndarray)
-            else logits.new_tensor(wanted, dtype=ids.dtype)
+            wanted if isinstance(logits, np.ndarray) else logits.new_tensor(wanted, dtype=ids.dtype)
         )
         logprobs = _new(logits, (rows, wanted.shape[1]), "float32")
     _C.glimpse_on_device(logits, entropy_top_k, varentropy, ids, results, logprobs, device)

@@ -13,7 +13,8 @@ from glimprouter.config import RouterConfig, check_integer, check_random_key
 from glimprouter.hf.compiled import CompiledForward, compile_pair
 from glimprouter.hf.compiled_decode import CompiledDecode, compile_decode_pair
 from glimprouter.hf.devices import choose_device
-from glimprouter.hf.engine_maker import EngineMaker, EngineName, choose_engine, choose_graphs
+from glimprouter.hf.engine_choice import choose_engine, choose_graphs
+from glimprouter.hf.engine_maker import EngineMaker
 from glimprouter.hf.events import Result
 from glimprouter.hf.pair import boundaries_of, check_width
 from glimprouter.hf.prompts import EncodedPrompt, Prompt, encode_prompt
@@ -139,7 +140,8 @@ class RoutedModel:
         self.kv_memory_bytes = kv_memory_bytes
         models = {"small": small, "large": large}
         self.device = choose_device(device, models)
-        self.engine: EngineName = choose_engine(engine, models, self.device)
+        chosen = choose_engine(engine, models, self.device, not compile)
+        self.engine, self.fused = chosen.name, chosen.fused
         self.graphs = choose_graphs(graphs, self.engine, self.device, compile)
         self.compiled: dict[str, CompiledForward] | None = None
         decode: dict[str, CompiledDecode] | None = None
@@ -148,13 +150,7 @@ class RoutedModel:
         elif compile:
             decode = compile_decode_pair(models, self.device, max_batch_size)
         self._engines = EngineMaker(
-            models,
-            self.engine,
-            max_batch_size,
-            self.translation,
-            self.device,
-            self.graphs,
-            decode,
+            models, chosen, max_batch_size, self.translation, self.device, self.graphs, decode
         )
 
     @classmethod

@@ -12,7 +12,7 @@ over those pages. It is told which by one of two ways:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from glimprouter import _C
 from glimprouter.hf.devices import torch_device
+from glimprouter.hf.fused_layers import FusedLayers
 from glimprouter.hf.gathered_attention import gathered_attention, gathers
 from glimprouter.hf.runner import rope_depends_on_length
 from glimprouter.kv import KvCache, KvLayout, PagePool, RaggedBatch
@@ -184,10 +185,18 @@ def kv_layout(model: Any) -> KvLayout:
 
 
 @torch.inference_mode()
-def paged_forward(model: Any, pool: PagePool, batch: RaggedBatch) -> torch.Tensor:
+def paged_forward(
+    model: Any, pool: PagePool, batch: RaggedBatch, fused: FusedLayers | None = None
+) -> torch.Tensor:
     """Computes the batch's tokens; logits of each sequence's last one, ``[B, V]``.
 
     The caller completes or abandons the batch.
+
+    Args:
+        model: One that can be served on pages.
+        pool: Where the pages are.
+        batch: T tokens of B sequences.
+        fused: Layers of the model that compute in their fused form; None leaves all as they are.
 
     Raises:
         RuntimeError: A layer did not come by: the model has attention of its own.
@@ -195,7 +204,8 @@ def paged_forward(model: Any, pool: PagePool, batch: RaggedBatch) -> torch.Tenso
     layers = pool.layout(batch.model).num_layers
     ids, positions = _indices(batch.ids, model)[None], _indices(batch.positions, model)[None]
     keep = _indices(batch.last_rows, model)
-    return packed_forward(model, ids, positions, PagedPass(pool, batch), layers, keep)
+    with fused.installed() if fused else nullcontext():
+        return packed_forward(model, ids, positions, PagedPass(pool, batch), layers, keep)
 
 
 def packed_forward(
@@ -237,11 +247,16 @@ def _indices(column: npt.NDArray[np.int32], model: Any) -> torch.Tensor:
     return torch.tensor(column, dtype=torch.long, device=model.device)
 
 
-def why_not_paged(model: Any, device: str = "cpu") -> str | None:
+def why_not_paged(model: Any, device: str = "cpu", fused: FusedLayers | None = None) -> str | None:
     """Why a model cannot be served on pages of a device, or None when it can: found by trying.
 
     Two short sequences are computed side by side, in pieces, and compared with the model's own
     attention: a model that drops our arguments, has attention sinks, or keeps other state differs.
+
+    Args:
+        model: Of transformers.
+        device: Of the pages.
+        fused: Tried too: layers in their fused form on pages, against the model's own.
     """
     if str(model.device) != torch_device(device):
         return f"it is on {model.device}, and the pages are on {device}"
@@ -254,7 +269,7 @@ def why_not_paged(model: Any, device: str = "cpu") -> str | None:
         layout = kv_layout(model)
         if layout.head_size % 16 != 0:
             return f"its head size of {layout.head_size} is no multiple of 16"
-        error = _probe(model, layout, device)
+        error = _probe(model, layout, device, fused)
     except Exception as failure:  # whatever a model's code does with an attention it does not know
         return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
     tolerance = _PROBE_TOLERANCE[model.dtype]
@@ -264,7 +279,7 @@ def why_not_paged(model: Any, device: str = "cpu") -> str | None:
 
 
 @torch.inference_mode()
-def _probe(model: Any, layout: KvLayout, device: str) -> float:
+def _probe(model: Any, layout: KvLayout, device: str, fused: FusedLayers | None) -> float:
     """Difference to the model's own attention: root mean square over the spread of the logits."""
     width = model.get_output_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
@@ -284,7 +299,7 @@ def _probe(model: Any, layout: KvLayout, device: str) -> float:
             for row, prompt in zip(rows, prompts, strict=True):
                 cache.append(row, prompt[start:end])
         batch = cache.prepare(0, rows)
-        logits = paged_forward(model, pool, batch)
+        logits = paged_forward(model, pool, batch, fused)
         cache.complete(batch)
         for row, prompt in enumerate(prompts):
             with own_attention(config, reference):

@@ -13,6 +13,7 @@ from glimprouter.hf.compiled import CompiledForward
 from glimprouter.hf.decode_graphs import DecodeGraphs
 from glimprouter.hf.devices import default_arena_bytes
 from glimprouter.hf.events import TokenCounts
+from glimprouter.hf.fused_layers import FusedLayers
 from glimprouter.hf.gathered_attention import MANY_TOKENS
 from glimprouter.hf.kept_pool import KeptPool
 from glimprouter.hf.paged_attention import kv_layout, paged_forward
@@ -80,6 +81,7 @@ class PagedEngine:
         device: str = "cpu",
         spare_rows: bool = False,
         kept: KeptPool | None = None,
+        fused: Mapping[str, FusedLayers] | None = None,
     ) -> None:
         """An arena that holds the longest sequences, as far as it may.
 
@@ -97,12 +99,15 @@ class PagedEngine:
                 long as the longest are planned for then.
             kept: Where the pool comes from, with graphs of decode passes; None for a pool of its
                 own, and no graphs.
+            fused: Layers that eager passes compute in their fused form, by the model's name; none
+                of a model that is not named.
 
         Raises:
             ValueError: The arena cannot hold the longest sequence.
         """
         self._models = dict(zip(MODELS, (small, large), strict=True))
         self._compiled = compiled
+        self._fused = fused or {}
         self._layouts = [kv_layout(small), kv_layout(large)]
         self._max_batch = max_batch_size
         self._translation = translation
@@ -285,7 +290,8 @@ class PagedEngine:
             if graphs is not None and graphs.takes(batch):
                 logits = graphs(batch)
             elif self._compiled is None:
-                logits = paged_forward(self._models[model], self._pool, batch)
+                fused = self._fused.get(model)
+                logits = paged_forward(self._models[model], self._pool, batch, fused)
             else:
                 logits = self._compiled[model](self._pool, batch)
         except BaseException:
