@@ -51,14 +51,12 @@ std::size_t block_bytes(const StepOutputs& outputs) {
 DeviceOutputs::DeviceOutputs(const Device& device, const StepOutputs& outputs)
     : device_(device),
       logprob_ids_(device, outputs.logprob_ids.size() * sizeof(std::int32_t)),
-      bytes_(block_bytes(outputs)),
-      block_(device, bytes_),
-      mirror_(device, bytes_) {
+      block_(device, block_bytes(outputs)) {
   std::size_t offset = 0;
   for_fields(outputs, view_, [&](const auto& field, auto*& pointer) {
     using Value = std::remove_reference_t<decltype(*pointer)>;
     pointer = nullptr;
-    if (!field.empty()) pointer = reinterpret_cast<Value*>(block_.as<std::byte>() + offset);
+    if (!field.empty()) pointer = reinterpret_cast<Value*>(block_.data() + offset);
     offset += field_bytes(field);
   });
   view_.logprob_ids = logprob_ids_.as<const std::int32_t>();
@@ -70,13 +68,8 @@ DeviceOutputs::DeviceOutputs(const Device& device, const StepOutputs& outputs)
   }
 }
 
-void DeviceOutputs::fetch(DeviceStream stream) {
-  if (bytes_ == 0) return;
-  device_.backend->copy(device_.index, mirror_.data(), block_.as<void>(), bytes_, stream);
-}
-
 void DeviceOutputs::unpack(StepOutputs& outputs, std::int64_t rows) const {
-  const std::byte* source = mirror_.data();
+  const std::byte* source = block_.data();
   DeviceStepOutputs view{};
   const auto ids = static_cast<std::int64_t>(outputs.logprob_ids.size());
   for_fields(outputs, view, [&](auto& field, auto*&) {
@@ -231,7 +224,6 @@ void DeviceSequences::launch(Model model, const LogitsView& logits,
     std::copy(rows.begin(), rows.end(), arguments.rows_by_value);
   }
   device_.backend->step(device_.index, arguments, stream);
-  outputs.device->fetch(stream);
 }
 
 }  // namespace glimprouter

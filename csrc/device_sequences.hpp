@@ -15,25 +15,22 @@
 
 namespace glimprouter {
 
-// Where a launch leaves its outputs: one block on the device, its image in pinned host memory.
+// Where a launch leaves its outputs: one block of pinned host memory, which a device writes as its
+// own. A copy behind the launch would take as long as the launch.
 class DeviceOutputs {
  public:
   DeviceOutputs(const Device& device, const StepOutputs& outputs);
 
   const Device& device() const { return device_; }
   const DeviceStepOutputs& view() const { return view_; }
-  // Starts the copy to the host.
-  void fetch(DeviceStream stream);
-  // After it: fills the fields of the first `rows` rows.
+  // After the launch: fills the fields of the first `rows` rows.
   void unpack(StepOutputs& outputs, std::int64_t rows) const;
 
  private:
   Device device_;
   DeviceStepOutputs view_{};
   DeviceMemory logprob_ids_;
-  std::size_t bytes_;
-  DeviceMemory block_;
-  PinnedMemory mirror_;
+  PinnedMemory block_;
 };
 
 // Tokens that a sequence may commit, or has committed.
@@ -63,7 +60,7 @@ class DeviceSequences {
   void attach(StepOutputs& outputs) const;
 
   // Row numbers: `rows`, or `device_rows` [logits.rows] in device memory. Returns when the launch
-  // and the copy of its outputs are enqueued.
+  // is enqueued.
   void launch(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
               const std::int32_t* device_rows, StepOutputs& outputs, DeviceStream stream);
   // Waits for the last launch, or for everything that the device does, and fills the outputs.

@@ -161,11 +161,12 @@ RowResult evaluate_row(const RowView& row, const RowRequest& request, RowWorkspa
     return invalid_result(summed.status);
   }
   const RowSums& sums = summed.sums;
-  const RowScale scale{sums.maximum, log_positive(sums.sum)};
+  const RowQuotients quotients = quotients_of(sums);
+  const RowScale scale{sums.maximum, quotients.log_sum};
   std::int32_t argmax = 0;
   float second = -kInfinity;
   find_top_two(row, sums, buffers, &argmax, &second);
-  RowResult result = statistics_of(sums, scale, argmax, second, request.want_varentropy);
+  RowResult result = statistics_of(sums, quotients, argmax, second, request.want_varentropy);
   if (request.sampling.temperature > 0.0f) {
     result.token = sample_token(row, request.sampling, request.random, sums, buffers);
   }

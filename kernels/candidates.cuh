@@ -14,10 +14,10 @@
 
 namespace glimprouter::device {
 
-inline constexpr std::uint32_t kListCapacity = 3072;
+inline constexpr std::uint32_t kListCapacity = 2560;
 inline constexpr std::uint32_t kBins = 1024;
 inline constexpr std::uint32_t kFew = kBlockThreads;  // sorted at once, one a thread
-inline constexpr std::int64_t kMaxRankedTiles = 2048;
+inline constexpr std::int64_t kMaxRankedTiles = 512;
 inline constexpr Candidate kLastCandidate = ~Candidate{0};
 
 // Behind `key`, itself included.
@@ -48,23 +48,28 @@ struct CandidateSource {
 
 struct CandidateShared {
   CandidateSource source;
+  float temperature;
   Candidate list[kListCapacity];
+  Candidate last;       // of the list's range: no smaller key is listed
+  std::uint32_t count;  // in the list
   union {
     struct {
       Mass mass[kBins];
       std::uint32_t count[kBins];
-    } bins;  // while a crossing is sought
+    } bins;
     struct {
-      Candidate found[kFew];
-      Candidate sorted[kFew];
-    } few;
-    float maxima[kMaxRankedTiles];  // of the tiles, while they are ranked
+      Mass mass[kMaxRankedTiles];
+      float maximum[kMaxRankedTiles];
+    } ranked;  // before there are bins
   };
-  float ranked[2];
-  std::uint32_t count;      // in the list
+  bool binned;  // the bins are those of the whole source
+  Candidate found[kFew];
+  Candidate sorted[kFew];
   std::uint32_t bin_count;  // candidates in the bin of the crossing
   bool crossed;
   Crossing crossing;
+  std::int32_t cut_rank;
+  float cut[2];
   BlockShared block;
 };
 
@@ -108,7 +113,11 @@ struct Totals {
 GR_DEVICE Totals list_candidates(float pivot, CandidateShared& shared) {
   const CandidateSource& source = shared.source;
   __syncthreads();
-  if (threadIdx.x == 0) shared.count = 0;
+  if (threadIdx.x == 0) {
+    shared.count = 0;
+    shared.last = candidate_of(pivot, -1);  // the largest id: ties are included
+    shared.binned = false;
+  }
   __syncthreads();
   Mass mass = 0;
   for_elements(source.row, source.tiles, pivot, [&](Candidate key) {

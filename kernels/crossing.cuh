@@ -52,7 +52,6 @@ GR_DEVICE void fill_bins(Candidate lower, Candidate upper, std::uint32_t shift,
     shared.bins.mass[bin] = 0;
     shared.bins.count[bin] = 0;
   }
-  if (threadIdx.x == 0) shared.crossed = false;
   __syncthreads();
   BinRun run;
   for_candidates(shared, lower, upper, [&](Candidate key) {
@@ -102,7 +101,7 @@ GR_DEVICE void cross_few(Candidate lower, Candidate upper, const Totals& before,
   }
   __syncthreads();
   for_candidates(shared, lower, upper, [&](Candidate key) {
-    shared.few.found[atomic_add_shared(&shared.bin_count, 1u)] = key;
+    shared.found[atomic_add_shared(&shared.bin_count, 1u)] = key;
   });
   __syncthreads();
   const std::uint32_t count = shared.bin_count;
@@ -110,12 +109,12 @@ GR_DEVICE void cross_few(Candidate lower, Candidate upper, const Totals& before,
   if (own < count) {
     std::uint32_t rank = 0;
     for (std::uint32_t i = 0; i < count; ++i) {
-      rank += shared.few.found[i] < shared.few.found[own] ? 1 : 0;
+      rank += shared.found[i] < shared.found[own] ? 1 : 0;
     }
-    shared.few.sorted[rank] = shared.few.found[own];
+    shared.sorted[rank] = shared.found[own];
   }
   __syncthreads();
-  const Candidate key = own < count ? shared.few.sorted[own] : kLastCandidate;
+  const Candidate key = own < count ? shared.sorted[own] : kLastCandidate;
   const Mass mass = own < count ? shared.source.scale.mass(candidate_value(key)) : 0;
   const PrefixSum masses = block_prefix(mass, shared.block);
   if (own < count) {
@@ -138,12 +137,18 @@ GR_DEVICE void cross_few(Candidate lower, Candidate upper, const Totals& before,
 // kLastCandidate, and their sums. By the whole block; a barrier follows.
 GR_DEVICE void find_crossing(Measure measure, std::uint64_t target, CandidateShared& shared) {
   Candidate lower = candidate_of(shared.source.scale.maximum, 0);
-  Candidate upper = kLastCandidate;
+  Candidate upper = shared.source.listed ? shared.last : kLastCandidate;
   Totals before{0, 0};
   bool few = shared.source.listed && shared.count <= kFew;
-  while (!few) {
+  for (bool whole = true; !few; whole = false) {
     const std::uint32_t shift = bin_shift(lower, upper);
-    fill_bins(lower, upper, shift, shared);
+    if (!whole || !shared.binned) fill_bins(lower, upper, shift, shared);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      shared.crossed = false;
+      shared.binned = whole;
+    }
+    __syncthreads();
     const Totals all = find_bin(before, measure, target, shared);
     if (!shared.crossed) {
       before = all;

@@ -68,6 +68,10 @@ GR_DEVICE void store16(void* target, const Vec16& value);
 GR_DEVICE float larger_number(float a, float b);
 GR_DEVICE float larger_or_nan(float a, float b);
 
+// The larger numbers of two pairs of 16-bit elements; NaN only where both are.
+GR_DEVICE std::uint32_t larger_halves(std::uint32_t a, std::uint32_t b);
+GR_DEVICE std::uint32_t larger_bfloat16s(std::uint32_t a, std::uint32_t b);
+
 // The same value, of which the compiler knows nothing: what depends on it is computed where it is
 // written, rather than ahead of a loop and kept in registers.
 GR_DEVICE std::uint32_t opaque(std::uint32_t value);
@@ -76,6 +80,9 @@ GR_DEVICE std::uint32_t opaque(std::uint32_t value);
 // of 2, 4, 8 or 16 bytes, and aligned to its size.
 template <typename T>
 GR_DEVICE T load_streaming(const T* source);
+
+// Brings a line of global memory near, without waiting for it.
+GR_DEVICE void prefetch_global(const void* address);
 
 // The ticket of the last-block-done pattern: adds one, wraps to 0 after `last`, gives the value
 // before. Acquire and release at device scope: what the caller wrote before, or saw at a barrier

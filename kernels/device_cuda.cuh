@@ -21,6 +21,18 @@ GR_DEVICE float larger_or_nan(float a, float b) {
   return result;
 }
 
+GR_DEVICE std::uint32_t larger_halves(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t result;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+
+GR_DEVICE std::uint32_t larger_bfloat16s(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t result;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+
 GR_DEVICE std::uint32_t opaque(std::uint32_t value) {
   asm volatile("" : "+r"(value));
   return value;
@@ -54,6 +66,10 @@ GR_DEVICE T load_streaming(const T* source) {
                  : "l"(address));
     return std::bit_cast<T>(bits);
   }
+}
+
+GR_DEVICE void prefetch_global(const void* address) {
+  asm volatile("prefetch.global.L1 [%0];" : : "l"(__cvta_generic_to_global(address)));
 }
 
 GR_DEVICE std::uint32_t ticket_increment(std::uint32_t* counter, std::uint32_t last) {

@@ -49,6 +49,17 @@ GR_DEVICE float read_element(const std::byte* source, DataType dtype) {
   return dtype == DataType::kFloat16 ? float_of_half(bits) : float_from_bfloat16(bits);
 }
 
+// The same in two steps, so that several loads are on their way before the first is looked at.
+GR_DEVICE std::uint32_t read_bits(const std::byte* source, DataType dtype) {
+  return dtype == DataType::kFloat32 ? read_as<std::uint32_t>(source)
+                                     : read_as<std::uint16_t>(source);
+}
+GR_DEVICE float float_of_bits(std::uint32_t bits, DataType dtype) {
+  return dtype == DataType::kFloat32    ? std::bit_cast<float>(bits)
+         : dtype == DataType::kBFloat16 ? std::bit_cast<float>(bits << 16)
+                                        : float_of_half(bits);
+}
+
 GR_DEVICE std::uint32_t bits_of(float value, DataType dtype) {
   return dtype == DataType::kFloat16 ? half_from_float(value) : bfloat16_from_float(value);
 }

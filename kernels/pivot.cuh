@@ -26,32 +26,46 @@ struct RankedValue {
   float value;
 };
 
-// The rank-th largest and the other-th largest of the tiles' maxima.
-struct RankedMaxima {
-  float first;
-  float second;
-};
-
-GR_DEVICE RankedMaxima rank_maxima(std::int32_t first, std::int32_t second,
-                                   CandidateShared& shared) {
-  const CandidateSource& source = shared.source;
-  const auto num_tiles = static_cast<std::int32_t>(tiles_of(source.row.size));
+// The tiles by descending maxima: into shared.cut the maxima at rank `high` and at another one,
+// which goes into shared.cut_rank: `rank`, or the next one after those whose mass reaches `mass` (>
+// 0).
+GR_DEVICE void rank_tiles(std::int32_t high, std::int32_t rank, Mass mass,
+                          CandidateShared& shared) {
+  const auto num_tiles = static_cast<std::int32_t>(tiles_of(shared.source.row.size));
+  const TileStatistics* const tiles = shared.source.tiles;
   __syncthreads();
+  if (threadIdx.x == 0) shared.cut_rank = mass > 0 ? num_tiles : rank;
   for (auto i = static_cast<std::int32_t>(threadIdx.x); i < num_tiles; i += kLanes) {
-    shared.maxima[i] = source.tiles[i].maximum;
+    shared.ranked.maximum[i] = tiles[i].maximum;
+    shared.ranked.mass[i] =
+        mass_of_sum(terms_of(tiles[i], shared.source.scale.maximum, shared.temperature).sampling);
   }
   __syncthreads();
-  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < num_tiles; i += kLanes) {
-    const float own = shared.maxima[i];
-    std::int32_t rank = 1;
+  // At most two tiles a thread.
+  std::int32_t ranks[2] = {0, 0};
+  for (int k = 0; k < 2; ++k) {
+    const std::int32_t i = static_cast<std::int32_t>(threadIdx.x) + k * kLanes;
+    if (i >= num_tiles) continue;
+    const float own = shared.ranked.maximum[i];
+    Mass through = 0;
+    GR_UNROLL_BY(4)
     for (std::int32_t j = 0; j < num_tiles; ++j) {
-      rank += shared.maxima[j] > own || (shared.maxima[j] == own && j < i) ? 1 : 0;
+      const float other = shared.ranked.maximum[j];
+      const bool counts = other > own || (other == own && j <= i);
+      ranks[k] += counts ? 1 : 0;
+      through += counts ? shared.ranked.mass[j] : 0;
     }
-    if (rank == first) shared.ranked[0] = own;
-    if (rank == second) shared.ranked[1] = own;
+    if (ranks[k] == high) shared.cut[0] = own;
+    if (through >= mass && through - shared.ranked.mass[i] < mass && ranks[k] < num_tiles) {
+      shared.cut_rank = ranks[k] + 1;
+    }
   }
   __syncthreads();
-  return {shared.ranked[0], shared.ranked[1]};
+  for (int k = 0; k < 2; ++k) {
+    const std::int32_t i = static_cast<std::int32_t>(threadIdx.x) + k * kLanes;
+    if (i < num_tiles && ranks[k] == shared.cut_rank) shared.cut[1] = shared.ranked.maximum[i];
+  }
+  __syncthreads();
 }
 
 // Where the count of larger elements would be `count`, if its logarithm went on as between the two.
@@ -76,19 +90,19 @@ struct PivotGuess {
   double aim;
 };
 
-GR_DEVICE PivotGuess guess_from_maxima(std::int32_t tiles, std::int32_t count,
+GR_DEVICE PivotGuess guess_from_maxima(std::int32_t tiles, const Wanted& wanted,
                                        CandidateShared& shared) {
-  std::int32_t high = 1 + tiles / 16;
-  std::int32_t low = 1 + tiles / 2;
-  double aim = count > 0 ? 1.5 * count : kFirstCount;
-  if (count > 0 && count <= tiles) {  // so many tiles have an element at least as large
-    low = count;
-    high = count > 1 ? 1 : low;
-    aim = count;
-  }
-  const RankedMaxima maxima = rank_maxima(high, low, shared);
-  return {
-      {static_cast<double>(high), maxima.first}, {static_cast<double>(low), maxima.second}, aim};
+  const auto count = static_cast<std::int32_t>(wanted.count);
+  const std::int32_t high = 1 + tiles / 16;
+  // Where few tiles hold the mass, the nucleus is their elements above all other tiles. As many
+  // tiles as elements are wanted hold enough of them.
+  const std::int32_t rank = count > 0 && count <= tiles ? count : tiles / 2;
+  rank_tiles(high, rank, wanted.mass, shared);
+  const auto reached = static_cast<double>(shared.cut_rank);
+  PivotGuess guess{{static_cast<double>(high), shared.cut[0]}, {reached, shared.cut[1]}, reached};
+  if (guess.above.count >= reached) guess.above = guess.below;
+  if (count > tiles) guess.aim = 1.5 * count;
+  return guess;
 }
 
 // Lists the candidates from the guess on, moving the pivot when they are not what is wanted. False
@@ -120,8 +134,7 @@ GR_DEVICE void list_wanted(const Wanted wanted, float lowest, CandidateShared& s
   if (all || (num_tiles <= kMaxRankedTiles && wanted.count <= kListCapacity)) {
     PivotGuess guess{{1, lowest}, {1, lowest}, 1};
     if (!all) {
-      guess = guess_from_maxima(static_cast<std::int32_t>(num_tiles),
-                                static_cast<std::int32_t>(wanted.count), shared);
+      guess = guess_from_maxima(static_cast<std::int32_t>(num_tiles), wanted, shared);
     }
     listed = list_from(guess, wanted, shared);
   }

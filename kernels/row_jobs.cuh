@@ -26,9 +26,6 @@ struct EvaluateJob {
   GR_DEVICE const RowRequest& request(std::uint32_t index) const {
     return arguments.requests != nullptr ? arguments.requests[index] : arguments.request;
   }
-  GR_DEVICE float temperature(std::uint32_t index) const {
-    return request(index).sampling.temperature;
-  }
   GR_DEVICE TileRequest tile_request(std::uint32_t index) const {
     const RowRequest& asked = request(index);
     return tile_request_of(asked.sampling, asked.want_varentropy, arguments.logits.width);
@@ -38,6 +35,7 @@ struct EvaluateJob {
            static_cast<std::int64_t>(index) * arguments.request.num_logprob_ids;
   }
   GR_DEVICE void prepare(std::uint32_t, Shared&) const {}
+  GR_DEVICE void prefetch(std::int32_t, const Shared&) const {}
   GR_DEVICE void finish(std::uint32_t index, const RowResult& result, Shared&) const {
     if (threadIdx.x == 0) arguments.results[index] = result;
   }
@@ -62,16 +60,15 @@ struct StepJob {
   // Row numbers in device memory cannot be checked before the launch.
   GR_DEVICE bool wanted(std::uint32_t index) const {
     const std::int32_t number = sequence_of(index);
-    if (number < 0 || number >= arguments.num_sequences || arguments.open[number] == 0)
-      return false;
+    if (number < 0 || number >= arguments.num_sequences) return false;
+    // Side by side, not one after the other.
     const SequenceCore& sequence = arguments.sequences[number];
-    return waits_for(sequence.state, sequence.options.limits, arguments.model);
+    const bool open = arguments.open[number] != 0;
+    const bool waits = waits_for(sequence.state, sequence.options.limits, arguments.model);
+    return open & waits;
   }
   GR_DEVICE RowView row(std::uint32_t index) const {
     return arguments.logits.row(index, arguments.logits.width);
-  }
-  GR_DEVICE float temperature(std::uint32_t index) const {
-    return arguments.sequences[sequence_of(index)].options.sampling.temperature;
   }
   GR_DEVICE TileRequest tile_request(std::uint32_t index) const {
     return tile_request_of(arguments.sequences[sequence_of(index)].options.sampling,
@@ -118,13 +115,21 @@ struct StepJob {
   }
   GR_DEVICE void prepare(std::uint32_t index, Shared& shared) const {
     const std::uint64_t* const words = words_of(index);
-    for (std::uint32_t i = threadIdx.x % kWarpSize; i < kWords; i += kWarpSize) {
-      shared.words[i] = words[i];
-    }
+    static_assert(kWords <= kBlockThreads);
+    if (threadIdx.x < kWords) shared.words[threadIdx.x] = words[threadIdx.x];
+  }
+  GR_DEVICE static SequenceCore& core_in(const Shared& shared) {
+    return *std::launder(reinterpret_cast<SequenceCore*>(const_cast<std::uint64_t*>(shared.words)));
+  }
+  GR_DEVICE void prefetch(std::int32_t token, const Shared& shared) const {
+    const std::int64_t place = static_cast<std::int64_t>(token) * arguments.boundary.num_states +
+                               core_in(shared).state.automaton;
+    prefetch_global(arguments.boundary.effects + place);
+    prefetch_global(arguments.boundary.texts + token);
   }
   GR_DEVICE void finish(std::uint32_t index, const RowResult& result, Shared& shared) const {
     if (threadIdx.x == 0) {
-      advance_sequence(index, *std::launder(reinterpret_cast<SequenceCore*>(shared.words)), result);
+      advance_sequence(index, core_in(shared), result);
     }
     __syncthreads();
     std::uint64_t* const words = words_of(index);

@@ -9,7 +9,8 @@
 //   TileRequest tile_request(index)    what the tiles must give
 //   Shared                             of the block that finishes a row, trivial
 //   RowRequest request(index); float* logprobs(index)
-//   void prepare(index, Shared&)       by a warp, while the tiles are merged
+//   void prepare(index, Shared&)       by all threads; a barrier follows
+//   void prefetch(token, Shared&)      by one thread: what finish() will read for the token
 //   void finish(index, const RowResult&, Shared&)    by all threads; the result is that of thread 0
 #pragma once
 
@@ -19,6 +20,7 @@
 #include "device.cuh"
 #include "glimprouter/row_op.hpp"
 #include "glimprouter/row_statistics.hpp"
+#include "row_lanes.cuh"
 #include "row_merge.cuh"
 #include "row_select.cuh"
 #include "row_tile.cuh"
@@ -28,17 +30,22 @@ namespace glimprouter::device {
 // Leaves 128 registers a thread.
 inline constexpr unsigned kBlocksPerProcessor = 2;
 
-// What the warps of a finishing block do side by side.
-enum FinishRole : std::uint32_t { kMergeWarp = 0, kTopTwoWarp = 1, kPrepareWarp = 2, kRequestWarp };
+// Statistics of so many tiles lie in shared memory while a row is finished; of more they are read
+// where they are.
+inline constexpr std::int64_t kStagedTiles = 160;
 
 template <typename JobShared>
 struct RowShared {
   alignas(RowRequest) unsigned char request[sizeof(RowRequest)];
   JobShared job;
   RowSums sums;
-  double log_sum;
-  TopTwo top;
-  SelectShared select;
+  RowQuotients quotients;
+  TopTwoShared top;
+  TileStatistics tiles[kStagedTiles];
+  union {
+    LanesShared lanes;    // while the tiles are summed
+    SelectShared select;  // once they are
+  };
   bool last;
 };
 
@@ -64,21 +71,36 @@ GR_DEVICE bool sum_tiles(const Job& job, std::uint32_t index, const RowView& row
   TileRequest request{};
   std::uint32_t tile = blockIdx.x + warp_of_thread() * gridDim.x;
   for (bool first = true;; first = false) {
-    TilePieces<kType> pieces;
-    if (tile < num_tiles) pieces = load_tile<kType>(row, vectors, tile);
+    const TilePieces<kType> pieces(row, vectors, tile);
+    const float maximum = tile < num_tiles ? tile_maximum(pieces) : 0.0f;
     if (first) {
       if (!job.wanted(index)) return false;
       request = job.tile_request(index);
     }
     if (tile >= num_tiles) return true;
-    sum_tile(pieces, request,
+    sum_tile(pieces, maximum, request,
              job.workspace().tiles + static_cast<std::int64_t>(index) * num_tiles + tile);
     tile += gridDim.x * kWarps;
   }
 }
 
+// The same for the tile blockIdx.x by the whole block.
 template <typename Job>
-GR_DEVICE bool sum_tiles_of(const Job& job, std::uint32_t index, const RowView& row) {
+GR_DEVICE bool sum_own_tile(const Job& job, std::uint32_t index, const RowView& row,
+                            LanesShared& shared) {
+  const LaneElements elements(row, blockIdx.x);
+  if (!job.wanted(index)) return false;
+  sum_lanes(elements, job.tile_request(index), shared,
+            job.workspace().tiles + static_cast<std::int64_t>(index) * gridDim.x + blockIdx.x);
+  return true;
+}
+
+template <typename Job>
+GR_DEVICE bool sum_tiles_of(const Job& job, std::uint32_t index, const RowView& row,
+                            LanesShared& shared) {
+  if (gridDim.x == static_cast<std::uint32_t>(tiles_of(row.size))) {
+    return sum_own_tile(job, index, row, shared);
+  }
   switch (row.dtype) {
     case DataType::kFloat32:
       return sum_tiles<DataType::kFloat32>(job, index, row);
@@ -104,30 +126,39 @@ GR_DEVICE bool is_last_block(std::uint32_t* ticket, bool& shared_last) {
   return true;
 }
 
-// Sums, the two largest elements, what the job needs of its sequence and what is asked: each by a
-// warp of its own. Returns the row's status.
+// Brings what the finishing block reads more than once into shared memory. A barrier follows.
 template <typename Job>
-GR_DEVICE RowStatus merge_row(const Job& job, std::uint32_t index, const RowView& row,
-                              const TileStatistics* tiles,
-                              RowShared<typename Job::Shared>& shared) {
+GR_DEVICE const TileStatistics* stage_row(const Job& job, std::uint32_t index,
+                                          std::int64_t num_tiles,
+                                          RowShared<typename Job::Shared>& shared) {
+  const TileStatistics* const tiles = job.workspace().tiles + index * num_tiles;
+  job.prepare(index, shared.job);
+  if (threadIdx.x == kBlockThreads - 1) new (shared.request) RowRequest(job.request(index));
+  if (num_tiles > kStagedTiles) return tiles;
+  static_assert(sizeof(TileStatistics) == 5 * sizeof(float));
+  const auto* const source = reinterpret_cast<const float*>(tiles);
+  auto* const target = reinterpret_cast<float*>(shared.tiles);
+  for (std::uint32_t i = threadIdx.x; i < 5 * num_tiles; i += kBlockThreads) target[i] = source[i];
+  return shared.tiles;
+}
+
+// Sums by one warp, the two largest elements by the others, side by side. Returns the row's status.
+template <typename JobShared>
+GR_DEVICE RowStatus merge_row(const RowView& row, const TileStatistics* tiles, float temperature,
+                              RowShared<JobShared>& shared) {
   const std::int64_t num_tiles = tiles_of(row.size);
-  const std::uint32_t role = warp_of_thread();
-  if (role == kPrepareWarp) job.prepare(index, shared.job);
-  if (role == kRequestWarp && lane_of_thread() == 0) {
-    new (shared.request) RowRequest(job.request(index));
-  }
   const RowExtremes extremes = find_extremes(tiles, num_tiles);
   const RowStatus status = row_status(row, extremes, shared.select.candidates.block);
-  if (status == RowStatus::kOk && role == kMergeWarp) {
-    const RowSums sums = merge_tiles(tiles, num_tiles, extremes.maximum, job.temperature(index));
+  if (status != RowStatus::kOk) return status;
+  if (warp_of_thread() == 0) {
+    const RowSums sums = merge_tiles(tiles, num_tiles, extremes.maximum, temperature);
+    const RowQuotients quotients = quotients_by_warp(sums);
     if (lane_of_thread() == 0) {
       shared.sums = sums;
-      shared.log_sum = log_positive(sums.sum);
+      shared.quotients = quotients;
     }
-  }
-  if (status == RowStatus::kOk && role == kTopTwoWarp) {
-    const TopTwo top = find_top_two(row, extremes);
-    if (lane_of_thread() == 0) shared.top = top;
+  } else {
+    find_top_two(row, extremes, shared.top);
   }
   __syncthreads();
   return status;
@@ -137,34 +168,39 @@ GR_DEVICE RowStatus merge_row(const Job& job, std::uint32_t index, const RowView
 template <typename Job>
 GR_DEVICE RowResult finish_row(const Job& job, std::uint32_t index, const RowView& row,
                                RowShared<typename Job::Shared>& shared) {
-  const TileStatistics* const tiles = job.workspace().tiles + index * tiles_of(row.size);
-  const RowStatus status = merge_row(job, index, row, tiles, shared);
+  const TileStatistics* const tiles = stage_row(job, index, tiles_of(row.size), shared);
+  __syncthreads();
   const RowRequest& request = *std::launder(reinterpret_cast<const RowRequest*>(shared.request));
+  const RowStatus status = merge_row(row, tiles, request.sampling.temperature, shared);
   float* const logprobs = job.logprobs(index);
   if (status != RowStatus::kOk) {
     fill_logprobs(request, kNotANumber, logprobs);
     return invalid_result(status);
   }
   const SummedRow summed{row, tiles, shared.sums};
-  std::int32_t token = shared.top.argmax;
+  const TopTwo top = shared.top.merged(shared.sums.maximum);
+  std::int32_t token = top.argmax;
+  float value = top.value;
   if (request.sampling.temperature > 0.0f) {
     token = sample_token(summed, request.sampling, request.random, shared.select);
+    value = element_of(row, token);
   }
+  if (threadIdx.x == kWarpSize) job.prefetch(token, shared.job);
   double entropy = 0;
   if (request.entropy_top_k > 0) {
     entropy = entropy_of_top_k(summed, request.entropy_top_k, shared.select.candidates);
   }
-  const RowScale scale{shared.sums.maximum, shared.log_sum};
+  const RowScale scale{shared.sums.maximum, shared.quotients.log_sum};
   for (auto i = static_cast<std::int32_t>(threadIdx.x); i < request.num_logprob_ids; i += kLanes) {
     logprobs[i] = scale.logprob(element_of(row, request.logprob_ids[i]));
   }
   RowResult result = invalid_result(RowStatus::kOk);
   if (threadIdx.x != 0) return result;
-  result = statistics_of(shared.sums, scale, shared.top.argmax, shared.top.second,
-                         request.want_varentropy);
+  result =
+      statistics_of(shared.sums, shared.quotients, top.argmax, top.second, request.want_varentropy);
   if (request.entropy_top_k > 0) result.entropy = static_cast<float>(entropy);
   result.token = token;
-  result.logprob = scale.logprob(element_of(row, token));
+  result.logprob = scale.logprob(value);
   return result;
 }
 
@@ -176,7 +212,7 @@ void row_kernel(const Job job) {
   wait_for_dependencies();
   const std::uint32_t index = blockIdx.y;
   const RowView row = job.row(index);
-  if (!sum_tiles_of(job, index, row)) {
+  if (!sum_tiles_of(job, index, row, shared.lanes)) {
     if (blockIdx.x == 0 && threadIdx.x == 0) job.refuse(index);
     return;
   }

@@ -15,6 +15,11 @@ namespace glimprouter::device {
 
 static_assert(kMergeLanes == static_cast<std::int32_t>(kWarpSize), "a merge lane a thread");
 
+GR_DEVICE float element_of(const RowView& row, std::int32_t index) {
+  return read_element(static_cast<const std::byte*>(row.data) + element_size(row.dtype) * index,
+                      row.dtype);
+}
+
 struct RowExtremes {
   float maximum;         // of the row
   float runner_up;       // largest maximum of the tiles but the winner
@@ -49,10 +54,12 @@ GR_DEVICE RowExtremes find_extremes(const TileStatistics* tiles, std::int64_t co
 
 // By the whole block.
 GR_DEVICE bool row_has_nan(const RowView& row, BlockShared& shared) {
-  const RowVectors vectors(row);
   bool found = false;
-  for (std::int64_t tile = warp_of_thread(); tile < tiles_of(row.size); tile += kWarps) {
-    for_tile(row, vectors, tile, [&found](float x, std::int32_t) { found |= x != x; });
+  for (std::int64_t first = threadIdx.x; first < row.size; first += kTileSize) {
+    float x[kTileSize / kLanes];
+    read_strided(row, first, kLanes, x);
+    GR_UNROLL
+    for (const float element : x) found |= element != element;
   }
   return block_any(found, shared);
 }
@@ -86,29 +93,86 @@ GR_DEVICE RowSums merge_tiles(const TileStatistics* tiles, std::int64_t num_tile
   return {terms.sum, terms.weighted, terms.squared, terms.sampling, num_tiles, maximum};
 }
 
+// The quotients of a row's statistics, a division a lane. Valid in lane 0.
+GR_DEVICE RowQuotients quotients_by_warp(const RowSums& sums) {
+  const std::uint32_t lane = lane_of_thread();
+  const double sum = __shfl_sync(kFullMask, sums.sum, 0);
+  const double weighted = __shfl_sync(kFullMask, sums.weighted, 0);
+  const double squared = __shfl_sync(kFullMask, sums.squared, 0);
+  const double quotient = (lane == 0 ? weighted : lane == 1 ? squared : 1.0) / sum;
+  RowQuotients result;
+  result.log_sum = log_positive(sum);
+  result.mean = __shfl_sync(kFullMask, quotient, 0);
+  result.mean_square = __shfl_sync(kFullMask, quotient, 1);
+  result.inverse = __shfl_sync(kFullMask, quotient, 2);
+  return result;
+}
+
 struct TopTwo {
   std::int32_t argmax;  // lowest id of the maximum
+  float value;          // its element: the maximum, or -0
   float second;         // largest of the other elements
 };
 
-// By a warp.
-GR_DEVICE TopTwo find_top_two(const RowView& row, const RowExtremes& extremes) {
+// What each warp saw of the tile that holds the maximum; warp 0 is busy elsewhere.
+struct TopTwoShared {
+  std::uint32_t first[kWarps];
+  std::uint32_t hits[kWarps];
+  float value[kWarps];
+  float second[kWarps];
+
+  GR_DEVICE TopTwo merged(float maximum) const {
+    TopTwo top{-1, 0.0f, kMinusInfinity};
+    std::uint32_t best = ~0u;
+    std::uint32_t all = 0;
+    GR_UNROLL
+    for (std::uint32_t warp = 1; warp < kWarps; ++warp) {
+      if (first[warp] < best) {
+        best = first[warp];
+        top.value = value[warp];
+      }
+      all += hits[warp];
+      top.second = larger_number(top.second, second[warp]);
+    }
+    top.argmax = static_cast<std::int32_t>(best);
+    if (all > 1) top.second = maximum;
+    return top;
+  }
+};
+
+// By the warps 1 to 7, a piece of 256 elements each; the last one takes two.
+GR_DEVICE void find_top_two(const RowView& row, const RowExtremes& extremes, TopTwoShared& shared) {
+  const std::uint32_t warp = warp_of_thread();
+  const std::int64_t tile_begin = static_cast<std::int64_t>(extremes.winner) * kTileSize;
   std::uint32_t first = ~0u;
   std::uint32_t hits = 0;
+  float value = 0.0f;
   float other = extremes.runner_up;
-  for_tile(row, RowVectors(row), extremes.winner, [&](float x, std::int32_t id) {
-    if (x == extremes.maximum) {
-      const auto own = static_cast<std::uint32_t>(id);
-      first = own < first ? own : first;
-      ++hits;
-    } else {
-      other = larger_number(other, x);
+  for (std::uint32_t piece = warp; piece < kWarps; piece = piece == kWarps - 1 ? 0 : kWarps) {
+    const auto begin = static_cast<std::uint32_t>(tile_begin) + piece * kLanes + lane_of_thread();
+    float x[8];
+    read_strided(row, begin, static_cast<std::int32_t>(kWarpSize), x);
+    GR_UNROLL
+    for (std::uint32_t i = 0; i < 8; ++i) {
+      const std::uint32_t id = begin + i * kWarpSize;
+      if (x[i] == extremes.maximum) {
+        if (id < first) value = x[i];
+        first = id < first ? id : first;
+        ++hits;
+      } else {
+        other = larger_number(other, x[i]);
+      }
     }
-  });
-  first = __reduce_min_sync(kFullMask, first);
+    if (piece == 0) break;
+  }
+  const std::uint32_t lowest = __reduce_min_sync(kFullMask, first);
   hits = __reduce_add_sync(kFullMask, hits);
   other = warp_max(other);
-  return {static_cast<std::int32_t>(first), hits > 1 ? extremes.maximum : other};
+  if (first == lowest && first != ~0u) shared.value[warp] = value;
+  if (lane_of_thread() != 0) return;
+  shared.first[warp] = lowest;
+  shared.hits[warp] = hits;
+  shared.second[warp] = other;
 }
 
 }  // namespace glimprouter::device

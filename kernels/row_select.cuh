@@ -16,11 +16,6 @@
 
 namespace glimprouter::device {
 
-GR_DEVICE float element_of(const RowView& row, std::int32_t index) {
-  return read_element(static_cast<const std::byte*>(row.data) + element_size(row.dtype) * index,
-                      row.dtype);
-}
-
 struct SelectShared {
   CandidateShared candidates;
   std::int64_t tile;
@@ -39,6 +34,8 @@ GR_DEVICE void set_source(const SummedRow& summed, float temperature, CandidateS
   __syncthreads();
   if (threadIdx.x == 0) {
     shared.source = {summed.row, summed.tiles, {summed.sums.maximum, 1.0f / temperature}, false};
+    shared.temperature = temperature;
+    shared.binned = false;
   }
   __syncthreads();
 }
@@ -96,29 +93,31 @@ GR_DEVICE std::int32_t draw_filtered(const SummedRow& summed, const SamplingPara
   return candidate_id(last.key);
 }
 
-// The tile at which the draw lies, and at what fraction of its mass; by one warp.
+// The tile at which the draw lies, and at what fraction of its mass; by one warp, a few
+// neighbouring tiles a lane.
 GR_DEVICE void choose_tile(const SummedRow& summed, float temperature, double uniform,
                            SelectShared& shared) {
   const auto mass_of_tile = [&](std::int64_t tile) {
-    if (tile >= summed.sums.num_tiles) return Mass{0};
     return mass_of_sum(terms_of(summed.tiles[tile], summed.sums.maximum, temperature).sampling);
   };
+  const std::int64_t num_tiles = summed.sums.num_tiles;
+  const std::int64_t each = (num_tiles + kWarpSize - 1) / kWarpSize;
+  const std::int64_t begin = each * lane_of_thread();
+  const std::int64_t end = begin + each < num_tiles ? begin + each : num_tiles;
   Mass own = 0;
-  for (std::int64_t i = lane_of_thread(); i < summed.sums.num_tiles; i += kWarpSize) {
-    own += mass_of_tile(i);
-  }
-  const Mass total = __shfl_sync(kFullMask, warp_prefix(own), kWarpSize - 1);
-  const Mass unit = drawn_unit(uniform, total);
-  Mass before = 0;
-  for (std::int64_t first = 0; first < summed.sums.num_tiles; first += kWarpSize) {
-    const std::int64_t tile = first + lane_of_thread();
+  for (std::int64_t tile = begin; tile < end; ++tile) own += mass_of_tile(tile);
+  const Mass through = warp_prefix(own);
+  const Mass unit = drawn_unit(uniform, __shfl_sync(kFullMask, through, kWarpSize - 1));
+  if (through <= unit || through - own > unit) return;
+  Mass before = through - own;
+  for (std::int64_t tile = begin; tile < end; ++tile) {
     const Mass mass = mass_of_tile(tile);
-    const Mass through = before + warp_prefix(mass);
-    if (through > unit && through - mass <= unit) {
+    if (before + mass > unit) {
       shared.tile = tile;
-      shared.fraction = static_cast<double>(unit - (through - mass)) / static_cast<double>(mass);
+      shared.fraction = static_cast<double>(unit - before) / static_cast<double>(mass);
+      return;
     }
-    before = __shfl_sync(kFullMask, through, kWarpSize - 1);
+    before += mass;
   }
 }
 
@@ -134,9 +133,11 @@ GR_DEVICE std::int32_t draw_unfiltered(const SummedRow& summed, float temperatur
       static_cast<std::int32_t>(tile) * kTileSize + static_cast<std::int32_t>(threadIdx.x) * kOwn;
   Mass masses[kOwn];
   Mass own = 0;
+  float x[kOwn];
+  read_strided(summed.row, begin, 1, x);
   GR_UNROLL
   for (int i = 0; i < kOwn; ++i) {
-    masses[i] = begin + i < summed.row.size ? scale.mass(element_of(summed.row, begin + i)) : 0;
+    masses[i] = scale.mass(x[i]);
     own += masses[i];
   }
   const PrefixSum prefix = block_prefix(own, shared.candidates.block);

@@ -23,105 +23,93 @@ struct TileRequest {
   float inverse_temperature;
 };
 
-// What a thread holds of a tile, as it lies in memory: of each of its lanes the elements in order.
+// Eight neighbouring elements, one of each of a thread's lanes, as they lie in memory.
 template <DataType kType>
-struct TilePieces {
-  static constexpr int kVectors = kType == DataType::kFloat32 ? 2 : 1;  // a piece
-  static constexpr int kElements = kThreadLanes / kVectors;             // a vector
-  Vec16 vectors[kLaneElements][kVectors];
+struct RawPiece {
+  static constexpr int kVectors = kType == DataType::kFloat32 ? 2 : 1;
+  static constexpr int kElements = kThreadLanes / kVectors;  // a vector
+  Vec16 vectors[kVectors];
 
-  // Floats are made from their bits again by the next pass, not kept beside them.
-  GR_DEVICE void forget_floats() {
-    if constexpr (kType != DataType::kFloat32) {
-      GR_UNROLL
-      for (std::int32_t k = 0; k < kLaneElements; ++k) {
-        GR_UNROLL
-        for (int word = 0; word < 4; ++word) {
-          vectors[k][0].word[word] = opaque(vectors[k][0].word[word]);
-        }
-      }
-    }
-  }
-
-  // The elements of the k-th piece.
-  GR_DEVICE void read(std::int32_t k, float (&x)[kThreadLanes]) const {
+  GR_DEVICE void read(float (&x)[kThreadLanes]) const {
     GR_UNROLL
     for (int part = 0; part < kVectors; ++part) {
       float values[kElements];
-      floats_of<kType>(vectors[k][part], values);
+      floats_of<kType>(vectors[part], values);
       GR_UNROLL
       for (int i = 0; i < kElements; ++i) x[part * kElements + i] = values[i];
     }
   }
 };
 
-// The first element of a thread's k-th piece of a tile, counted within it.
-GR_DEVICE std::int32_t piece_begin(std::int32_t k) {
-  return k * kLanes + static_cast<std::int32_t>(lane_of_thread()) * kThreadLanes;
-}
-
-// Elements as bits, -inf behind the row's end: of the tiles at a row's ends.
+// A thread's pieces of a tile: of each of its lanes the elements in order.
 template <DataType kType>
-GR_DEVICE TilePieces<kType> load_edge_tile(const RowView& row, std::int64_t tile) {
-  constexpr bool kWide = kType == DataType::kFloat32;
-  constexpr std::uint32_t kInfinity =
-      kWide ? 0xFF800000u : (kType == DataType::kFloat16 ? 0xFC00u : 0xFF80u);
-  constexpr std::int32_t kSize = kWide ? 4 : 2;
-  const std::int64_t first = tile * kTileSize + piece_begin(0);
-  const std::byte* const source = static_cast<const std::byte*>(row.data) + first * kSize;
-  const std::int64_t left = row.size - first;
-  const std::int32_t present = left < kTileSize ? static_cast<std::int32_t>(left) : kTileSize;
-  const auto bits = [&](std::int32_t index) -> std::uint32_t {
-    if (index >= present) return kInfinity;
-    if constexpr (kWide) return read_as<std::uint32_t>(source + index * kSize);
-    return read_as<std::uint16_t>(source + index * kSize);
-  };
-  TilePieces<kType> result;
-  GR_UNROLL
-  for (std::int32_t k = 0; k < kLaneElements; ++k) {
+class TilePieces {
+ public:
+  GR_DEVICE TilePieces(const RowView& row, const RowVectors& vectors, std::uint32_t tile)
+      : vectors_(vectors) {
+    constexpr int kTileVectors = kTileSize / RawPiece<kType>::kElements;
+    const auto first = static_cast<std::int32_t>(tile) * kTileVectors;
+    const std::int32_t own = static_cast<std::int32_t>(lane_of_thread()) * kThreadLanes;
+    whole_ = first >= vectors.first && first + kTileVectors <= vectors.end;
+    vector_ = first + own / RawPiece<kType>::kElements;
+    const std::int64_t left = row.size - static_cast<std::int64_t>(tile) * kTileSize - own;
+    present_ = left < kTileSize ? static_cast<std::int32_t>(left) : kTileSize;
+  }
+
+  // Whether the pieces are whole vectors that begin at 16-byte boundaries.
+  GR_DEVICE bool aligned() const { return whole_ && vectors_.phase == 0; }
+
+  // The k-th piece of an aligned tile.
+  GR_DEVICE RawPiece<kType> load_aligned(std::int32_t k) const {
+    RawPiece<kType> piece;
     GR_UNROLL
-    for (int part = 0; part < TilePieces<kType>::kVectors; ++part) {
-      GR_UNROLL
-      for (int word = 0; word < 4; ++word) {
-        const std::int32_t index = k * kLanes + (kWide ? part * 4 + word : 2 * word);
-        std::uint32_t value = bits(index);
-        if constexpr (!kWide) value |= bits(index + 1) << 16;
-        result.vectors[k][part].word[word] = value;
-      }
+    for (int part = 0; part < RawPiece<kType>::kVectors; ++part) {
+      piece.vectors[part] = vectors_.load_aligned(vector_ + k * kStride + part);
+    }
+    return piece;
+  }
+
+  // The k-th piece; -inf behind the row's end.
+  GR_DEVICE RawPiece<kType> load(std::int32_t k) const {
+    if (aligned()) return load_aligned(k);
+    RawPiece<kType> piece;
+    if (whole_) {
+      vectors_.load_shifted(vector_ + k * kStride, piece.vectors);
+    } else {
+      load_edge(k, piece);
+    }
+    return piece;
+  }
+
+ private:
+  static constexpr std::int32_t kStride = kLanes / RawPiece<kType>::kElements;
+
+  GR_DEVICE void load_edge(std::int32_t k, RawPiece<kType>& piece) const {
+    constexpr bool kWide = kType == DataType::kFloat32;
+    constexpr std::int32_t kSize = kWide ? 4 : 2;
+    constexpr std::uint32_t kInfinity =
+        kWide ? 0xFF800000u : (kType == DataType::kFloat16 ? 0xFC00u : 0xFF80u);
+    const std::byte* const source =
+        vectors_.data + std::int64_t{vector_} * kVectorBytes + k * kLanes * kSize;
+    const std::int32_t present = present_ - k * kLanes;
+    const auto bits = [&](std::int32_t index) -> std::uint32_t {
+      if (index >= present) return kInfinity;
+      if constexpr (kWide) return read_as<std::uint32_t>(source + index * kSize);
+      return read_as<std::uint16_t>(source + index * kSize);
+    };
+    GR_UNROLL
+    for (int word = 0; word < 4 * RawPiece<kType>::kVectors; ++word) {
+      std::uint32_t value = bits(kWide ? word : 2 * word);
+      if constexpr (!kWide) value |= bits(2 * word + 1) << 16;
+      piece.vectors[word / 4].word[word % 4] = value;
     }
   }
-  return result;
-}
 
-template <DataType kType>
-GR_DEVICE TilePieces<kType> load_tile(const RowView& row, const RowVectors& vectors,
-                                      std::uint32_t tile) {
-  constexpr int kVectors = TilePieces<kType>::kVectors;
-  constexpr std::int32_t kTileVectors = kTileSize / TilePieces<kType>::kElements;
-  const auto first = static_cast<std::int32_t>(tile) * kTileVectors;
-  if (first < vectors.first || first + kTileVectors > vectors.end) {
-    return load_edge_tile<kType>(row, tile);
-  }
-  TilePieces<kType> result;
-  if (vectors.phase == 0) {
-    GR_UNROLL
-    for (std::int32_t k = 0; k < kLaneElements; ++k) {
-      const std::int32_t own = first + piece_begin(k) / TilePieces<kType>::kElements;
-      GR_UNROLL
-      for (int part = 0; part < kVectors; ++part) {
-        result.vectors[k][part] = vectors.load_aligned(own + part);
-      }
-    }
-    return result;
-  }
-  GR_UNROLL
-  for (std::int32_t k = 0; k < kLaneElements; ++k) {
-    const std::int32_t own = first + piece_begin(k) / TilePieces<kType>::kElements;
-    vectors.load_shifted(own, result.vectors[k]);
-    if (k % 4 == 3) __syncwarp(kFullMask);  // or all loads, twice as many, would be on their way
-  }
-  return result;
-}
+  const RowVectors& vectors_;
+  std::int32_t vector_;   // of the first piece
+  std::int32_t present_;  // elements from the first piece's first on
+  bool whole_;            // vectors hold all of the tile
+};
 
 // The fixed tree over the 256 lanes of a warp. Where two threads add the same two sums, each takes
 // one half of its lanes instead, down to one lane a thread. Every thread gets the result.
@@ -151,42 +139,49 @@ GR_DEVICE float sum_of_lanes(const float (&lanes)[kThreadLanes]) {
   return sum + __shfl_xor_sync(kFullMask, sum, 4);
 }
 
-// Adds up term(d) over the elements' distances d = x - reference, lane by lane.
-template <DataType kType, typename Term>
-GR_DEVICE float sum_of_terms(const TilePieces<kType>& tile, float reference, Term term) {
-  float lanes[kThreadLanes] = {};
-  GR_UNROLL
+// Calls take(x) for the pieces in order: in a loop of few instructions, because a kernel that is
+// called once a token finds little of its code in the caches.
+template <DataType kType, typename Take>
+GR_DEVICE void for_pieces(const TilePieces<kType>& tile, Take take) {
+  GR_NO_UNROLL
   for (std::int32_t k = 0; k < kLaneElements; ++k) {
     float x[kThreadLanes];
-    tile.read(k, x);
-    GR_UNROLL
-    for (std::int32_t i = 0; i < kThreadLanes; ++i) lanes[i] = term(lanes[i], x[i] - reference);
+    tile.load(k).read(x);
+    take(x);
   }
-  return sum_of_lanes(lanes);
 }
 
+// All pieces are on their way at once: so they come into the first-level cache, where the passes
+// that follow find them.
 template <DataType kType>
 GR_DEVICE float tile_maximum(const TilePieces<kType>& tile) {
   float best = kMinusInfinity;
-  GR_UNROLL
-  for (std::int32_t k = 0; k < kLaneElements; ++k) {
-    float x[kThreadLanes];
-    tile.read(k, x);
+  const auto take = [&best](const float(&x)[kThreadLanes]) {
     GR_UNROLL
     for (std::int32_t i = 0; i < kThreadLanes; ++i) best = larger_number(best, x[i]);
+  };
+  if (tile.aligned()) {
+    RawPiece<kType> pieces[kLaneElements];
+    GR_UNROLL
+    for (std::int32_t k = 0; k < kLaneElements; ++k) pieces[k] = tile.load_aligned(k);
+    GR_UNROLL
+    for (std::int32_t k = 0; k < kLaneElements; ++k) {
+      float x[kThreadLanes];
+      pieces[k].read(x);
+      take(x);
+    }
+  } else {
+    for_pieces(tile, take);
   }
   return warp_max(best) + 0.0f;  // -0 becomes +0
 }
 
-// s and t of every lane.
+// s and t.
 template <DataType kType>
 GR_DEVICE void sum_plain(const TilePieces<kType>& tile, float reference, TileStatistics& out) {
   float s[kThreadLanes] = {};
   float t[kThreadLanes] = {};
-  GR_UNROLL
-  for (std::int32_t k = 0; k < kLaneElements; ++k) {
-    float x[kThreadLanes];
-    tile.read(k, x);
+  for_pieces(tile, [&](const float(&x)[kThreadLanes]) {
     GR_UNROLL
     for (std::int32_t i = 0; i < kThreadLanes; ++i) {
       const float d = larger_or_nan(x[i] - reference, exp_constants::kFloor);
@@ -194,39 +189,48 @@ GR_DEVICE void sum_plain(const TilePieces<kType>& tile, float reference, TileSta
       s[i] = s[i] + e;
       t[i] = std::fma(d, e, t[i]);
     }
-  }
+  });
   out.sum = out.sampling = sum_of_lanes(s);
   out.weighted = sum_of_lanes(t);
 }
 
-// Statistics of one tile, by a warp, into global memory.
 template <DataType kType>
-GR_DEVICE void sum_tile(TilePieces<kType>& tile, const TileRequest& request, TileStatistics* out) {
-  TileStatistics statistics;
-  statistics.maximum = tile_maximum(tile);
-  statistics.squared = 0.0f;
-  const float origin = statistics.maximum == kMinusInfinity ? 0.0f : statistics.maximum;
-  // In a loop, because a compiler that saw three passes side by side would do them all at once, and
-  // run out of registers.
-  const int passes = request.squared ? 3 : request.sampling ? 2 : 1;
-  GR_NO_UNROLL
-  for (int pass = 0; pass < passes; ++pass) {
-    tile.forget_floats();
-    const float reference = std::bit_cast<float>(opaque(std::bit_cast<std::uint32_t>(origin)));
-    if (pass == 0) {
-      sum_plain(tile, reference, statistics);
-    } else if (pass == 1) {
-      if (!request.sampling) continue;
-      const float inverse = request.inverse_temperature;
-      statistics.sampling = sum_of_terms(tile, reference, [inverse](float sum, float difference) {
-        return sum + exp_from_floor(larger_or_nan(difference * inverse, exp_constants::kFloor));
-      });
-    } else {
-      statistics.squared = sum_of_terms(tile, reference, [](float sum, float difference) {
-        const float d = larger_or_nan(difference, exp_constants::kFloor);
-        return std::fma(d * d, exp_from_floor(d), sum);
-      });
+GR_DEVICE float sum_sampling(const TilePieces<kType>& tile, float reference, float inverse) {
+  float z[kThreadLanes] = {};
+  for_pieces(tile, [&](const float(&x)[kThreadLanes]) {
+    GR_UNROLL
+    for (std::int32_t i = 0; i < kThreadLanes; ++i) {
+      const float d = (x[i] - reference) * inverse;
+      z[i] = z[i] + exp_from_floor(larger_or_nan(d, exp_constants::kFloor));
     }
+  });
+  return sum_of_lanes(z);
+}
+
+template <DataType kType>
+GR_DEVICE float sum_squared(const TilePieces<kType>& tile, float reference) {
+  float u[kThreadLanes] = {};
+  for_pieces(tile, [&](const float(&x)[kThreadLanes]) {
+    GR_UNROLL
+    for (std::int32_t i = 0; i < kThreadLanes; ++i) {
+      const float d = larger_or_nan(x[i] - reference, exp_constants::kFloor);
+      u[i] = std::fma(d * d, exp_from_floor(d), u[i]);
+    }
+  });
+  return sum_of_lanes(u);
+}
+
+// Statistics of one tile, by a warp, into global memory. maximum: of tile_maximum().
+template <DataType kType>
+GR_DEVICE void sum_tile(const TilePieces<kType>& tile, float maximum, const TileRequest& request,
+                        TileStatistics* out) {
+  TileStatistics statistics;
+  statistics.maximum = maximum;
+  const float reference = maximum == kMinusInfinity ? 0.0f : maximum;
+  sum_plain(tile, reference, statistics);
+  statistics.squared = request.squared ? sum_squared(tile, reference) : 0.0f;
+  if (request.sampling) {
+    statistics.sampling = sum_sampling(tile, reference, request.inverse_temperature);
   }
   if (lane_of_thread() == 0) *out = statistics;
 }

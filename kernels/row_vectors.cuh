@@ -18,6 +18,24 @@ inline constexpr float kMinusInfinity = std::bit_cast<float>(0xFF800000u);
 inline constexpr std::int32_t kVectorBytes = 16;
 inline constexpr std::int32_t kVectorElements = 8;  // of the 16-bit types; of fp32 half as many
 
+// Elements first, first + stride, ... of a row, one by one; -inf behind its end.
+template <int kCount>
+GR_DEVICE void read_strided(const RowView& row, std::int64_t first, std::int32_t stride,
+                            float (&x)[kCount]) {
+  const std::int64_t size = element_size(row.dtype);
+  const std::byte* const source = static_cast<const std::byte*>(row.data) + first * size;
+  std::uint32_t bits[kCount];
+  GR_UNROLL
+  for (int k = 0; k < kCount; ++k) {
+    bits[k] = 0;
+    if (first + k * stride < row.size) bits[k] = read_bits(source + k * stride * size, row.dtype);
+  }
+  GR_UNROLL
+  for (int k = 0; k < kCount; ++k) {
+    x[k] = first + k * stride < row.size ? float_of_bits(bits[k], row.dtype) : kMinusInfinity;
+  }
+}
+
 // 16 bytes from `phase` bytes behind the boundary at which the first vector lies.
 GR_DEVICE Vec16 shifted(const Vec16& first, const Vec16& second, std::uint32_t phase) {
   std::uint32_t words[8];
@@ -104,20 +122,6 @@ struct RowVectors {
   }
 };
 
-// The elements of a vector as floats; of fp32 there are four, the others are -inf.
-GR_DEVICE void floats_of(const Vec16& vector, DataType dtype, float (&x)[kVectorElements]) {
-  if (dtype == DataType::kFloat32) {
-    GR_UNROLL
-    for (int i = 0; i < kVectorElements; ++i) {
-      x[i] = i < 4 ? std::bit_cast<float>(vector.word[i % 4]) : kMinusInfinity;
-    }
-  } else if (dtype == DataType::kFloat16) {
-    floats_of<DataType::kFloat16>(vector, x);
-  } else {
-    floats_of<DataType::kBFloat16>(vector, x);
-  }
-}
-
 inline constexpr int kVectorsInFlight = 4;
 
 // What of a tile is read by vectors, and what one by one.
@@ -173,23 +177,38 @@ GR_DEVICE void for_edges(const RowView& row, const RowVectors& vectors, const Ti
   }
 }
 
-// Visits (x, id) of a tile's elements, by a warp. Padding may be visited as (-inf, some id).
-template <typename Visit>
-GR_DEVICE void for_tile(const RowView& row, const RowVectors& vectors, std::int64_t tile,
-                        Visit visit) {
-  const TileSpan span(row, vectors, tile);
-  for_vectors(vectors, span, [&](const Vec16(&loaded)[kVectorsInFlight], std::int32_t vector) {
+// The largest element of a vector; NaN does not count.
+GR_DEVICE float largest_of(const Vec16& vector, DataType dtype) {
+  if (dtype == DataType::kFloat32) {
+    float best = std::bit_cast<float>(vector.word[0]);
     GR_UNROLL
-    for (int k = 0; k < kVectorsInFlight; ++k) {
-      const std::int32_t own = vector + k * static_cast<std::int32_t>(kWarpSize);
-      if (own >= span.end_vector) continue;
-      float x[kVectorElements];
-      floats_of(loaded[k], row.dtype, x);
-      GR_UNROLL
-      for (int i = 0; i < kVectorElements; ++i) visit(x[i], own * vectors.elements + i);
+    for (int i = 1; i < 4; ++i) best = larger_number(best, std::bit_cast<float>(vector.word[i]));
+    return best;
+  }
+  std::uint32_t pair = vector.word[0];
+  GR_UNROLL
+  for (int i = 1; i < 4; ++i) {
+    pair = dtype == DataType::kFloat16 ? larger_halves(pair, vector.word[i])
+                                       : larger_bfloat16s(pair, vector.word[i]);
+  }
+  return larger_number(float_of_bits(pair & 0xFFFFu, dtype), float_of_bits(pair >> 16, dtype));
+}
+
+// A bit for each element of a vector that is at least lowest.
+GR_DEVICE std::uint32_t elements_above(const Vec16& vector, DataType dtype, float lowest) {
+  if (!(largest_of(vector, dtype) >= lowest)) return 0;
+  std::uint32_t above = 0;
+  GR_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t word = vector.word[i];
+    if (dtype == DataType::kFloat32) {
+      above |= std::bit_cast<float>(word) >= lowest ? 1u << i : 0u;
+    } else {
+      above |= float_of_bits(word & 0xFFFFu, dtype) >= lowest ? 1u << (2 * i) : 0u;
+      above |= float_of_bits(word >> 16, dtype) >= lowest ? 2u << (2 * i) : 0u;
     }
-  });
-  for_edges(row, vectors, span, visit);
+  }
+  return above;
 }
 
 // Visits (x, id) of those elements of a tile that are at least lowest, a finite number; by a warp.
@@ -197,23 +216,18 @@ GR_DEVICE void for_tile(const RowView& row, const RowVectors& vectors, std::int6
 template <typename Visit>
 GR_DEVICE void for_tile_above(const RowView& row, const RowVectors& vectors, std::int64_t tile,
                               float lowest, Visit visit) {
+  constexpr auto kStride = static_cast<std::int32_t>(kWarpSize);
   const TileSpan span(row, vectors, tile);
   for_vectors(vectors, span, [&](const Vec16(&loaded)[kVectorsInFlight], std::int32_t vector) {
     std::uint32_t above = 0;
     GR_UNROLL
     for (int k = 0; k < kVectorsInFlight; ++k) {
-      if (vector + k * static_cast<std::int32_t>(kWarpSize) >= span.end_vector) continue;
-      float x[kVectorElements];
-      floats_of(loaded[k], row.dtype, x);
-      GR_UNROLL
-      for (int i = 0; i < kVectorElements; ++i) {
-        above |= x[i] >= lowest ? 1u << (k * kVectorElements + i) : 0u;
-      }
+      if (vector + k * kStride >= span.end_vector) continue;
+      above |= elements_above(loaded[k], row.dtype, lowest) << (k * kVectorElements);
     }
     for (; above != 0; above &= above - 1) {
       const std::int32_t bit = __ffs(static_cast<int>(above)) - 1;
-      const std::int32_t own =
-          vector + bit / kVectorElements * static_cast<std::int32_t>(kWarpSize);
+      const std::int32_t own = vector + bit / kVectorElements * kStride;
       const std::int32_t id = own * vectors.elements + bit % kVectorElements;
       visit(read_element(vectors.data + id * element_size(row.dtype), row.dtype), id);
     }

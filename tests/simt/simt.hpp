@@ -12,7 +12,26 @@ GR_DEVICE void store16(void* target, const Vec16& value) { *static_cast<Vec16*>(
 GR_DEVICE float larger_number(float a, float b) { return b > a || a != a ? b : a; }
 GR_DEVICE float larger_or_nan(float a, float b) { return b > a || b != b ? b : a; }
 
+// Of 16-bit elements: sign and magnitude in the order of integers; what exceeds infinity is NaN.
+GR_DEVICE std::uint32_t larger_16(std::uint32_t a, std::uint32_t b, std::uint32_t infinity) {
+  if ((a & 0x7FFFu) > infinity) return b;
+  if ((b & 0x7FFFu) > infinity) return a;
+  const auto order = [](std::uint32_t bits) {
+    const auto magnitude = static_cast<std::int32_t>(bits & 0x7FFFu);
+    return (bits & 0x8000u) != 0 ? -magnitude : magnitude;
+  };
+  return order(b) > order(a) ? b : a;
+}
+GR_DEVICE std::uint32_t larger_halves(std::uint32_t a, std::uint32_t b) {
+  return larger_16(a & 0xFFFFu, b & 0xFFFFu, 0x7C00u) | larger_16(a >> 16, b >> 16, 0x7C00u) << 16;
+}
+GR_DEVICE std::uint32_t larger_bfloat16s(std::uint32_t a, std::uint32_t b) {
+  return larger_16(a & 0xFFFFu, b & 0xFFFFu, 0x7F80u) | larger_16(a >> 16, b >> 16, 0x7F80u) << 16;
+}
+
 GR_DEVICE std::uint32_t opaque(std::uint32_t value) { return value; }
+
+GR_DEVICE void prefetch_global(const void*) {}
 
 template <typename T>
 GR_DEVICE T load_streaming(const T* source) {

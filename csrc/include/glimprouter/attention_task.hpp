@@ -26,8 +26,9 @@ struct AttentionTask {
 };
 
 // The context is cut in chunks of whole pages, from the sequence's first token on: at most 128
-// tokens and 32 pages, at least a page. A row is summed page by page within a chunk; its chunks are merged in order.
-// So a device can share a long context among its processors and still give the same bits.
+// tokens and 32 pages, at least a page. A row is summed page by page within a chunk; its chunks are
+// merged in order. So a device can share a long context among its processors and still give the
+// same bits.
 inline constexpr std::int32_t kAttentionChunkTokens = 128;
 inline constexpr std::int32_t kAttentionChunkPages = 32;
 GR_HOST_DEVICE constexpr std::int32_t attention_chunk_pages(std::int32_t page_tokens) {

@@ -39,21 +39,33 @@ struct RowScale {
   }
 };
 
+// What the statistics of a row are made of.
+struct RowQuotients {
+  double log_sum;
+  double mean;         // of x - maximum
+  double mean_square;  // of its square, when asked for
+  double inverse;      // of the sum
+};
+
+GR_HOST_DEVICE inline RowQuotients quotients_of(const RowSums& sums) {
+  return {log_positive(sums.sum), sums.weighted / sums.sum, sums.squared / sums.sum,
+          1.0 / sums.sum};
+}
+
 // Everything but the token and its log-probability. second: the largest element but the first
 // maximum. The entropy is that of the whole row.
-GR_HOST_DEVICE inline RowResult statistics_of(const RowSums& sums, const RowScale& scale,
+GR_HOST_DEVICE inline RowResult statistics_of(const RowSums& sums, const RowQuotients& quotients,
                                               std::int32_t argmax, float second,
                                               bool want_varentropy) {
-  const double mean = sums.weighted / sums.sum;
   RowResult result{};
   result.status = RowStatus::kOk;
   result.argmax = result.token = argmax;
-  result.entropy = static_cast<float>(scale.log_sum - mean);
-  result.logsumexp = static_cast<float>(static_cast<double>(sums.maximum) + scale.log_sum);
-  result.max_prob = static_cast<float>(1.0 / sums.sum);
+  result.entropy = static_cast<float>(quotients.log_sum - quotients.mean);
+  result.logsumexp = static_cast<float>(static_cast<double>(sums.maximum) + quotients.log_sum);
+  result.max_prob = static_cast<float>(quotients.inverse);
   const auto runner_up = static_cast<double>(exp_nonpositive(second - sums.maximum));
-  result.margin = static_cast<float>((1.0 - runner_up) / sums.sum);
-  const double variance = sums.squared / sums.sum - mean * mean;
+  result.margin = static_cast<float>((1.0 - runner_up) * quotients.inverse);
+  const double variance = quotients.mean_square - quotients.mean * quotients.mean;
   result.varentropy =
       want_varentropy ? static_cast<float>(variance > 0.0 ? variance : 0.0) : kNotANumber;
   return result;
