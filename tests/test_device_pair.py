@@ -22,6 +22,8 @@ DEVICES = [device for device in gr.build_info()["devices"] if device != "cpu"]
 ENTROPY_TOLERANCE = 1e-3  # prompts are attended by torch there, by our kernel here
 FAMILIES = ("qwen3", "gemma2", "gemma3")
 
+pytestmark = pytest.mark.filterwarnings("error:decode passes of the:RuntimeWarning")
+
 
 def pair_of(family: str) -> hf_pairs.Pair:
     """Gemma 2 has its softcap in eager attention only."""

@@ -18,7 +18,7 @@ import hf_pairs
 from glimprouter.hf import RoutedModel, decode_graphs
 from glimprouter.hf.decode_graphs import DecodeGraphs
 from glimprouter.hf.paged_attention import kv_layout, paged_forward
-from glimprouter.hf.recorders import CudaRecorder
+from glimprouter.hf.recorders import CudaRecorder, Recording
 
 CUDA = "cuda:0"
 # Root mean square of the difference over the spread of the logits: matrix products of padded
@@ -156,6 +156,35 @@ def test_a_capture_refuses_to_be_filled(monkeypatch: pytest.MonkeyPatch) -> None
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph), pytest.raises(RuntimeError, match="while a graph is captured"):
         bucket.decode.fill(batch)
+
+
+def test_graphs_are_captured_again_after_the_last_one_is_gone() -> None:
+    """Those that are left share their pool with the next ones."""
+    recorder = CudaRecorder(CUDA)
+    source = torch.arange(4.0, device=CUDA)
+
+    def check(factor: int) -> Recording:
+        def run() -> torch.Tensor:
+            return (source + 1) * factor
+
+        recorder.rehearse(run)
+        torch.cuda.synchronize()
+        recording = recorder.record(run)
+        recording.replay()
+        assert torch.equal(recording.result, run())
+        return recording
+
+    first, second = check(2), check(3)
+    shared = recorder._pool
+    del first
+    third = check(4)
+    assert recorder._pool == shared
+    second.replay()
+    assert torch.equal(second.result, (source + 1) * 3)
+    del second, third
+    for factor in (5, 6):  # gone at once
+        check(factor)
+    assert recorder._pool != shared
 
 
 def pair_on_gpu(hook: Any) -> RoutedModel:

@@ -68,8 +68,10 @@ class DecodePass:
         self._num_layers = pool.layout(index).num_layers
         self._tables = _C.DecodeTables(pool, index, sequences, pages, heads, memory)
         self._scratch_size = self._tables.scratch_size
-        columns = memory[: 2 * (sequences + sequences % 2)].view(2, 1, -1)  # of an even number
-        self._ids, self._positions = columns[..., :sequences]
+        # Strides follow from the size, or compilers would tell odd sizes from even ones.
+        second = sequences + sequences % 2  # each column has room for an even number
+        self._ids = memory[:sequences][None]
+        self._positions = memory[second : second + sequences][None]
 
     def fill(self, batch: RaggedBatch) -> None:
         """Brings a batch to the buffers, on torch's current stream.

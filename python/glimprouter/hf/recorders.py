@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple, Protocol
@@ -41,12 +42,17 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records CUDA graphs that share one pool of memory: only results outlive a replay."""
+    """Records CUDA graphs that share one pool of memory: only results outlive a replay.
+
+    torch frees the pool with the last of its graphs, and then it can never be captured into again:
+    the next graph begins another one.
+    """
 
     def __init__(self, device: str) -> None:
         """For a device such as ``"cuda:0"``."""
         self._device = torch.device(device)
         self._pool = torch.cuda.graph_pool_handle()
+        self._sharing: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()  # of that pool
         self._broken: list[torch.cuda.CUDAGraph] = []
         self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
@@ -79,6 +85,9 @@ class CudaRecorder:
     def record(self, run: Callable[[], torch.Tensor]) -> Recording:
         """Captures without computing; other threads may go on meanwhile."""
         graph = torch.cuda.CUDAGraph()
+        sharing = list(self._sharing)  # none of them goes before the capture has begun
+        if not sharing:
+            self._pool = torch.cuda.graph_pool_handle()
         with (
             torch.cuda.device(self._device),
             # Leaves the caller's stream current: a capture that breaks would leave its own.
@@ -94,12 +103,13 @@ class CudaRecorder:
             except BaseException:
                 self._clean_up(graph)
                 raise
+        self._sharing.add(graph)
         return Recording(result, graph.replay)
 
     def _clean_up(self, broken: torch.cuda.CUDAGraph) -> None:
         """After a capture that broke, for which torch has no remedy of its own."""
         self._broken.append(broken)  # the allocator may go on asking it
-        self._pool = torch.cuda.graph_pool_handle()
+        self._sharing.clear()  # the next graph begins another pool
         # A capture that succeeds tells the random generators that none is under way any more.
         with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
             torch.zeros(1, device=self._device)
