@@ -33,7 +33,10 @@ ATTENTION_NAME = "glimprouter"
 # every pass of the engine, only to hand over nothing.
 _PACKED_NAME = "glimprouter_packed"
 _NOTE = "_glimprouter_layer"  # attribute of the keys that a PagedCache has seen
-PAGE_TOKENS = 64
+# Of a CPU's pages: what a core reads of one head is then long enough to be fetched ahead.
+PAGE_TOKENS = 256
+# Of a GPU's at most: its blocks share a context page by page.
+DEVICE_PAGE_TOKENS = 64
 _PROBE_LENGTHS = (7, 5)  # two sequences side by side, one of them in two pieces
 # Root mean square of the difference over the spread of the logits. Rounding in the narrow types is
 # some hundredths; an attention that is not the model's own gives about 1.
@@ -175,11 +178,12 @@ def kv_layout(model: Any) -> KvLayout:
     """The layout of a model's keys and values, from its configuration."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
+    on_cpu = model.device.type == "cpu"
     return KvLayout(
         num_layers=config.num_hidden_layers,
         num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        page_tokens=PAGE_TOKENS,
+        page_tokens=PAGE_TOKENS if on_cpu else min(PAGE_TOKENS, DEVICE_PAGE_TOKENS),
         dtype=str(model.dtype).removeprefix("torch."),  # type: ignore[arg-type]
     )
 
