@@ -23,7 +23,9 @@ ENGINES: dict[str, dict[str, Any]] = {
     "gather": {"engine": "gather"},
     "paged": {"engine": "paged", "graphs": False},
     "graphs": {"engine": "paged", "graphs": True},
-    "compiled": {"engine": "paged", "graphs": True, "compile": True},
+}
+COMPILED: dict[str, dict[str, Any]] = {
+    "compiled": {"engine": "paged", "graphs": True, "compile": True}
 }
 RUNS = 3  # of which the median is taken
 
@@ -58,7 +60,12 @@ def _milliseconds_a_token(clock: Clock, times: Callable[[], list[float]]) -> flo
 
 
 def measure_model(
-    clock: Clock, name: str, context: int, tokens: int, bandwidth: float
+    clock: Clock,
+    name: str,
+    context: int,
+    tokens: int,
+    bandwidth: float,
+    engines: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """Milliseconds a token at a context, prefill left out.
 
@@ -68,6 +75,7 @@ def measure_model(
         context: Tokens of the prompt.
         tokens: Generated tokens, at least 3.
         bandwidth: Measured, bytes a second, read and written bytes counted.
+        engines: Options of `RoutedModel` by name.
     """
     model = build(name, clock.device)
     prompt = torch.randint(5, 290, (1, context), device=clock.device)
@@ -99,7 +107,7 @@ def measure_model(
             clock, lambda: _starts_of_passes(model, by_generate)
         ),
     }
-    for engine, options in ENGINES.items():
+    for engine, options in engines.items():
         try:
             own = _milliseconds_a_token(clock, by_engine(**options))
         except (ValueError, RuntimeError) as error:
@@ -111,12 +119,18 @@ def measure_model(
     return result
 
 
-def run(clock: Clock, names: tuple[str, ...], context: int, tokens: int) -> dict[str, Any]:
+def run(
+    clock: Clock,
+    names: tuple[str, ...],
+    context: int,
+    tokens: int,
+    engines: dict[str, dict[str, Any]] = ENGINES,
+) -> dict[str, Any]:
     """Every named shape, one after the other."""
     bandwidth = clock.copy_bandwidth()
     rows = []
     for name in names:
-        rows.append(measure_model(clock, name, context, tokens, bandwidth))
+        rows.append(measure_model(clock, name, context, tokens, bandwidth, engines))
         if clock.is_cuda:
             torch.cuda.empty_cache()
     return {"copy_bytes_per_second": bandwidth, "rows": rows}

@@ -63,7 +63,8 @@ def parts(clock: Clock, smoke: bool) -> dict[str, Callable[[], Any]]:
         "fused_op": lambda: fused_op.run(clock, 151_936),
         "kv_pages": lambda: kv_pages.run(clock, "4B", (512, 4096, 16_384), (1, 16, 64)),
         "decode": lambda: decode.run(clock, ("4B", "32B"), 512, 48),
-        "routed_loop": lambda: routed_loop.run(clock, "4B", large, 40),
+        "routed_loop": lambda: routed_loop.run(clock, "4B", large, 16),
+        "decode_compiled": lambda: decode.run(clock, ("4B",), 512, 48, decode.COMPILED),
     }
 
 
