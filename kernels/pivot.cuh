@@ -80,8 +80,10 @@ GR_DEVICE float pivot_at(const RankedValue& above, const RankedValue& below, dou
 }
 
 inline constexpr double kFirstCount = 200;    // what the first list of a nucleus aims at
-inline constexpr double kSecondCount = 2400;  // and the second: near the capacity
-inline constexpr int kAttempts = 3;
+// What a list aims at once the first one turned out too short: well in the capacity, then near it.
+inline constexpr double kSecondCount = 1500;
+inline constexpr double kThirdCount = 2300;
+inline constexpr int kAttempts = 5;
 
 // What is known of a row's counts before a list is made, and what the list aims at.
 struct PivotGuess {
@@ -116,10 +118,15 @@ GR_DEVICE bool list_from(PivotGuess guess, const Wanted& wanted, CandidateShared
     if (fits && met) return true;
     if (!fits && !met) return false;
     const RankedValue reached{static_cast<double>(totals.count) + 1, pivot};
-    if (fits && reached.count > kSecondCount) return false;
-    if (!fits || reached.value < guess.below.value) guess.above = guess.below;
+    if (fits) {  // too few: deeper
+      if (reached.count > kThirdCount) return false;
+      guess.aim = reached.count < kSecondCount / 2 ? kSecondCount : kThirdCount;
+      if (reached.value < guess.below.value) guess.above = guess.below;
+    } else {  // too many: between what was too few and this
+      guess.aim = (guess.below.count + static_cast<double>(kListCapacity)) / 2;
+      guess.above = guess.below;
+    }
     guess.below = reached;
-    guess.aim = fits ? kSecondCount : kSecondCount / 2;  // deeper, or between the two
   }
   return false;
 }
