@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <stdexcept>
+#include <string>
 
 #include "element.hpp"
 #include "glimprouter/fixed_mass.hpp"
@@ -143,8 +145,14 @@ RowWorkspace::Buffers::Buffers(std::int64_t vocabulary)
       values(static_cast<std::size_t>(std::max<std::int64_t>(vocabulary, kTileSize))),
       weights(static_cast<std::size_t>(std::max<std::int64_t>(vocabulary, kTileSize))) {}
 
-RowWorkspace::RowWorkspace(std::int64_t max_vocabulary)
-    : buffers_(std::make_unique<Buffers>(max_vocabulary)) {}
+RowWorkspace::RowWorkspace(std::int64_t max_vocabulary) {
+  if (max_vocabulary > kMaxVocabulary) {
+    throw std::invalid_argument("a vocabulary of " + std::to_string(max_vocabulary) +
+                                " entries; at most " + std::to_string(kMaxVocabulary) +
+                                " are supported");
+  }
+  buffers_ = std::make_unique<Buffers>(max_vocabulary);
+}
 RowWorkspace::~RowWorkspace() = default;
 RowWorkspace::RowWorkspace(RowWorkspace&&) noexcept = default;
 RowWorkspace& RowWorkspace::operator=(RowWorkspace&&) noexcept = default;

@@ -72,10 +72,6 @@ GR_DEVICE float larger_or_nan(float a, float b);
 GR_DEVICE std::uint32_t larger_halves(std::uint32_t a, std::uint32_t b);
 GR_DEVICE std::uint32_t larger_bfloat16s(std::uint32_t a, std::uint32_t b);
 
-// The same value, of which the compiler knows nothing: what depends on it is computed where it is
-// written, rather than ahead of a loop and kept in registers.
-GR_DEVICE std::uint32_t opaque(std::uint32_t value);
-
 // From global memory, past the first-level cache: for what is read once. T is trivially copyable,
 // of 2, 4, 8 or 16 bytes, and aligned to its size.
 template <typename T>

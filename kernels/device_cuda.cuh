@@ -33,11 +33,6 @@ GR_DEVICE std::uint32_t larger_bfloat16s(std::uint32_t a, std::uint32_t b) {
   return result;
 }
 
-GR_DEVICE std::uint32_t opaque(std::uint32_t value) {
-  asm volatile("" : "+r"(value));
-  return value;
-}
-
 // Volatile, so that no load rises above wait_for_dependencies(); without a memory clobber, so that
 // several are in flight at once. Not ld.global.nc: the kernel before may still be writing when this
 // one starts.

@@ -79,7 +79,6 @@ GR_DEVICE float pivot_at(const RankedValue& above, const RankedValue& below, dou
   return pivot > static_cast<double>(kLowestFinite) ? static_cast<float>(pivot) : kLowestFinite;
 }
 
-inline constexpr double kFirstCount = 200;    // what the first list of a nucleus aims at
 // What a list aims at once the first one turned out too short: well in the capacity, then near it.
 inline constexpr double kSecondCount = 1500;
 inline constexpr double kThirdCount = 2300;

@@ -279,3 +279,10 @@ def test_log_probability_ids_outside_the_vocabulary(ids: list[int]) -> None:
 def test_entropy_top_k_outside_its_range(k: int) -> None:
     with pytest.raises(ValueError, match="entropy_top_k"):
         gr.glimpse(np.zeros((1, 302), np.float32), entropy_top_k=k)
+
+
+def test_a_vocabulary_beyond_what_masses_can_count() -> None:
+    logits = np.zeros((1, (1 << 22) + 1), np.float16)
+    with pytest.raises(ValueError, match="4194305 wide; at most 4194304"):
+        gr.glimpse(logits)
+    assert gr.sample(logits[:, :-1], temperature=1.0, seed=0)[0] >= 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,3 +40,10 @@ def test_the_script_of_the_suite_is_valid_bash() -> None:
     script = ROOT / "benchmarks" / "gpu_suite.sh"
     finished = subprocess.run(["bash", "-n", str(script)], capture_output=True, check=False)
     assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests" / "gpu").glob("test_*.py")), ids=lambda path: path.stem
+)
+def test_the_tests_that_need_a_gpu_can_be_imported(path: Path) -> None:
+    importlib.import_module(f"gpu.{path.stem}")

@@ -29,8 +29,6 @@ GR_DEVICE std::uint32_t larger_bfloat16s(std::uint32_t a, std::uint32_t b) {
   return larger_16(a & 0xFFFFu, b & 0xFFFFu, 0x7F80u) | larger_16(a >> 16, b >> 16, 0x7F80u) << 16;
 }
 
-GR_DEVICE std::uint32_t opaque(std::uint32_t value) { return value; }
-
 GR_DEVICE void prefetch_global(const void*) {}
 
 template <typename T>

@@ -53,6 +53,7 @@ struct RowResult {
 // Scratch memory of one thread. Nothing is allocated after construction.
 class RowWorkspace {
  public:
+  // Throws std::invalid_argument beyond kMaxVocabulary (fixed_mass.hpp).
   explicit RowWorkspace(std::int64_t max_vocabulary);
   ~RowWorkspace();
   RowWorkspace(RowWorkspace&&) noexcept;
