@@ -228,6 +228,58 @@ TEST(RowKernel, SelectsFromFlatRowsAsTheCpuDoes) {
   }
 }
 
+// A row of normal logits.
+std::vector<float> normal_row(std::int64_t vocabulary, float scale, unsigned seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal(0.0f, scale);
+  std::vector<float> row(static_cast<std::size_t>(vocabulary));
+  for (float& logit : row) logit = normal(generator);
+  return row;
+}
+
+// From nuclei that the first list holds to those that no list does.
+TEST(RowKernel, SelectsFromNucleiOfAnySize) {
+  const std::int64_t vocabulary = kReduced ? 9000 : 151936;
+  RowWorkspace workspace(vocabulary);
+  for (const float scale : {0.5f, 1.5f, 2.5f, 6.0f}) {
+    const std::vector<float> row = normal_row(vocabulary, scale, 11);
+    const RowView view{row.data(), DataType::kFloat32, vocabulary};
+    const SamplingParameters modes[] = {{0.6f, 0.95f, 0, 0.0f},  {0.6f, 0.99f, 0, 0.0f},
+                                        {1.0f, 0.8f, 0, 0.0f},   {0.6f, 0.999f, 0, 1e-3f},
+                                        {0.6f, 0.9f, 90, 0.0f},  {0.8f, 1.0f, 2000, 0.0f},
+                                        {0.8f, 0.5f, 4000, 0.0f}};
+    for (std::uint64_t mode = 0; mode < std::size(modes); ++mode) {
+      RowRequest request;
+      request.sampling = modes[mode];
+      request.random = {mode, 5, 6, 0};
+      expect_equal({evaluate_on_device(view, request, 3, nullptr)},
+                   {evaluate_row(view, request, workspace, nullptr)}, mode);
+    }
+  }
+}
+
+// More tiles than lie in shared memory while a row is finished, and more than are ranked.
+TEST(RowKernel, EqualsTheCpuWithManyTiles) {
+  if (kReduced) GTEST_SKIP() << "takes minutes under ThreadSanitizer";
+  for (const std::int64_t vocabulary : {328000, 1050000}) {
+    RowWorkspace workspace(vocabulary);
+    const std::vector<float> row = normal_row(vocabulary, 2.5f, 12);
+    const RowView view{row.data(), DataType::kFloat32, vocabulary};
+    const SamplingParameters modes[] = {{0.0f, 1.0f, 0, 0.0f},
+                                        {0.7f, 1.0f, 0, 0.0f},
+                                        {0.5f, 0.9f, 0, 0.0f},
+                                        {0.7f, 1.0f, 40, 0.0f}};
+    for (std::uint64_t mode = 0; mode < std::size(modes); ++mode) {
+      RowRequest request;
+      request.sampling = modes[mode];
+      request.random = {mode, 7, 8, 0};
+      request.entropy_top_k = mode == 0 ? 20 : 0;
+      expect_equal({evaluate_on_device(view, request, 40, nullptr)},
+                   {evaluate_row(view, request, workspace, nullptr)}, mode);
+    }
+  }
+}
+
 TEST(RowKernel, AnEmptyBatchIsNoLaunch) {
   Scratch scratch(0, 100);
   const EvaluateArguments arguments{
