@@ -68,6 +68,14 @@ DeviceOutputs::DeviceOutputs(const Device& device, const StepOutputs& outputs)
   }
 }
 
+DeviceOutputs::~DeviceOutputs() {
+  try {
+    device_.backend->wait_all(device_.index);
+  } catch (const std::exception&) {
+    return;
+  }
+}
+
 void DeviceOutputs::unpack(StepOutputs& outputs, std::int64_t rows) const {
   const std::byte* source = block_.data();
   DeviceStepOutputs view{};

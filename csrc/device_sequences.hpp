@@ -20,6 +20,10 @@ namespace glimprouter {
 class DeviceOutputs {
  public:
   DeviceOutputs(const Device& device, const StepOutputs& outputs);
+  // Waits for the device, which may be writing still.
+  ~DeviceOutputs();
+  DeviceOutputs(const DeviceOutputs&) = delete;
+  DeviceOutputs& operator=(const DeviceOutputs&) = delete;
 
   const Device& device() const { return device_; }
   const DeviceStepOutputs& view() const { return view_; }
@@ -55,7 +59,7 @@ class DeviceSequences {
   // records behind its log.
   void upload(std::int32_t row, const Sequence& sequence);
   void download(std::int32_t row, Sequence& sequence);
-  // Device memory for outputs that have none on this device yet.
+  // Memory that this device writes, for outputs that have none yet.
   bool attached(const StepOutputs& outputs) const;
   void attach(StepOutputs& outputs) const;
 

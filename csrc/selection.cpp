@@ -234,10 +234,11 @@ KeptCandidates filter_candidates(const RowView& row, const SamplingParameters& s
     count = take_top_k(row, row.size, 1.0f / sampling.temperature, sums, buffers);
   }
   KeptCandidates kept{0, 0};
-  for (; kept.count < count; ++kept.count) {
-    const float weight = buffers.weights[static_cast<std::size_t>(kept.count)];
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float weight = buffers.weights[static_cast<std::size_t>(i)];
+    if (weight < sampling.min_p) break;
     const Mass mass = mass_of(weight);
-    if (mass == 0 || weight < sampling.min_p) break;
+    if (mass > 0) kept.count = i + 1;  // what has none at the end can never be drawn
     kept.mass += mass;
   }
   return kept;

@@ -53,6 +53,23 @@ GR_DEVICE std::uint64_t warp_prefix(std::uint64_t value) {
   return value;
 }
 
+// The smallest value of the block; every thread gets it.
+GR_DEVICE std::uint64_t block_min(std::uint64_t value, BlockShared& shared) {
+  GR_UNROLL
+  for (std::uint32_t distance = kWarpSize / 2; distance >= 1; distance /= 2) {
+    const std::uint64_t other = __shfl_xor_sync(kFullMask, value, distance);
+    value = other < value ? other : value;
+  }
+  __syncthreads();
+  if (lane_of_thread() == 0) shared.warp_sums[warp_of_thread()] = value;
+  __syncthreads();
+  for (std::uint32_t warp = 0; warp < kWarps; ++warp) {
+    const std::uint64_t other = shared.warp_sums[warp];
+    value = other < value ? other : value;
+  }
+  return value;
+}
+
 struct PrefixSum {
   std::uint64_t before;  // over the threads before this one
   std::uint64_t total;

@@ -20,7 +20,7 @@ inline constexpr std::uint32_t kFew = kBlockThreads;  // sorted at once, one a t
 inline constexpr std::int64_t kMaxRankedTiles = 512;
 inline constexpr Candidate kLastCandidate = ~Candidate{0};
 
-// Behind `key`, itself included.
+// A candidate, and the sums up to and with it.
 struct Crossing {
   Candidate key;
   Mass mass;

@@ -83,6 +83,7 @@ GR_DEVICE float pivot_at(const RankedValue& above, const RankedValue& below, dou
 inline constexpr double kSecondCount = 1500;
 inline constexpr double kThirdCount = 2300;
 inline constexpr int kAttempts = 5;
+inline constexpr float kNoPivot = kMinusInfinity;
 
 // What is known of a row's counts before a list is made, and what the list aims at.
 struct PivotGuess {
@@ -106,26 +107,40 @@ GR_DEVICE PivotGuess guess_from_maxima(std::int32_t tiles, const Wanted& wanted,
   return guess;
 }
 
+// The pivot to try after one that listed `totals`; kNoPivot where no list would do.
+GR_DEVICE float next_pivot(PivotGuess& guess, float pivot, const Totals& totals, bool fits,
+                           float temperature) {
+  const RankedValue reached{static_cast<double>(totals.count) + 1, pivot};
+  if (fits && guess.aim == kThirdCount && reached.count > 0.8 * kThirdCount) return kNoPivot;
+  if (fits) {  // too few: deeper
+    guess.aim = reached.count < kSecondCount / 2 ? kSecondCount : kThirdCount;
+    if (reached.count > kThirdCount) return kNoPivot;
+    if (reached.value < guess.below.value) guess.above = guess.below;
+  } else {  // too many: between what was too few and this
+    guess.aim = (guess.below.count + static_cast<double>(kListCapacity)) / 2;
+    guess.above = guess.below;
+  }
+  guess.below = reached;
+  const float next = pivot_at(guess.above, guess.below, guess.aim);
+  if (!fits) return next > pivot ? next : kNoPivot;
+  if (next < pivot) return next;
+  const float deeper = pivot - temperature;  // nothing is known of how the counts grow
+  return deeper > kLowestFinite ? deeper : kLowestFinite;
+}
+
 // Lists the candidates from the guess on, moving the pivot when they are not what is wanted. False
 // when no list of the capacity would do.
-GR_DEVICE bool list_from(PivotGuess guess, const Wanted& wanted, CandidateShared& shared) {
-  for (int attempt = 0; attempt < kAttempts; ++attempt) {
-    const float pivot = pivot_at(guess.above, guess.below, guess.aim);
+GR_DEVICE bool list_from(PivotGuess guess, const Wanted& wanted, int attempts,
+                         CandidateShared& shared) {
+  float pivot = pivot_at(guess.above, guess.below, guess.aim);
+  for (int attempt = 0; attempt < attempts; ++attempt) {
     const Totals totals = list_candidates(pivot, shared);
     const bool fits = totals.count <= kListCapacity;
     const bool met = wanted.met_by(totals) || pivot == kLowestFinite;
     if (fits && met) return true;
     if (!fits && !met) return false;
-    const RankedValue reached{static_cast<double>(totals.count) + 1, pivot};
-    if (fits) {  // too few: deeper
-      if (reached.count > kThirdCount) return false;
-      guess.aim = reached.count < kSecondCount / 2 ? kSecondCount : kThirdCount;
-      if (reached.value < guess.below.value) guess.above = guess.below;
-    } else {  // too many: between what was too few and this
-      guess.aim = (guess.below.count + static_cast<double>(kListCapacity)) / 2;
-      guess.above = guess.below;
-    }
-    guess.below = reached;
+    pivot = next_pivot(guess, pivot, totals, fits, shared.temperature);
+    if (!(pivot >= kLowestFinite)) return false;
   }
   return false;
 }
@@ -142,7 +157,7 @@ GR_DEVICE void list_wanted(const Wanted wanted, float lowest, CandidateShared& s
     if (!all) {
       guess = guess_from_maxima(static_cast<std::int32_t>(num_tiles), wanted, shared);
     }
-    listed = list_from(guess, wanted, shared);
+    listed = list_from(guess, wanted, all ? 1 : kAttempts, shared);
   }
   __syncthreads();
   if (threadIdx.x == 0) shared.source.listed = listed;

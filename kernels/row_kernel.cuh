@@ -1,4 +1,4 @@
-// The fused row operation in one launch: every warp sums whole tiles of a row; the last block that
+// The fused row operation in one launch: warps, or blocks, sum whole tiles; the last block that
 // is done with a row merges its tiles, selects the token and finishes the job. No block waits for
 // another. A Job says what the rows are, what is asked, and what becomes of a result:
 //
@@ -185,7 +185,7 @@ GR_DEVICE RowResult finish_row(const Job& job, std::uint32_t index, const RowVie
     token = sample_token(summed, request.sampling, request.random, shared.select);
     value = element_of(row, token);
   }
-  if (threadIdx.x == kWarpSize) job.prefetch(token, shared.job);
+  if (threadIdx.x == 0) job.prefetch(token, shared.job);
   double entropy = 0;
   if (request.entropy_top_k > 0) {
     entropy = entropy_of_top_k(summed, request.entropy_top_k, shared.select.candidates);

@@ -9,8 +9,6 @@
 
 namespace glimprouter::device {
 
-inline constexpr std::int64_t kMaxGridRows = 65535;
-
 // Blocks a row: as many as run at the same time over all rows, at most one a tile. The results do
 // not depend on it.
 inline unsigned blocks_a_row(std::int64_t rows, std::int64_t vocabulary, int processors) {
@@ -29,7 +27,7 @@ LaunchStatus launch_rows(const Arguments& arguments, const DeviceShape& device, 
   return launch(&row_kernel<Job>, shape, Job{arguments});
 }
 
-// At most kMaxGridRows rows.
+// At most 65,535 rows.
 inline LaunchStatus launch_evaluate(const EvaluateArguments& arguments, const DeviceShape& device,
                                     Stream stream) {
   return launch_rows<EvaluateJob>(arguments, device, stream);

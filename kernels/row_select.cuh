@@ -40,13 +40,26 @@ GR_DEVICE void set_source(const SummedRow& summed, float temperature, CandidateS
   __syncthreads();
 }
 
-// Mass of the candidates up to `last` whose weight is at least min_p.
+// Mass of the candidates up to `last` and before the first whose weight is less than min_p. Not of
+// all that weigh enough: the exponential of neighbouring numbers may fall where they rise.
 GR_DEVICE Mass mass_above(Candidate last, float min_p, CandidateShared& shared) {
+  const auto weight_of_key = [&shared](Candidate key) {
+    return shared.source.scale.weight(candidate_value(key));
+  };
+  Candidate first_below = kLastCandidate;
   Mass mass = 0;
-  for_candidates(shared, 0, last, [&](Candidate key) {
-    const float weight = shared.source.scale.weight(candidate_value(key));
-    if (!(weight < min_p)) mass += mass_of(weight);
-  });
+  GR_NO_UNROLL
+  for (int pass = 0; pass < 2; ++pass) {
+    for_candidates(shared, 0, last, [&](Candidate key) {
+      const float weight = weight_of_key(key);
+      if (pass == 1) {
+        mass += key < first_below ? mass_of(weight) : 0;
+      } else if (weight < min_p && key < first_below) {
+        first_below = key;
+      }
+    });
+    if (pass == 0) first_below = block_min(first_below, shared.block);
+  }
   return block_prefix(mass, shared.block).total;
 }
 

@@ -26,6 +26,7 @@ struct DeviceBackend {
 
   void* (*allocate)(int device, std::size_t bytes);
   void (*release)(int device, void* memory);  // nothing in flight uses it
+  // Host memory that kernels may address as it is.
   void* (*allocate_pinned)(std::size_t bytes);
   void (*release_pinned)(void* memory);
 

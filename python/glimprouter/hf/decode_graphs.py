@@ -1,7 +1,8 @@
 """Decode passes of a model as graphs: captured once for a size, replayed from then on.
 
 One decode pass is some hundred launches from Python, which take many times as long as the kernels;
-a replay is one. Sizes come in buckets: batches and tables are padded to powers of two.
+a replay is one. Sizes come in buckets: batches (up to the most of a pass) and tables (from
+16 pages on) are padded to powers of two.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class DecodeGraphs:
 
     Attributes:
         refused: Why the model cannot be captured; None while it can.
+        out_of_memory: Whether that was for want of memory, which another run may have.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class DecodeGraphs:
             compiled: The model's decode pass; None for the model's own code.
         """
         self.refused: str | None = None
+        self.out_of_memory = False
         self._name = name
         self._model = model
         self._pool = pool
@@ -133,6 +136,7 @@ class DecodeGraphs:
     def _refuse(self, error: Exception) -> None:
         reason = str(error).split("\n", 1)[0]
         self.refused = f"{type(error).__name__}: {reason}"
+        self.out_of_memory = isinstance(error, torch.OutOfMemoryError)
         self._buckets.clear()
         warnings.warn(
             f"decode passes of the {self._name} model are computed eagerly, not as graphs:"

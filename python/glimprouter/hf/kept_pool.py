@@ -72,10 +72,13 @@ class KeptPool:
         pool = self._pool
         if pool is None or self._in_use() or not _fits(pool, layouts, sectors):
             self._graphs, self._pool, pool = {}, None, None  # before more is allocated
+            # A run that goes on with the pool before may replay on another thread.
+            self._recorder = recorder_for(self._device)
             held = min(padded_size(sectors), most)
             pool = self._pool = PagePool(layouts, held * sector_bytes, sector_bytes, self._device)
         weights = [_addresses(model) for model in self._models.values()]
-        if not self._graphs or weights != self._weights:
+        short = any(graphs.out_of_memory for graphs in self._graphs.values())
+        if not self._graphs or weights != self._weights or short:
             self._weights = weights
             self._graphs = {
                 name: DecodeGraphs(

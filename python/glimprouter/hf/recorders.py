@@ -60,7 +60,8 @@ class CudaRecorder:
         """Runs once and watches for synchronisation.
 
         A capture that breaks leaves torch's allocator and generators in disorder, so what would
-        break it is looked for before.
+        break it is looked for before. What looks for it belongs to the process: another thread that
+        waits for the device meanwhile is taken for this code.
         """
         before = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings(record=True) as seen:

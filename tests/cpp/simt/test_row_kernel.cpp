@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -255,6 +256,27 @@ TEST(RowKernel, SelectsFromNucleiOfAnySize) {
       expect_equal({evaluate_on_device(view, request, 3, nullptr)},
                    {evaluate_row(view, request, workspace, nullptr)}, mode);
     }
+  }
+}
+
+// Of two neighbouring numbers the smaller one may weigh more: min-p ends at the first that weighs
+// less, whatever comes behind it.
+TEST(RowKernel, MinPEndsAtTheFirstWeightBelowIt) {
+  std::vector<float> row(5000, -std::numeric_limits<float>::infinity());
+  row[0] = 0.0f;
+  row[1] = std::bit_cast<float>(0xBE9999B6u);
+  row[2] = std::bit_cast<float>(0xBE9999B7u);
+  const float larger = exp_nonpositive(row[2]);
+  ASSERT_LT(exp_nonpositive(row[1]), larger) << "look for another pair";
+  RowWorkspace workspace(5000);
+  const RowView view{row.data(), DataType::kFloat32, 5000};
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    RowRequest request;
+    request.sampling = {1.0f, seed % 2 == 0 ? 1.0f : 0.99f, 0, larger};
+    request.random = {seed, 1, 2, 0};
+    const RowResult result = evaluate_on_device(view, request, 3, nullptr);
+    EXPECT_EQ(result.token, 0);
+    expect_equal({result}, {evaluate_row(view, request, workspace, nullptr)}, seed);
   }
 }
 
