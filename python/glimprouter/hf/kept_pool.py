@@ -71,9 +71,9 @@ class KeptPool:
         sector_bytes = PagePool.default_sector_bytes(layouts)
         pool = self._pool
         if pool is None or self._in_use() or not _fits(pool, layouts, sectors):
+            if self._in_use():  # that run may replay on another thread
+                self._recorder = recorder_for(self._device)
             self._graphs, self._pool, pool = {}, None, None  # before more is allocated
-            # A run that goes on with the pool before may replay on another thread.
-            self._recorder = recorder_for(self._device)
             held = min(padded_size(sectors), most)
             pool = self._pool = PagePool(layouts, held * sector_bytes, sector_bytes, self._device)
         weights = [_addresses(model) for model in self._models.values()]
