@@ -43,21 +43,19 @@ GR_DEVICE float float_of_bits(std::uint32_t bits) {
                                      : std::bit_cast<float>(bits << 16);
 }
 
-GR_DEVICE float read_element(const std::byte* source, DataType dtype) {
-  if (dtype == DataType::kFloat32) return read_as<float>(source);
-  const auto bits = read_as<std::uint16_t>(source);
-  return dtype == DataType::kFloat16 ? float_of_half(bits) : float_from_bfloat16(bits);
-}
-
-// The same in two steps, so that several loads are on their way before the first is looked at.
+// An element in two steps, so that several loads are on their way before the first is looked at.
 GR_DEVICE std::uint32_t read_bits(const std::byte* source, DataType dtype) {
   return dtype == DataType::kFloat32 ? read_as<std::uint32_t>(source)
                                      : read_as<std::uint16_t>(source);
 }
 GR_DEVICE float float_of_bits(std::uint32_t bits, DataType dtype) {
   return dtype == DataType::kFloat32    ? std::bit_cast<float>(bits)
-         : dtype == DataType::kBFloat16 ? std::bit_cast<float>(bits << 16)
-                                        : float_of_half(bits);
+         : dtype == DataType::kBFloat16 ? float_of_bits<DataType::kBFloat16>(bits)
+                                        : float_of_bits<DataType::kFloat16>(bits);
+}
+
+GR_DEVICE float read_element(const std::byte* source, DataType dtype) {
+  return float_of_bits(read_bits(source, dtype), dtype);
 }
 
 GR_DEVICE std::uint32_t bits_of(float value, DataType dtype) {
