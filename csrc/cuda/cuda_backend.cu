@@ -9,8 +9,8 @@
 
 #include "cuda/cuda_device.hpp"
 #include "cuda/kv_operations.hpp"
-#include "glimprouter/device_backend.hpp"
-#include "row_launch.cuh"
+#include "device/device_backend.hpp"
+#include "kernels/row/launch.cuh"
 
 namespace glimprouter {
 namespace cuda {

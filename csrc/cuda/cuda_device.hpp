@@ -6,8 +6,8 @@
 
 #include <string>
 
-#include "glimprouter/device_backend.hpp"
-#include "launch.cuh"
+#include "device/device_backend.hpp"
+#include "kernels/base/launch.cuh"
 
 namespace glimprouter::cuda {
 

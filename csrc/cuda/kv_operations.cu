@@ -1,8 +1,8 @@
 // Launches of the operations on pages.
-#include "attention_launch.cuh"
 #include "cuda/cuda_device.hpp"
 #include "cuda/kv_operations.hpp"
-#include "kv_launch.cuh"
+#include "kernels/attention/launch.cuh"
+#include "kernels/kv/launch.cuh"
 
 namespace glimprouter::cuda {
 

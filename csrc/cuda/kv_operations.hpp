@@ -1,7 +1,7 @@
 // The operations on pages, for the table of the CUDA device (DeviceBackend). Internal.
 #pragma once
 
-#include "glimprouter/device_backend.hpp"
+#include "device/device_backend.hpp"
 
 namespace glimprouter::cuda {
 

@@ -6,14 +6,14 @@
 #include <string>
 #include <vector>
 
-#include "glimprouter/device_evaluate.hpp"
+#include "device/device_evaluate.hpp"
 #include "sampling_parameters.hpp"
 #include "tensor_access.hpp"
 
 #if defined(GLIMPROUTER_SIMT_DEVICE)
-#include "glimprouter/cpu_backend.hpp"
-#include "simt/backend.hpp"
-#include "simt/row_backend.hpp"
+#include "cpu/cpu_backend.hpp"
+#include "emulator/backend.hpp"
+#include "emulator/row_backend.hpp"
 #endif
 
 namespace py = pybind11;

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "glimprouter/cpu_backend.hpp"
+#include "cpu/cpu_backend.hpp"
 #include "glimprouter/row_op.hpp"
 #include "glimprouter/thread_pool.hpp"
 #include "sampling_parameters.hpp"

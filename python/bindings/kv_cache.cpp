@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "glimprouter/device_arena.hpp"
-#include "glimprouter/page_tables.hpp"
+#include "device/device_arena.hpp"
+#include "kv/page_tables.hpp"
 #include "kv_cache_docs.hpp"
 #include "tensor_access.hpp"
 #include "token_bytes.hpp"

@@ -7,9 +7,9 @@
 #include <span>
 #include <string>
 
-#include "glimprouter/device_arena.hpp"
-#include "glimprouter/kv_layers.hpp"
+#include "device/device_arena.hpp"
 #include "heads_access.hpp"
+#include "ops/kv_layers.hpp"
 #include "tensor_access.hpp"
 
 namespace py = pybind11;

@@ -9,7 +9,7 @@
 
 #include "glimprouter/kv_cache.hpp"
 #include "glimprouter/kv_ops.hpp"
-#include "glimprouter/page_tables.hpp"
+#include "kv/page_tables.hpp"
 
 namespace glimprouter {
 namespace {

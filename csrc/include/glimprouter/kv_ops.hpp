@@ -8,10 +8,10 @@
 #include <cstdint>
 #include <span>
 
-#include "glimprouter/device_backend.hpp"
+#include "device/device_backend.hpp"
 #include "glimprouter/page_pool.hpp"
-#include "glimprouter/page_tables.hpp"
 #include "glimprouter/ragged_batch.hpp"
+#include "kv/page_tables.hpp"
 
 namespace glimprouter {
 

@@ -11,13 +11,13 @@
 #include <thread>
 #include <vector>
 
-#include "glimprouter/device_backend.hpp"
+#include "device/device_backend.hpp"
 #include "glimprouter/row_op.hpp"
-#include "glimprouter/sequence_step.hpp"
 #include "glimprouter/step_boundary.hpp"
 #include "glimprouter/step_outputs.hpp"
 #include "glimprouter/thread_pool.hpp"
 #include "glimprouter/transition.hpp"
+#include "router/sequence_step.hpp"
 
 namespace glimprouter {
 
