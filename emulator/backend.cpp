@@ -7,9 +7,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "kernels/attention/launch.cuh"
-#include "kernels/kv/launch.cuh"
-#include "kernels/row/launch.cuh"
+#include "kernels/attention/operations.cuh"
+#include "kernels/row/operations.cuh"
 
 namespace glimprouter::simt {
 namespace {
@@ -48,42 +47,33 @@ void order(int, DeviceStream, DeviceStream) {}
 // Few processors, so that blocks share rows in several ways.
 constexpr device::DeviceShape kShape{3, true};
 
-void check(device::LaunchStatus status) {
-  if (status != 0) throw std::runtime_error("launch failed: " + std::to_string(status));
-}
-void evaluate(int, const EvaluateArguments& arguments, DeviceStream stream) {
-  check(device::launch_evaluate(arguments, kShape, stream));
-}
-void step(int, const StepArguments& arguments, DeviceStream stream) {
-  check(device::launch_step(arguments, kShape, stream));
-}
-
-void append(int, const AppendArguments& arguments, DeviceStream stream) {
-  check(device::launch_append(arguments, kShape, stream));
-}
-void gather(int, const GatherArguments& arguments, DeviceStream stream) {
-  check(device::launch_gather(arguments, kShape, stream));
-}
-void cast_copy(int, const CastCopyArguments& arguments, DeviceStream stream) {
-  check(device::launch_cast_copy(arguments, kShape, stream));
-}
-void copy_pages(int, const PageCopyArguments& arguments, DeviceStream stream) {
-  check(device::launch_page_copy(arguments, kShape, stream));
-}
-void pack_handoff(int, const HandoffArguments& arguments, DeviceStream stream) {
-  check(device::launch_handoff(arguments, kShape, stream));
-}
-void attend(int, const AttentionArguments& arguments, DeviceStream stream) {
-  check(device::launch_attention(arguments, kShape, stream));
-}
+struct Machine {
+  template <typename Launcher>
+  static void launch(int, const Launcher& launcher) {
+    const device::LaunchStatus status = launcher(kShape);
+    if (status != 0) throw std::runtime_error("launch failed: " + std::to_string(status));
+  }
+};
 
 }  // namespace
 
 const DeviceBackend& backend() {
   static constexpr DeviceBackend kBackend = {
-      "simt", kDlpackCpu, device_count, allocate,  release,    allocate_pinned, release_pinned,
-      copy,   clear,      wait,         wait_all,  capturing,  order,           evaluate,
-      step,   append,     gather,       cast_copy, copy_pages, pack_handoff,    attend,
+      .name = "simt",
+      .dlpack_type = kDlpackCpu,
+      .device_count = device_count,
+      .allocate = allocate,
+      .release = release,
+      .allocate_pinned = allocate_pinned,
+      .release_pinned = release_pinned,
+      .copy = copy,
+      .clear = clear,
+      .wait = wait,
+      .wait_all = wait_all,
+      .capturing = capturing,
+      .order = order,
+      .rows = &device::kRowOperations<Machine>,
+      .pages = &device::kPageOperations<Machine>,
   };
   return kBackend;
 }

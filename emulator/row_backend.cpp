@@ -26,8 +26,8 @@ RowResult evaluate(const RowView& row, const RowRequest& request, float* logprob
   std::uint32_t ticket = 0;
   RowResult result{};
   const LogitsView logits{data, row.dtype, 1, row.size, row.size};
-  backend().evaluate(0, {{tiles.data(), &ticket}, logits, request, nullptr, &result, logprobs},
-                     nullptr);
+  backend().rows->evaluate(
+      0, {{tiles.data(), &ticket}, logits, request, nullptr, &result, logprobs}, nullptr);
   return result;
 }
 

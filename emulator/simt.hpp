@@ -31,28 +31,13 @@ GR_DEVICE std::uint32_t larger_bfloat16s(std::uint32_t a, std::uint32_t b) {
 
 GR_DEVICE void prefetch_global(const void*) {}
 
-template <typename T>
-GR_DEVICE T load_streaming(const T* source) {
-  static_assert(std::is_trivially_copyable_v<T>, "load_streaming copies bytes");
-  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16,
-                "load_streaming reads 2, 4, 8 or 16 bytes");
-  return *source;
-}
-
-// One step of an atomic read, change and write. Gives the value before.
-template <typename T, typename Change>
-GR_DEVICE T atomic_update(T* target, int order, Change change) {
+GR_DEVICE std::uint32_t ticket_increment(std::uint32_t* counter, std::uint32_t last) {
   simt::count_atomic();
-  T seen = __atomic_load_n(target, __ATOMIC_RELAXED);
-  while (
-      !__atomic_compare_exchange_n(target, &seen, change(seen), false, order, __ATOMIC_RELAXED)) {
+  std::uint32_t seen = __atomic_load_n(counter, __ATOMIC_RELAXED);
+  while (!__atomic_compare_exchange_n(counter, &seen, seen >= last ? 0 : seen + 1, false,
+                                      __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
   }
   return seen;
-}
-
-GR_DEVICE std::uint32_t ticket_increment(std::uint32_t* counter, std::uint32_t last) {
-  return atomic_update(counter, __ATOMIC_ACQ_REL,
-                       [last](std::uint32_t seen) { return seen >= last ? 0 : seen + 1; });
 }
 
 GR_DEVICE std::uint32_t atomic_add(std::uint32_t* target, std::uint32_t value) {
@@ -65,30 +50,12 @@ GR_DEVICE std::uint64_t atomic_add(std::uint64_t* target, std::uint64_t value) {
   return __atomic_fetch_add(target, value, __ATOMIC_RELAXED);
 }
 
-GR_DEVICE std::uint32_t atomic_min(std::uint32_t* target, std::uint32_t value) {
-  return atomic_update(target, __ATOMIC_RELAXED,
-                       [value](std::uint32_t seen) { return value < seen ? value : seen; });
-}
-
-GR_DEVICE std::uint32_t atomic_max(std::uint32_t* target, std::uint32_t value) {
-  return atomic_update(target, __ATOMIC_RELAXED,
-                       [value](std::uint32_t seen) { return value > seen ? value : seen; });
-}
-
 GR_DEVICE std::uint32_t atomic_add_shared(std::uint32_t* target, std::uint32_t value) {
   return atomic_add(target, value);
 }
 
 GR_DEVICE std::uint64_t atomic_add_shared(std::uint64_t* target, std::uint64_t value) {
   return atomic_add(target, value);
-}
-
-GR_DEVICE std::uint32_t atomic_min_shared(std::uint32_t* target, std::uint32_t value) {
-  return atomic_min(target, value);
-}
-
-GR_DEVICE std::uint32_t atomic_max_shared(std::uint32_t* target, std::uint32_t value) {
-  return atomic_max(target, value);
 }
 
 GR_DEVICE void launch_dependents() {}

@@ -108,7 +108,7 @@ void DeviceArena::transfer(const KvLayout& layout, std::span<const PageId> pages
     const PageCopyArguments arguments =
         to_host ? PageCopyArguments{data(), list, pinned, nullptr, count, layout.page_bytes}
                 : PageCopyArguments{pinned, nullptr, data(), list, count, layout.page_bytes};
-    device_.backend->copy_pages(device_.index, arguments, stream_);
+    device_.backend->pages->copy_pages(device_.index, arguments, stream_);
     return;
   }
   for (const PageRun& run : runs) {

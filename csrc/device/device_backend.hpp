@@ -16,6 +16,23 @@ namespace glimprouter {
 // A cudaStream_t without its header; null is the default stream.
 using DeviceStream = void*;
 
+// One launch each, enqueued on the stream.
+template <typename Arguments>
+using DeviceOperation = void (*)(int device, const Arguments& arguments, DeviceStream stream);
+
+struct RowOperations {
+  DeviceOperation<EvaluateArguments> evaluate;
+  DeviceOperation<StepArguments> step;
+};
+
+struct PageOperations {
+  DeviceOperation<AppendArguments> append;
+  DeviceOperation<GatherArguments> gather;
+  DeviceOperation<CastCopyArguments> cast_copy;
+  DeviceOperation<PageCopyArguments> copy_pages;
+  DeviceOperation<AttentionArguments> attend;
+};
+
 // Functions throw std::runtime_error with the device's own message and what to do, and
 // std::bad_alloc-like exhaustion as std::runtime_error too, before anything has changed.
 struct DeviceBackend {
@@ -42,15 +59,8 @@ struct DeviceBackend {
   // `later` is being captured: what a graph holds is ordered by who replays it.
   void (*order)(int device, DeviceStream earlier, DeviceStream later);
 
-  void (*evaluate)(int device, const EvaluateArguments& arguments, DeviceStream stream);
-  void (*step)(int device, const StepArguments& arguments, DeviceStream stream);
-
-  void (*append)(int device, const AppendArguments& arguments, DeviceStream stream);
-  void (*gather)(int device, const GatherArguments& arguments, DeviceStream stream);
-  void (*cast_copy)(int device, const CastCopyArguments& arguments, DeviceStream stream);
-  void (*copy_pages)(int device, const PageCopyArguments& arguments, DeviceStream stream);
-  void (*pack_handoff)(int device, const HandoffArguments& arguments, DeviceStream stream);
-  void (*attend)(int device, const AttentionArguments& arguments, DeviceStream stream);
+  const RowOperations* rows;
+  const PageOperations* pages;
 };
 
 // Every kind of device in this build.

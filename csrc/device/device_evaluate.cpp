@@ -80,7 +80,7 @@ void evaluate_rows(const Device& device, const LogitsView& logits, const RowRequ
                          requests.size_bytes(), stream);
     arguments.requests = workspace.requests.as<const RowRequest>();
   }
-  device.backend->evaluate(device.index, arguments, stream);
+  device.backend->rows->evaluate(device.index, arguments, stream);
 }
 
 }  // namespace glimprouter

@@ -122,7 +122,7 @@ void DeviceArena::append(const KvLayout& layout, const LayerRange& layers,
                                   device_heads(keys, "keys"),
                                   device_heads(values, "values")};
   follow(stream);
-  device_.backend->append(device_.index, arguments, stream);
+  device_.backend->pages->append(device_.index, arguments, stream);
 }
 
 void DeviceArena::gather(const KvLayout& layout, const LayerRange& layers,
@@ -136,7 +136,7 @@ void DeviceArena::gather(const KvLayout& layout, const LayerRange& layers,
                             device_heads(values, "values")};
   follow(stream);
   arguments.table = upload(pages, stream);
-  device_.backend->gather(device_.index, arguments, stream);
+  device_.backend->pages->gather(device_.index, arguments, stream);
 }
 
 void DeviceArena::cast_copy(const KvLayout& from, std::span<const PageId> source,
@@ -145,7 +145,7 @@ void DeviceArena::cast_copy(const KvLayout& from, std::span<const PageId> source
   std::vector<PageId> tables(source.begin(), source.end());
   tables.insert(tables.end(), target.begin(), target.end());
   const PageId* const uploaded = upload(tables, stream_);
-  device_.backend->cast_copy(
+  device_.backend->pages->cast_copy(
       device_.index,
       {{data(), from}, uploaded, {data(), to}, uploaded + source.size(), first, first + tokens},
       stream_);
@@ -209,7 +209,7 @@ void DeviceArena::attend(const KvLayout& layout, std::int32_t layer, const Devic
   arguments.out = device_heads(out, "out");
   arguments.workspace = memory;
   follow(stream);
-  device_.backend->attend(device_.index, arguments, stream);
+  device_.backend->pages->attend(device_.index, arguments, stream);
 }
 
 }  // namespace glimprouter

@@ -75,42 +75,6 @@ struct PageCopyArguments {
   std::int64_t page_bytes;
 };
 
-// Tables of all sequences, of one model. Row s belongs to sequence s.
-struct SequenceTables {
-  const std::int32_t* prompts;  // [num_sequences, prompt_stride]
-  std::int64_t prompt_stride;   // elements
-  const std::int32_t* prompt_lengths;
-  const std::int32_t* generated;  // [num_sequences, generated_stride]
-  std::int64_t generated_stride;
-  const std::int32_t* generated_lengths;
-  const std::int32_t* committed;  // tokens that the model has computed
-  const PageId* pages;            // [num_sequences, page_stride], enough for all tokens
-  std::int64_t page_stride;
-  std::int32_t page_tokens;
-  // Ids of the model for the ids of `generated`, or null: the same ids. -1: there is none.
-  const std::int32_t* vocabulary_map;  // [vocabulary]
-  std::int32_t vocabulary;
-};
-
-// The columns of a RaggedBatch. Tokens that are missing to `capacity` get id 0, position 0 and slot
-// -1, so that a captured graph may run over all of them.
-struct HandoffArguments {
-  SequenceTables tables;
-  const std::int32_t* sequences;  // [count] distinct
-  std::int32_t count;
-  std::int64_t capacity;      // tokens
-  std::int32_t table_width;   // pages
-  std::int32_t* ids;          // [capacity]
-  std::int32_t* positions;    // [capacity]
-  std::int64_t* slots;        // [capacity]
-  std::int32_t* cu_seqlens;   // [count + 1]; its last beyond capacity: what is beyond is missing
-  std::int32_t* key_lengths;  // [count]
-  std::int32_t* last_rows;    // [count]
-  PageId* block_table;        // [count, table_width], padded with kNullPage
-  // Zero before: counts the tokens without an id of the model, which become id 0.
-  std::uint32_t* unmapped;
-};
-
 // Scratch memory of one stream: launches that may overlap need their own.
 struct AttentionWorkspace {
   float* out;              // [T, heads, chunks, head_size]

@@ -231,7 +231,7 @@ void DeviceSequences::launch(Model model, const LogitsView& logits,
   } else {
     std::copy(rows.begin(), rows.end(), arguments.rows_by_value);
   }
-  device_.backend->step(device_.index, arguments, stream);
+  device_.backend->rows->step(device_.index, arguments, stream);
 }
 
 }  // namespace glimprouter

@@ -215,7 +215,7 @@ void PagePool::release(PageId page) noexcept {
   if (--entry.references > 0) return;
   --models_[static_cast<std::size_t>(sectors_[static_cast<std::size_t>(sector_of(page))].model)]
         .owned;
-  if (entry.pins == 0) reclaim(page);
+  reclaim(page);
 }
 
 void PagePool::copy_page(PageId from, PageId to) {
@@ -251,14 +251,6 @@ void PagePool::write_pages(std::int32_t model, std::span<const PageId> pages,
     std::memcpy(address(page), source, bytes);
     source += bytes;
   }
-}
-
-void PagePool::pin(PageId page) noexcept { ++record(page).pins; }
-
-void PagePool::unpin(PageId page) noexcept {
-  PageRecord& entry = record(page);
-  --entry.pins;
-  if (entry.idle()) reclaim(page);
 }
 
 void PagePool::reclaim(PageId page) noexcept {
@@ -306,8 +298,9 @@ void PagePool::check_invariants() const {
     for (const std::int32_t slot : sector.free) ++listed[static_cast<std::size_t>(slot)];
     for (std::size_t slot = 0; slot < slots; ++slot) {
       const PageRecord& entry = sector.records[slot];
-      if (entry.references < 0 || entry.pins < 0) violated("a count below zero");
-      if (listed[slot] != (entry.idle() ? 1 : 0)) violated("a page is in two states, or in none");
+      if (entry.references < 0) violated("a count below zero");
+      if (listed[slot] != (entry.references == 0 ? 1 : 0))
+        violated("a page is in two states, or in none");
       pages.owned += entry.references > 0 ? 1 : 0;
     }
     pages.free += static_cast<std::int64_t>(sector.free.size());

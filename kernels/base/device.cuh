@@ -72,11 +72,6 @@ GR_DEVICE float larger_or_nan(float a, float b);
 GR_DEVICE std::uint32_t larger_halves(std::uint32_t a, std::uint32_t b);
 GR_DEVICE std::uint32_t larger_bfloat16s(std::uint32_t a, std::uint32_t b);
 
-// From global memory, past the first-level cache: for what is read once. T is trivially copyable,
-// of 2, 4, 8 or 16 bytes, and aligned to its size.
-template <typename T>
-GR_DEVICE T load_streaming(const T* source);
-
 // Brings a line of global memory near, without waiting for it.
 GR_DEVICE void prefetch_global(const void* address);
 
@@ -92,14 +87,10 @@ GR_DEVICE std::uint32_t ticket_increment(std::uint32_t* counter, std::uint32_t l
 // before.
 GR_DEVICE std::uint32_t atomic_add(std::uint32_t* target, std::uint32_t value);
 GR_DEVICE std::uint64_t atomic_add(std::uint64_t* target, std::uint64_t value);
-GR_DEVICE std::uint32_t atomic_min(std::uint32_t* target, std::uint32_t value);
-GR_DEVICE std::uint32_t atomic_max(std::uint32_t* target, std::uint32_t value);
 
 // The same in shared memory, among the threads of a block.
 GR_DEVICE std::uint32_t atomic_add_shared(std::uint32_t* target, std::uint32_t value);
 GR_DEVICE std::uint64_t atomic_add_shared(std::uint64_t* target, std::uint64_t value);
-GR_DEVICE std::uint32_t atomic_min_shared(std::uint32_t* target, std::uint32_t value);
-GR_DEVICE std::uint32_t atomic_max_shared(std::uint32_t* target, std::uint32_t value);
 
 // Programmatic dependent launch (sm_90 and newer, nothing elsewhere). A kernel that may be launched
 // so calls wait_for_dependencies() before it touches anything that the kernel before it writes, or

@@ -33,36 +33,6 @@ GR_DEVICE std::uint32_t larger_bfloat16s(std::uint32_t a, std::uint32_t b) {
   return result;
 }
 
-// Volatile, so that no load rises above wait_for_dependencies(); without a memory clobber, so that
-// several are in flight at once. Not ld.global.nc: the kernel before may still be writing when this
-// one starts.
-template <typename T>
-GR_DEVICE T load_streaming(const T* source) {
-  static_assert(std::is_trivially_copyable_v<T>, "load_streaming copies bytes");
-  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16,
-                "load_streaming reads 2, 4, 8 or 16 bytes");
-  const std::size_t address = __cvta_generic_to_global(source);
-  if constexpr (sizeof(T) == 2) {
-    std::uint16_t bits;
-    asm volatile("ld.global.L1::no_allocate.b16 %0, [%1];" : "=h"(bits) : "l"(address));
-    return std::bit_cast<T>(bits);
-  } else if constexpr (sizeof(T) == 4) {
-    std::uint32_t bits;
-    asm volatile("ld.global.L1::no_allocate.b32 %0, [%1];" : "=r"(bits) : "l"(address));
-    return std::bit_cast<T>(bits);
-  } else if constexpr (sizeof(T) == 8) {
-    unsigned long long bits;
-    asm volatile("ld.global.L1::no_allocate.b64 %0, [%1];" : "=l"(bits) : "l"(address));
-    return std::bit_cast<T>(bits);
-  } else {
-    Vec16 bits;
-    asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(bits.word[0]), "=r"(bits.word[1]), "=r"(bits.word[2]), "=r"(bits.word[3])
-                 : "l"(address));
-    return std::bit_cast<T>(bits);
-  }
-}
-
 GR_DEVICE void prefetch_global(const void* address) {
   asm volatile("prefetch.global.L1 [%0];" : : "l"(__cvta_generic_to_global(address)));
 }
@@ -82,28 +52,12 @@ GR_DEVICE std::uint64_t atomic_add(std::uint64_t* target, std::uint64_t value) {
   return atomicAdd(reinterpret_cast<unsigned long long*>(target), value);
 }
 
-GR_DEVICE std::uint32_t atomic_min(std::uint32_t* target, std::uint32_t value) {
-  return atomicMin(target, value);
-}
-
-GR_DEVICE std::uint32_t atomic_max(std::uint32_t* target, std::uint32_t value) {
-  return atomicMax(target, value);
-}
-
 GR_DEVICE std::uint32_t atomic_add_shared(std::uint32_t* target, std::uint32_t value) {
   return atomicAdd_block(target, value);
 }
 
 GR_DEVICE std::uint64_t atomic_add_shared(std::uint64_t* target, std::uint64_t value) {
   return atomicAdd_block(reinterpret_cast<unsigned long long*>(target), value);
-}
-
-GR_DEVICE std::uint32_t atomic_min_shared(std::uint32_t* target, std::uint32_t value) {
-  return atomicMin_block(target, value);
-}
-
-GR_DEVICE std::uint32_t atomic_max_shared(std::uint32_t* target, std::uint32_t value) {
-  return atomicMax_block(target, value);
 }
 
 GR_DEVICE void launch_dependents() {

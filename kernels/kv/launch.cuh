@@ -5,7 +5,6 @@
 
 #include "device/device_kv.hpp"
 #include "kernels/base/launch.cuh"
-#include "kernels/kv/handoff.cuh"
 #include "kernels/kv/pages.cuh"
 
 namespace glimprouter::device {
@@ -67,14 +66,6 @@ inline LaunchStatus launch_page_copy(const PageCopyArguments& arguments, const D
   if (shape.grid.x == 0) shape.grid.x = 1;
   shape.block = kCopyThreads;
   return launch(&page_copy_kernel<PageCopyArguments>, shape, arguments);
-}
-
-inline LaunchStatus launch_handoff(const HandoffArguments& arguments, const DeviceShape& device,
-                                   Stream stream) {
-  LaunchShape shape = shape_on(device, stream);
-  shape.grid.x = static_cast<unsigned>(arguments.count) + 1;
-  shape.block = kHandoffThreads;
-  return launch(&handoff_kernel<HandoffArguments>, shape, arguments);
 }
 
 }  // namespace glimprouter::device

@@ -182,23 +182,5 @@ TEST(KvCache, LongTapes) {
   for (std::uint32_t seed = 0; seed < 4; ++seed) CacheTape(seed).run(3000);
 }
 
-// A page that a copy in flight touches is not handed out again before the copy has ended.
-TEST(PagePool, PinnedPagesWait) {
-  PagePool pool({KvLayout::make(1, 1, 64, 1, DataType::kFloat32)}, 3 * 512, 512);
-  const PageId first = pool.take(0);
-  const PageId second = pool.take(0);
-  EXPECT_EQ(pool.available(0), 0);
-  pool.pin(first);
-  pool.release(first);
-  pool.release(second);
-  EXPECT_EQ(pool.owned(0), 0);
-  EXPECT_EQ(pool.available(0), 1);
-  EXPECT_EQ(pool.take(0), second);
-  pool.check_invariants();
-  pool.unpin(first);
-  EXPECT_EQ(pool.available(0), 1);
-  pool.check_invariants();
-}
-
 }  // namespace
 }  // namespace glimprouter
