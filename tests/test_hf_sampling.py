@@ -22,8 +22,8 @@ def test_any_batch_size_draws_the_same(family: str) -> None:
     """One after the other (a slot for one sequence), in twos, and all together."""
     pair = hf_pairs.random_pair(family)
     together = ids(pair, pair.prompts)
-    assert ids(pair, pair.prompts, max_batch_size=1) == together
-    assert ids(pair, pair.prompts, max_batch_size=2) == together
+    assert ids(pair, pair.prompts, max_sequences=1) == together
+    assert ids(pair, pair.prompts, max_sequences=2) == together
 
 
 def test_a_second_call_draws_the_same() -> None:
@@ -66,4 +66,4 @@ def test_seeds() -> None:
 def test_seed_and_stream_are_in_the_trace() -> None:
     pair = hf_pairs.random_pair("qwen3")
     results = pair.routed(**SAMPLED).generate(pair.prompts[:3], [4, 5, 6])
-    assert [(r.trace.seed, r.trace.stream) for r in results] == [(4, 0), (5, 1), (6, 2)]
+    assert [(r.trace.seed, r.trace.substream) for r in results] == [(4, 0), (5, 1), (6, 2)]

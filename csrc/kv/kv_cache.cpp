@@ -89,14 +89,15 @@ std::int32_t KvCache::open(std::vector<std::vector<std::int32_t>> prompts) {
   return index;
 }
 
-void KvCache::release_from(std::int32_t model, ModelCache& cache, std::int32_t committed) noexcept {
-  const std::int32_t kept = pool_->layout(model).pages_for(committed);
+void KvCache::release_from(std::int32_t model, ModelCache& cache,
+                           std::int32_t num_computed_tokens) noexcept {
+  const std::int32_t kept = pool_->layout(model).pages_for(num_computed_tokens);
   // The last page first: freed pages are taken again in the opposite order.
   while (static_cast<std::int32_t>(cache.pages.size()) > kept) {
     pool_->release(cache.pages.back());
     cache.pages.pop_back();
   }
-  cache.committed = cache.allocated = committed;
+  cache.num_computed_tokens = cache.allocated = num_computed_tokens;
 }
 
 void KvCache::close(std::int32_t sequence) {
@@ -117,7 +118,7 @@ std::int32_t KvCache::fork(std::int32_t sequence) {
   return index;
 }
 
-void KvCache::append(std::int32_t sequence, std::span<const std::int32_t> ids, std::int32_t model) {
+void KvCache::append(std::int32_t model, std::int32_t sequence, std::span<const std::int32_t> ids) {
   check_model(model);
   idle(sequence).ledger.append(model, ids);
 }
@@ -128,7 +129,7 @@ void KvCache::resolve(std::int32_t model, std::int32_t sequence,
   CachedSequence& entry = idle(sequence);
   const std::int32_t kept = entry.ledger.resolve(model, spans);
   ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
-  drop_beyond(entry, model, kept, cache.committed);
+  drop_beyond(entry, model, kept, cache.num_computed_tokens);
 }
 
 // Of a model's generated tokens the first `kept` are as before; of the next, `spoiled` at most
@@ -138,9 +139,9 @@ void KvCache::drop_beyond(CachedSequence& entry, std::int32_t model, std::int32_
   ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
   const auto prompt =
       static_cast<std::int32_t>(entry.prompts[static_cast<std::size_t>(model)].size());
-  const std::int32_t dropped = std::max(0, cache.committed - prompt - kept);
+  const std::int32_t dropped = std::max(0, cache.num_computed_tokens - prompt - kept);
   cache.excess += std::min(dropped, spoiled);
-  release_from(model, cache, cache.committed - dropped);
+  release_from(model, cache, cache.num_computed_tokens - dropped);
 }
 
 void KvCache::truncate(std::int32_t sequence, std::int32_t generated) {
@@ -155,13 +156,13 @@ void KvCache::truncate(std::int32_t sequence, std::int32_t generated) {
 void KvCache::forget(std::int32_t model, std::int32_t sequence, std::int32_t count) {
   check_model(model);
   ModelCache& cache = idle(sequence).caches[static_cast<std::size_t>(model)];
-  if (count < 0 || count > cache.committed) {
+  if (count < 0 || count > cache.num_computed_tokens) {
     throw std::invalid_argument("model " + std::to_string(model) + " cannot forget " +
                                 std::to_string(count) + " tokens of sequence " +
                                 std::to_string(sequence) + ": it has computed " +
-                                std::to_string(cache.committed));
+                                std::to_string(cache.num_computed_tokens));
   }
-  release_from(model, cache, cache.committed - count);
+  release_from(model, cache, cache.num_computed_tokens - count);
 }
 
 PageCounts KvCache::pages_wanted(std::int32_t model,
@@ -175,7 +176,7 @@ PageCounts KvCache::pages_wanted(std::int32_t model,
     const ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
     std::int64_t& count = wanted[static_cast<std::size_t>(model)];
     count += layout.pages_for(entry.length(model)) - static_cast<std::int64_t>(cache.pages.size());
-    if (cache.committed % layout.page_tokens == 0) continue;
+    if (cache.num_computed_tokens % layout.page_size == 0) continue;
     const PageId tail = cache.pages.back();
     const auto found = references.try_emplace(tail, pool_->references(tail)).first;
     if (found->second > 1) {
@@ -211,23 +212,24 @@ RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> s
                                   " has text that model " + std::to_string(model) +
                                   " has no tokens for; call resolve() with its pending spans");
     }
-    const std::int32_t committed = entry.caches[static_cast<std::size_t>(model)].committed;
+    const std::int32_t num_computed_tokens =
+        entry.caches[static_cast<std::size_t>(model)].num_computed_tokens;
     const std::int32_t length = entry.length(model);
-    if (committed == length) {
+    if (num_computed_tokens == length) {
       throw std::invalid_argument("sequence " + std::to_string(sequences[i]) +
                                   " has no token that model " + std::to_string(model) +
                                   " has not computed; append one, or truncate by one");
     }
-    total += static_cast<std::size_t>(length - committed);
+    total += static_cast<std::size_t>(length - num_computed_tokens);
     batch.table_width = std::max(batch.table_width, layout.pages_for(length));
   }
   pool_->check_available(pages_wanted(model, sequences));
   // Everything that may fail comes before the first sequence changes.
   for (auto* column : {&batch.ids, &batch.positions}) column->reserve(total);
-  batch.slots.reserve(total);
+  batch.slot_mapping.reserve(total);
   batch.block_table.assign(sequences.size() * static_cast<std::size_t>(batch.table_width),
                            kNullPage);
-  for (auto* column : {&batch.cu_seqlens, &batch.key_lengths, &batch.last_rows}) {
+  for (auto* column : {&batch.cu_seqlens, &batch.seq_lens, &batch.last_rows}) {
     column->reserve(sequences.size() + 1);
   }
   TailCopies tails(*pool_, sequences.size());
@@ -255,7 +257,7 @@ void KvCache::take_pages(std::int32_t model, ModelCache& cache, std::int32_t len
 void KvCache::place(RaggedBatch& batch, std::size_t row) noexcept {
   CachedSequence& entry = sequences_[static_cast<std::size_t>(batch.sequences[row])];
   const auto model = static_cast<std::size_t>(batch.model);
-  const std::int32_t page_tokens = pool_->layout(batch.model).page_tokens;
+  const std::int32_t page_size = pool_->layout(batch.model).page_size;
   ModelCache& cache = entry.caches[model];
   const std::int32_t length = entry.length(batch.model);
   take_pages(batch.model, cache, length);
@@ -263,18 +265,18 @@ void KvCache::place(RaggedBatch& batch, std::size_t row) noexcept {
   const std::vector<std::int32_t>& prompt = entry.prompts[model];
   const auto prompt_length = static_cast<std::int32_t>(prompt.size());
   const std::vector<std::int32_t>& generated = entry.ledger.ids(batch.model);
-  for (std::int32_t position = cache.committed; position < length; ++position) {
+  for (std::int32_t position = cache.num_computed_tokens; position < length; ++position) {
     batch.ids.push_back(position < prompt_length
                             ? prompt[static_cast<std::size_t>(position)]
                             : generated[static_cast<std::size_t>(position - prompt_length)]);
     batch.positions.push_back(position);
-    const PageId page = cache.pages[static_cast<std::size_t>(position / page_tokens)];
-    batch.slots.push_back(std::int64_t{page} * page_tokens + position % page_tokens);
+    const PageId page = cache.pages[static_cast<std::size_t>(position / page_size)];
+    batch.slot_mapping.push_back(std::int64_t{page} * page_size + position % page_size);
   }
   std::copy(cache.pages.begin(), cache.pages.end(),
             batch.block_table.begin() +
                 static_cast<std::ptrdiff_t>(row * static_cast<std::size_t>(batch.table_width)));
-  batch.key_lengths.push_back(length);
+  batch.seq_lens.push_back(length);
   batch.cu_seqlens.push_back(static_cast<std::int32_t>(batch.ids.size()));
   batch.last_rows.push_back(batch.cu_seqlens.back() - 1);
 }
@@ -295,7 +297,7 @@ void KvCache::complete(const RaggedBatch& batch) {
   for (const std::int32_t index : batch.sequences) {
     ModelCache& cache =
         sequences_[static_cast<std::size_t>(index)].caches[static_cast<std::size_t>(batch.model)];
-    cache.committed = cache.allocated;
+    cache.num_computed_tokens = cache.allocated;
   }
 }
 
@@ -304,7 +306,7 @@ void KvCache::abandon(const RaggedBatch& batch) {
   for (const std::int32_t index : batch.sequences) {
     ModelCache& cache =
         sequences_[static_cast<std::size_t>(index)].caches[static_cast<std::size_t>(batch.model)];
-    release_from(batch.model, cache, cache.committed);
+    release_from(batch.model, cache, cache.num_computed_tokens);
   }
 }
 
@@ -323,11 +325,11 @@ void KvCache::check_invariants() const {
     for (std::size_t model = 0; model < entry.caches.size(); ++model) {
       const ModelCache& cache = entry.caches[model];
       const KvLayout& layout = pool_->layout(static_cast<std::int32_t>(model));
-      if (cache.committed > cache.allocated) violated("more committed than allocated");
+      if (cache.num_computed_tokens > cache.allocated) violated("more computed than allocated");
       if (cache.allocated > entry.length(static_cast<std::int32_t>(model))) {
         violated("pages beyond the frontier");
       }
-      if (entry.in_flight == 0 && cache.committed != cache.allocated) {
+      if (entry.in_flight == 0 && cache.num_computed_tokens != cache.allocated) {
         violated("pages are reserved, but no batch is in flight");
       }
       if (static_cast<std::int32_t>(cache.pages.size()) != layout.pages_for(cache.allocated)) {

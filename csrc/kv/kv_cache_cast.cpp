@@ -10,7 +10,7 @@ namespace {
 
 void check_geometry(const KvLayout& source, const KvLayout& target) {
   if (source.num_layers == target.num_layers && source.num_kv_heads == target.num_kv_heads &&
-      source.head_size == target.head_size) {
+      source.head_dim == target.head_dim) {
     return;
   }
   throw std::invalid_argument(
@@ -46,7 +46,7 @@ void check_ids(const CachedSequence& entry, std::int32_t source, std::int32_t ta
 
 }  // namespace
 
-std::int32_t KvCache::cast_copy(std::int32_t sequence, std::int32_t source, std::int32_t target) {
+std::int32_t KvCache::cast_copy(std::int32_t source, std::int32_t target, std::int32_t sequence) {
   check_model(source);
   check_model(target);
   CachedSequence& entry = idle(sequence);
@@ -54,28 +54,29 @@ std::int32_t KvCache::cast_copy(std::int32_t sequence, std::int32_t source, std:
   check_geometry(pool_->layout(source), layout);
   const ModelCache& from = entry.caches[static_cast<std::size_t>(source)];
   ModelCache& to = entry.caches[static_cast<std::size_t>(target)];
-  const std::int32_t first = to.committed;
-  if (from.committed <= first) return 0;
-  check_ids(entry, source, target, from.committed);
+  const std::int32_t first = to.num_computed_tokens;
+  if (from.num_computed_tokens <= first) return 0;
+  check_ids(entry, source, target, from.num_computed_tokens);
   PageCounts wanted(static_cast<std::size_t>(pool_->num_models()), 0);
-  const bool shared_tail = first % layout.page_tokens != 0 && pool_->shared(to.pages.back());
-  wanted[static_cast<std::size_t>(target)] = layout.pages_for(from.committed) -
+  const bool shared_tail = first % layout.page_size != 0 && pool_->shared(to.pages.back());
+  wanted[static_cast<std::size_t>(target)] = layout.pages_for(from.num_computed_tokens) -
                                              static_cast<std::int64_t>(to.pages.size()) +
                                              (shared_tail ? 1 : 0);
   pool_->check_available(wanted);
-  to.pages.reserve(static_cast<std::size_t>(layout.pages_for(from.committed)));
+  to.pages.reserve(static_cast<std::size_t>(layout.pages_for(from.num_computed_tokens)));
   TailCopies tails(*pool_, 1);
   tails.add(target, to);
   tails.keep();
-  take_pages(target, to, from.committed);
+  take_pages(target, to, from.num_computed_tokens);
   try {
-    cast_copy_kv(*pool_, {source, from.pages}, {target, to.pages}, first, from.committed - first);
+    cast_copy_kv(*pool_, {source, from.pages}, {target, to.pages}, first,
+                 from.num_computed_tokens - first);
   } catch (...) {
     release_from(target, to, first);
     throw;
   }
-  to.committed = from.committed;
-  return to.committed - first;
+  to.num_computed_tokens = from.num_computed_tokens;
+  return to.num_computed_tokens - first;
 }
 
 }  // namespace glimprouter

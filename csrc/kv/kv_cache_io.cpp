@@ -20,7 +20,7 @@ struct SavedHeader {
 struct SavedModel {
   KvLayout layout;
   std::int64_t prompt;
-  std::int64_t committed;
+  std::int64_t num_computed_tokens;
   std::int64_t excess;
 };
 static_assert(std::is_trivially_copyable_v<SavedHeader> &&
@@ -71,7 +71,7 @@ std::string KvCache::save(std::int32_t sequence) {
     std::memset(static_cast<void*>(&saved), 0, sizeof saved);  // no indeterminate padding
     saved.layout = pool_->layout(model);
     saved.prompt = static_cast<std::int64_t>(entry.prompts[index].size());
-    saved.committed = entry.caches[index].committed;
+    saved.num_computed_tokens = entry.caches[index].num_computed_tokens;
     saved.excess = entry.caches[index].excess;
     append_values(bytes, &saved, 1);
     append_values(bytes, entry.prompts[index].data(), entry.prompts[index].size());
@@ -109,12 +109,13 @@ KvCache::Parsed KvCache::parse(std::string_view saved) const {
     entry.prompts.push_back(reader.many<std::int32_t>(saved_model.prompt));
     if (map_) map_->check_ids(model, entry.prompts.back(), "a prompt of the saved sequence");
     ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
-    cache.committed = cache.allocated = static_cast<std::int32_t>(saved_model.committed);
+    cache.num_computed_tokens = cache.allocated =
+        static_cast<std::int32_t>(saved_model.num_computed_tokens);
     cache.excess = saved_model.excess;
-    if (cache.committed < 0 || cache.committed > entry.length(model)) {
+    if (cache.num_computed_tokens < 0 || cache.num_computed_tokens > entry.length(model)) {
       throw std::invalid_argument("the saved sequence is damaged: it holds more than its tokens");
     }
-    parsed.pages.push_back(layout.pages_for(cache.committed));
+    parsed.pages.push_back(layout.pages_for(cache.num_computed_tokens));
     parsed.contents.push_back(reader.take(parsed.pages.back() * layout.page_bytes));
   }
   reader.check_end();
@@ -124,7 +125,8 @@ KvCache::Parsed KvCache::parse(std::string_view saved) const {
 
 std::vector<std::int32_t> KvCache::check_saved(std::string_view saved) const {
   std::vector<std::int32_t> computed;
-  for (const ModelCache& cache : parse(saved).entry.caches) computed.push_back(cache.committed);
+  for (const ModelCache& cache : parse(saved).entry.caches)
+    computed.push_back(cache.num_computed_tokens);
   return computed;
 }
 
