@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import glimprouter as gr
 import hf_pairs
-import test_tokenizers
+import tokenizer_kinds
 from glimprouter.boundary import token_bytes
 from glimprouter.hf import EncodedPrompt, RoutedModel
 from hf_pairs import ENGINE, Pair
@@ -34,7 +34,7 @@ _MODEL_OPTIONS = ("engine", "kv_memory_bytes", "max_batch_size")  # the others a
 @cache
 def random_model(kind: str, layers: int, seed: int, context: int = 2048) -> Any:
     """Random weights and steps of a few tokens: text and broken text, never special ids."""
-    known = token_bytes(test_tokenizers.tokenizer_of(kind))
+    known = token_bytes(tokenizer_kinds.tokenizer_of(kind))
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(
         Qwen3Config(
@@ -66,7 +66,7 @@ def random_model(kind: str, layers: int, seed: int, context: int = 2048) -> Any:
 
 def prompts(small: str, large: str) -> list[EncodedPrompt]:
     """The same text in the tokens of each."""
-    encode = [test_tokenizers.tokenizer_of(kind).encode for kind in (small, large)]
+    encode = [tokenizer_kinds.tokenizer_of(kind).encode for kind in (small, large)]
     return [EncodedPrompt(text, *(list(one(text)) for one in encode)) for text in TEXTS]
 
 
@@ -85,9 +85,9 @@ def routed(small: str, large: str, *, context: int = 2048, **config: Any) -> Rou
     return RoutedModel(
         random_model(small, 2, 5),
         random_model(large, 3, 6, context),
-        test_tokenizers.tokenizer_of(small),
+        tokenizer_kinds.tokenizer_of(small),
         gr.RouterConfig(**{**options, **config}),
-        large_tokenizer=test_tokenizers.tokenizer_of(large),
+        large_tokenizer=tokenizer_kinds.tokenizer_of(large),
         **{"engine": ENGINE.get(), **extra},
     )
 

@@ -13,15 +13,10 @@ import numpy as np
 import pytest
 
 import glimprouter as gr
+from calibration_runs import PROMPTS, routed
 from glimprouter import calibration
-from glimprouter.demo_pair.task import held_out_problems
 from glimprouter.hf import RoutedModel
-from hf_pairs import trained_pair
 
-CONFIG = gr.RouterConfig(
-    temperature=0.0, max_think_tokens=320, max_answer_tokens=16, max_step_tokens=64
-)
-PROMPTS = [problem.prompt for problem in held_out_problems(48, seed=7)]
 SHARES = (0.25, 0.5)
 
 
@@ -38,11 +33,6 @@ class Spy:
     def stream(self, prompts: Sequence[str], **options: Any) -> Any:
         self.calls.append((list(prompts), options))
         return self._model.stream(prompts, **options)
-
-
-def routed(**changes: Any) -> RoutedModel:
-    pair = trained_pair()
-    return RoutedModel(pair.small, pair.large, pair.tokenizer, CONFIG.replace(**changes))
 
 
 @pytest.fixture(scope="module", params=SHARES)

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import glimprouter as gr
+from calibration_runs import CONFIG, PROMPTS, routed
+from cli_runs import PAIR, ended, run
 from glimprouter.demo_pair import large_path, small_path
 from glimprouter.fingerprint import pair_fingerprint
 from glimprouter.hf import RoutedModel
 from hf_pairs import trained_pair
-from test_calibration import CONFIG, PROMPTS, routed
-from test_cli import PAIR, ended, run
 
 LIMITS = ("--temperature", "0", "--max-answer-tokens", "16", "--max-think-tokens", "320")
 

@@ -11,40 +11,21 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 import glimprouter as gr
-from glimprouter.cli import main as cli
-from glimprouter.demo_pair import large_path, small_path
+from cli_runs import ENVIRONMENT, PAIR, Finished, command, ended, run
+from glimprouter.demo_pair import small_path
 
-PAIR = ("--small", str(small_path()), "--large", str(large_path()))
 PROMPT = "Reduce 18,39,12"
 # The embedded pair has a short context: the default answer budget would not fit.
 GENERATE = ("generate", *PAIR, "--threshold", "0.5", "--temperature", "0")
 LIMITS = ("--max-answer-tokens", "16", "--max-think-tokens", "200")
-
-Finished = subprocess.CompletedProcess[str]
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "glimprouter", *arguments]
-
-
-# On two busy processors a second thread waits for its turn at each of many tiny operations.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def run(*arguments: str, environment: dict[str, str] = ENVIRONMENT, **options: Any) -> Finished:
-    return subprocess.run(
-        command(*arguments), capture_output=True, text=True, check=False, env=environment, **options
-    )
 
 
 @pytest.fixture(scope="module")
@@ -101,19 +82,6 @@ def test_generate_reads_the_prompt_from_a_file(
     typed = PROMPT if source == "stdin" else None
     done = run(*GENERATE, *LIMITS, "-f", where, input=typed)
     assert (done.returncode, done.stdout) == (0, generated[0].stdout)
-
-
-def ended(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str
-) -> tuple[Any, str, str]:
-    """Exit status, stdout and stderr of the entry point in this process."""
-    monkeypatch.setattr(sys, "argv", ["glimprouter", *arguments])
-    status: Any
-    try:
-        status = cli.main()
-    except SystemExit as error:
-        status = error.code
-    return (status, *capfd.readouterr())
 
 
 BAD_CALLS: dict[str, tuple[Sequence[str], str]] = {

@@ -20,13 +20,13 @@ from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
 import glimprouter as gr
 import hf_pairs
+from device_pairs import DEVICES, pair_of, written
 from glimprouter.hf import RoutedModel, compiled_decode, decode_graphs, kept_pool, paged_attention
 from glimprouter.hf.compiled_decode import CompiledDecode
 from glimprouter.hf.decode_graphs import DecodeGraphs
 from glimprouter.hf.decode_pass import DecodePass
 from glimprouter.hf.devices import torch_device
 from glimprouter.hf.recorders import Recording, recorder_for
-from test_device_pair import DEVICES, pair_of, written
 
 # A capture that failed has the same tokens, computed eagerly: only the warning tells.
 pytestmark = pytest.mark.filterwarnings("error:decode passes of the:RuntimeWarning")

@@ -14,20 +14,15 @@ import torch
 
 import glimprouter as gr
 import hf_pairs
-from glimprouter.hf import Result, RoutedModel
+from device_pairs import DEVICES, pair_of, written
+from glimprouter.hf import RoutedModel
 from glimprouter.hf.devices import choose_device, torch_device
 from glimprouter.hf.gathered_attention import gathered_attention, gathers
 
-DEVICES = [device for device in gr.build_info()["devices"] if device != "cpu"]
 ENTROPY_TOLERANCE = 1e-3  # prompts are attended by torch there, by our kernel here
 FAMILIES = ("qwen3", "gemma2", "gemma3")
 
 pytestmark = pytest.mark.filterwarnings("error:decode passes of the:RuntimeWarning")
-
-
-def pair_of(family: str) -> hf_pairs.Pair:
-    """Gemma 2 has its softcap in eager attention only."""
-    return hf_pairs.random_pair(family, attention="eager" if family == "gemma2" else "sdpa")
 
 
 def routed(family: str, device: str, engine: str, **config: Any) -> RoutedModel:
@@ -43,13 +38,6 @@ def routed(family: str, device: str, engine: str, **config: Any) -> RoutedModel:
         engine=engine,  # type: ignore[arg-type]
         device=device,
     )
-
-
-def written(results: list[Result]) -> list[Any]:
-    return [
-        (result.token_ids, [(s.model, s.text, s.end_reason) for s in result.trace.steps])
-        for result in results
-    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

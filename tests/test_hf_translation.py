@@ -12,7 +12,7 @@ import torch
 
 import glimprouter as gr
 import hf_translated
-import test_tokenizers
+import tokenizer_kinds
 from glimprouter.boundary import token_bytes
 from glimprouter.hf import EncodedPrompt, RoutedModel, routed_generate
 from glimprouter.hf.paged_attention import kv_layout
@@ -64,7 +64,7 @@ def final_lists(run: Run) -> Iterator[dict[int, tuple[list[int], list[int]]]]:
 
 
 def written(kind: str, ids: list[int]) -> bytes:
-    known = token_bytes(test_tokenizers.tokenizer_of(kind))
+    known = token_bytes(tokenizer_kinds.tokenizer_of(kind))
     return b"".join(known[i] or b"<special>" for i in ids)
 
 
@@ -217,7 +217,7 @@ def forced_token(model: Any, slot: int, length: int, token: int) -> Iterator[Non
 def test_a_token_without_counterpart_ends_its_sequence_alone() -> None:
     small, large = KINDS[0]
     want = hf_translated.routed(small, large).generate(hf_translated.prompts(small, large))
-    tokenizer = test_tokenizers.BUILDERS[small]()
+    tokenizer = tokenizer_kinds.BUILDERS[small]()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|odd|>"]})
     odd = tokenizer.convert_tokens_to_ids("<|odd|>")
     plain = hf_translated.routed(small, large)
@@ -260,7 +260,7 @@ def test_forced_close_is_read_by_both() -> None:
     results = hf_translated.routed(small, large, max_think_tokens=9).generate(
         hf_translated.prompts(small, large)
     )
-    end = test_tokenizers.tokenizer_of(large).convert_tokens_to_ids("</think>")
+    end = tokenizer_kinds.tokenizer_of(large).convert_tokens_to_ids("</think>")
     for result in results:
         assert result.trace.steps[-1].end_reason == "budget"
         assert result.token_ids.count(end) == 1
@@ -302,15 +302,15 @@ def test_behind_generate() -> None:
 )
 def test_pairs_that_cannot_be_mapped(tokenizer: str, message: str) -> None:
     if tokenizer == "no end":
-        backend = test_tokenizers.tokenizer_of("qwen").backend_tokenizer.to_str()
+        backend = tokenizer_kinds.tokenizer_of("qwen").backend_tokenizer.to_str()
         other = hf_translated.from_text(backend.replace("</think>", "</thonk>"))
     else:
-        other = test_tokenizers.tokenizer_of(tokenizer)
+        other = tokenizer_kinds.tokenizer_of(tokenizer)
     with pytest.raises(ValueError, match=message):
         RoutedModel(
             random_model("gpt2", 2, 5),
             random_model("qwen", 3, 6),
-            test_tokenizers.tokenizer_of("gpt2"),
+            tokenizer_kinds.tokenizer_of("gpt2"),
             large_tokenizer=other,
         )
 

@@ -12,9 +12,9 @@ from hypothesis.stateful import precondition, rule
 
 import glimprouter as gr
 from kv_model import CacheModel
+from kv_rules import LAYOUTS, MAX_SEQUENCES, STEPS, STEPS_A_RUN, Cache, ids
 from ledger_model import LedgerModel, Words
 from saved_bytes import with_checksum
-from test_kv_cache import LAYOUTS, MAX_SEQUENCES, STEPS, STEPS_A_RUN, Cache, ids
 
 # A character of two bytes and one of three, whole and in parts; the last two ids have roles.
 WORDS = Words(

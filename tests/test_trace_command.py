@@ -16,7 +16,7 @@ import pytest
 
 from glimprouter.cli import main as cli
 from glimprouter.visible_text import neutralise
-from test_trace_html import parsed, run_facts, words
+from trace_pages import parsed, run_facts, words
 from trace_samples import client_records, step, trace, write_json
 
 

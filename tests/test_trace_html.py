@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from hypothesis import example, given, settings
@@ -17,23 +16,8 @@ from hypothesis import strategies as st
 import glimprouter as gr
 from glimprouter.trace_html import trace_to_html
 from glimprouter.visible_text import neutralise
+from trace_pages import Element, parsed, run_facts, with_class, words
 from trace_samples import step, trace
-
-Element = ElementTree.Element
-
-
-def parsed(page: str) -> Element:
-    assert page.startswith("<!DOCTYPE html>\n")
-    return ElementTree.fromstring(page)
-
-
-def with_class(root: Element, tag: str, name: str) -> list[Element]:
-    return [e for e in root.iter(tag) if name in e.get("class", "").split()]
-
-
-def words(element: Element) -> str:
-    return "".join(element.itertext())
-
 
 # What a page may be made of: nothing that runs, loads or embeds.
 TAGS = """
@@ -179,11 +163,6 @@ def test_totals() -> None:
         ["closing of the thinking", "", "", "3", "", "", ""],
         ["all", "", "", "54", "", "0.54 s", "10.0"],
     ]
-
-
-def run_facts(root: Element) -> dict[str, str]:
-    facts = next(root.iter("dl"))
-    return dict(zip(map(words, facts.iter("dt")), map(words, facts.iter("dd")), strict=True))
 
 
 def test_facts_of_the_run() -> None:
