@@ -21,6 +21,8 @@ from glimprouter import on_device as device_rows
 from reference.containers import as_numpy, bits
 from reference.rows import hostile_rows, normal_rows, peaked_rows
 
+pytestmark = pytest.mark.device
+
 DEVICES = gr.build_info()["devices"]
 OTHER_DEVICES = [name for name in DEVICES if name != "cpu"]
 FIELDS = ("entropy", "logsumexp", "max_prob", "margin", "token", "status", "varentropy", "logprobs")

@@ -11,6 +11,8 @@ import glimprouter as gr
 from glimprouter import _C
 from glimprouter.hf.devices import torch_device
 
+pytestmark = [pytest.mark.device, pytest.mark.needs_device]
+
 DEVICES = [device for device in gr.build_info()["devices"] if device != "cpu"]
 LAYERS, HEADS, KV_HEADS, SIZE, PAGE_TOKENS = 2, 4, 2, 32, 8
 

@@ -29,7 +29,11 @@ from glimprouter.hf.devices import torch_device
 from glimprouter.hf.recorders import Recording, recorder_for
 
 # A capture that failed has the same tokens, computed eagerly: only the warning tells.
-pytestmark = pytest.mark.filterwarnings("error:decode passes of the:RuntimeWarning")
+pytestmark = [
+    pytest.mark.device,
+    pytest.mark.needs_device,
+    pytest.mark.filterwarnings("error:decode passes of the:RuntimeWarning"),
+]
 
 
 class CountingRecorder:

@@ -22,7 +22,11 @@ from glimprouter.hf.gathered_attention import gathered_attention, gathers
 ENTROPY_TOLERANCE = 1e-3  # prompts are attended by torch there, by our kernel here
 FAMILIES = ("qwen3", "gemma2", "gemma3")
 
-pytestmark = pytest.mark.filterwarnings("error:decode passes of the:RuntimeWarning")
+pytestmark = [
+    pytest.mark.device,
+    pytest.mark.needs_device,
+    pytest.mark.filterwarnings("error:decode passes of the:RuntimeWarning"),
+]
 
 
 def routed(family: str, device: str, engine: str, **config: Any) -> RoutedModel:

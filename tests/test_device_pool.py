@@ -8,6 +8,8 @@ import torch
 import glimprouter as gr
 from glimprouter import kv
 
+pytestmark = pytest.mark.device
+
 DEVICES = gr.build_info()["devices"]
 HEADS, KV_HEADS, SIZE, PAGE_TOKENS = 4, 2, 32, 8
 

@@ -13,6 +13,8 @@ import hf_pairs
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.devices import choose_device
 
+pytestmark = pytest.mark.device
+
 KNOWN = gr.build_info()["devices"]
 
 

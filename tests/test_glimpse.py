@@ -15,6 +15,8 @@ from reference import statistics as expected
 from reference.containers import DlpackOnly, as_numpy, bits
 from reference.rows import hostile_rows, normal_rows, peaked_rows
 
+pytestmark = pytest.mark.emulator
+
 ENTROPY_BOUND = 2e-6  # times max(1, H): the promise of the arithmetic specification
 FIELDS = ("entropy", "logsumexp", "max_prob", "margin", "token", "status")
 VOCABULARIES = (1, 2, 3, 302, 2047, 2048, 2049, 4097, 151_936, 262_144)
@@ -71,6 +73,7 @@ def test_narrow_types_match_float64_of_their_own_values(dtype: str, vocabulary: 
     assert_matches_reference(rows, gr.glimpse(rows), dtype)
 
 
+@pytest.mark.many_rows
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_every_16_bit_pattern_is_converted_exactly(dtype: str) -> None:
     patterns = np.arange(1 << 16, dtype=np.uint16).view(NUMPY_DTYPES[dtype])

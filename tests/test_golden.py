@@ -14,6 +14,8 @@ import pytest
 
 import glimprouter as gr
 
+pytestmark = pytest.mark.emulator
+
 # A change of this constant is a change of the specified arithmetic.
 EXPECTED = "4a9dca3aeb86e329517da5765d74c182547d06a84c50e1f3dde57938fc8888f2"
 

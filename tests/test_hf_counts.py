@@ -12,6 +12,8 @@ from glimprouter.hf import Event
 from hf_pairs import FAMILIES, Pair
 from hf_watch import Computed, watched
 
+pytestmark = pytest.mark.both_engines
+
 FORCED_CLOSE = ("budget", "repetition")
 
 

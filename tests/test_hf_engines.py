@@ -7,6 +7,8 @@ import pytest
 import hf_pairs
 import hf_translated
 
+pytestmark = pytest.mark.both_engines
+
 
 def test_the_engine_is_the_one_under_test(request: pytest.FixtureRequest) -> None:
     named = request.node.callspec.params["engine_under_test"]

@@ -12,6 +12,8 @@ import hf_pairs
 from hf_pairs import Pair
 from hf_watch import calling, poisoned, spoiled_embeddings
 
+pytestmark = pytest.mark.both_engines
+
 SICK = 2  # the sequence that is poisoned
 AFTER = 15  # generated tokens before it is
 FAULTS = {"nan": math.nan, "pos inf": math.inf, "all neg inf": -math.inf}

@@ -10,6 +10,8 @@ import torch
 import hf_pairs
 from hf_pairs import FAMILIES, Pair
 
+pytestmark = pytest.mark.both_engines
+
 TOKENS = 210  # of each random sequence
 MARGIN = 1e-4  # between the two largest logits; below, rounding may choose
 

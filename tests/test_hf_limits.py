@@ -13,6 +13,8 @@ from glimprouter.hf.runner import ModelRunner
 from hf_pairs import BLANK_LINE, END_THINK, NEWLINE, Pair
 from hf_watch import watched
 
+pytestmark = pytest.mark.both_engines
+
 CLOSING = [NEWLINE, END_THINK, BLANK_LINE]
 
 

@@ -13,6 +13,8 @@ from glimprouter.hf import EncodedPrompt, RoutedModel
 from hf_pairs import CHAT_TEMPLATE, ENGINE, EOS, TOKENIZER, VOCABULARY, Pair, byte_tokenizer
 from hf_watch import watched
 
+pytestmark = pytest.mark.both_engines
+
 QUESTION = "What is 2 + 2?"
 LARGE_TEMPLATE = (
     "{% for message in messages %}[[{{ message.role }}]] {{ message.content }}\n{% endfor %}"

@@ -15,6 +15,8 @@ import torch
 import hf_pairs
 from hf_pairs import FAMILIES, Pair
 
+pytestmark = pytest.mark.both_engines
+
 MARGIN = 1e-4  # nats, or between the two largest logits; below, rounding may choose
 ENTROPY_ERROR = 1e-4
 THINK, ANSWER, CAP = 60, 8, 12  # tokens

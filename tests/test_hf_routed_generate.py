@@ -14,6 +14,8 @@ import hf_pairs
 from glimprouter.hf import RoutedModel, routed_generate
 from hf_pairs import ENGINE, Pair
 
+pytestmark = pytest.mark.both_engines
+
 NEW = 50
 LIMITS = {"max_answer_tokens": 10, "repetition_guard": False, "max_step_tokens": 12}
 

@@ -20,6 +20,8 @@ from hf_pairs import ENGINE
 from hf_runs import begun, finish, rewound, routed, written
 from hf_watch import poisoned
 
+pytestmark = pytest.mark.both_engines
+
 
 def small_arena(model: RoutedModel, prompts: list[Any]) -> int:
     """Bytes for the longest sequence and a little: the others are preempted."""

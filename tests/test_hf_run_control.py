@@ -10,6 +10,8 @@ from glimprouter.hf.paged_engine import PagedEngine
 from hf_runs import begun, entropies, finish, rewound, routed, written
 from hf_watch import watched
 
+pytestmark = pytest.mark.both_engines
+
 PAIRS = ("qwen3", "gemma3", "trained", "two tokenizers")
 PLACES = (1, 26, 54)  # forward passes: in the thinking, at its end, in the answer
 TOLERANCE = 1e-4  # of an entropy whose token was computed beside others than before

@@ -9,6 +9,8 @@ import pytest
 import hf_pairs
 from hf_pairs import FAMILIES, Pair
 
+pytestmark = pytest.mark.both_engines
+
 SAMPLED = {"temperature": 0.8, "top_p": 0.95, "max_think_tokens": 50, "max_answer_tokens": 6}
 
 

@@ -11,6 +11,8 @@ import hf_pairs
 from glimprouter.hf import Event, Result
 from hf_pairs import Pair
 
+pytestmark = pytest.mark.both_engines
+
 
 @pytest.fixture(scope="module")
 def pair() -> Pair:

@@ -22,6 +22,8 @@ from hf_pairs import ENGINE
 from hf_translated import KINDS, permutation, permuted_pair, random_model
 from hf_watch import Rows, watched
 
+pytestmark = pytest.mark.both_engines
+
 
 @pytest.mark.parametrize("which", ["small", "large"])
 @pytest.mark.parametrize("name", ["qwen3", "trained"])

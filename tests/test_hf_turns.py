@@ -11,6 +11,8 @@ import hf_pairs
 from glimprouter.hf import rounds
 from glimprouter.hf.scheduler import WaitingTurns
 
+pytestmark = pytest.mark.both_engines
+
 
 class Eager(WaitingTurns):
     """The other model's turn as soon as anybody waits for it."""

@@ -15,6 +15,8 @@ import glimprouter as gr
 from reference.containers import DlpackOnly, as_numpy, bits, unaligned_copy
 from reference.rows import hostile_rows, normal_rows, peaked_rows
 
+pytestmark = pytest.mark.emulator
+
 FIELDS = ("entropy", "logsumexp", "max_prob", "margin", "token", "status", "varentropy")
 SAMPLING: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},

@@ -18,6 +18,8 @@ from device_under_test import DEVICE, on_device
 from reference.containers import bits
 from reference.rows import normal_rows
 
+pytestmark = pytest.mark.device
+
 VOCABULARY = 320
 SEQUENCES = 24
 RECORDED = 97  # distinct rows of logits; prime, so that positions and sequences mix

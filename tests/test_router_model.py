@@ -31,6 +31,8 @@ from router_model import (
     entropies,
 )
 
+pytestmark = pytest.mark.device
+
 MAX_ROWS = 5
 SIZE = len(VOCABULARY)
 THRESHOLDS = (0.0, 0.3, 1.0, 2.0, 2.7, math.inf)

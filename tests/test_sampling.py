@@ -23,6 +23,8 @@ from reference.philox import philox4x32_10, uniform_double
 from reference.rows import hostile_rows, normal_rows, peaked_rows
 from reference.selection import Filters, InverseCdf, keep, token_probabilities
 
+pytestmark = pytest.mark.emulator
+
 # A kept set must equal float64's unless float64 itself decided by less than this relative margin.
 DECISION_MARGIN = 1e-7
 
@@ -235,6 +237,7 @@ def test_every_draw_is_the_inverse_cdf_at_its_documented_uniform(
     assert close_calls <= 0.2 * draws
 
 
+@pytest.mark.many_rows
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", ["normal", "uniform", "peaked", "ties", "masked"])
 def test_frequencies_over_302_tokens(mode: str, shape: str) -> None:
@@ -249,6 +252,7 @@ def test_frequencies_over_302_tokens(mode: str, shape: str) -> None:
     assert chi_square_p_value(tokens, token_probabilities(row, MODES[mode]), bins=48) > 1e-4
 
 
+@pytest.mark.many_rows
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", ["normal", "uniform"])
 def test_frequencies_over_151936_tokens(mode: str, shape: str) -> None:
@@ -257,6 +261,7 @@ def test_frequencies_over_151936_tokens(mode: str, shape: str) -> None:
     assert chi_square_p_value(tokens, token_probabilities(row, MODES[mode]), bins=16) > 1e-4
 
 
+@pytest.mark.many_rows
 @pytest.mark.parametrize("varied", ["seed", "stream", "position"])
 def test_draws_differ_and_are_independent_along_each_part_of_the_key(varied: str) -> None:
     """Neighbours in the key: their joint distribution over four quarters is the product."""

@@ -20,6 +20,8 @@ from glimprouter.hf.decode_graphs import DecodeGraphs
 from glimprouter.hf.paged_attention import kv_layout, paged_forward
 from glimprouter.hf.recorders import CudaRecorder, Recording
 
+pytestmark = pytest.mark.gpu
+
 CUDA = "cuda:0"
 # Root mean square of the difference over the spread of the logits: matrix products of padded
 # batches may round otherwise.
