@@ -28,7 +28,7 @@ status=0
 workers=()
 if python3 -c 'import xdist' 2>/dev/null; then workers=(-n 8); fi
 GLIMPROUTER_TEST_DEVICE=cuda:0 python3 -m pytest -q -p no:cacheprovider "${workers[@]}" \
-  -m "device or gpu" tests || status=$?
+  -m "device or gpu" tests/gpu tests/device tests/router || status=$?
 
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck synccheck; do

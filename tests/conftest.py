@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import glimprouter as gr
-from glimprouter.hf import paged_attention
+from glimprouter.hf.attention import paged
 from hf_pairs import ENGINE
 
 # The emulator takes some milliseconds a row.
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def pages_of_16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small pages, so that short sequences fill several and run short of them."""
-    monkeypatch.setattr(paged_attention, "PAGE_TOKENS", 16)
+    monkeypatch.setattr(paged, "PAGE_TOKENS", 16)
 
 
 @pytest.fixture(autouse=True)
