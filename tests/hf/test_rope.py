@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import glimprouter as gr
 from glimprouter.hf import RoutedModel
-from glimprouter.hf.engine.gather_runner import rope_depends_on_length
+from glimprouter.hf.pair.facts import rope_depends_on_length
 from hf_pairs import TOKENIZER, VOCABULARY, output_bias, raw_prompts
 
 ORIGINAL = 32  # positions that the short factors are for

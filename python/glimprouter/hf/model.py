@@ -11,12 +11,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glimprouter.config import RouterConfig, check_integer, check_random_key
 from glimprouter.hf.engine.choice import choose_engine, choose_graphs
-from glimprouter.hf.engine.gather_runner import ModelRunner, context_length
+from glimprouter.hf.engine.gather_runner import ModelRunner
 from glimprouter.hf.engine.maker import EngineMaker
 from glimprouter.hf.graphs.compiled import CompiledForward, compile_pair
 from glimprouter.hf.graphs.compiled_decode import CompiledDecode, compile_decode_pair
 from glimprouter.hf.pair.boundaries import boundaries_of, check_width
 from glimprouter.hf.pair.devices import choose_device
+from glimprouter.hf.pair.facts import context_length
 from glimprouter.hf.pair.prompts import EncodedPrompt, Prompt, encode_prompt
 from glimprouter.hf.pair.text import MODELS, SharedTokenizer
 from glimprouter.hf.pair.translation import Translation

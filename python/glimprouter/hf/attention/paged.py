@@ -23,8 +23,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from glimprouter import _C
 from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.gathered import gathered_attention, gathers
-from glimprouter.hf.engine.gather_runner import rope_depends_on_length
 from glimprouter.hf.pair.devices import torch_device
+from glimprouter.hf.pair.facts import rope_depends_on_length
 from glimprouter.kv import KvCache, KvLayout, PagePool, RaggedBatch
 from glimprouter.torch import AttendingPass, PassHandle, PassTables
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glimprouter.hf.engine.base import Engine, GatherEngine
+from glimprouter.hf.engine.base import Engine
 from glimprouter.hf.engine.choice import EngineChoice
+from glimprouter.hf.engine.gather import GatherEngine
 from glimprouter.hf.engine.kept_pool import KeptPool
 from glimprouter.hf.engine.paged import PagedEngine
 from glimprouter.hf.graphs.compiled import CompiledForward

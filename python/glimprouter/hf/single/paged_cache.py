@@ -9,7 +9,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from glimprouter.config import check_integer
 from glimprouter.hf.attention.paged import ATTENTION_NAME, kv_layout, leave_note
-from glimprouter.hf.engine.gather_runner import KNOWN_LAYERS, context_length
+from glimprouter.hf.pair.facts import KNOWN_LAYERS, context_length
 from glimprouter.hf.single.paged_rows import PagedRows
 
 
