@@ -41,7 +41,7 @@ traces = st.builds(
     gr.Trace,
     prompt=st.none() | texts,
     seed=st.integers(0, 2**64 - 1),
-    stream=st.integers(0, 2**64 - 1),
+    substream=st.integers(0, 2**64 - 1),
     threshold=thresholds,
     think_limit=counts,
     steps=st.lists(steps, max_size=4),

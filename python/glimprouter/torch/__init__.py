@@ -6,14 +6,14 @@ Tensors and numbers only: no Python object becomes part of a graph.
 
 - ``glimpse(logits, entropy_top_k=0)`` -> entropy, logsumexp, max_prob, margin (float32 ``[B]``),
   token (int32 ``[B]``), status (uint8 ``[B]``), as in :func:`glimprouter.glimpse`.
-- ``sample(logits, stream, position, seed=0, temperature=1, top_p=1, top_k=0, min_p=0)`` -> token
-  (int32 ``[B]``), as in :func:`glimprouter.sample`; ``stream`` and ``position`` are int64, one
+- ``sample(logits, substream, position, seed=0, temperature=1, top_p=1, top_k=0, min_p=0)`` -> token
+  (int32 ``[B]``), as in :func:`glimprouter.sample`; ``substream`` and ``position`` are int64, one
   value or ``[B]``, ``seed`` lies in [0, 2^63).
-- ``append_kv(arena, slots, block_table, cu_seqlens, key_lengths, num_layers, page_tokens, layer,
+- ``append_kv(arena, slot_mapping, block_table, cu_seqlens, seq_lens, num_layers, page_size, layer,
   keys, values)`` writes one layer's keys and values into their pages.
-- ``paged_attention(query, arena, <tables>, num_layers, num_kv_heads, page_tokens, layer, scale,
+- ``paged_attention(query, arena, <tables>, num_layers, num_kv_heads, page_size, layer, scale,
   window=0, softcap=0)`` -> what the tokens read from the pages.
-- ``attend(query, keys, values, arena, <tables>, num_layers, page_tokens, layer, scale, window=0,
+- ``attend(query, keys, values, arena, <tables>, num_layers, page_size, layer, scale, window=0,
   softcap=0)``: ``append_kv``, then ``paged_attention``.
 - ``attend_named(query, keys, values, name, layer, scale, window=0, softcap=0)``: what the pass that
   has this name does (:class:`PassHandle`); for passes whose tables are on a device.
@@ -40,7 +40,7 @@ from glimprouter.kv import PagePool, RaggedBatch
 __all__ = ["PassHandle", "PassTables", "arena_of"]
 
 _LIBRARY = torch.library.Library("glimprouter", "DEF")  # type: ignore[no-untyped-call]
-_TABLES = "Tensor slots, Tensor block_table, Tensor cu_seqlens, Tensor key_lengths"
+_TABLES = "Tensor slot_mapping, Tensor block_table, Tensor cu_seqlens, Tensor seq_lens"
 _OPTIONS = "int layer, float scale, int window=0, float softcap=0.0"
 
 
@@ -60,25 +60,25 @@ class PassTables(NamedTuple):
 
     Attributes:
         arena: ``[elements]`` of the pages' type.
-        slots: int64 ``[T]``.
+        slot_mapping: int64 ``[T]``.
         block_table: int32 ``[B, pages]``.
         cu_seqlens: int32 ``[B + 1]``.
-        key_lengths: int32 ``[B]``.
+        seq_lens: int32 ``[B]``.
         num_layers: Of the layout.
-        page_tokens: Of the layout.
+        page_size: Of the layout.
     """
 
     arena: torch.Tensor
-    slots: torch.Tensor
+    slot_mapping: torch.Tensor
     block_table: torch.Tensor
     cu_seqlens: torch.Tensor
-    key_lengths: torch.Tensor
+    seq_lens: torch.Tensor
     num_layers: int
-    page_tokens: int
+    page_size: int
 
     @classmethod
     def of(cls, pool: PagePool, batch: RaggedBatch, arena: torch.Tensor) -> PassTables:
-        """The padded tables of a batch: no size but that of ``slots`` is ever 1.
+        """The padded tables of a batch: no size but that of ``slot_mapping`` is ever 1.
 
         Args:
             pool: Of the cache that prepared the batch.
@@ -86,8 +86,8 @@ class PassTables(NamedTuple):
             arena: ``arena_of(pool, ...)``.
         """
         layout = pool.layout(batch.model)
-        slots, table, ends, lengths = (torch.from_numpy(c) for c in batch.padded_tables())
-        return cls(arena, slots, table, ends, lengths, layout.num_layers, layout.page_tokens)
+        slot_mapping, table, ends, lengths = (torch.from_numpy(c) for c in batch.padded_tables())
+        return cls(arena, slot_mapping, table, ends, lengths, layout.num_layers, layout.page_size)
 
 
 class AttendingPass(Protocol):
@@ -150,7 +150,7 @@ def _fake_glimpse(logits: torch.Tensor, entropy_top_k: int = 0) -> tuple[torch.T
 
 def _check_key_type(keys: torch.Tensor) -> None:
     if keys.dtype != torch.int64:
-        raise TypeError(f"stream and position must be int64, got {keys.dtype}")
+        raise TypeError(f"substream and position must be int64, got {keys.dtype}")
 
 
 def _keys(values: torch.Tensor) -> npt.NDArray[np.uint64]:
@@ -160,7 +160,7 @@ def _keys(values: torch.Tensor) -> npt.NDArray[np.uint64]:
 
 def _sample(
     logits: torch.Tensor,
-    stream: torch.Tensor,
+    substream: torch.Tensor,
     position: torch.Tensor,
     seed: int = 0,
     temperature: float = 1.0,
@@ -175,35 +175,39 @@ def _sample(
         top_k=top_k,
         min_p=min_p,
         seed=seed,
-        stream=_keys(stream),  # type: ignore[arg-type]
+        substream=_keys(substream),  # type: ignore[arg-type]
         position=_keys(position),  # type: ignore[arg-type]
     )
     return tokens.contiguous()
 
 
 def _fake_sample(
-    logits: torch.Tensor, stream: torch.Tensor, position: torch.Tensor, *options: Any, **named: Any
+    logits: torch.Tensor,
+    substream: torch.Tensor,
+    position: torch.Tensor,
+    *options: Any,
+    **named: Any,
 ) -> torch.Tensor:
     _check_rows(logits)
-    for keys in (stream, position):
+    for keys in (substream, position):
         _check_key_type(keys)
     return logits.new_empty((logits.shape[0],), dtype=torch.int32)
 
 
 def _append_kv(
     arena: torch.Tensor,
-    slots: torch.Tensor,
+    slot_mapping: torch.Tensor,
     block_table: torch.Tensor,
     cu_seqlens: torch.Tensor,
-    key_lengths: torch.Tensor,
+    seq_lens: torch.Tensor,
     num_layers: int,
-    page_tokens: int,
+    page_size: int,
     layer: int,
     keys: torch.Tensor,
     values: torch.Tensor,
 ) -> None:
-    tables = (slots, block_table, cu_seqlens, key_lengths)
-    geometry = (num_layers, _heads(keys), page_tokens)
+    tables = (slot_mapping, block_table, cu_seqlens, seq_lens)
+    geometry = (num_layers, _heads(keys), page_size)
     _C.append_kv_to(arena, tables, geometry, layer, keys, values)
 
 
@@ -228,21 +232,21 @@ def _output(query: torch.Tensor) -> torch.Tensor:
 def _paged_attention(
     query: torch.Tensor,
     arena: torch.Tensor,
-    slots: torch.Tensor,
+    slot_mapping: torch.Tensor,
     block_table: torch.Tensor,
     cu_seqlens: torch.Tensor,
-    key_lengths: torch.Tensor,
+    seq_lens: torch.Tensor,
     num_layers: int,
     num_kv_heads: int,
-    page_tokens: int,
+    page_size: int,
     layer: int,
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
 ) -> torch.Tensor:
     out = _output(query)
-    tables = (slots, block_table, cu_seqlens, key_lengths)
-    geometry = (num_layers, num_kv_heads, page_tokens)
+    tables = (slot_mapping, block_table, cu_seqlens, seq_lens)
+    geometry = (num_layers, num_kv_heads, page_size)
     _C.attend_over(arena, tables, geometry, layer, query, None, None, out, scale, window, softcap)
     return out
 
@@ -252,20 +256,20 @@ def _attend(
     keys: torch.Tensor,
     values: torch.Tensor,
     arena: torch.Tensor,
-    slots: torch.Tensor,
+    slot_mapping: torch.Tensor,
     block_table: torch.Tensor,
     cu_seqlens: torch.Tensor,
-    key_lengths: torch.Tensor,
+    seq_lens: torch.Tensor,
     num_layers: int,
-    page_tokens: int,
+    page_size: int,
     layer: int,
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
 ) -> torch.Tensor:
     out = _output(query)
-    tables = (slots, block_table, cu_seqlens, key_lengths)
-    geometry = (num_layers, _heads(keys), page_tokens)
+    tables = (slot_mapping, block_table, cu_seqlens, seq_lens)
+    geometry = (num_layers, _heads(keys), page_size)
     _C.attend_over(arena, tables, geometry, layer, query, keys, values, out, scale, window, softcap)
     return out
 
@@ -308,7 +312,7 @@ _define(
 )
 _define(
     "sample",
-    "(Tensor logits, Tensor stream, Tensor position, SymInt seed=0, float temperature=1.0,"
+    "(Tensor logits, Tensor substream, Tensor position, SymInt seed=0, float temperature=1.0,"
     " float top_p=1.0, int top_k=0, float min_p=0.0) -> Tensor",
     _sample,
     _fake_sample,
@@ -316,14 +320,14 @@ _define(
 )
 _define(
     "append_kv",
-    f"(Tensor(a!) arena, {_TABLES}, int num_layers, int page_tokens, int layer, Tensor keys,"
+    f"(Tensor(a!) arena, {_TABLES}, int num_layers, int page_size, int layer, Tensor keys,"
     " Tensor values) -> ()",
     _append_kv,
     _fake_append_kv,
 )
 _define(
     "paged_attention",
-    f"(Tensor query, Tensor arena, {_TABLES}, int num_layers, int num_kv_heads, int page_tokens,"
+    f"(Tensor query, Tensor arena, {_TABLES}, int num_layers, int num_kv_heads, int page_size,"
     f" {_OPTIONS}) -> Tensor",
     _paged_attention,
     _fake_attention,
@@ -331,7 +335,7 @@ _define(
 _define(
     "attend",
     f"(Tensor query, Tensor keys, Tensor values, Tensor(a!) arena, {_TABLES}, int num_layers,"
-    f" int page_tokens, {_OPTIONS}) -> Tensor",
+    f" int page_size, {_OPTIONS}) -> Tensor",
     _attend,
     _fake_attention,
 )

@@ -34,7 +34,7 @@ ATTENTION_NAME = "glimprouter"
 _PACKED_NAME = "glimprouter_packed"
 _NOTE = "_glimprouter_layer"  # attribute of the keys that a PagedCache has seen
 # Of a CPU's pages: what a core reads of one head is then long enough to be fetched ahead.
-PAGE_TOKENS = 256
+PAGE_SIZE = 256
 # Of a GPU's at most: its blocks share a context page by page.
 DEVICE_PAGE_TOKENS = 64
 _PROBE_LENGTHS = (7, 5)  # two sequences side by side, one of them in two pieces
@@ -182,8 +182,8 @@ def kv_layout(model: Any) -> KvLayout:
     return KvLayout(
         num_layers=config.num_hidden_layers,
         num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        page_tokens=PAGE_TOKENS if on_cpu else min(PAGE_TOKENS, DEVICE_PAGE_TOKENS),
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        page_size=PAGE_SIZE if on_cpu else min(PAGE_SIZE, DEVICE_PAGE_TOKENS),
         dtype=str(model.dtype).removeprefix("torch."),  # type: ignore[arg-type]
     )
 
@@ -271,8 +271,8 @@ def why_not_paged(model: Any, device: str = "cpu", fused: FusedLayers | None = N
         )
     try:
         layout = kv_layout(model)
-        if layout.head_size % 16 != 0:
-            return f"its head size of {layout.head_size} is no multiple of 16"
+        if layout.head_dim % 16 != 0:
+            return f"its head size of {layout.head_dim} is no multiple of 16"
         error = _probe(model, layout, device, fused)
     except Exception as failure:  # whatever a model's code does with an attention it does not know
         return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
@@ -301,7 +301,7 @@ def _probe(model: Any, layout: KvLayout, device: str, fused: FusedLayers | None)
     for start, end in ((0, 3), (3, 4), (4, None)):
         if start:
             for row, prompt in zip(rows, prompts, strict=True):
-                cache.append(row, prompt[start:end])
+                cache.append(0, row, prompt[start:end])
         batch = cache.prepare(0, rows)
         logits = paged_forward(model, pool, batch, fused)
         cache.complete(batch)
