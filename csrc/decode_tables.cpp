@@ -11,7 +11,7 @@
 namespace glimprouter {
 namespace {
 
-// Of a column of 64 bits (ids, positions, slot_mapping): each begins at a multiple of 16 bytes, which
+// Of a column of 64 bits (ids, positions, slots): each begins at a multiple of 16 bytes, which
 // vectorised readers of the first two ask for.
 std::int64_t wide_words(const DecodeRoom& room) { return (room.sequences + 1) / 2 * 2; }
 
@@ -19,11 +19,11 @@ std::int64_t wide_words(const DecodeRoom& room) { return (room.sequences + 1) / 
 struct NarrowColumns {
   explicit NarrowColumns(const DecodeRoom& room)
       : cu_seqlens(std::int64_t{room.sequences} * room.pages),
-        seq_lens(cu_seqlens + room.sequences + 1),
-        end(seq_lens + room.sequences) {}
+        key_lengths(cu_seqlens + room.sequences + 1),
+        end(key_lengths + room.sequences) {}
 
   std::int64_t cu_seqlens;  // behind the block table
-  std::int64_t seq_lens;
+  std::int64_t key_lengths;
   std::int64_t end;
 };
 
@@ -38,7 +38,7 @@ AttentionArguments attention_shape(const PagePool& pool, const DecodeRoom& room)
   arguments.sequences = room.sequences;
   arguments.heads = room.heads;
   arguments.most_tokens = 1;
-  arguments.most_keys = room.pages * arguments.pages.layout.page_size;
+  arguments.most_keys = room.pages * arguments.pages.layout.page_tokens;
   return arguments;
 }
 
@@ -55,7 +55,7 @@ void check_room(const PagePool& pool, const DecodeRoom& room) {
                                 ", there is no " + std::to_string(room.model));
   }
   const KvLayout& layout = pool.layout(room.model);
-  if (room.sequences < 1 || room.pages < 1 || room.pages > INT32_MAX / layout.page_size) {
+  if (room.sequences < 1 || room.pages < 1 || room.pages > INT32_MAX / layout.page_tokens) {
     throw std::invalid_argument("decode tables need room for some sequences and pages, got " +
                                 counted(room.sequences, "sequences") + " of " +
                                 counted(room.pages, "pages"));
@@ -82,10 +82,10 @@ DecodeTables::DecodeTables(std::shared_ptr<PagePool> pool, const DecodeRoom& roo
   const std::int64_t wide = wide_words(room_);
   const auto* const narrow = reinterpret_cast<const std::int32_t*>(memory_ + 3 * wide);
   const NarrowColumns columns(room_);
-  tables_.slot_mapping = memory_ + 2 * wide;
+  tables_.slots = memory_ + 2 * wide;
   tables_.block_table = narrow;
   tables_.cu_seqlens = narrow + columns.cu_seqlens;
-  tables_.seq_lens = narrow + columns.seq_lens;
+  tables_.key_lengths = narrow + columns.key_lengths;
   tables_.table_width = room_.pages;
   tables_.sequences = room_.sequences;
   tables_.tokens = room_.sequences;
@@ -120,7 +120,7 @@ void DecodeTables::fill(const RaggedBatch& batch, DeviceStream stream) {
   std::ranges::fill(wide.subspan(2 * words, words), -1);
   std::ranges::copy(batch.ids, wide.begin());
   std::ranges::copy(batch.positions, wide.subspan(words).begin());
-  std::ranges::copy(batch.slot_mapping, wide.subspan(2 * words).begin());
+  std::ranges::copy(batch.slots, wide.subspan(2 * words).begin());
   const NarrowColumns columns(room_);
   auto* const narrow = reinterpret_cast<std::int32_t*>(packed_.data() + 3 * words);
   std::fill(narrow, narrow + columns.cu_seqlens, kNullPage);
@@ -130,8 +130,8 @@ void DecodeTables::fill(const RaggedBatch& batch, DeviceStream stream) {
                 narrow + i * static_cast<std::size_t>(room_.pages));
   }
   for (std::int32_t i = 0; i <= room_.sequences; ++i) narrow[columns.cu_seqlens + i] = i;
-  std::fill(narrow + columns.seq_lens, narrow + columns.end, 1);
-  std::ranges::copy(batch.seq_lens, narrow + columns.seq_lens);
+  std::fill(narrow + columns.key_lengths, narrow + columns.end, 1);
+  std::ranges::copy(batch.key_lengths, narrow + columns.key_lengths);
   pool_->device_arena()->write(memory_, std::as_bytes(std::span(packed_)), stream);
 }
 
@@ -139,8 +139,8 @@ void DecodeTables::append(std::int32_t layer, const HeadsView& keys, const Heads
                           DeviceStream stream) {
   const KvLayout& layout = pool_->layout(room_.model);
   check_layer(layout, layer);
-  check_heads(keys, "keys", room_.sequences, layout.num_kv_heads, layout.head_dim);
-  check_heads(values, "values", room_.sequences, layout.num_kv_heads, layout.head_dim);
+  check_heads(keys, "keys", room_.sequences, layout.num_kv_heads, layout.head_size);
+  check_heads(values, "values", room_.sequences, layout.num_kv_heads, layout.head_size);
   pool_->device_arena()->append(layout, {layer, 1}, tables_, keys, values, stream);
 }
 

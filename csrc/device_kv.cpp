@@ -40,11 +40,11 @@ DeviceHeads device_heads(const HeadsView& view, const char* what) {
 }
 
 void check_attention_layout(const KvLayout& layout) {
-  if (layout.head_dim <= kMaxDeviceHeadDim && layout.page_size <= kMaxDevicePageSize) return;
+  if (layout.head_size <= kMaxDeviceHeadSize && layout.page_tokens <= kMaxDevicePageTokens) return;
   throw std::invalid_argument(
       "attention over pages on a device takes heads of at most " +
-      std::to_string(kMaxDeviceHeadDim) + " elements and pages of at most " +
-      std::to_string(kMaxDevicePageSize) + " tokens, got " + layout.describe());
+      std::to_string(kMaxDeviceHeadSize) + " elements and pages of at most " +
+      std::to_string(kMaxDevicePageTokens) + " tokens, got " + layout.describe());
 }
 
 // What the launch of a batch's attention depends on, whatever the heads and where the columns are.
@@ -52,12 +52,12 @@ AttentionArguments attention_of(const DevicePages& pages, const RaggedBatch& bat
   AttentionArguments arguments{};
   arguments.pages = pages;
   arguments.table_width = batch.table_width;
-  arguments.sequences = static_cast<std::int32_t>(batch.seq_lens.size());
+  arguments.sequences = static_cast<std::int32_t>(batch.key_lengths.size());
   for (std::size_t i = 0; i + 1 < batch.cu_seqlens.size(); ++i) {
     arguments.most_tokens =
         std::max(arguments.most_tokens, batch.cu_seqlens[i + 1] - batch.cu_seqlens[i]);
   }
-  for (const std::int32_t length : batch.seq_lens) {
+  for (const std::int32_t length : batch.key_lengths) {
     arguments.most_keys = std::max(arguments.most_keys, length);
   }
   return arguments;
@@ -67,8 +67,8 @@ AttentionArguments attention_of(const DevicePages& pages, const RaggedBatch& bat
 
 DeviceTables DeviceArena::upload(const RaggedBatch& batch, DeviceStream stream) {
   const std::span<const std::byte> columns[] = {
-      std::as_bytes(std::span(batch.slot_mapping)), std::as_bytes(std::span(batch.block_table)),
-      std::as_bytes(std::span(batch.cu_seqlens)), std::as_bytes(std::span(batch.seq_lens))};
+      std::as_bytes(std::span(batch.slots)), std::as_bytes(std::span(batch.block_table)),
+      std::as_bytes(std::span(batch.cu_seqlens)), std::as_bytes(std::span(batch.key_lengths))};
   std::size_t offsets[std::size(columns) + 1] = {};
   for (std::size_t i = 0; i < std::size(columns); ++i) {
     offsets[i + 1] = offsets[i] + column_bytes(columns[i].size());
@@ -93,7 +93,7 @@ DeviceTables DeviceArena::upload(const RaggedBatch& batch, DeviceStream stream) 
           reinterpret_cast<const std::int32_t*>(base + offsets[3]),
           shape.table_width,
           shape.sequences,
-          static_cast<std::int64_t>(batch.slot_mapping.size()),
+          static_cast<std::int64_t>(batch.slots.size()),
           shape.most_tokens,
           shape.most_keys};
 }
@@ -117,7 +117,7 @@ void DeviceArena::append(const KvLayout& layout, const LayerRange& layers,
                          DeviceStream stream) {
   const AppendArguments arguments{{data(), layout},
                                   layers,
-                                  tables.slot_mapping,
+                                  tables.slots,
                                   tables.tokens,
                                   device_heads(keys, "keys"),
                                   device_heads(values, "values")};
@@ -197,7 +197,7 @@ void DeviceArena::attend(const KvLayout& layout, std::int32_t layer, const Devic
   arguments.block_table = tables.block_table;
   arguments.table_width = tables.table_width;
   arguments.cu_seqlens = tables.cu_seqlens;
-  arguments.seq_lens = tables.seq_lens;
+  arguments.key_lengths = tables.key_lengths;
   arguments.sequences = tables.sequences;
   arguments.most_tokens = tables.most_tokens;
   arguments.most_keys = tables.most_keys;

@@ -13,14 +13,14 @@ void check_layer(const KvLayout& layout, std::int32_t layer) {
 }
 
 void check_heads(const HeadsView& view, const char* what, std::int64_t tokens, std::int32_t heads,
-                 std::int32_t head_dim) {
-  if (view.tokens == tokens && view.heads == heads && view.head_dim == head_dim) return;
+                 std::int32_t head_size) {
+  if (view.tokens == tokens && view.heads == heads && view.head_size == head_size) return;
   const auto shape = [](std::int64_t t, std::int32_t h, std::int32_t d) {
     return "[" + std::to_string(t) + ", " + std::to_string(h) + ", " + std::to_string(d) + "]";
   };
   throw std::invalid_argument(std::string(what) + " must have the shape [tokens, heads, size] = " +
-                              shape(tokens, heads, head_dim) + ", got " +
-                              shape(view.tokens, view.heads, view.head_dim));
+                              shape(tokens, heads, head_size) + ", got " +
+                              shape(view.tokens, view.heads, view.head_size));
 }
 
 }  // namespace glimprouter

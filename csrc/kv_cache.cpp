@@ -175,7 +175,7 @@ PageCounts KvCache::pages_wanted(std::int32_t model,
     const ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
     std::int64_t& count = wanted[static_cast<std::size_t>(model)];
     count += layout.pages_for(entry.length(model)) - static_cast<std::int64_t>(cache.pages.size());
-    if (cache.committed % layout.page_size == 0) continue;
+    if (cache.committed % layout.page_tokens == 0) continue;
     const PageId tail = cache.pages.back();
     const auto found = references.try_emplace(tail, pool_->references(tail)).first;
     if (found->second > 1) {
@@ -224,10 +224,10 @@ RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> s
   pool_->check_available(pages_wanted(model, sequences));
   // Everything that may fail comes before the first sequence changes.
   for (auto* column : {&batch.ids, &batch.positions}) column->reserve(total);
-  batch.slot_mapping.reserve(total);
+  batch.slots.reserve(total);
   batch.block_table.assign(sequences.size() * static_cast<std::size_t>(batch.table_width),
                            kNullPage);
-  for (auto* column : {&batch.cu_seqlens, &batch.seq_lens, &batch.last_rows}) {
+  for (auto* column : {&batch.cu_seqlens, &batch.key_lengths, &batch.last_rows}) {
     column->reserve(sequences.size() + 1);
   }
   TailCopies tails(*pool_, sequences.size());
@@ -255,7 +255,7 @@ void KvCache::take_pages(std::int32_t model, ModelCache& cache, std::int32_t len
 void KvCache::place(RaggedBatch& batch, std::size_t row) noexcept {
   CachedSequence& entry = sequences_[static_cast<std::size_t>(batch.sequences[row])];
   const auto model = static_cast<std::size_t>(batch.model);
-  const std::int32_t page_size = pool_->layout(batch.model).page_size;
+  const std::int32_t page_tokens = pool_->layout(batch.model).page_tokens;
   ModelCache& cache = entry.caches[model];
   const std::int32_t length = entry.length(batch.model);
   take_pages(batch.model, cache, length);
@@ -268,13 +268,13 @@ void KvCache::place(RaggedBatch& batch, std::size_t row) noexcept {
                             ? prompt[static_cast<std::size_t>(position)]
                             : generated[static_cast<std::size_t>(position - prompt_length)]);
     batch.positions.push_back(position);
-    const PageId page = cache.pages[static_cast<std::size_t>(position / page_size)];
-    batch.slot_mapping.push_back(std::int64_t{page} * page_size + position % page_size);
+    const PageId page = cache.pages[static_cast<std::size_t>(position / page_tokens)];
+    batch.slots.push_back(std::int64_t{page} * page_tokens + position % page_tokens);
   }
   std::copy(cache.pages.begin(), cache.pages.end(),
             batch.block_table.begin() +
                 static_cast<std::ptrdiff_t>(row * static_cast<std::size_t>(batch.table_width)));
-  batch.seq_lens.push_back(length);
+  batch.key_lengths.push_back(length);
   batch.cu_seqlens.push_back(static_cast<std::int32_t>(batch.ids.size()));
   batch.last_rows.push_back(batch.cu_seqlens.back() - 1);
 }

@@ -10,7 +10,7 @@ namespace {
 
 void check_geometry(const KvLayout& source, const KvLayout& target) {
   if (source.num_layers == target.num_layers && source.num_kv_heads == target.num_kv_heads &&
-      source.head_dim == target.head_dim) {
+      source.head_size == target.head_size) {
     return;
   }
   throw std::invalid_argument(
@@ -58,7 +58,7 @@ std::int32_t KvCache::cast_copy(std::int32_t sequence, std::int32_t source, std:
   if (from.committed <= first) return 0;
   check_ids(entry, source, target, from.committed);
   PageCounts wanted(static_cast<std::size_t>(pool_->num_models()), 0);
-  const bool shared_tail = first % layout.page_size != 0 && pool_->shared(to.pages.back());
+  const bool shared_tail = first % layout.page_tokens != 0 && pool_->shared(to.pages.back());
   wanted[static_cast<std::size_t>(target)] = layout.pages_for(from.committed) -
                                              static_cast<std::int64_t>(to.pages.size()) +
                                              (shared_tail ? 1 : 0);

@@ -17,8 +17,8 @@ HeadsView layer_of(HeadsView view, std::int32_t layer) {
 
 void check_both(const KvLayout& layout, const HeadsView& keys, const HeadsView& values,
                 std::int64_t tokens) {
-  check_heads(keys, "keys", tokens, layout.num_kv_heads, layout.head_dim);
-  check_heads(values, "values", tokens, layout.num_kv_heads, layout.head_dim);
+  check_heads(keys, "keys", tokens, layout.num_kv_heads, layout.head_size);
+  check_heads(values, "values", tokens, layout.num_kv_heads, layout.head_size);
 }
 
 }  // namespace
@@ -26,7 +26,7 @@ void check_both(const KvLayout& layout, const HeadsView& keys, const HeadsView& 
 void append_kv_layers(PagePool& pool, const RaggedBatch& batch, const HeadsView& keys,
                       const HeadsView& values, DeviceStream stream) {
   const KvLayout& layout = pool.layout(batch.model);
-  check_both(layout, keys, values, static_cast<std::int64_t>(batch.slot_mapping.size()));
+  check_both(layout, keys, values, static_cast<std::int64_t>(batch.slots.size()));
   if (DeviceArena* const arena = pool.device_arena()) {
     arena->append(layout, {0, layout.num_layers}, batch, keys, values, stream);
     return;
@@ -41,7 +41,7 @@ void gather_kv_layers(const PagePool& pool, std::int32_t model, const PageId* pa
   const KvLayout& layout = pool.layout(model);
   check_both(layout, keys, values, keys.tokens);
   if (DeviceArena* const arena = pool.device_arena()) {
-    const auto count = (keys.tokens + layout.page_size - 1) / layout.page_size;
+    const auto count = (keys.tokens + layout.page_tokens - 1) / layout.page_tokens;
     arena->gather(layout, {0, layout.num_layers}, {pages, static_cast<std::size_t>(count)}, keys,
                   values, stream);
     return;

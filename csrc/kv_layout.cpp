@@ -13,12 +13,12 @@ const char* name_of(DataType dtype) {
 
 }  // namespace
 
-KvLayout KvLayout::make(std::int32_t num_layers, std::int32_t num_kv_heads, std::int32_t head_dim,
-                        std::int32_t page_size, DataType dtype) {
+KvLayout KvLayout::make(std::int32_t num_layers, std::int32_t num_kv_heads, std::int32_t head_size,
+                        std::int32_t page_tokens, DataType dtype) {
   const std::pair<const char*, std::int32_t> sizes[] = {{"num_layers", num_layers},
                                                         {"num_kv_heads", num_kv_heads},
-                                                        {"head_dim", head_dim},
-                                                        {"page_size", page_size}};
+                                                        {"head_size", head_size},
+                                                        {"page_tokens", page_tokens}};
   for (const auto& [name, size] : sizes) {
     if (size < 1) {
       throw std::invalid_argument(std::string(name) + " must be >= 1, got " + std::to_string(size));
@@ -28,10 +28,10 @@ KvLayout KvLayout::make(std::int32_t num_layers, std::int32_t num_kv_heads, std:
   layout.dtype = dtype;
   layout.num_layers = num_layers;
   layout.num_kv_heads = num_kv_heads;
-  layout.head_dim = head_dim;
-  layout.page_size = page_size;
-  layout.token_stride = head_dim * element_size(dtype);
-  layout.head_stride = layout.token_stride * page_size;
+  layout.head_size = head_size;
+  layout.page_tokens = page_tokens;
+  layout.token_stride = head_size * element_size(dtype);
+  layout.head_stride = layout.token_stride * page_tokens;
   layout.value_offset = layout.head_stride * num_kv_heads;
   layout.layer_stride = 2 * layout.value_offset;
   const std::int64_t bytes = layout.layer_stride * num_layers;
@@ -41,7 +41,7 @@ KvLayout KvLayout::make(std::int32_t num_layers, std::int32_t num_kv_heads, std:
 
 std::string KvLayout::describe() const {
   return std::to_string(num_layers) + " layers x " + std::to_string(num_kv_heads) + " heads x " +
-         std::to_string(head_dim) + " " + name_of(dtype) + ", " + std::to_string(page_size) +
+         std::to_string(head_size) + " " + name_of(dtype) + ", " + std::to_string(page_tokens) +
          " tokens a page of " + std::to_string(page_bytes) + " bytes, version " +
          std::to_string(version);
 }
@@ -55,8 +55,8 @@ void check_same_layout(const KvLayout& expected, const KvLayout& actual, const c
                 {"dtype", expected.dtype == actual.dtype},
                 {"num_layers", expected.num_layers == actual.num_layers},
                 {"num_kv_heads", expected.num_kv_heads == actual.num_kv_heads},
-                {"head_dim", expected.head_dim == actual.head_dim},
-                {"page_size", expected.page_size == actual.page_size}};
+                {"head_size", expected.head_size == actual.head_size},
+                {"page_tokens", expected.page_tokens == actual.page_tokens}};
   const char* different = "a stride";
   for (const auto& field : fields) {
     if (!field.equal) {

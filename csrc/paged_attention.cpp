@@ -25,8 +25,8 @@ struct TaskPlace {
 
 struct Scratch {
   std::vector<float> pages;
-  std::vector<float> queries;  // [rows, head_dim]
-  std::vector<float> out;      // [rows, head_dim]
+  std::vector<float> queries;  // [rows, head_size]
+  std::vector<float> out;      // [rows, head_size]
 };
 
 class AttentionPass {
@@ -58,11 +58,11 @@ class AttentionPass {
 
   void run(const TaskPlace& place) const noexcept {
     thread_local Scratch scratch;  // grows with the largest layout and stays
-    const std::int32_t head_dim = layout_.head_dim;
+    const std::int32_t head_size = layout_.head_size;
     const auto elements =
-        static_cast<std::size_t>(kMaxAttentionRows) * static_cast<std::size_t>(head_dim);
+        static_cast<std::size_t>(kMaxAttentionRows) * static_cast<std::size_t>(head_size);
     scratch.pages.resize(
-        static_cast<std::size_t>(attention_scratch_size(head_dim, layout_.page_size)));
+        static_cast<std::size_t>(attention_scratch_size(head_size, layout_.page_tokens)));
     scratch.queries.resize(elements);
     scratch.out.resize(elements);
     std::int32_t first_keys[kMaxAttentionRows];
@@ -74,12 +74,12 @@ class AttentionPass {
       const std::int32_t token = (place.begin + row) / group_;
       const std::int32_t head = place.kv_head * group_ + (place.begin + row) % group_;
       const RowView query{head_address(queries_, first_token + token, head), queries_.dtype,
-                          head_dim};
-      for (std::int32_t i = 0; i < head_dim; ++i) {
-        scratch.queries[static_cast<std::size_t>(row * head_dim + i)] =
+                          head_size};
+      for (std::int32_t i = 0; i < head_size; ++i) {
+        scratch.queries[static_cast<std::size_t>(row * head_size + i)] =
             element(query, i) * options_.scale;
       }
-      end_keys[row] = tables_.seq_lens[sequence] - new_tokens + token + 1;
+      end_keys[row] = tables_.key_lengths[sequence] - new_tokens + token + 1;
       first_keys[row] = options_.window > 0 ? std::max(0, end_keys[row] - options_.window) : 0;
     }
     const AttentionTask task{
@@ -99,9 +99,9 @@ class AttentionPass {
       const std::int32_t token = (place.begin + row) / group_;
       const std::int32_t head = place.kv_head * group_ + (place.begin + row) % group_;
       std::byte* const target = head_address(out_, first_token + token, head);
-      for (std::int32_t i = 0; i < head_dim; ++i) {
+      for (std::int32_t i = 0; i < head_size; ++i) {
         store_element(target + i * element_size(out_.dtype), out_.dtype,
-                      scratch.out[static_cast<std::size_t>(row * head_dim + i)]);
+                      scratch.out[static_cast<std::size_t>(row * head_size + i)]);
       }
     }
   }
@@ -122,19 +122,19 @@ class AttentionPass {
 void check_attention(const KvLayout& layout, std::int32_t layer, std::int64_t tokens,
                      const HeadsView& queries, const HeadsView& out) {
   check_layer(layout, layer);
-  if (layout.head_dim % kAttentionLanes != 0) {
+  if (layout.head_size % kAttentionLanes != 0) {
     throw std::invalid_argument(
         "attention over pages needs a head size that is a multiple of 16, "
         "got " +
-        std::to_string(layout.head_dim));
+        std::to_string(layout.head_size));
   }
   if (queries.heads < 1 || queries.heads % layout.num_kv_heads != 0) {
     throw std::invalid_argument("the number of query heads must be a multiple of the " +
                                 std::to_string(layout.num_kv_heads) + " KV heads, got " +
                                 std::to_string(queries.heads));
   }
-  check_heads(queries, "queries", tokens, queries.heads, layout.head_dim);
-  check_heads(out, "out", tokens, queries.heads, layout.head_dim);
+  check_heads(queries, "queries", tokens, queries.heads, layout.head_size);
+  check_heads(out, "out", tokens, queries.heads, layout.head_size);
 }
 
 void paged_attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
@@ -158,12 +158,12 @@ void paged_attention(const PagedMemory& pages, std::int32_t layer, const PageTab
   const AttentionPass pass(pages, layer, tables, options, queries, out);
   const std::vector<TaskPlace> places = pass.places();
   std::int64_t keys = 0;
-  for (const std::int32_t length : tables.seq_lens) keys += length;
+  for (const std::int32_t length : tables.key_lengths) keys += length;
   auto body = [&](std::int64_t index, int) noexcept {
     pass.run(places[static_cast<std::size_t>(index)]);
   };
   parallel_tasks(static_cast<std::int64_t>(places.size()),
-                 keys * layout.num_kv_heads * layout.head_dim, TaskBody(body));
+                 keys * layout.num_kv_heads * layout.head_size, TaskBody(body));
 }
 
 }  // namespace glimprouter

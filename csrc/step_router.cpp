@@ -148,23 +148,23 @@ void StepRouter::close(std::int32_t row) {
   replace(row, Sequence{});
 }
 
-std::int32_t StepRouter::fork(std::int32_t row, std::optional<std::uint64_t> substream) {
+std::int32_t StepRouter::fork(std::int32_t row, std::optional<std::uint64_t> stream) {
   const Use use(*this);
   Sequence& parent = at(row);
   const std::int32_t child = free_row();
   Sequence copy = parent;
   copy.log.reserve(parent.log.capacity());
-  if (!substream) {
+  if (!stream) {
     const PhiloxBlock derived =
         philox4x32(PhiloxBlock{{static_cast<std::uint32_t>(parent.forks),
                                 static_cast<std::uint32_t>(parent.forks >> 32), 0x666F726Bu, 0}},
-                   parent.options.substream);
-    substream = static_cast<std::uint64_t>(derived.word[1]) << 32 | derived.word[0];
+                   parent.options.stream);
+    stream = static_cast<std::uint64_t>(derived.word[1]) << 32 | derived.word[0];
   }
-  copy.options.substream = *substream;
+  copy.options.stream = *stream;
   copy.forks = 0;
   replace(child, std::move(copy));
-  ++parent.forks;  // last: a fork that failed has no substream
+  ++parent.forks;  // last: a fork that failed has no stream
   return child;
 }
 

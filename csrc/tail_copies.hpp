@@ -22,7 +22,7 @@ class TailCopies {
   // Copies the last page if a token comes into it and somebody else has it too. Of two forks in one
   // batch only the first needs a copy. Throws what the memory of a device throws.
   void add(std::int32_t model, ModelCache& cache) {
-    if (cache.committed % pool_.layout(model).page_size == 0) return;
+    if (cache.committed % pool_.layout(model).page_tokens == 0) return;
     const PageId tail = cache.pages.back();
     std::int32_t& references = references_.try_emplace(tail, pool_.references(tail)).first->second;
     if (references <= 1) return;

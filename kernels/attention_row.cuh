@@ -16,7 +16,7 @@ static_assert(kAttentionChunkPages == static_cast<std::int32_t>(kWarpSize), "a l
 
 // A gap every 32 scores lets lanes walk pages of 16 or 32 tokens without meeting in a bank.
 inline constexpr std::int32_t kMostChunkTokens =
-    kAttentionChunkTokens > kMaxDevicePageSize ? kAttentionChunkTokens : kMaxDevicePageSize;
+    kAttentionChunkTokens > kMaxDevicePageTokens ? kAttentionChunkTokens : kMaxDevicePageTokens;
 inline constexpr std::int32_t kScorePlaces = kMostChunkTokens + kMostChunkTokens / 32;
 GR_DEVICE std::int32_t score_place(std::int32_t token) { return token + token / 32; }
 
@@ -53,15 +53,15 @@ GR_DEVICE float larger_of(float best, float x) { return x > best ? x : best; }
 
 // The page's tokens that the row sees.
 GR_DEVICE ChunkRange page_range(const ChunkRange& seen, std::int32_t page,
-                                std::int32_t page_size) {
-  const std::int32_t begin = page * page_size;
-  const std::int32_t end = begin + page_size;
+                                std::int32_t page_tokens) {
+  const std::int32_t begin = page * page_tokens;
+  const std::int32_t end = begin + page_tokens;
   return {begin > seen.begin ? begin : seen.begin, end < seen.end ? end : seen.end};
 }
 
 // All lanes of a warp; `seen` is not empty. Leaves weights and factors in the row, and gives its
 // maximum and sum.
-GR_DEVICE PartialSum weigh_row(AttentionRow& row, const ChunkRange& seen, std::int32_t page_size,
+GR_DEVICE PartialSum weigh_row(AttentionRow& row, const ChunkRange& seen, std::int32_t page_tokens,
                                float softcap) {
   const auto lane = static_cast<std::int32_t>(threadIdx.x % kWarpSize);
   if (softcap > 0.0f) {
@@ -71,7 +71,7 @@ GR_DEVICE PartialSum weigh_row(AttentionRow& row, const ChunkRange& seen, std::i
     }
   }
   __syncwarp(kFullMask);
-  const ChunkRange own = page_range(seen, lane, page_size);
+  const ChunkRange own = page_range(seen, lane, page_tokens);
   float maximum = kNoMaximum;
   GR_UNROLL_BY(8)
   for (std::int32_t token = own.begin; token < own.end; ++token) {
@@ -89,7 +89,7 @@ GR_DEVICE PartialSum weigh_row(AttentionRow& row, const ChunkRange& seen, std::i
   __syncwarp(kFullMask);
   for (std::int32_t token = seen.begin + lane; token < seen.end; token += kWarpSize) {
     float& score = row.scores[score_place(token)];
-    score = exp_nonpositive(score - row.maxima[token / page_size]);
+    score = exp_nonpositive(score - row.maxima[token / page_tokens]);
   }
   __syncwarp(kFullMask);
   float page_sum = 0.0f;
@@ -97,9 +97,9 @@ GR_DEVICE PartialSum weigh_row(AttentionRow& row, const ChunkRange& seen, std::i
   for (std::int32_t token = own.begin; token < own.end; ++token) {
     page_sum += row.scores[score_place(token)];
   }
-  const std::int32_t last = (seen.end - 1) / page_size;
+  const std::int32_t last = (seen.end - 1) / page_tokens;
   float sum = 0.0f;
-  for (std::int32_t page = seen.begin / page_size; page <= last; ++page) {
+  for (std::int32_t page = seen.begin / page_tokens; page <= last; ++page) {
     sum = sum * __shfl_sync(kFullMask, rescale, page) + __shfl_sync(kFullMask, page_sum, page);
   }
   return {__shfl_sync(kFullMask, maximum, last), sum};

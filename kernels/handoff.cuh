@@ -45,11 +45,11 @@ GR_DEVICE void pack_sequence(const HandoffArguments& arguments, std::uint32_t ro
     if (id < 0) atomic_add(arguments.unmapped, 1u);
     arguments.ids[at] = id < 0 ? 0 : id;
     arguments.positions[at] = position;
-    const std::int32_t page = position / tables.page_size;
-    arguments.slots[at] = static_cast<std::int64_t>(pages[page]) * tables.page_size + position -
-                          page * tables.page_size;
+    const std::int32_t page = position / tables.page_tokens;
+    arguments.slots[at] = static_cast<std::int64_t>(pages[page]) * tables.page_tokens + position -
+                          page * tables.page_tokens;
   }
-  const std::int32_t used = (length + tables.page_size - 1) / tables.page_size;
+  const std::int32_t used = (length + tables.page_tokens - 1) / tables.page_tokens;
   for (auto page = static_cast<std::int32_t>(threadIdx.x); page < arguments.table_width;
        page += kHandoffThreads) {
     arguments.block_table[static_cast<std::int64_t>(row) * arguments.table_width + page] =
@@ -59,7 +59,7 @@ GR_DEVICE void pack_sequence(const HandoffArguments& arguments, std::uint32_t ro
   const std::int32_t end = begin + length - committed;
   if (row == 0) arguments.cu_seqlens[0] = 0;
   arguments.cu_seqlens[row + 1] = end;
-  arguments.seq_lens[row] = length;
+  arguments.key_lengths[row] = length;
   arguments.last_rows[row] = end - 1;
 }
 

@@ -28,7 +28,7 @@ template <typename Job>
 LaunchStatus launch_head_copy(const Job& job, std::int64_t tokens, std::int32_t layers,
                               const KvLayout& layout, const DeviceShape& device, Stream stream) {
   const std::int64_t lines = std::int64_t{2} * layers * layout.num_kv_heads;
-  const std::int64_t items = tokens * ((layout.head_dim + kPieceElements - 1) / kPieceElements);
+  const std::int64_t items = tokens * ((layout.head_size + kPieceElements - 1) / kPieceElements);
   if (items == 0 || lines == 0) return 0;
   if (lines > kMaxGridY || items > 0xFFFFFFFFll) return kInvalidConfiguration;
   LaunchShape shape = shape_on(device, stream);

@@ -1,7 +1,7 @@
 // Keys and values to, from and between pages: one launch over all layers that are asked for. A Job
 // says where a token of one head lies on both sides:
 //
-//   std::int64_t tokens(); std::int32_t num_kv_heads(), head_dim();
+//   std::int64_t tokens(); std::int32_t num_kv_heads(), head_size();
 //   DataType source_type(), target_type();
 //   bool locate(const HeadLine&, std::int64_t token, Ends&)        false: the token is left out
 #pragma once
@@ -49,9 +49,9 @@ GR_DEVICE std::byte* address_in_page(const DevicePages& pages, std::int32_t firs
 GR_DEVICE std::byte* address_in_table(const DevicePages& pages, const PageId* table,
                                       std::int32_t first_layer, const HeadLine& line,
                                       std::int64_t token) {
-  const std::int64_t page = token / pages.layout.page_size;
+  const std::int64_t page = token / pages.layout.page_tokens;
   return address_in_page(pages, first_layer, line, table[page],
-                         token - page * pages.layout.page_size);
+                         token - page * pages.layout.page_tokens);
 }
 
 GR_DEVICE std::byte* address_in_heads(const DeviceHeads& heads, const HeadLine& line,
@@ -65,7 +65,7 @@ struct AppendJob {
 
   GR_DEVICE std::int64_t tokens() const { return arguments.tokens; }
   GR_DEVICE std::int32_t num_kv_heads() const { return arguments.pages.layout.num_kv_heads; }
-  GR_DEVICE std::int32_t head_dim() const { return arguments.pages.layout.head_dim; }
+  GR_DEVICE std::int32_t head_size() const { return arguments.pages.layout.head_size; }
   GR_DEVICE const DeviceHeads& heads(const HeadLine& line) const {
     return line.values ? arguments.values : arguments.keys;
   }
@@ -74,10 +74,10 @@ struct AppendJob {
   GR_DEVICE bool locate(const HeadLine& line, std::int64_t token, Ends& ends) const {
     const std::int64_t slot = arguments.slots[token];
     if (slot < 0) return false;
-    const std::int64_t page = slot / arguments.pages.layout.page_size;
+    const std::int64_t page = slot / arguments.pages.layout.page_tokens;
     ends = {address_in_heads(heads(line), line, token),
             address_in_page(arguments.pages, arguments.layers.first, line, page,
-                            slot - page * arguments.pages.layout.page_size)};
+                            slot - page * arguments.pages.layout.page_tokens)};
     return true;
   }
 };
@@ -87,7 +87,7 @@ struct GatherJob {
 
   GR_DEVICE std::int64_t tokens() const { return arguments.tokens; }
   GR_DEVICE std::int32_t num_kv_heads() const { return arguments.pages.layout.num_kv_heads; }
-  GR_DEVICE std::int32_t head_dim() const { return arguments.pages.layout.head_dim; }
+  GR_DEVICE std::int32_t head_size() const { return arguments.pages.layout.head_size; }
   GR_DEVICE const DeviceHeads& heads(const HeadLine& line) const {
     return line.values ? arguments.values : arguments.keys;
   }
@@ -105,7 +105,7 @@ struct CastCopyJob {
 
   GR_DEVICE std::int64_t tokens() const { return arguments.end - arguments.begin; }
   GR_DEVICE std::int32_t num_kv_heads() const { return arguments.source.layout.num_kv_heads; }
-  GR_DEVICE std::int32_t head_dim() const { return arguments.source.layout.head_dim; }
+  GR_DEVICE std::int32_t head_size() const { return arguments.source.layout.head_size; }
   GR_DEVICE DataType source_type(const HeadLine&) const { return arguments.source.layout.dtype; }
   GR_DEVICE DataType target_type(const HeadLine&) const { return arguments.target.layout.dtype; }
   GR_DEVICE bool locate(const HeadLine& line, std::int64_t token, Ends& ends) const {
@@ -125,8 +125,8 @@ void head_copy_kernel(const Job job) {
   const HeadLine line = line_of(blockIdx.y, job.num_kv_heads());
   const DataType from = job.source_type(line);
   const DataType to = job.target_type(line);
-  const std::int32_t head_dim = job.head_dim();
-  const auto pieces = static_cast<std::uint32_t>((head_dim + kPieceElements - 1) / kPieceElements);
+  const std::int32_t head_size = job.head_size();
+  const auto pieces = static_cast<std::uint32_t>((head_size + kPieceElements - 1) / kPieceElements);
   const std::uint64_t total = static_cast<std::uint64_t>(job.tokens()) * pieces;
   const std::uint64_t stride = std::uint64_t{gridDim.x} * kCopyThreads;
   for (std::uint64_t item = std::uint64_t{blockIdx.x} * kCopyThreads + threadIdx.x; item < total;
@@ -138,7 +138,7 @@ void head_copy_kernel(const Job job) {
         kPieceElements;
     Ends ends;
     if (!job.locate(line, token, ends)) continue;
-    const std::int32_t left = head_dim - first;
+    const std::int32_t left = head_size - first;
     copy_piece(ends.source + first * element_size(from), from,
                ends.target + first * element_size(to), to,
                left < kPieceElements ? left : kPieceElements);

@@ -19,7 +19,7 @@ static_assert(kAttentionLanes == 16, "four threads hold the virtual lanes of a s
 
 template <int kRows>
 struct AttentionShared {
-  alignas(16) float queries[kRows][kMaxDeviceHeadDim];  // multiplied by the scale
+  alignas(16) float queries[kRows][kMaxDeviceHeadSize];  // multiplied by the scale
   AttentionRow rows[kRows];
   PartialSum sums[kRows];
   bool last;
@@ -51,13 +51,13 @@ class ChunkAttention {
       : arguments_(arguments),
         layout_(arguments.pages.layout),
         heads_a_group_(arguments.heads / arguments.pages.layout.num_kv_heads),
-        chunk_tokens_(layout_.page_size * attention_chunk_pages(layout_.page_size)) {
+        chunk_tokens_(layout_.page_tokens * attention_chunk_pages(layout_.page_tokens)) {
     group_.sequence = static_cast<std::int32_t>(blockIdx.z);
     group_.kv_head = static_cast<std::int32_t>(blockIdx.y) % layout_.num_kv_heads;
     group_.first_row = static_cast<std::int32_t>(blockIdx.y) / layout_.num_kv_heads * kRows;
     group_.first_token = arguments.cu_seqlens[group_.sequence];
     new_tokens_ = arguments.cu_seqlens[group_.sequence + 1] - group_.first_token;
-    length_ = arguments.seq_lens[group_.sequence];
+    length_ = arguments.key_lengths[group_.sequence];
     const std::int32_t left = new_tokens_ * heads_a_group_ - group_.first_row;
     group_.count = left < kRows ? left : kRows;
     if (group_.count <= 0) return;
@@ -95,16 +95,16 @@ class ChunkAttention {
   GR_DEVICE const std::byte* page_address(std::int32_t chunk, std::int32_t page) const {
     const std::int64_t index =
         static_cast<std::int64_t>(group_.sequence) * arguments_.table_width +
-        (group_.first_chunk + chunk) * attention_chunk_pages(layout_.page_size) + page;
+        (group_.first_chunk + chunk) * attention_chunk_pages(layout_.page_tokens) + page;
     return arguments_.pages.arena + arguments_.block_table[index] * KvLayout::kPageUnit +
            arguments_.layer * layout_.layer_stride + group_.kv_head * layout_.head_stride;
   }
 
   GR_DEVICE void load_queries(AttentionShared<kRows>& shared) const {
-    const std::int32_t head_dim = layout_.head_dim;
-    for (auto i = static_cast<std::int32_t>(threadIdx.x); i < kRows * head_dim; i += kThreads) {
-      const std::int32_t row = i / head_dim;
-      const std::int32_t element = i - row * head_dim;
+    const std::int32_t head_size = layout_.head_size;
+    for (auto i = static_cast<std::int32_t>(threadIdx.x); i < kRows * head_size; i += kThreads) {
+      const std::int32_t row = i / head_size;
+      const std::int32_t element = i - row * head_size;
       float value = 0.0f;
       if (row < group_.count) {
         const QueryRow query = query_row(row);
@@ -142,11 +142,11 @@ class ChunkAttention {
   GR_DEVICE void add_values(std::int32_t chunk, std::int32_t row, std::int32_t quad,
                             const AttentionRow& weights, float (&sums)[4]) const {
     const ChunkRange seen = row_range(chunk, row);
-    const std::int32_t page_size = layout_.page_size;
-    for (std::int32_t page = seen.begin / page_size; page * page_size < seen.end; ++page) {
-      const ChunkRange tokens = page_range(seen, page, page_size);
+    const std::int32_t page_tokens = layout_.page_tokens;
+    for (std::int32_t page = seen.begin / page_tokens; page * page_tokens < seen.end; ++page) {
+      const ChunkRange tokens = page_range(seen, page, page_tokens);
       const std::byte* const values = page_address(chunk, page) + layout_.value_offset +
-                                      (tokens.begin - page * page_size) * layout_.token_stride +
+                                      (tokens.begin - page * page_tokens) * layout_.token_stride +
                                       quad * static_cast<std::int32_t>(sizeof(RawQuad<kType>));
       const float rescale = weights.rescale[page];
       GR_UNROLL
@@ -173,7 +173,7 @@ class ChunkAttention {
     return (query.token * arguments_.heads + query.head) * gridDim.x + chunk;
   }
   GR_DEVICE float* partial_out(std::int32_t row, std::int32_t chunk, std::int32_t quad) const {
-    return arguments_.workspace.out + partial(row, chunk) * layout_.head_dim + quad * 4;
+    return arguments_.workspace.out + partial(row, chunk) * layout_.head_size + quad * 4;
   }
   GR_DEVICE float* partial_sum(std::int32_t row, std::int32_t chunk) const {
     return arguments_.workspace.sums + partial(row, chunk) * 2;
@@ -230,23 +230,23 @@ class ChunkAttention {
   GR_DEVICE void add_products(std::int32_t chunk, std::int32_t token, std::int32_t part,
                               const AttentionShared<kRows>& shared,
                               float (&lanes)[kRows][4]) const {
-    const std::int32_t page = token / layout_.page_size;
+    const std::int32_t page = token / layout_.page_tokens;
     const std::byte* key = page_address(chunk, page) +
-                           (token - page * layout_.page_size) * layout_.token_stride +
+                           (token - page * layout_.page_tokens) * layout_.token_stride +
                            part * static_cast<std::int32_t>(sizeof(RawQuad<kType>));
     constexpr std::int32_t kStride = kKeysTogether * kAttentionLanes;
-    for (std::int32_t first = part * 4; first < layout_.head_dim; first += kStride) {
+    for (std::int32_t first = part * 4; first < layout_.head_size; first += kStride) {
       RawQuad<kType> raw[kKeysTogether];
       GR_UNROLL
       for (int quad = 0; quad < kKeysTogether; ++quad) {
-        if (first + quad * kAttentionLanes >= layout_.head_dim) continue;
+        if (first + quad * kAttentionLanes >= layout_.head_size) continue;
         raw[quad] = read_quad<kType>(key + quad * 4 * sizeof(RawQuad<kType>));
       }
       key += kKeysTogether * 4 * sizeof(RawQuad<kType>);
       GR_UNROLL
       for (int quad = 0; quad < kKeysTogether; ++quad) {
         const std::int32_t i = first + quad * kAttentionLanes;
-        if (i >= layout_.head_dim) continue;
+        if (i >= layout_.head_size) continue;
         float elements[4];
         floats_of(raw[quad], elements);
         GR_UNROLL
@@ -322,7 +322,7 @@ GR_DEVICE void attend_chunk(const ChunkAttention<kRows>& attention, std::int32_t
     const ChunkRange seen = attention.row_range(chunk, warp);
     if (seen.begin < seen.end) {
       const PartialSum sum =
-          weigh_row(shared.rows[warp], seen, arguments.pages.layout.page_size, arguments.softcap);
+          weigh_row(shared.rows[warp], seen, arguments.pages.layout.page_tokens, arguments.softcap);
       if (threadIdx.x % kWarpSize == 0) {
         shared.sums[warp] = sum;
         if (group.chunks > 1) {
@@ -334,7 +334,7 @@ GR_DEVICE void attend_chunk(const ChunkAttention<kRows>& attention, std::int32_t
     }
   }
   __syncthreads();
-  const std::int32_t quads = arguments.pages.layout.head_dim / 4;
+  const std::int32_t quads = arguments.pages.layout.head_size / 4;
   for (auto item = static_cast<std::int32_t>(threadIdx.x); item < group.count * quads;
        item += kRows * static_cast<std::int32_t>(kWarpSize)) {
     const std::int32_t row = item / quads;
@@ -389,7 +389,7 @@ void attention_kernel(const AttentionArguments arguments) {
   __syncthreads();
   if (!shared.last) return;
   __threadfence();
-  const std::int32_t quads = arguments.pages.layout.head_dim / 4;
+  const std::int32_t quads = arguments.pages.layout.head_size / 4;
   for (auto item = static_cast<std::int32_t>(threadIdx.x); item < group.count * quads;
        item += kRows * static_cast<std::int32_t>(kWarpSize)) {
     attention.merge_row(item / quads, item % quads);

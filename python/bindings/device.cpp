@@ -133,7 +133,7 @@ void bind_device(py::module_& module) {
              py::arg("device"));
   module.def("sample_on_device", &sample_on_device, py::arg("logits"), py::arg("temperature"),
              py::arg("top_p"), py::arg("top_k"), py::arg("min_p"), py::arg("seed"),
-             py::arg("substream"), py::arg("position"), py::arg("results"), py::arg("device"));
+             py::arg("stream"), py::arg("position"), py::arg("results"), py::arg("device"));
 }
 
 }  // namespace glimprouter::bindings

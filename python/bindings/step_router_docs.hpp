@@ -13,11 +13,11 @@ Raises:
 )";
 
 inline constexpr const char* kFork =
-    R"(Copies a sequence; the copy draws from a random substream of its own.
+    R"(Copies a sequence; the copy draws from a random stream of its own.
 
 Args:
     row: An open row.
-    substream: Of the copy, in [0, 2^64); None derives one from the parent's.
+    stream: Of the copy, in [0, 2^64); None derives one from the parent's.
 
 Returns:
     The row of the copy.
@@ -140,7 +140,7 @@ inline constexpr const char* kState = R"(Counters of a sequence, as a dict.
 
 phase, position (generated tokens, forced ones included), step_index, step_tokens, think_tokens,
 answer_tokens, step_logprob and step_entropy (sums over the running step, nats; 0 in
-the answer), automaton, seed, substream, threshold.
+the answer), automaton, seed, stream, threshold.
 
 Args:
     row: An open row.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from glimprouter import _C
 from glimprouter.boundary import StepBoundary
-from glimprouter.config import RouterConfig, check_integer, check_random_key
+from glimprouter.config import RouterConfig, check_integer, check_random_key, native_options
 
 __all__ = ["EndReason", "OutputField", "Phase", "Route", "StepOutputs", "StepRouter"]
 

@@ -23,8 +23,8 @@ struct DecodeRoom {
 };
 
 // The memory is the caller's, on the pool's device, 8-byte words:
-//   int64 ids [n], positions [n], slot_mapping [n], each column with room for an even number;
-//   int32 block_table [n, pages], cu_seqlens [n + 1], seq_lens [n]; tickets of attention.
+//   int64 ids [n], positions [n], slots [n], each column with room for an even number;
+//   int32 block_table [n, pages], cu_seqlens [n + 1], key_lengths [n]; tickets of attention.
 // Padding has id 0, position 0, slot -1 and one key, on the null page; what it gives is dropped.
 //
 // append() and attend() only launch kernels, whose grids depend on the room alone: fill() before a
@@ -43,7 +43,7 @@ class DecodeTables {
   // pool. Refused while a graph is captured.
   void fill(const RaggedBatch& batch, DeviceStream stream);
 
-  // Keys and values [n, KV heads, head size] into the slot_mapping, in one layer.
+  // Keys and values [n, KV heads, head size] into the slots, in one layer.
   void append(std::int32_t layer, const HeadsView& keys, const HeadsView& values,
               DeviceStream stream);
   // scratch: floats [scratch_size()] of the device, 16-byte aligned, unused until the launch is

@@ -16,10 +16,10 @@ namespace glimprouter {
 
 // Columns of a batch in device memory, and what the host has to know of them for a launch.
 struct DeviceTables {
-  const std::int64_t* slot_mapping = nullptr;        // [tokens]
+  const std::int64_t* slots = nullptr;        // [tokens]
   const PageId* block_table = nullptr;        // [sequences, table_width]
   const std::int32_t* cu_seqlens = nullptr;   // [sequences + 1]
-  const std::int32_t* seq_lens = nullptr;  // [sequences]
+  const std::int32_t* key_lengths = nullptr;  // [sequences]
   std::int32_t table_width = 0;
   std::int32_t sequences = 0;
   std::int64_t tokens = 0;

@@ -17,7 +17,7 @@ struct DevicePages {
   KvLayout layout;
 };
 
-// Keys, values or queries outside of pages: [layers, tokens, heads, head_dim] with contiguous head
+// Keys, values or queries outside of pages: [layers, tokens, heads, head_size] with contiguous head
 // elements that are aligned to their size.
 struct DeviceHeads {
   std::byte* data;
@@ -33,11 +33,11 @@ struct LayerRange {
   std::int32_t count;
 };
 
-// New keys and values into their slot_mapping, cast to the pages' type.
+// New keys and values into their slots, cast to the pages' type.
 struct AppendArguments {
   DevicePages pages;
   LayerRange layers;
-  const std::int64_t* slot_mapping;  // [tokens] page * page_size + place; -1: the token is left out
+  const std::int64_t* slots;  // [tokens] page * page_tokens + place; -1: the token is left out
   std::int64_t tokens;
   DeviceHeads keys;  // layer 0 of it is layers.first
   DeviceHeads values;
@@ -47,7 +47,7 @@ struct AppendArguments {
 struct GatherArguments {
   DevicePages pages;
   LayerRange layers;
-  const PageId* table;  // [ceil(tokens / page_size)]
+  const PageId* table;  // [ceil(tokens / page_tokens)]
   std::int64_t tokens;
   DeviceHeads keys;
   DeviceHeads values;
@@ -86,7 +86,7 @@ struct SequenceTables {
   const std::int32_t* committed;  // tokens that the model has computed
   const PageId* pages;            // [num_sequences, page_stride], enough for all tokens
   std::int64_t page_stride;
-  std::int32_t page_size;
+  std::int32_t page_tokens;
   // Ids of the model for the ids of `generated`, or null: the same ids. -1: there is none.
   const std::int32_t* vocabulary_map;  // [vocabulary]
   std::int32_t vocabulary;
@@ -102,9 +102,9 @@ struct HandoffArguments {
   std::int32_t table_width;   // pages
   std::int32_t* ids;          // [capacity]
   std::int32_t* positions;    // [capacity]
-  std::int64_t* slot_mapping;        // [capacity]
+  std::int64_t* slots;        // [capacity]
   std::int32_t* cu_seqlens;   // [count + 1]; its last beyond capacity: what is beyond is missing
-  std::int32_t* seq_lens;  // [count]
+  std::int32_t* key_lengths;  // [count]
   std::int32_t* last_rows;    // [count]
   PageId* block_table;        // [count, table_width], padded with kNullPage
   // Zero before: counts the tokens without an id of the model, which become id 0.
@@ -113,19 +113,19 @@ struct HandoffArguments {
 
 // Scratch memory of one stream: launches that may overlap need their own.
 struct AttentionWorkspace {
-  float* out;              // [T, heads, chunks, head_dim]
+  float* out;              // [T, heads, chunks, head_size]
   float* sums;             // [T, heads, chunks, 2]: maximum and sum
   std::uint32_t* tickets;  // [attention_tickets()], zero between launches
 };
 
 // Causal attention of the batch's tokens over the pages of their sequences.
 struct AttentionArguments {
-  DevicePages pages;  // head_dim a multiple of 16 up to 256, at most 256 tokens a page
+  DevicePages pages;  // head_size a multiple of 16 up to 256, at most 256 tokens a page
   std::int32_t layer;
   const PageId* block_table;  // [sequences, table_width]
   std::int32_t table_width;
   const std::int32_t* cu_seqlens;   // [sequences + 1]
-  const std::int32_t* seq_lens;  // [sequences]
+  const std::int32_t* key_lengths;  // [sequences]
   std::int32_t sequences;
   std::int32_t most_tokens;  // of one sequence in the batch, or more
   std::int32_t most_keys;    // of one sequence, or more
@@ -133,13 +133,13 @@ struct AttentionArguments {
   float scale;
   std::int32_t window;  // 0: off
   float softcap;        // 0: off
-  DeviceHeads queries;  // [T, heads, head_dim]
+  DeviceHeads queries;  // [T, heads, head_size]
   DeviceHeads out;
   AttentionWorkspace workspace;
 };
 
-inline constexpr std::int32_t kMaxDeviceHeadDim = 256;
-inline constexpr std::int32_t kMaxDevicePageSize = 256;
+inline constexpr std::int32_t kMaxDeviceHeadSize = 256;
+inline constexpr std::int32_t kMaxDevicePageTokens = 256;
 
 // Query rows of a block: (token, query head) pairs that share a KV head.
 inline std::int32_t attention_block_rows(const AttentionArguments& arguments) {
@@ -154,8 +154,8 @@ inline std::int32_t attention_row_groups(const AttentionArguments& arguments) {
 }
 // Chunks that one row group sees at most.
 inline std::int32_t attention_chunks(const AttentionArguments& arguments) {
-  const std::int32_t page_size = arguments.pages.layout.page_size;
-  const std::int32_t tokens = page_size * attention_chunk_pages(page_size);
+  const std::int32_t page_tokens = arguments.pages.layout.page_tokens;
+  const std::int32_t tokens = page_tokens * attention_chunk_pages(page_tokens);
   const std::int32_t all = (arguments.most_keys + tokens - 1) / tokens;
   if (arguments.window == 0) return all;
   const std::int64_t seen = static_cast<std::int64_t>(arguments.window) + arguments.most_tokens - 1;
@@ -169,13 +169,13 @@ inline std::int64_t attention_tickets(const AttentionArguments& arguments) {
 // Floats of the workspace for so many tokens, tickets aside; and the workspace in that memory.
 inline std::int64_t attention_scratch(const AttentionArguments& arguments, std::int64_t tokens) {
   return tokens * arguments.heads * attention_chunks(arguments) *
-         (arguments.pages.layout.head_dim + 2);
+         (arguments.pages.layout.head_size + 2);
 }
 inline AttentionWorkspace attention_workspace(float* scratch, std::uint32_t* tickets,
                                               const AttentionArguments& arguments,
                                               std::int64_t tokens) {
   const std::int64_t rows = tokens * arguments.heads * attention_chunks(arguments);
-  return {scratch, scratch + rows * arguments.pages.layout.head_dim, tickets};
+  return {scratch, scratch + rows * arguments.pages.layout.head_size, tickets};
 }
 
 }  // namespace glimprouter

@@ -15,11 +15,11 @@
 
 namespace glimprouter {
 
-// What one model holds of a sequence. Invariants: num_computed_tokens <= allocated, pages.size() ==
-// ceil(allocated / page_size); allocated > num_computed_tokens only while a batch is in flight.
+// What one model holds of a sequence. Invariants: committed <= allocated, pages.size() ==
+// ceil(allocated / page_tokens); allocated > committed only while a batch is in flight.
 struct ModelCache {
   std::vector<PageId> pages;
-  std::int32_t num_computed_tokens = 0;  // tokens whose keys and values are in the pages
+  std::int32_t committed = 0;  // tokens whose keys and values are in the pages
   std::int32_t allocated = 0;  // tokens that the pages were reserved for
   std::int64_t excess = 0;     // tokens computed whose text had to be tokenized again
 };
@@ -109,7 +109,7 @@ class KvCache {
   void take_pages(std::int32_t model, ModelCache& cache, std::int32_t length) noexcept;
   void drop_beyond(CachedSequence& entry, std::int32_t model, std::int32_t kept,
                    std::int32_t spoiled) noexcept;
-  void release_from(std::int32_t model, ModelCache& cache, std::int32_t num_computed_tokens) noexcept;
+  void release_from(std::int32_t model, ModelCache& cache, std::int32_t committed) noexcept;
 
   std::shared_ptr<PagePool> pool_;
   std::shared_ptr<const VocabularyMap> map_;

@@ -13,14 +13,14 @@ namespace glimprouter {
 
 // B sequences with T tokens in all; the columns mean what they mean in RaggedBatch. Non-owning.
 struct PageTables {
-  std::span<const std::int64_t> slot_mapping;  // [T]
+  std::span<const std::int64_t> slots;  // [T]
   std::span<const PageId> block_table;  // [B, table_width]
   std::int32_t table_width = 0;
   std::span<const std::int32_t> cu_seqlens;   // [B + 1]
-  std::span<const std::int32_t> seq_lens;  // [B]
+  std::span<const std::int32_t> key_lengths;  // [B]
 
-  std::size_t sequences() const { return seq_lens.size(); }
-  std::int64_t tokens() const { return static_cast<std::int64_t>(slot_mapping.size()); }
+  std::size_t sequences() const { return key_lengths.size(); }
+  std::int64_t tokens() const { return static_cast<std::int64_t>(slots.size()); }
 };
 
 PageTables tables_of(const RaggedBatch& batch);
@@ -32,11 +32,11 @@ void check_tables(const PageTables& tables, const KvLayout& layout, std::int64_t
 // The tables of a batch with one sequence more, which has no token, and with at least two pages in
 // a row: compilers make a graph of its own for a size of 1, and here only T can be one.
 struct PaddedTables {
-  std::vector<std::int64_t> slot_mapping;        // [T]
+  std::vector<std::int64_t> slots;        // [T]
   std::int32_t table_width = 0;           // >= 2
   std::vector<PageId> block_table;        // [B + 1, table_width]
   std::vector<std::int32_t> cu_seqlens;   // [B + 2]
-  std::vector<std::int32_t> seq_lens;  // [B + 1]
+  std::vector<std::int32_t> key_lengths;  // [B + 1]
 };
 
 PaddedTables padded_tables(const RaggedBatch& batch);

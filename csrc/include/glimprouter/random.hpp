@@ -8,11 +8,11 @@
 
 namespace glimprouter {
 
-// seed and substream name the sequence, position counts its generated tokens, purpose separates the
+// seed and stream name the sequence, position counts its generated tokens, purpose separates the
 // draws that one position may need (0: a token by the small model, 1: by the large one).
 struct RandomKey {
   std::uint64_t seed = 0;
-  std::uint64_t substream = 0;
+  std::uint64_t stream = 0;
   std::uint64_t position = 0;
   std::uint32_t purpose = 0;
 };
@@ -39,12 +39,12 @@ GR_HOST_DEVICE inline PhiloxBlock philox4x32(PhiloxBlock counter, std::uint64_t 
 }
 
 // Uniform in [0, 1) with 53 random bits. Two rounds of Philox, because the key material (seed,
-// substream, position, purpose) is wider than one block takes: the first hashes seed and substream into
+// stream, position, purpose) is wider than one block takes: the first hashes seed and stream into
 // the key of the second.
 GR_HOST_DEVICE inline double uniform_double(const RandomKey& key) {
   const PhiloxBlock sequence = philox4x32(
-      PhiloxBlock{{static_cast<std::uint32_t>(key.substream),
-                   static_cast<std::uint32_t>(key.substream >> 32), 0x676C696Du, 0x70736521u}},
+      PhiloxBlock{{static_cast<std::uint32_t>(key.stream),
+                   static_cast<std::uint32_t>(key.stream >> 32), 0x676C696Du, 0x70736521u}},
       key.seed);
   const std::uint64_t sequence_key =
       (static_cast<std::uint64_t>(sequence.word[1]) << 32) | sequence.word[0];

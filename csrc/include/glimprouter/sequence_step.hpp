@@ -16,7 +16,7 @@ struct SequenceOptions {
   SamplingParameters sampling;
   std::int32_t entropy_top_k = 0;  // 0: full entropy
   std::uint64_t seed = 0;
-  std::uint64_t substream = 0;
+  std::uint64_t stream = 0;
 };
 
 // A committed token, enough to replay the transition and the sums of its step.
@@ -50,7 +50,7 @@ struct StepDecision {
 GR_HOST_DEVICE inline RowRequest request_of(const SequenceCore& sequence, Model model) {
   RowRequest request;
   request.sampling = sequence.options.sampling;
-  request.random = RandomKey{sequence.options.seed, sequence.options.substream,
+  request.random = RandomKey{sequence.options.seed, sequence.options.stream,
                              static_cast<std::uint64_t>(sequence.state.position),
                              static_cast<std::uint32_t>(model)};
   request.entropy_top_k = sequence.options.entropy_top_k;

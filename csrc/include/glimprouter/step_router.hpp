@@ -52,8 +52,8 @@ class StepRouter {
 
   std::int32_t open(const SequenceOptions& options);
   void close(std::int32_t row);
-  // A copy that goes on with its own random substream (default: derived from the parent's).
-  std::int32_t fork(std::int32_t row, std::optional<std::uint64_t> substream);
+  // A copy that goes on with its own random stream (default: derived from the parent's).
+  std::int32_t fork(std::int32_t row, std::optional<std::uint64_t> stream);
   // Drops the last `count` generated tokens; at a step's start the row comes back undecided.
   void rewind(std::int32_t row, std::int32_t count);
   std::string save(std::int32_t row);

@@ -15,7 +15,7 @@ from glimprouter.trace.json_fields import Kind
 
 __all__ = ["SCHEMA_VERSION", "Trace", "TraceStep", "parse_trace"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _KIND = "glimprouter.trace"
 
 

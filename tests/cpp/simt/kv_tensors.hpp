@@ -66,10 +66,10 @@ struct HeadsShape {
   std::int32_t layers;
   std::int64_t tokens;
   std::int32_t heads;
-  std::int32_t head_dim;
+  std::int32_t head_size;
 };
 
-// [layers, tokens, heads, head_dim] in memory, by an order of axes and gaps that follow from the
+// [layers, tokens, heads, head_size] in memory, by an order of axes and gaps that follow from the
 // seed; perhaps off the 16-byte boundary by one element.
 class HeadsTensor {
  public:
@@ -78,7 +78,7 @@ class HeadsTensor {
     std::mt19937_64 random(seed);
     const std::int64_t gap = static_cast<std::int64_t>(random() % 3) * (random() % 2 != 0 ? 8 : 1);
     const bool tokens_first = random() % 2 != 0;
-    const std::int64_t head = shape.head_dim + gap;
+    const std::int64_t head = shape.head_size + gap;
     const std::int64_t others = tokens_first ? shape.heads : shape.tokens;
     head_stride_ = tokens_first ? head : head * others;
     token_stride_ = tokens_first ? head * others : head;
@@ -95,7 +95,7 @@ class HeadsTensor {
     for (std::int32_t layer = 0; layer < shape_.layers; ++layer) {
       for (std::int64_t token = 0; token < shape_.tokens; ++token) {
         for (std::int32_t head = 0; head < shape_.heads; ++head) {
-          for (std::int32_t i = 0; i < shape_.head_dim; ++i) {
+          for (std::int32_t i = 0; i < shape_.head_size; ++i) {
             // Down to the subnormal numbers of float16.
             const double value = normal(random) * std::ldexp(1.0, -static_cast<int>(random() % 24));
             const std::uint32_t bits = exact_bits(as_type(value, dtype_), dtype_);
@@ -121,7 +121,7 @@ class HeadsTensor {
   }
   HeadsView cpu_view(std::int32_t layer) {
     return {at(layer, 0, 0, 0), dtype_,        shape_.tokens, shape_.heads,
-            shape_.head_dim,   token_stride_, head_stride_};
+            shape_.head_size,   token_stride_, head_stride_};
   }
   const std::vector<std::byte>& bytes() const { return bytes_; }
   std::int64_t layer_stride() const { return layer_stride_; }
@@ -149,8 +149,8 @@ inline std::int64_t place_in_page(const KvLayout& layout, std::int32_t layer, bo
                                   std::int32_t head, std::int64_t token, std::int32_t i) {
   std::int64_t index = std::int64_t{2} * layer + (value ? 1 : 0);
   index = index * layout.num_kv_heads + head;
-  index = index * layout.page_size + token;
-  return (index * layout.head_dim + i) * (layout.dtype == DataType::kFloat32 ? 4 : 2);
+  index = index * layout.page_tokens + token;
+  return (index * layout.head_size + i) * (layout.dtype == DataType::kFloat32 ? 4 : 2);
 }
 
 inline std::int64_t page_offset(PageId page) { return std::int64_t{page} * 256; }

@@ -29,8 +29,8 @@ struct Span {
 struct Case {
   std::int32_t heads;
   std::int32_t kv_heads;
-  std::int32_t head_dim;
-  std::int32_t page_size;
+  std::int32_t head_size;
+  std::int32_t page_tokens;
   DataType dtype;  // of the pages
   AttentionOptions options;
   std::vector<Span> spans;
@@ -41,10 +41,10 @@ class Scene {
  public:
   Scene(const Case& shape, std::uint64_t seed)
       : shape_(shape),
-        layout_(KvLayout::make(kLayers, shape.kv_heads, shape.head_dim, shape.page_size,
+        layout_(KvLayout::make(kLayers, shape.kv_heads, shape.head_size, shape.page_tokens,
                                shape.dtype)),
         pool_({layout_}, arena_bytes()),
-        queries_(seed, {1, tokens(), shape.heads, shape.head_dim}, query_type()) {
+        queries_(seed, {1, tokens(), shape.heads, shape.head_size}, query_type()) {
     queries_.fill(seed + 1);
     std::mt19937_64 random(seed);
     // What is beyond a sequence must not be read into a result: NaN.
@@ -55,7 +55,7 @@ class Scene {
       batch_.table_width = std::max(batch_.table_width, layout_.pages_for(span.length));
       batch_.sequences.push_back(static_cast<std::int32_t>(batch_.sequences.size()));
       batch_.cu_seqlens.push_back(batch_.cu_seqlens.back() + span.new_tokens);
-      batch_.seq_lens.push_back(span.length);
+      batch_.key_lengths.push_back(span.length);
       write_keys(span.length, random);
     }
     batch_.ids.resize(static_cast<std::size_t>(tokens()));
@@ -69,7 +69,7 @@ class Scene {
   }
 
   HeadsTensor output(std::uint64_t seed) const {
-    return HeadsTensor(seed, {1, tokens(), shape_.heads, shape_.head_dim}, query_type());
+    return HeadsTensor(seed, {1, tokens(), shape_.heads, shape_.head_size}, query_type());
   }
 
   void on_cpu(HeadsTensor& out) {
@@ -82,7 +82,7 @@ class Scene {
                                  batch_.block_table.data(),
                                  batch_.table_width,
                                  batch_.cu_seqlens.data(),
-                                 batch_.seq_lens.data(),
+                                 batch_.key_lengths.data(),
                                  static_cast<std::int32_t>(shape_.spans.size()),
                                  more_tokens,
                                  more_keys,
@@ -99,7 +99,7 @@ class Scene {
     }
     const auto partials =
         static_cast<std::size_t>(tokens() * shape_.heads * attention_chunks(arguments));
-    std::vector<float> partial_out(partials * static_cast<std::size_t>(shape_.head_dim) + 4, NAN);
+    std::vector<float> partial_out(partials * static_cast<std::size_t>(shape_.head_size) + 4, NAN);
     std::vector<float> sums(partials * 2, NAN);
     std::vector<std::uint32_t> tickets(static_cast<std::size_t>(attention_tickets(arguments)));
     const auto misaligned = reinterpret_cast<std::uintptr_t>(partial_out.data()) / 4 % 4;
@@ -116,7 +116,7 @@ class Scene {
       for (std::int32_t token = 0; token < shape_.spans[i].new_tokens; ++token) {
         for (std::int32_t head = 0; head < shape_.heads; ++head) {
           const std::vector<double> expected = reference(i, token, head);
-          for (std::int32_t k = 0; k < shape_.head_dim; ++k) {
+          for (std::int32_t k = 0; k < shape_.head_size; ++k) {
             const double value = out.value(0, batch_.cu_seqlens[i] + token, head, k);
             const double bound = std::fabs(value - expected[static_cast<std::size_t>(k)]);
             worst = std::isnan(bound) ? INFINITY : std::max(worst, bound);
@@ -145,16 +145,16 @@ class Scene {
   }
   std::byte* key_at(const std::vector<PageId>& table, std::int32_t token, bool value,
                     std::int32_t head, std::int32_t i) {
-    const std::int32_t page = token / shape_.page_size;
+    const std::int32_t page = token / shape_.page_tokens;
     return pool_.address(kNullPage) + simt::page_offset(table[static_cast<std::size_t>(page)]) +
-           simt::place_in_page(layout_, kLayer, value, head, token % shape_.page_size, i);
+           simt::place_in_page(layout_, kLayer, value, head, token % shape_.page_tokens, i);
   }
   void write_keys(std::int32_t length, std::mt19937_64& random) {
     std::normal_distribution<double> normal;
     for (std::int32_t token = 0; token < length; ++token) {
       for (const bool value : {false, true}) {
         for (std::int32_t head = 0; head < shape_.kv_heads; ++head) {
-          for (std::int32_t i = 0; i < shape_.head_dim; ++i) {
+          for (std::int32_t i = 0; i < shape_.head_size; ++i) {
             const std::uint32_t bits =
                 simt::exact_bits(simt::as_type(normal(random), shape_.dtype), shape_.dtype);
             std::memcpy(key_at(tables_.back(), token, value, head, i), &bits,
@@ -171,10 +171,10 @@ class Scene {
     const std::int32_t end = span.length - span.new_tokens + token + 1;
     const std::int32_t window = shape_.options.window;
     const std::int32_t begin = window > 0 ? std::max(0, end - window) : 0;
-    std::vector<double> weights, result(static_cast<std::size_t>(shape_.head_dim));
+    std::vector<double> weights, result(static_cast<std::size_t>(shape_.head_size));
     for (std::int32_t key = begin; key < end; ++key) {
       double score = 0;
-      for (std::int32_t i = 0; i < shape_.head_dim; ++i) {
+      for (std::int32_t i = 0; i < shape_.head_size; ++i) {
         score += queries_.value(0, batch_.cu_seqlens[sequence] + token, head, i) *
                  simt::exact_value(key_at(tables_[sequence], key, false, kv_head, i), shape_.dtype);
       }
@@ -186,7 +186,7 @@ class Scene {
     double sum = 0;
     for (double& weight : weights) sum += weight = std::exp(weight - largest);
     for (std::int32_t key = begin; key < end; ++key) {
-      for (std::int32_t i = 0; i < shape_.head_dim; ++i) {
+      for (std::int32_t i = 0; i < shape_.head_size; ++i) {
         result[static_cast<std::size_t>(i)] +=
             weights[static_cast<std::size_t>(key - begin)] / sum *
             simt::exact_value(key_at(tables_[sequence], key, true, kv_head, i), shape_.dtype);
@@ -222,14 +222,14 @@ constexpr DataType kTypes[] = {DataType::kFloat32, DataType::kBFloat16, DataType
 
 TEST(AttentionKernel, EqualsTheCpuForHeadSizesTypesAndPageSizes) {
   std::uint64_t seed = 0;
-  for (const std::int32_t head_dim : {16, 32, 64, 80, 96, 128, 256}) {
-    if (kReduced && head_dim != 64 && head_dim != 96) continue;
+  for (const std::int32_t head_size : {16, 32, 64, 80, 96, 128, 256}) {
+    if (kReduced && head_size != 64 && head_size != 96) continue;
     for (const DataType dtype : kTypes) {
-      for (const std::int32_t page_size : {1, 5, 16, 64, 256}) {
-        if (kReduced && page_size != 5 && page_size != 256) continue;
+      for (const std::int32_t page_tokens : {1, 5, 16, 64, 256}) {
+        if (kReduced && page_tokens != 5 && page_tokens != 256) continue;
         simt::set_seed(++seed);
         const Case shape{
-            4, 2, head_dim, page_size, dtype, {0.2f, 0, 0.0f}, {{37, 1}, {page_size, 1}}};
+            4, 2, head_size, page_tokens, dtype, {0.2f, 0, 0.0f}, {{37, 1}, {page_tokens, 1}}};
         expect_exact(shape, seed);
       }
     }

@@ -20,14 +20,14 @@ namespace glimprouter {
 namespace {
 
 using simt::HeadsTensor;
-constexpr std::int32_t kHeads = 2, kSize = 16, kPageSize = 8;
+constexpr std::int32_t kHeads = 2, kSize = 16, kPageTokens = 8;
 const Device kDevice{&simt::backend(), 0};
 
 // A pool with some sequences, each of another length, whose prompts have been computed.
 struct Sequences {
   explicit Sequences(std::span<const std::int32_t> lengths)
       : pool(std::make_shared<PagePool>(
-            std::vector{KvLayout::make(1, 1, kSize, kPageSize, DataType::kFloat32)}, 1 << 18, 0,
+            std::vector{KvLayout::make(1, 1, kSize, kPageTokens, DataType::kFloat32)}, 1 << 18, 0,
             kDevice)),
         cache(pool, static_cast<std::int32_t>(lengths.size())) {
     for (const std::int32_t length : lengths) {
@@ -44,7 +44,7 @@ struct Sequences {
   }
 
   RaggedBatch next() {
-    for (const std::int32_t row : rows) cache.append(0, row, std::vector<std::int32_t>{9});
+    for (const std::int32_t row : rows) cache.append(row, std::vector<std::int32_t>{9});
     return cache.prepare(0, rows);
   }
 
@@ -146,7 +146,7 @@ TEST(DecodeTables, WhatDoesNotFitIsRefused) {
   Tables few(sequences.pool, 1, 8), narrow(sequences.pool, 2, 2);
   EXPECT_THROW(few.own.fill(batch, nullptr), std::invalid_argument);
   EXPECT_THROW(narrow.own.fill(batch, nullptr), std::invalid_argument);
-  PagePool host({KvLayout::make(1, 1, kSize, kPageSize, DataType::kFloat32)}, 1 << 18);
+  PagePool host({KvLayout::make(1, 1, kSize, kPageTokens, DataType::kFloat32)}, 1 << 18);
   EXPECT_THROW(DecodeTables::words(host, few.room), std::invalid_argument);
   EXPECT_THROW(DecodeTables::words(*sequences.pool, {0, 1, 1, 0}), std::invalid_argument);
 }

@@ -100,8 +100,8 @@ class TwoCaches {
   void compute(const std::vector<std::int32_t>& open, std::int32_t model) {
     for (const std::int32_t sequence : open) {
       const auto ids = some_ids();
-      cpu_.cache.append(0, sequence, ids);
-      device_.cache.append(0, sequence, ids);
+      cpu_.cache.append(sequence, ids);
+      device_.cache.append(sequence, ids);
     }
     const RaggedBatch expected = cpu_.cache.prepare(model, open);
     const RaggedBatch batch = device_.cache.prepare(model, open);
@@ -110,12 +110,12 @@ class TwoCaches {
     const auto tokens = static_cast<std::int64_t>(batch.ids.size());
     const std::uint64_t seed = random_();
     const DataType dtype = seed % 2 == 0 ? DataType::kFloat32 : DataType::kBFloat16;
-    const simt::HeadsShape kv{layout.num_layers, tokens, layout.num_kv_heads, layout.head_dim};
+    const simt::HeadsShape kv{layout.num_layers, tokens, layout.num_kv_heads, layout.head_size};
     HeadsTensor keys(seed, kv, dtype), values(seed + 1, kv, dtype);
     keys.fill(seed);
     values.fill(seed + 1);
     const simt::HeadsShape heads{layout.num_layers, tokens, layout.num_kv_heads * kHeads,
-                                 layout.head_dim};
+                                 layout.head_size};
     HeadsTensor queries(seed + 2, heads, dtype);
     queries.fill(seed + 2);
     HeadsTensor cpu_out(seed, heads, dtype), device_out(seed, heads, dtype);
@@ -140,7 +140,7 @@ class TwoCaches {
         device_.cache.sequence(sequence).caches[static_cast<std::size_t>(model)];
     ASSERT_EQ(cache.pages, other.pages);
     const KvLayout& layout = cpu_.pool->layout(model);
-    const simt::HeadsShape shape{1, cache.num_computed_tokens, layout.num_kv_heads, layout.head_dim};
+    const simt::HeadsShape shape{1, cache.committed, layout.num_kv_heads, layout.head_size};
     HeadsTensor cpu_keys(7, shape, DataType::kFloat32), cpu_values(8, shape, DataType::kFloat16);
     HeadsTensor keys(7, shape, DataType::kFloat32), values(8, shape, DataType::kFloat16);
     gather_kv(*cpu_.pool, model, 0, cache.pages.data(), cpu_keys.cpu_view(0),
@@ -207,7 +207,7 @@ TEST(DeviceKv, AllLayersAtOnceAndTheCastCopyGiveTheBytesOfTheCpu) {
   values.fill(2);
   for (CastSide* side : {&cpu, &device}) {
     side->append_all(0, keys, values);
-    EXPECT_EQ(side->cache.cast_copy(0, 1, side->sequence), 11);
+    EXPECT_EQ(side->cache.cast_copy(side->sequence, 0, 1), 11);
     side->cache.check_invariants();
   }
   for (std::int32_t model = 0; model < kModels; ++model) {
@@ -249,7 +249,7 @@ TEST(DeviceKv, ACaptureTakesOnlyWhatWasStagedAndRefusesTheRest) {
   simt::pretend_capture(false);
   EXPECT_NE(out.bytes(), before);
   cache.complete(batch);
-  cache.append(0, sequence, std::vector<std::int32_t>{6});
+  cache.append(sequence, std::vector<std::int32_t>{6});
   const RaggedBatch next = cache.prepare(0, std::span(&sequence, 1));
   HeadsTensor key(4, {1, 1, 1, 16}, DataType::kFloat32);
   simt::pretend_capture(true);  // there is memory for it, but its tables are not there
@@ -270,7 +270,7 @@ TEST(DeviceKv, ACopyThatFailsChangesNothing) {
   std::vector<std::int32_t> forks{cache.open({{1, 2, 3, 4, 5, 6}, {1}})};
   cache.complete(cache.prepare(0, forks));
   for (int i = 0; i < 2; ++i) forks.push_back(cache.fork(forks[0]));
-  for (const std::int32_t fork : forks) cache.append(0, fork, std::vector<std::int32_t>{7});
+  for (const std::int32_t fork : forks) cache.append(fork, std::vector<std::int32_t>{7});
   const auto pages = cache.sequence(forks[0]).caches[0].pages;
   for (const int failing : {0, 1}) {  // of the two that three forks of a partly filled page need
     simt::fail_copy(failing);
@@ -291,7 +291,7 @@ TEST(DeviceKv, RefusesLayoutsThatTheKernelDoesNotServe) {
   RaggedBatch batch;
   batch.ids = {1};
   batch.cu_seqlens = {0, 1};
-  batch.seq_lens = {1};
+  batch.key_lengths = {1};
   batch.table_width = 1;
   batch.block_table = {pool.take(0)};
   HeadsTensor queries(1, {1, 1, 1, 272}, DataType::kFloat32);

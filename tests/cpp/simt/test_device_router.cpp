@@ -169,8 +169,8 @@ class TwoRouters {
       if (cpu_.sequence(row).state.phase == Phase::kAwaitDecision) waiting.push_back(row);
     }
     const auto model = static_cast<Model>(below(2));
-    cpu_.decide(model, waiting, cpu_outputs_);
-    device_.decide(model, waiting, device_outputs_);
+    cpu_.decide(waiting, model, cpu_outputs_);
+    device_.decide(waiting, model, device_outputs_);
     expect_equal(cpu_outputs_, device_outputs_, waiting.size());
   }
 
@@ -228,7 +228,7 @@ TEST(DeviceRouter, ManyRowsOfOneCall) {
   for (std::int32_t i = 0; i < kMany; ++i) {
     SequenceOptions options;
     options.sampling.temperature = 1.0f;
-    options.substream = static_cast<std::uint64_t>(i);
+    options.stream = static_cast<std::uint64_t>(i);
     cpu.open(options);
     rows.push_back(device.open(options));
   }

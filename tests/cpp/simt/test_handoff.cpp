@@ -20,7 +20,7 @@ constexpr bool kReduced = simt::kLane == simt::Lane::kThread;
 // The tables of a cache's sequences for one model, as a device holds them, and the columns.
 class PackedHandoff {
  public:
-  PackedHandoff(const KvCache& cache, std::int32_t model, std::int32_t page_size,
+  PackedHandoff(const KvCache& cache, std::int32_t model, std::int32_t page_tokens,
                 const std::vector<std::int32_t>& sequences, std::int64_t capacity,
                 std::int32_t table_width)
       : sequences_(sequences),
@@ -29,7 +29,7 @@ class PackedHandoff {
         positions(capacity, -7),
         slots(capacity, -7),
         cu_seqlens(sequences.size() + 1, -7),
-        seq_lens(sequences.size(), -7),
+        key_lengths(sequences.size(), -7),
         last_rows(sequences.size(), -7),
         block_table(sequences.size() * static_cast<std::size_t>(table_width), -7) {
     std::int32_t rows = 0;
@@ -54,7 +54,7 @@ class PackedHandoff {
       std::copy(written.begin(), written.end(), place(generated_));
       std::copy(held.pages.begin(), held.pages.end(), place(pages_));
     }
-    page_tokens_ = page_size;
+    page_tokens_ = page_tokens;
   }
 
   void pack(const std::vector<std::int32_t>* map) {
@@ -79,7 +79,7 @@ class PackedHandoff {
                                      positions.data(),
                                      slots.data(),
                                      cu_seqlens.data(),
-                                     seq_lens.data(),
+                                     key_lengths.data(),
                                      last_rows.data(),
                                      block_table.data(),
                                      &unmapped};
@@ -97,7 +97,7 @@ class PackedHandoff {
  public:
   std::vector<std::int32_t> ids, positions;
   std::vector<std::int64_t> slots;
-  std::vector<std::int32_t> cu_seqlens, seq_lens, last_rows;
+  std::vector<std::int32_t> cu_seqlens, key_lengths, last_rows;
   std::vector<PageId> block_table;
   std::uint32_t unmapped = 0;
 };
@@ -131,7 +131,7 @@ class OpenCache {
         if (random() % 3 == 0) continue;
         cache.complete(cache.prepare(model, std::vector{sequence}));
       }
-      cache.append(0, sequence, random_ids(random, 40));
+      cache.append(sequence, random_ids(random, 40));
       sequences.push_back(sequence);
     }
     cache.close(sequences[2]);  // a hole in the tables
@@ -153,14 +153,14 @@ TEST(Handoff, EqualsPrepareUnderTwentySchedules) {
       OpenCache open(seed);
       const RaggedBatch batch = open.cache.prepare(model, open.sequences);
       const auto tokens = static_cast<std::int64_t>(batch.ids.size());
-      PackedHandoff packed(open.cache, model, open.pool->layout(model).page_size, open.sequences,
+      PackedHandoff packed(open.cache, model, open.pool->layout(model).page_tokens, open.sequences,
                            tokens + static_cast<std::int64_t>(seed % 3) * 70, batch.table_width);
       packed.pack(nullptr);
       expect_column(batch.ids, packed.ids, 0, "ids");
       expect_column(batch.positions, packed.positions, 0, "positions");
       expect_column(batch.slots, packed.slots, std::int64_t{-1}, "slots");
       EXPECT_EQ(batch.cu_seqlens, packed.cu_seqlens);
-      EXPECT_EQ(batch.seq_lens, packed.seq_lens);
+      EXPECT_EQ(batch.key_lengths, packed.key_lengths);
       EXPECT_EQ(batch.last_rows, packed.last_rows);
       EXPECT_EQ(batch.block_table, packed.block_table);
       EXPECT_EQ(packed.unmapped, 0u);

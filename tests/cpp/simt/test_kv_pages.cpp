@@ -25,8 +25,8 @@ constexpr DataType kTypes[] = {DataType::kFloat32, DataType::kBFloat16, DataType
 struct Case {
   std::int32_t layers;
   std::int32_t heads;
-  std::int32_t head_dim;
-  std::int32_t page_size;
+  std::int32_t head_size;
+  std::int32_t page_tokens;
   std::int64_t tokens;
 };
 // Odd head sizes, page boundaries before, at and after the last token, single tokens.
@@ -35,13 +35,13 @@ constexpr Case kCases[] = {{1, 1, 1, 1, 1},   {2, 2, 16, 4, 4},  {1, 3, 7, 5, 11
                            {2, 1, 33, 3, 9}};
 
 KvLayout layout_of(const Case& shape, DataType dtype) {
-  return KvLayout::make(shape.layers, shape.heads, shape.head_dim, shape.page_size, dtype);
+  return KvLayout::make(shape.layers, shape.heads, shape.head_size, shape.page_tokens, dtype);
 }
 
 PagePool pool_of(const std::vector<KvLayout>& layouts, std::int64_t tokens) {
   std::int64_t bytes = 0;
   for (const KvLayout& layout : layouts) {
-    bytes += (tokens / layout.page_size + 4) * layout.page_bytes;
+    bytes += (tokens / layout.page_tokens + 4) * layout.page_bytes;
   }
   const std::int64_t sector = PagePool::default_sector_bytes(layouts);
   return PagePool(layouts, bytes + 3 * sector * static_cast<std::int64_t>(layouts.size()));
@@ -76,8 +76,8 @@ std::vector<std::int64_t> shuffled_slots(const std::vector<PageId>& pages, const
                                          std::uint64_t seed) {
   std::vector<std::int64_t> slots;
   for (std::int64_t token = 0; token < shape.tokens; ++token) {
-    const std::int64_t page = pages[static_cast<std::size_t>(token / shape.page_size)];
-    slots.push_back(page * shape.page_size + token % shape.page_size);
+    const std::int64_t page = pages[static_cast<std::size_t>(token / shape.page_tokens)];
+    slots.push_back(page * shape.page_tokens + token % shape.page_tokens);
   }
   std::mt19937_64 random(seed);
   if (seed % 2 == 0) std::shuffle(slots.begin(), slots.end(), random);
@@ -95,7 +95,7 @@ void expect_appended(const Case& shape, DataType source, DataType target, std::u
   const auto pages =
       simt::take_pages(pool, 0, layout.pages_for(static_cast<int>(shape.tokens)), seed);
   const std::vector<std::int64_t> slots = shuffled_slots(pages, shape, seed);
-  const simt::HeadsShape heads{shape.layers, shape.tokens, shape.heads, shape.head_dim};
+  const simt::HeadsShape heads{shape.layers, shape.tokens, shape.heads, shape.head_size};
   HeadsTensor keys(seed, heads, source);
   HeadsTensor values(seed + 100, heads, source);
   keys.fill(seed);
@@ -108,12 +108,12 @@ void expect_appended(const Case& shape, DataType source, DataType target, std::u
       const std::int32_t layer = line / (2 * shape.heads);
       const std::int32_t head = line % shape.heads;
       const bool is_value = line / shape.heads % 2 != 0;
-      for (std::int32_t i = 0; i < shape.head_dim; ++i) {
+      for (std::int32_t i = 0; i < shape.head_size; ++i) {
         const double value = (is_value ? values : keys).value(layer, token, head, i);
         const std::uint32_t bits = simt::exact_bits(simt::as_type(value, target), target);
         const std::int64_t at =
-            simt::page_offset(static_cast<PageId>(slot / shape.page_size)) +
-            simt::place_in_page(layout, layer, is_value, head, slot % shape.page_size, i);
+            simt::page_offset(static_cast<PageId>(slot / shape.page_tokens)) +
+            simt::place_in_page(layout, layer, is_value, head, slot % shape.page_tokens, i);
         std::memcpy(expected.data() + at, &bits, target == DataType::kFloat32 ? 4 : 2);
       }
     }
@@ -167,10 +167,10 @@ TEST(KvPages, AppendEqualsTheCpu) {
           simt::take_pages(pool, 0, layout.pages_for(static_cast<int>(shape.tokens)), seed);
       RaggedBatch batch;
       for (std::int64_t token = 0; token < shape.tokens; ++token) {
-        const std::int64_t page = pages[static_cast<std::size_t>(token / shape.page_size)];
-        batch.slots.push_back(page * shape.page_size + token % shape.page_size);
+        const std::int64_t page = pages[static_cast<std::size_t>(token / shape.page_tokens)];
+        batch.slots.push_back(page * shape.page_tokens + token % shape.page_tokens);
       }
-      const simt::HeadsShape heads{shape.layers, shape.tokens, shape.heads, shape.head_dim};
+      const simt::HeadsShape heads{shape.layers, shape.tokens, shape.heads, shape.head_size};
       HeadsTensor keys(seed, heads, DataType::kFloat32);
       HeadsTensor values(seed + 1, heads, DataType::kFloat16);
       keys.fill(seed);
@@ -200,7 +200,7 @@ TEST(KvPages, GatherReadsPagesAndEqualsTheCpu) {
         fill_arena(pool, seed);
         const auto pages =
             simt::take_pages(pool, 0, layout.pages_for(static_cast<int>(shape.tokens)), seed);
-        const simt::HeadsShape heads{shape.layers, shape.tokens, shape.heads, shape.head_dim};
+        const simt::HeadsShape heads{shape.layers, shape.tokens, shape.heads, shape.head_size};
         HeadsTensor keys(seed, heads, target), values(seed + 1, heads, target);
         HeadsTensor cpu_keys(seed, heads, target), cpu_values(seed + 1, heads, target);
         simt::set_seed(seed);
@@ -222,12 +222,12 @@ TEST(KvPages, GatherReadsPagesAndEqualsTheCpu) {
         const std::int64_t token = shape.tokens - 1;
         const std::byte* const page =
             pool.address(kNullPage) +
-            simt::page_offset(pages[static_cast<std::size_t>(token / shape.page_size)]);
+            simt::page_offset(pages[static_cast<std::size_t>(token / shape.page_tokens)]);
         EXPECT_EQ(
             std::memcmp(values.at(shape.layers - 1, token, shape.heads - 1, 0),
                         page + simt::place_in_page(layout, shape.layers - 1, true, shape.heads - 1,
-                                                   token % shape.page_size, 0),
-                        static_cast<std::size_t>(shape.head_dim * element_size(target))),
+                                                   token % shape.page_tokens, 0),
+                        static_cast<std::size_t>(shape.head_size * element_size(target))),
             0);
       }
     }
@@ -239,16 +239,16 @@ void write_tokens(const Case& shape, const KvLayout& layout, const std::vector<P
                   std::int64_t begin, HeadsTensor& keys, HeadsTensor& values, std::byte* arena) {
   for (std::int64_t token = begin; token < shape.tokens; ++token) {
     std::byte* const page =
-        arena + simt::page_offset(pages[static_cast<std::size_t>(token / layout.page_size)]);
+        arena + simt::page_offset(pages[static_cast<std::size_t>(token / layout.page_tokens)]);
     for (std::int32_t line = 0; line < shape.layers * 2 * shape.heads; ++line) {
       const std::int32_t layer = line / (2 * shape.heads), head = line % shape.heads;
       const bool is_value = line / shape.heads % 2 != 0;
-      for (std::int32_t i = 0; i < shape.head_dim; ++i) {
+      for (std::int32_t i = 0; i < shape.head_size; ++i) {
         const double value = (is_value ? values : keys).value(layer, token, head, i);
         const std::uint32_t bits =
             simt::exact_bits(simt::as_type(value, layout.dtype), layout.dtype);
         const std::int64_t at =
-            simt::place_in_page(layout, layer, is_value, head, token % layout.page_size, i);
+            simt::place_in_page(layout, layer, is_value, head, token % layout.page_tokens, i);
         std::memcpy(page + at, &bits, layout.dtype == DataType::kFloat32 ? 4 : 2);
       }
     }
@@ -257,13 +257,13 @@ void write_tokens(const Case& shape, const KvLayout& layout, const std::vector<P
 
 void expect_cast(const Case& shape, DataType source, DataType target, std::uint64_t seed) {
   Case other = shape;
-  other.page_size = static_cast<std::int32_t>(1 + (seed * 5 + shape.page_size) % 9);
+  other.page_tokens = static_cast<std::int32_t>(1 + (seed * 5 + shape.page_tokens) % 9);
   const KvLayout from = layout_of(shape, source), to = layout_of(other, target);
   PagePool pool = pool_of({from, to}, shape.tokens);
   const auto count = static_cast<std::int32_t>(shape.tokens);
   const auto source_pages = simt::take_pages(pool, 0, from.pages_for(count), seed);
   const auto target_pages = simt::take_pages(pool, 1, to.pages_for(count), seed + 1);
-  const simt::HeadsShape heads{shape.layers, shape.tokens, shape.heads, shape.head_dim};
+  const simt::HeadsShape heads{shape.layers, shape.tokens, shape.heads, shape.head_size};
   HeadsTensor keys(seed, heads, source), values(seed + 1, heads, source);
   keys.fill(seed);
   values.fill(seed + 1);
@@ -295,9 +295,9 @@ TEST(KvPages, CastCopyMovesTheTokensOfARange) {
 
 // Fork and copy-on-write within the arena; offload to, and fetch from, pages side by side.
 TEST(KvPages, PageCopyMovesWholePagesEitherWay) {
-  for (const std::int32_t head_dim : {4, 40, 200}) {
-    if (kReduced && head_dim > 40) continue;
-    const KvLayout layout = KvLayout::make(3, 2, head_dim, 4, DataType::kFloat32);
+  for (const std::int32_t head_size : {4, 40, 200}) {
+    if (kReduced && head_size > 40) continue;
+    const KvLayout layout = KvLayout::make(3, 2, head_size, 4, DataType::kFloat32);
     PagePool pool = pool_of({layout}, 40);
     fill_arena(pool, 3);
     const auto from = simt::take_pages(pool, 0, 5, 1);

@@ -85,7 +85,7 @@ class Run:
 
         Args:
             sequence: One that has begun and not ended.
-            substream: Random substream of the copy, in [0, 2^64); None derives one from the parent's.
+            substream: Random key of the copy, in [0, 2^64); None derives one from the parent's.
                 With the parent's own the copy writes what the parent writes.
 
         Returns:
