@@ -15,7 +15,7 @@ from pathlib import Path
 MIN_BYTES = 8_000
 MIN_COLOURS = 30
 MIN_PIXELS_OF_A_WRITER = 50
-# Red, green, blue of the small and the large model, as in trace_html.STYLE.
+# Red, green, blue of the small and the large model, as in STYLE of trace/html.py.
 WRITERS = {"light": ((0x00, 0x57, 0x8A), (0xA8, 0x3F, 0x00))}
 WRITERS["dark"] = ((0x7C, 0xC4, 0xF2), (0xFF, 0xB0, 0x67))
 

@@ -20,17 +20,15 @@ cmake --build "$work/build" -j "$(nproc)" >"$work/build.log" 2>&1 || {
 }
 cmake --install "$work/build" --component python --prefix "$work/site" >/dev/null
 cp -r "$root/python/glimprouter/." "$work/site/glimprouter/"
-export PYTHONPATH=$work/site:$root/tests
+export PYTHONPATH=$work/site
 cd "$root"
 
 echo "=== tests on the GPU (${SECONDS}s)"
 status=0
 workers=()
 if python3 -c 'import xdist' 2>/dev/null; then workers=(-n 8); fi
-GLIMPROUTER_TEST_DEVICE=cuda:0 python3 -m pytest -q -p no:cacheprovider "${workers[@]}" tests/gpu \
-  tests/test_device.py tests/test_device_pool.py tests/test_device_pair.py tests/test_device_decode.py \
-  tests/test_device_graphs.py tests/test_devices.py \
-  tests/test_router_model.py tests/test_router_invariance.py || status=$?
+GLIMPROUTER_TEST_DEVICE=cuda:0 python3 -m pytest -q -p no:cacheprovider "${workers[@]}" \
+  -m "device or gpu" tests/gpu tests/device tests/router || status=$?
 
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck synccheck; do

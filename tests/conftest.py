@@ -1,4 +1,4 @@
-"""Both engines pass the same tests."""
+"""Which tests run on this build, and with which engines: by their markers (pyproject.toml)."""
 
 from __future__ import annotations
 
@@ -7,38 +7,39 @@ from collections.abc import Iterator
 import pytest
 
 import glimprouter as gr
-from glimprouter.hf import paged_attention
+from glimprouter.hf.attention import paged
 from hf_pairs import ENGINE
+
+# The emulator takes some milliseconds a row.
+EMULATED_VOCABULARY = 5001
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Runs the tests of pairs once with each engine."""
-    name = metafunc.module.__name__
-    if name.startswith("test_hf_") and name not in ("test_hf_paged", "test_hf_text"):
+    if metafunc.definition.get_closest_marker("both_engines"):
         metafunc.parametrize("engine_under_test", ["gather", "paged"], indirect=True)
 
 
-# These need a GPU: benchmarks/gpu_suite.sh runs them where there is one.
-collect_ignore = [] if "cuda:0" in gr.build_info()["devices"] else ["gpu"]
-# These need a device, which may be the shim: .ci/simt_tests.
-if len(gr.build_info()["devices"]) == 1:
-    collect_ignore += ["test_device_pair.py", "test_device_decode.py", "test_device_graphs.py"]
-
-# The host SIMT shim takes some milliseconds a row.
-SHIM_VOCABULARY = 5001
-SHIM_MANY_ROWS = ("frequencies", "draws_differ", "every_16_bit_pattern")
+def _cannot_run(item: pytest.Item) -> bool:
+    """What the item needs is not there, or would take hours where every row is emulated."""
+    build = gr.build_info()
+    if item.get_closest_marker("gpu") and "cuda:0" not in build["devices"]:
+        return True
+    if item.get_closest_marker("needs_device") and len(build["devices"]) == 1:
+        return True
+    if build["instruction_set"] != "simt":
+        return False
+    arguments = getattr(getattr(item, "callspec", None), "params", {})
+    return bool(
+        item.get_closest_marker("many_rows") or arguments.get("vocabulary", 0) > EMULATED_VOCABULARY
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what would take hours where the shim runs every row (docs/device-testing.md)."""
-    if gr.build_info()["instruction_set"] != "simt":
-        return
+    """Leaves out what cannot run here (docs/device-testing.md)."""
     kept, left_out = [], []
     for item in items:
-        arguments = getattr(getattr(item, "callspec", None), "params", {})
-        slow = arguments.get("vocabulary", 0) > SHIM_VOCABULARY
-        slow = slow or any(name in item.name for name in SHIM_MANY_ROWS)
-        (left_out if slow else kept).append(item)
+        (left_out if _cannot_run(item) else kept).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
 
@@ -46,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def pages_of_16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small pages, so that short sequences fill several and run short of them."""
-    monkeypatch.setattr(paged_attention, "PAGE_SIZE", 16)
+    monkeypatch.setattr(paged, "PAGE_SIZE", 16)
 
 
 @pytest.fixture(autouse=True)

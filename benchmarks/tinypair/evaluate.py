@@ -77,8 +77,8 @@ def routed(model: Any, problems: Sequence[Any], **options: Any) -> Outcome:
 def routed_at_random(model: Any, problems: Sequence[Any], share: float, seed: int) -> Outcome:
     """The same loop with a coin instead of the entropy: ``route="manual"`` and ``decide``."""
     import glimprouter as gr
-    from glimprouter.hf.prompts import encode_prompt
-    from glimprouter.hf.runner import ModelRunner
+    from glimprouter.hf.engine.gather_runner import ModelRunner
+    from glimprouter.hf.pair.prompts import encode_prompt
 
     coin = random.Random(seed)
     config = gr.RouterConfig(temperature=0.0, route="manual", **LIMITS)

@@ -1,6 +1,6 @@
 """Decode passes as CUDA graphs: logits of replays against eager passes, and models that refuse.
 
-What a pair writes by replays is in tests/test_device_graphs.py, which runs here too.
+What a pair writes by replays is in tests/device/test_graphs.py, which runs here too.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import glimprouter as gr
 import hf_pairs
-from glimprouter.hf import RoutedModel, decode_graphs
-from glimprouter.hf.decode_graphs import DecodeGraphs
-from glimprouter.hf.paged_attention import kv_layout, paged_forward
-from glimprouter.hf.recorders import CudaRecorder, Recording
+from glimprouter.hf import RoutedModel
+from glimprouter.hf.attention.paged import kv_layout, paged_forward
+from glimprouter.hf.graphs import decode_graphs
+from glimprouter.hf.graphs.decode_graphs import DecodeGraphs
+from glimprouter.hf.graphs.recorders import CudaRecorder, Recording
+
+pytestmark = pytest.mark.gpu
 
 CUDA = "cuda:0"
 # Root mean square of the difference over the spread of the logits: matrix products of padded

@@ -16,6 +16,8 @@ import glimprouter as gr
 from reference.rows import hostile_rows, normal_rows, peaked_rows
 from reference.statistics import row_statistics
 
+pytestmark = pytest.mark.gpu
+
 CUDA = "cuda:0"
 SIZE = 2100
 MODES: tuple[dict[str, Any], ...] = (

@@ -18,7 +18,7 @@ CATCH_UP = (8, 64, 512)
 def _transfers(settings: Settings) -> list[BenchmarkRow]:
     import torch
 
-    from glimprouter.hf.paged_attention import PAGE_SIZE
+    from glimprouter.hf.attention.paged import PAGE_SIZE
 
     layout = gr.KvLayout(
         num_layers=1, num_kv_heads=8, head_dim=128, page_size=PAGE_SIZE, dtype="bfloat16"
@@ -116,8 +116,8 @@ def _catch_up(settings: Settings) -> list[BenchmarkRow]:
     from transformers import DynamicCache
 
     from glimprouter.bench.decode import thin_model
-    from glimprouter.hf.paged_attention import kv_layout, paged_forward
-    from glimprouter.hf.runner import ModelRunner
+    from glimprouter.hf.attention.paged import kv_layout, paged_forward
+    from glimprouter.hf.engine.gather_runner import ModelRunner
 
     model: Any = thin_model()
     layout = kv_layout(model)

@@ -13,10 +13,10 @@ from rich.text import Text
 from glimprouter.cli import render
 from glimprouter.cli.errors import UserError, clean_exit
 from glimprouter.files import write_atomically
-from glimprouter.published_client import TraceFormat, read_any_trace, threshold_bounds
 from glimprouter.trace import Trace
-from glimprouter.trace_html import trace_to_html
-from glimprouter.trace_totals import (
+from glimprouter.trace.html import trace_to_html
+from glimprouter.trace.published_client import TraceFormat, read_any_trace, threshold_bounds
+from glimprouter.trace.totals import (
     Totals,
     TraceTotals,
     format_share,

@@ -15,13 +15,13 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-from glimprouter.hf.events import Event, Result, TokenCounts
-from glimprouter.hf.generate import routed_generate
 from glimprouter.hf.model import RoutedModel
-from glimprouter.hf.observer import GlimpseObserver, GlimpseSummary, ObservedGlimpse
-from glimprouter.hf.paged_cache import PagedCache
-from glimprouter.hf.prompts import EncodedPrompt
-from glimprouter.hf.run import Run
+from glimprouter.hf.pair.prompts import EncodedPrompt
+from glimprouter.hf.run.run import Run
+from glimprouter.hf.sequence.events import Event, Result, TokenCounts
+from glimprouter.hf.single.generate import routed_generate
+from glimprouter.hf.single.observer import GlimpseObserver, GlimpseSummary, ObservedGlimpse
+from glimprouter.hf.single.paged_cache import PagedCache
 
 __all__ = [
     "EncodedPrompt",

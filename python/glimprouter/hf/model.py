@@ -10,21 +10,22 @@ import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glimprouter.config import RouterConfig, check_integer, check_random_key
-from glimprouter.hf.compiled import CompiledForward, compile_pair
-from glimprouter.hf.compiled_decode import CompiledDecode, compile_decode_pair
-from glimprouter.hf.devices import choose_device
-from glimprouter.hf.engine_choice import choose_engine, choose_graphs
-from glimprouter.hf.engine_maker import EngineMaker
-from glimprouter.hf.events import Result
-from glimprouter.hf.pair import boundaries_of, check_width
-from glimprouter.hf.prompts import EncodedPrompt, Prompt, encode_prompt
-from glimprouter.hf.rounds import Rounds, RunPair
-from glimprouter.hf.run import Run
-from glimprouter.hf.runner import ModelRunner, context_length
-from glimprouter.hf.saved_sequence import SavedSequence, pair_description
-from glimprouter.hf.sequence import SequenceRecord
-from glimprouter.hf.text import MODELS, SharedTokenizer
-from glimprouter.hf.translation import Translation
+from glimprouter.hf.engine.choice import choose_engine, choose_graphs
+from glimprouter.hf.engine.gather_runner import ModelRunner
+from glimprouter.hf.engine.maker import EngineMaker
+from glimprouter.hf.graphs.compiled import CompiledForward, compile_pair
+from glimprouter.hf.graphs.compiled_decode import CompiledDecode, compile_decode_pair
+from glimprouter.hf.pair.boundaries import boundaries_of, check_width
+from glimprouter.hf.pair.devices import choose_device
+from glimprouter.hf.pair.facts import context_length
+from glimprouter.hf.pair.prompts import EncodedPrompt, Prompt, encode_prompt
+from glimprouter.hf.pair.text import MODELS, SharedTokenizer
+from glimprouter.hf.pair.translation import Translation
+from glimprouter.hf.run.loop import Rounds, RunPair
+from glimprouter.hf.run.run import Run
+from glimprouter.hf.sequence.events import Result
+from glimprouter.hf.sequence.record import SequenceRecord
+from glimprouter.hf.sequence.saved import SavedSequence, pair_description
 from glimprouter.router import StepRouter
 from glimprouter.trace import Trace
 

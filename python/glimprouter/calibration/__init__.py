@@ -1,0 +1,21 @@
+"""Calibration: the threshold that sends a wanted share of steps to the large model."""
+
+from glimprouter.calibration.threshold import (
+    MIN_PROMPTS,
+    SCHEMA_VERSION,
+    Calibration,
+    Progress,
+    calibrate,
+    check_large_share,
+    distinct_prompts,
+)
+
+__all__ = [
+    "MIN_PROMPTS",
+    "SCHEMA_VERSION",
+    "Calibration",
+    "Progress",
+    "calibrate",
+    "check_large_share",
+    "distinct_prompts",
+]

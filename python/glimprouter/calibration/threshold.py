@@ -1,0 +1,376 @@
+"""A threshold from a wanted share of large steps, measured where it is used: in routed runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from glimprouter.calibration.fingerprint import pair_fingerprint
+from glimprouter.calibration.shares import Entropies, clustered_share, find_fixed_point
+from glimprouter.config import check_integer, check_random_key
+from glimprouter.files import write_atomically
+
+if TYPE_CHECKING:
+    from glimprouter.hf import RoutedModel
+    from glimprouter.hf.pair.prompts import Prompt
+
+__all__ = [
+    "MIN_PROMPTS",
+    "SCHEMA_VERSION",
+    "Calibration",
+    "Progress",
+    "calibrate",
+    "check_large_share",
+    "distinct_prompts",
+]
+
+SCHEMA_VERSION = 1
+MIN_PROMPTS = 4
+"""Two to calibrate on and two to verify on: fewer have no spread between prompts."""
+
+# Stage ("unrouted", "round 1", ..., "verification"), prompts done, prompts of the stage.
+Progress: TypeAlias = Callable[[str, int, int], None]
+
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+_KIND = "glimprouter.calibration"
+_PAIR = re.compile(r"[0-9a-f]{64}:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A threshold and what it was measured to do.
+
+    Attributes:
+        threshold: tau in nats, finite, >= 0.
+        large_share: The wanted share of glimpsed steps that go to the large model, in (0, 1).
+        measured_share: The share in the verification run, in [0, 1].
+        low: Lower end of its 95 % interval, in [0, measured_share].
+        high: Upper end, in [measured_share, 1].
+        calibration_prompts: Prompts that the threshold was chosen on, >= 2.
+        verification_prompts: Other prompts that it was verified on, >= 2.
+        calibration_steps: Glimpsed steps of the calibration run at this threshold, >= 1.
+        verification_steps: Glimpsed steps of the verification run, >= 1.
+        rounds: Routed calibration runs, >= 1.
+        comparison: ``">"`` or ``">="``, which belongs to the threshold.
+        entropy_top_k: None or >= 1, as in :class:`RouterConfig`; belongs to the threshold too.
+        pair: Fingerprint of both models.
+
+    Raises:
+        ValueError: A value of the wrong type or outside its range.
+    """
+
+    threshold: float
+    large_share: float
+    measured_share: float
+    low: float
+    high: float
+    calibration_prompts: int
+    verification_prompts: int
+    calibration_steps: int
+    verification_steps: int
+    rounds: int
+    comparison: Literal[">", ">="]
+    entropy_top_k: int | None
+    pair: str
+
+    def __post_init__(self) -> None:
+        """Validates every field."""
+        for name in ("threshold", "large_share", "measured_share", "low", "high"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+        if not 0 <= self.threshold <= _LARGEST_FLOAT32:
+            raise ValueError(f"threshold must be a finite float32 >= 0, got {self.threshold!r}")
+        check_large_share(self.large_share)
+        if not 0 <= self.low <= self.measured_share <= self.high <= 1:
+            raise ValueError(
+                "low, measured_share and high must ascend in [0, 1], got"
+                f" {self.low!r}, {self.measured_share!r}, {self.high!r}"
+            )
+        for name, least in (
+            ("calibration_prompts", 2),
+            ("verification_prompts", 2),
+            ("calibration_steps", 1),
+            ("verification_steps", 1),
+            ("rounds", 1),
+        ):
+            _check_count(name, getattr(self, name), least)
+        if self.comparison not in (">", ">="):
+            raise ValueError(f"comparison must be '>' or '>=', got {self.comparison!r}")
+        if self.entropy_top_k is not None:
+            _check_count("entropy_top_k", self.entropy_top_k, 1)
+        if not isinstance(self.pair, str) or not _PAIR.fullmatch(self.pair):
+            raise ValueError(f"pair must be a fingerprint (two SHA-256), got {self.pair!r}")
+
+    def router_options(self) -> dict[str, Any]:
+        """The fields of :class:`RouterConfig` that it settles, for ``RouterConfig.replace``."""
+        return {
+            "threshold": float(self.threshold),
+            "comparison": self.comparison,
+            "entropy_top_k": self.entropy_top_k,
+        }
+
+    def check_pair(self, model: RoutedModel) -> None:
+        """Checks that it was made with this pair of models, in any dtype and from any path.
+
+        Raises:
+            ValueError: With another pair; says which of the models differs.
+        """
+        ours, theirs = self.pair.split(":"), pair_fingerprint(model).split(":")
+        names = ("small", "large")
+        differing = [n for n, a, b in zip(names, ours, theirs, strict=True) if a != b]
+        if differing:
+            what = " and the ".join(differing)
+            verb = "models differ" if len(differing) == 2 else "model differs"
+            raise ValueError(
+                f"the calibration belongs to another pair: the {what} {verb}. A threshold does not"
+                " carry over; calibrate this pair"
+            )
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Writes one JSON object; the file appears whole or not at all.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        header = {"kind": _KIND, "schema_version": SCHEMA_VERSION}
+        record = {**header, **dataclasses.asdict(self)}
+        write_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Reads one back.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is no calibration, of another schema version, cut short, or has a field
+                that is missing, unknown or out of range.
+        """
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path} is not a glimprouter calibration, or is cut short: it is not JSON"
+            ) from error
+        if not isinstance(record, dict) or record.pop("kind", None) != _KIND:
+            raise ValueError(f"{path} is not a glimprouter calibration (no kind {_KIND!r})")
+        version = record.pop("schema_version", None)
+        if version != SCHEMA_VERSION or isinstance(version, bool | float):
+            raise ValueError(
+                f"{path} has schema version {version!r}; this glimprouter reads {SCHEMA_VERSION}"
+            )
+        names = {field.name for field in dataclasses.fields(cls)}
+        if missing := sorted(names - set(record)):
+            raise ValueError(f"{path} is not a valid calibration: it lacks {missing[0]!r}")
+        if unknown := sorted(set(record) - names):
+            raise ValueError(f"{path} is not a valid calibration: unknown field {unknown[0]!r}")
+        try:
+            return cls(**record)
+        except ValueError as error:
+            raise ValueError(f"{path} is not a valid calibration: {error}") from error
+
+
+def calibrate(
+    model: RoutedModel,
+    prompts: Sequence[Prompt],
+    large_share: float = 0.25,
+    *,
+    seed: int = 0,
+    max_rounds: int = 5,
+    tolerance: float = 0.01,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Chooses the threshold that sends about this share of glimpsed steps to the large model.
+
+    Routing changes the contexts of later glimpses, so the share is settled in routed runs. The
+    prompts are split at random in halves. On the first, a run that never routes gives entropies to
+    start from; then runs at a threshold and the quantile of their own entropies take turns until
+    both agree (:func:`glimprouter.calibration.shares.find_fixed_point`). On the second half, the
+    threshold is verified in one routed run. The model's own config is in force (comparison,
+    entropy_top_k, sampling, limits) but for its threshold, and the small model writes the answers,
+    which are no steps: at most ``2 + max_rounds`` runs over half of the prompts each.
+
+    The interval is that of the measured share at this very threshold, over prompts of this kind.
+    The threshold itself varies with the calibration prompts, so that a wanted share just outside
+    the interval is nothing unusual; more prompts help. Forced steps (``first_steps_large``) do not
+    count, and neither do glimpses that ended the thinking at once, since a trace has no step there.
+
+    Args:
+        model: The pair, with ``route="auto"``.
+        prompts: As ``RoutedModel.generate`` takes them, at least 4 different ones (repetitions are
+            dropped); some dozens or more for an interval of a few points.
+        large_share: Wanted share in (0, 1).
+        seed: Of the split, the sampling of the runs and the interval, in [0, 2^64); every
+            calibration run draws the same random numbers, the verification run others.
+        max_rounds: Routed calibration runs at most, >= 1.
+        tolerance: Share of calibration steps, in [0, 1], that may lie between the threshold and
+            the exact quantile.
+        progress: Called with the stage (``"unrouted"``, ``"round 1"``, ..., ``"verification"``),
+            the prompts done (0 at its start) and the prompts of the stage.
+
+    Raises:
+        TypeError: An argument of the wrong type.
+        ValueError: An argument out of range, too few prompts, a model that never glimpses, or what
+            ``RoutedModel.generate`` refuses.
+        RuntimeError: A run failed.
+
+    Warns:
+        RuntimeWarning: On the calibration prompts the share is further from the wanted one than the
+            tolerance and one step: the entropies have too few values, or no fixed point was found.
+    """
+    _check_arguments(model, large_share, seed, max_rounds, tolerance)
+    distinct = distinct_prompts(prompts)
+    model.stream(distinct, seeds=seed)  # never started: it checks each prompt before the long runs
+    first, second = _split(distinct, seed)
+    runs = _Runs(model, progress or (lambda stage, done, total: None))
+    found = find_fixed_point(
+        lambda number, tau: runs.entropies(f"round {number}", first, seed, tau),
+        runs.entropies("unrouted", first, seed, math.inf),
+        large_share,
+        model.config.comparison,
+        max_rounds=max_rounds,
+        tolerance=tolerance,
+    )
+    if abs(found.share - large_share) > max(tolerance, 1 / found.steps):
+        message = (
+            f"on the calibration prompts {100 * found.share:.1f} % of {found.steps} glimpsed steps"
+            f" go to the large model, {100 * large_share:.1f} % were wanted: their entropies have"
+            " too few values, or routing moves them too much"
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    glimpses = runs.glimpses("verification", second, (seed + 1) % 2**64, found.threshold)
+    steps = [len(prompt) for prompt in glimpses]
+    large = [sum(went_large for _, went_large in prompt) for prompt in glimpses]
+    measured = clustered_share(large, steps, seed)
+    return Calibration(
+        threshold=found.threshold,
+        large_share=float(large_share),
+        measured_share=measured.share,
+        low=measured.low,
+        high=measured.high,
+        calibration_prompts=len(first),
+        verification_prompts=len(second),
+        calibration_steps=found.steps,
+        verification_steps=sum(steps),
+        rounds=found.rounds,
+        comparison=model.config.comparison,
+        entropy_top_k=model.config.entropy_top_k,
+        pair=pair_fingerprint(model),
+    )
+
+
+def _check_arguments(
+    model: RoutedModel, large_share: float, seed: int, max_rounds: int, tolerance: float
+) -> None:
+    check_large_share(large_share)
+    check_random_key("seed", seed)
+    check_integer("max_rounds", max_rounds, 1)
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
+        raise TypeError(f"tolerance must be a number, got {tolerance!r}")
+    if not 0 <= tolerance <= 1:
+        raise ValueError(f"tolerance must lie in [0, 1], got {tolerance!r}")
+    if model.config.route != "auto":
+        raise ValueError(
+            f'the model\'s route is "{model.config.route}", so it never glimpses; calibrate needs'
+            ' route="auto"'
+        )
+
+
+def check_large_share(value: Any) -> None:
+    """Checks a wanted share.
+
+    Raises:
+        TypeError: No number.
+        ValueError: Outside (0, 1).
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"large_share must be a number, got {value!r}")
+    if not 0 < value < 1:
+        raise ValueError(
+            f"large_share must lie in (0, 1), got {value!r}; for all or none of the steps there is"
+            ' route="large" or "small"'
+        )
+
+
+def distinct_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts without repetitions: one that stood in both halves would verify nothing.
+
+    Raises:
+        TypeError: No list of prompts.
+        ValueError: Fewer than 4 different ones.
+    """
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
+        raise TypeError(f"prompts must be a list of prompts, got {type(prompts).__name__}")
+    distinct = list({repr(prompt): prompt for prompt in prompts}.values())
+    if len(distinct) < MIN_PROMPTS:
+        raise ValueError(
+            f"calibration needs at least {MIN_PROMPTS} different prompts (half of them to verify"
+            f" on), got {len(distinct)}; some dozens give a useful interval"
+        )
+    return distinct
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """Runs of the model, and what their traces say about the glimpsed steps."""
+
+    model: RoutedModel
+    progress: Progress
+
+    def glimpses(
+        self, stage: str, prompts: Sequence[Prompt], seed: int, threshold: float
+    ) -> list[list[tuple[float, bool]]]:
+        """For each prompt, the entropy of each glimpsed step and whether it went large."""
+        found: list[list[tuple[float, bool]]] = [[] for _ in prompts]
+        done = 0
+        self.progress(stage, 0, len(prompts))
+        for event in self.model.stream(
+            prompts, seeds=seed, threshold=threshold, answer_model="small"
+        ):
+            if event.kind == "error":
+                raise RuntimeError(f"calibration, {stage}: {event.message}")
+            if event.result is not None:
+                found[event.sequence] = [
+                    (step.entropy, step.model == "large")
+                    for step in event.result.trace.steps
+                    if step.entropy is not None
+                ]
+                done += 1
+                self.progress(stage, done, len(prompts))
+        if not any(found):
+            raise ValueError(
+                f"no step was glimpsed in {len(prompts)} prompts ({stage}): all were forced"
+                f" (first_steps_large is {self.model.config.first_steps_large}), or there were none"
+            )
+        return found
+
+    def entropies(
+        self, stage: str, prompts: Sequence[Prompt], seed: int, threshold: float
+    ) -> Entropies:
+        """The entropies of all glimpsed steps, ascending."""
+        glimpses = self.glimpses(stage, prompts, seed, threshold)
+        return np.sort(np.array([h for prompt in glimpses for h, _ in prompt], dtype=np.float32))
+
+
+def _split(prompts: list[Prompt], seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    """Random halves; of an odd number the first has one more."""
+    order = np.random.default_rng(seed).permutation(len(prompts)).tolist()
+    middle = (len(prompts) + 1) // 2
+    return [prompts[i] for i in order[:middle]], [prompts[i] for i in order[middle:]]
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    try:
+        check_integer(name, value, least)
+    except TypeError as error:
+        raise ValueError(str(error)) from error

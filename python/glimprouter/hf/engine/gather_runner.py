@@ -1,0 +1,101 @@
+"""Forward passes of one model for many sequences: catch up with the frontier, return logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from glimprouter.hf.engine.gather_cache import ForwardPlan, SlotCache
+from glimprouter.hf.pair.facts import KNOWN_LAYERS, rope_depends_on_length
+
+_MASKED_ATTENTION = {"sdpa", "eager"}  # implementations that take an explicit mask
+
+
+class ModelRunner:
+    """One model and the KV cache of its sequences.
+
+    A row is brought to the frontier by one prefill over exactly the tokens that this model has not
+    seen (DESIGN: no token is computed twice by the same model); the last position's logits are what
+    the router wants.
+    """
+
+    def __init__(self, name: str, model: Any, num_slots: int) -> None:
+        """Checks that plain attention with a cache of ours serves the model.
+
+        Raises:
+            ValueError: A layer keeps state other than keys and values.
+        """
+        self.name = name
+        self.model = model
+        self.device = model.device
+        self.config = model.config.get_text_config()
+        self.layer_types: list[str] = list(getattr(self.config, "layer_types", None) or ())
+        if unknown := set(self.layer_types) - KNOWN_LAYERS:
+            raise ValueError(
+                f"the {name} model has layers of type {sorted(unknown)[0]!r}, whose state this"
+                " engine cannot keep across hand-offs; it serves full and sliding attention"
+            )
+        self.window: int | None = getattr(self.config, "sliding_window", None)
+        if getattr(self.config, "use_sliding_window", True) is False:
+            self.window = None
+        self.batches = (
+            self.config._attn_implementation in _MASKED_ATTENTION
+            and not rope_depends_on_length(self.config)
+        )
+        self.cache = SlotCache(self.config.num_hidden_layers, num_slots)
+        self.dtype: torch.dtype = model.dtype
+
+    @torch.inference_mode()
+    def forward(self, slots: Sequence[int], unseen: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Computes the unseen tokens of each slot.
+
+        Args:
+            slots: ``[B]``, distinct.
+            unseen: ``[B]`` lists of the ids behind what the slot holds, each at least one.
+
+        Returns:
+            Logits of the last token of each row, ``[B, V]`` in the model's dtype.
+        """
+        counts = [len(ids) for ids in unseen]
+        length = max(counts)
+        ids = [[*row, *[0] * (length - len(row))] for row in unseen]
+        plan = self.cache.begin(slots, counts, self.device)
+        last = sorted({count - 1 for count in counts})
+        end = max(start + count for start, count in zip(plan.starts, counts, strict=True))
+        output = self.model(
+            input_ids=torch.tensor(ids, device=self.device),
+            attention_mask=self._mask(plan),
+            position_ids=plan.positions.clamp(max=end - 1),  # padding may reach past the context
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1 if len(last) == 1 and last[0] == length - 1 else torch.tensor(last),
+        )
+        self.cache.commit(plan)
+        logits: torch.Tensor = output.logits
+        if len(last) == 1:
+            return logits[:, -1]
+        where = {position: index for index, position in enumerate(last)}
+        return logits[torch.arange(len(counts)), [where[count - 1] for count in counts]]
+
+    def _mask(self, plan: ForwardPlan) -> Any:
+        """None for one row (the model makes its own); else additive, ``[B, 1, Q, K]``."""
+        if len(plan.slots) == 1:
+            return None
+        keys = torch.arange(plan.key_length, device=self.device)
+        queries = plan.positions[:, :, None]
+        visible = keys <= queries
+        full = self._additive(visible)
+        if self.window is None or (
+            self.layer_types and "sliding_attention" not in self.layer_types
+        ):
+            return full
+        sliding = self._additive(visible & (keys > queries - self.window))
+        if not self.layer_types:
+            return sliding
+        return {"full_attention": full, "sliding_attention": sliding}
+
+    def _additive(self, visible: torch.Tensor) -> torch.Tensor:
+        mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
+        return mask.masked_fill_(~visible, torch.finfo(self.dtype).min)[:, None]

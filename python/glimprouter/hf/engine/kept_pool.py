@@ -1,0 +1,109 @@
+"""Pages and graphs that outlive a run on a device, so that the next run captures nothing again."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from glimprouter.hf.graphs.decode_graphs import DecodeGraphs, padded_size
+from glimprouter.hf.graphs.decode_pass import CompiledCall
+from glimprouter.hf.graphs.recorders import recorder_for
+from glimprouter.kv import KvLayout, PagePool
+
+
+def _addresses(model: Any) -> tuple[int, ...]:
+    """Of a model's weights: graphs read them there."""
+    return tuple(tensor.data_ptr() for tensor in chain(model.parameters(), model.buffers()))
+
+
+class KeptPool:
+    """The pool of the last run of a pair and its graphs, for the next run that comes after it.
+
+    Graphs hold the addresses of pages and weights. So a run has the pool to itself, a larger one
+    takes its place where a run needs more, and weights that have moved void the graphs.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Any],
+        max_sequences: int,
+        device: str,
+        compiled: Mapping[str, CompiledCall] | None = None,
+    ) -> None:
+        """Nothing is allocated yet.
+
+        Args:
+            models: Of the pair by name, in the order of the pool's layouts.
+            max_sequences: The most of a pass.
+            device: Other than the CPU.
+            compiled: The decode passes of the models, by name; None for the models' own code.
+        """
+        self._models = dict(models)
+        self._max_sequences = max_sequences
+        self._device = device
+        self._compiled = compiled or {}
+        self._recorder = recorder_for(device)
+        self._pool: PagePool | None = None
+        self._graphs: dict[str, DecodeGraphs] = {}
+        self._weights: list[tuple[int, ...]] = []
+        self._user: weakref.ref[object] | None = None
+
+    @property
+    def free_bytes(self) -> int:
+        """Of the pool, when nobody uses it: what the next run may have besides free memory."""
+        if self._pool is None or self._in_use():
+            return 0
+        return (self._pool.num_sectors + 1) * self._pool.sector_bytes
+
+    def take(
+        self, user: object, layouts: Sequence[KvLayout], sectors: int, most: int
+    ) -> tuple[PagePool, Mapping[str, DecodeGraphs]]:
+        """An empty pool for a run, and the graphs of its passes.
+
+        Args:
+            user: Who has it to itself while it lives.
+            layouts: Of the models.
+            sectors: That the run may use, the one of the null page included.
+            most: That may be allocated for it and for longer runs to come.
+        """
+        sector_bytes = PagePool.default_sector_bytes(layouts)
+        pool = self._pool
+        if pool is None or self._in_use() or not _fits(pool, layouts, sectors):
+            if self._in_use():  # that run may replay on another thread
+                self._recorder = recorder_for(self._device)
+            self._graphs, self._pool, pool = {}, None, None  # before more is allocated
+            held = min(padded_size(sectors), most)
+            pool = self._pool = PagePool(layouts, held * sector_bytes, sector_bytes, self._device)
+        weights = [_addresses(model) for model in self._models.values()]
+        short = any(graphs.out_of_memory for graphs in self._graphs.values())
+        if not self._graphs or weights != self._weights or short:
+            self._weights = weights
+            self._graphs = {
+                name: DecodeGraphs(
+                    name,
+                    model,
+                    pool,
+                    index,
+                    self._max_sequences,
+                    self._recorder,
+                    self._compiled.get(name),
+                )
+                for index, (name, model) in enumerate(self._models.items())
+            }
+        pool.limit_sectors(sectors - 1)
+        self._user = weakref.ref(user)
+        return pool, self._graphs
+
+    def _in_use(self) -> bool:
+        return self._user is not None and self._user() is not None
+
+
+def _fits(pool: PagePool, layouts: Sequence[KvLayout], sectors: int) -> bool:
+    """Whether a run can have all of a pool."""
+    return (
+        all(pool.layout(index) == layout for index, layout in enumerate(layouts))
+        and sectors <= pool.num_sectors + 1
+        and pool.num_free_sectors == pool.num_sectors
+    )

@@ -1,0 +1,83 @@
+"""The engine of each run of a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from glimprouter.hf.engine.base import Engine
+from glimprouter.hf.engine.choice import EngineChoice
+from glimprouter.hf.engine.gather import GatherEngine
+from glimprouter.hf.engine.kept_pool import KeptPool
+from glimprouter.hf.engine.paged import PagedEngine
+from glimprouter.hf.graphs.compiled import CompiledForward
+from glimprouter.hf.graphs.compiled_decode import CompiledDecode
+from glimprouter.hf.pair.translation import Translation
+from glimprouter.hf.sequence.record import SequenceRecord
+
+
+class EngineMaker:
+    """Makes the engine of each run; on a device it keeps what the next run can use again."""
+
+    def __init__(
+        self,
+        models: Mapping[str, Any],
+        choice: EngineChoice,
+        max_sequences: int,
+        translation: Translation | None,
+        device: str,
+        graphs: bool,
+        compiled_decode: Mapping[str, CompiledDecode] | None,
+    ) -> None:
+        """For a pair.
+
+        Args:
+            models: By name: small, large.
+            choice: The engine that serves both, and the layers that it computes in fused form.
+            max_sequences: Sequences in flight.
+            translation: Of their vocabularies; None where both have the same.
+            device: Where the pages lie.
+            graphs: Whether decode passes are replayed as graphs.
+            compiled_decode: These passes, compiled, by name; None for the models' own code.
+        """
+        self._models = dict(models)
+        self._choice = choice
+        self._max_batch_size = max_sequences
+        self._translation = translation
+        self._device = device
+        self._kept = KeptPool(models, max_sequences, device, compiled_decode) if graphs else None
+
+    def make(
+        self,
+        records: Sequence[SequenceRecord],
+        kv_memory_bytes: int | None,
+        compiled: Mapping[str, CompiledForward] | None,
+        spare_rows: bool,
+    ) -> Engine:
+        """An engine without sequences.
+
+        Args:
+            records: The sequences to come.
+            kv_memory_bytes: Of keys and values on pages; None for what the sequences need.
+            compiled: Forward passes by name; None computes eagerly.
+            spare_rows: Whether more sequences may come.
+
+        Raises:
+            ValueError: The memory cannot hold the longest sequence.
+        """
+        small, large = self._models.values()
+        if self._choice.name == "gather":
+            return GatherEngine(small, large, self._max_batch_size, self._translation)
+        return PagedEngine(
+            small,
+            large,
+            records,
+            self._max_batch_size,
+            kv_memory_bytes,
+            self._translation,
+            compiled,
+            self._device,
+            spare_rows,
+            self._kept,
+            self._choice.fused,
+        )

@@ -1,0 +1,1 @@
+"""Forward passes that are compiled, and decode passes that are captured and replayed."""

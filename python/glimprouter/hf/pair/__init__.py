@@ -1,0 +1,1 @@
+"""What two models and their tokenizers have in common: boundaries, text, translation, devices."""

@@ -1,0 +1,116 @@
+"""Prompts as token ids, once per model by its own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from operator import index
+from typing import Any, SupportsIndex, TypeAlias
+
+from glimprouter.hf.pair.translation import same_vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt for both models.
+
+    Attributes:
+        text: What the user wrote, or None for raw ids.
+        small: Ids for the small model; its chat template may differ from the large one's.
+        large: Ids for the large model.
+    """
+
+    text: str | None
+    small: list[int]
+    large: list[int]
+
+
+# A user message, a chat, raw ids of one vocabulary, or ids for each model.
+Prompt: TypeAlias = str | Sequence[dict[str, Any]] | Sequence[int] | EncodedPrompt
+
+
+def encode_prompt(prompt: Prompt, small_tokenizer: Any, large_tokenizer: Any) -> EncodedPrompt:
+    """Renders a prompt with the generation prompt appended; tokens are only ever appended after it.
+
+    Args:
+        prompt: A string is one user message, a list of dicts a chat, a list of ids is raw; an
+            :class:`EncodedPrompt` is taken as it is, its ids as lists of int.
+        small_tokenizer: Of the small model.
+        large_tokenizer: Of the large model.
+
+    Raises:
+        TypeError: None of these forms.
+        ValueError: An empty prompt, an id outside the vocabulary, raw ids for two vocabularies, or
+            a tokenizer without template.
+    """
+    if isinstance(prompt, EncodedPrompt):
+        small, large = _as_ids(prompt.small), _as_ids(prompt.large)
+        for ids, tokenizer in ((small, small_tokenizer), (large, large_tokenizer)):
+            _check_ids(ids, tokenizer)
+        return EncodedPrompt(prompt.text, small, large)
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise ValueError("the prompt is empty; give a question, a chat, or a list of token ids")
+        chat: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
+        return EncodedPrompt(prompt, _render(chat, small_tokenizer), _render(chat, large_tokenizer))
+    if isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Sequence):
+        raise TypeError(
+            "a prompt is a string, a list of messages (dicts), or a list of token ids, got "
+            f"{type(prompt).__name__}"
+        )
+    if len(prompt) == 0:
+        raise ValueError("the prompt is empty; give a question, a chat, or a list of token ids")
+    if all(isinstance(item, dict) for item in prompt):
+        chat = [dict(message) for message in prompt if isinstance(message, dict)]
+        for message in chat:
+            if "role" not in message or not message.get("content"):
+                raise ValueError(
+                    f"a message needs a role and some content, got keys {sorted(message)}"
+                    " (content is empty or missing)"
+                )
+        text = str(chat[-1]["content"])
+        return EncodedPrompt(text, _render(chat, small_tokenizer), _render(chat, large_tokenizer))
+    if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
+        if not same_vocabulary(small_tokenizer, large_tokenizer):
+            raise ValueError(
+                "the tokenizers of the pair differ, so raw ids must be given for each model:"
+                " EncodedPrompt(None, small=[...], large=[...])"
+            )
+        raw: list[int] = list(prompt)  # type: ignore[arg-type]
+        _check_ids(raw, small_tokenizer)
+        return EncodedPrompt(None, raw, list(raw))
+    raise TypeError("a prompt that is a list must hold messages (dicts) only, or token ids only")
+
+
+def _as_ids(ids: Iterable[SupportsIndex]) -> list[int]:
+    """A plain list, whatever holds the ids: they are joined with others, and saved as JSON."""
+    try:
+        return [index(token) for token in ids]
+    except TypeError as error:
+        raise TypeError(f"the ids of an EncodedPrompt must be integers: {error}") from error
+
+
+def _check_ids(ids: Sequence[int], tokenizer: Any) -> None:
+    if not ids:
+        raise ValueError("the prompt is empty; give a question, a chat, or a list of token ids")
+    vocabulary = len(tokenizer)
+    for token in ids:
+        if not 0 <= token < vocabulary:
+            raise ValueError(f"prompt id {token} lies outside the vocabulary of {vocabulary}")
+
+
+def _render(chat: list[dict[str, Any]], tokenizer: Any) -> list[int]:
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            "the tokenizer has no chat template, so it cannot render a message; set"
+            " tokenizer.chat_template, or pass token ids"
+        )
+    for message in chat:
+        try:
+            str(message.get("content")).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the prompt is no valid Unicode text: {error}") from error
+    ids = tokenizer.apply_chat_template(
+        chat, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+    return [int(token) for token in ids]

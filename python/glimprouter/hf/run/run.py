@@ -1,0 +1,242 @@
+"""A run over some prompts: its events, and what may be done to its sequences on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from glimprouter.config import check_integer, check_random_key
+from glimprouter.hf.pair.text import MODELS
+from glimprouter.hf.run.loop import Rounds
+from glimprouter.hf.sequence.events import Event, Result, TokenCounts
+from glimprouter.hf.sequence.record import SequenceRecord
+from glimprouter.hf.sequence.saved import SavedSequence
+from glimprouter.router import Phase
+from glimprouter.trace import Trace
+
+
+class Run:
+    """Iterate over it for the events. Prompts wait for a free slot; finished ones leave theirs.
+
+    Between two events, or two calls of :meth:`step`, a sequence may be forked, rewound, saved,
+    cancelled, and another loaded; the others notice no more than the rounding of other batches.
+    :meth:`trace` gives the record of any
+    sequence at any time, also after an interrupt.
+    """
+
+    def __init__(
+        self,
+        rounds: Rounds,
+        records: Sequence[SequenceRecord],
+        options: Sequence[dict[str, object]],
+    ) -> None:
+        """Takes fresh rounds; ``options[i]`` opens ``records[i]``."""
+        self._rounds = rounds
+        self._records = list(records)
+        rounds.waiting.extend(zip(records, options, strict=True))
+
+    def __iter__(self) -> Iterator[Event]:
+        """The events that have not been taken yet."""
+        return self
+
+    def __next__(self) -> Event:
+        """The next event."""
+        self._rounds.compute()
+        if not self._rounds.unread:
+            raise StopIteration
+        return self._rounds.unread.popleft()
+
+    def step(self) -> list[Event]:
+        """Goes on to the next event.
+
+        Returns:
+            All events that have not been taken; empty when every sequence has ended.
+        """
+        self._rounds.compute()
+        events = list(self._rounds.unread)
+        self._rounds.unread.clear()
+        return events
+
+    def trace(self, sequence: int) -> Trace:
+        """The record of a sequence so far.
+
+        Raises:
+            IndexError: No such sequence.
+        """
+        return self._record(sequence).interrupted_trace()
+
+    def generated(self, sequence: int) -> list[int]:
+        """Ids generated so far, each of its writer's vocabulary; also those of unread events.
+
+        Raises:
+            IndexError: No such sequence.
+        """
+        return list(self._record(sequence).generated)
+
+    @property
+    def sequences(self) -> list[int]:
+        """Sequences that have not ended, ascending."""
+        return [record.index for record in self._records if not record.done]
+
+    def fork(self, sequence: int, *, substream: int | None = None) -> int:
+        """Copies a sequence; from here on the copy goes its own way.
+
+        Its events begin with the tokens that it writes itself; its first step event and its result
+        hold what came before, too.
+
+        Args:
+            sequence: One that has begun and not ended.
+            substream: Random key of the copy, in [0, 2^64); None derives one from the parent's.
+                With the parent's own the copy writes what the parent writes.
+
+        Returns:
+            Index of the copy.
+
+        Raises:
+            TypeError: ``substream`` is no integer.
+            IndexError: No such sequence.
+            ValueError: It has ended, or not begun, or ``substream`` is out of range.
+            RuntimeError: All rows are in use.
+        """
+        if substream is not None:
+            check_random_key("substream", substream)
+        record = self._begun(sequence)
+        self._rounds.check_free_row()
+        row = self._rounds.router.fork(record.row, substream)
+        twin = record.copy(len(self._records), self._rounds.router.state(row)["substream"])
+        twin.row = row
+        try:
+            self._rounds.engine.fork(record, twin)
+        except BaseException:
+            self._rounds.router.close(row)
+            raise
+        self._records.append(twin)
+        self._rounds.add(twin)
+        return twin.index
+
+    def rewind(self, sequence: int, count: int, *, exact: bool = True) -> None:
+        """Drops the last generated tokens of a sequence; it goes on from there.
+
+        At a step's start (also with a count of 0) the step is routed again. Draws depend on the
+        position alone, so the same models write the same again. Text that events have given out is
+        void; unread events of dropped tokens do not come any more.
+
+        Args:
+            sequence: One that has begun and not ended.
+            count: Tokens to drop, in [0, len(generated(sequence))]; forced closing ids count, and
+                come and go as one together with the token before them.
+            exact: Whether forward passes that the cut goes through are computed again as a whole,
+                so that a sequence alone continues to the same bits. Else only the last token is. At
+                the very start the whole pass is the prompt.
+
+        Raises:
+            TypeError: ``count`` is no integer.
+            IndexError: No such sequence.
+            ValueError: It has ended, or not begun; another count, or one that ends within the
+                closing ids.
+        """
+        record = self._begun(sequence)
+        check_integer("count", count, 0)
+        if count > len(record.generated):
+            raise ValueError(
+                f"cannot drop {count} tokens of sequence {sequence}: it has generated"
+                f" {len(record.generated)}"
+            )
+        self._rounds.router.rewind(record.row, count)
+        record.repeats = exact
+        self._rounds.drop_events(sequence, count)
+        phase = Phase(self._rounds.router.state(record.row)["phase"])
+        record.rewind(len(record.generated) - count, phase)
+        self._rounds.engine.rewind(record)
+        self._rounds.replan()
+
+    def save(self, sequence: int) -> bytes:
+        """All of a sequence, keys and values included, for :meth:`load`; it goes on here.
+
+        Raises:
+            IndexError: No such sequence.
+            ValueError: It has ended, or not begun.
+        """
+        record = self._begun(sequence)
+        return SavedSequence(
+            self._rounds.pair.engine,
+            self._rounds.pair.description,
+            record.state(),
+            self._rounds.router.save(record.row),
+            self._rounds.engine.save(record),
+        ).to_bytes()
+
+    def load(self, saved: bytes | SavedSequence) -> int:
+        """Goes on with a saved sequence, with its own options: also in another process.
+
+        Args:
+            saved: What :meth:`save` gave, by the same engine and the same models: their shapes are
+                compared, their weights are not.
+
+        Returns:
+            Index of the sequence in this run.
+
+        Raises:
+            TypeError: No bytes.
+            ValueError: Foreign or damaged bytes, another pair or engine, or more memory needed than
+                this run has.
+            RuntimeError: All rows are in use.
+        """
+        state = saved if isinstance(saved, SavedSequence) else SavedSequence.from_bytes(saved)
+        state.check_fits(self._rounds.pair.engine, self._rounds.pair.description)
+        self._rounds.check_free_row()
+        record = self._rounds.pair.record(state, len(self._records))
+        record.row = self._rounds.router.load(state.router)
+        try:
+            self._rounds.engine.restore(record, state.memory)
+        except BaseException:
+            self._rounds.router.close(record.row)
+            raise
+        self._records.append(record)
+        self._rounds.add_preempted(record)
+        return record.index
+
+    def cancel(self, sequence: int) -> Result:
+        """Ends a sequence now; its last events follow as always.
+
+        Returns:
+            What there is of it; the trace's ``end_reason`` is ``"cancelled"``.
+
+        Raises:
+            IndexError: No such sequence.
+            ValueError: It has ended.
+        """
+        self._rounds.settle()
+        record = self._record(sequence)
+        waiting = next((entry for entry in self._rounds.waiting if entry[0] is record), None)
+        if waiting is None:
+            self._begun(sequence)
+        self._rounds.unread.extend(record.finish("cancelled"))
+        if waiting is None:
+            event = self._rounds.close(record)
+        else:
+            self._rounds.waiting.remove(waiting)
+            nothing = {name: TokenCounts(0, 0, 0) for name in MODELS}
+            event = Event(sequence, "done", result=record.result([], nothing))
+        self._rounds.unread.append(event)
+        self._rounds.replan()
+        assert event.result is not None
+        return event.result
+
+    def _record(self, sequence: int) -> SequenceRecord:
+        if not 0 <= sequence < len(self._records):
+            raise IndexError(f"this run has {len(self._records)} sequences, there is no {sequence}")
+        return self._records[sequence]
+
+    def _begun(self, sequence: int) -> SequenceRecord:
+        """A sequence that has begun and not ended, in memory."""
+        self._rounds.settle()
+        record = self._record(sequence)
+        if record.done:
+            raise ValueError(f"sequence {sequence} has ended")
+        if record.row < 0:
+            raise ValueError(
+                f"sequence {sequence} has not begun: it waits for one of"
+                f" {self._rounds.max_rows} rows"
+            )
+        self._rounds.bring_back(record)
+        return record

@@ -1,0 +1,1 @@
+"""One sequence of a run: its record, what is saved of it, and the events that it gives out."""

@@ -1,0 +1,294 @@
+"""One sequence of a run: its tokens, what each model has seen, and its trace in the making."""
+
+from __future__ import annotations
+
+import dataclasses
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from glimprouter.hf.pair.prompts import EncodedPrompt
+from glimprouter.hf.pair.text import MODELS, StreamDecoder, TextReader
+from glimprouter.hf.sequence.events import Event, Result, TokenCounts
+from glimprouter.router import EndReason, Phase
+from glimprouter.trace import Trace, TraceStep
+
+
+@dataclass(slots=True)
+class Signals:
+    """The router's outputs for one row of one call, as Python values."""
+
+    token: int
+    route: int
+    phase: int
+    end_reason: int
+    forced: int
+    entropy: float
+
+
+@dataclass(slots=True)
+class _RunningStep:
+    start: int  # index of its first generated id
+    model: str = "small"
+    entropy: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class SequenceRecord:
+    """Bookkeeping of one sequence; the router decides, this remembers.
+
+    Attributes:
+        index: Of the sequence in its run; prompts come first.
+        prompt: Ids for both models.
+        row: Of the router, which is also the slot in both caches.
+        generated: Ids after the prompt, each of its writer's vocabulary; the shared frontier is
+            their number.
+        writers: Who wrote each, as an index of ``MODELS``.
+        trace: Filled as steps finish.
+        closing_writer: Whose vocabulary the closing ids are of; None: both models'.
+        max_new_tokens: Tokens that it may generate, all told.
+        step_starts: Index of the first generated id of each step of the trace.
+        passes: Of each model: how many of its tokens it had computed when a forward pass began.
+        repeats: After a rewind: whether passes are computed again as a whole.
+    """
+
+    index: int
+    prompt: EncodedPrompt
+    trace: Trace
+    reader: TextReader
+    close_ids: list[int]
+    stream_tokens: bool
+    closing_writer: str | None = None
+    max_new_tokens: int = 0
+    row: int = -1
+    generated: list[int] = field(default_factory=list)
+    writers: list[int] = field(default_factory=list)
+    answering: bool = False
+    answer_start: int = 0
+    done: bool = False
+    step_starts: list[int] = field(default_factory=list)
+    passes: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in MODELS})
+    repeats: bool = True
+    _step: _RunningStep = field(default_factory=lambda: _RunningStep(0))
+    _decoder: StreamDecoder | None = None
+
+    def __post_init__(self) -> None:
+        """Prepares incremental decoding, behind what there is, when tokens are streamed."""
+        if self.stream_tokens:
+            self._decoder = self.reader.incremental()
+            for token, writer in zip(self.generated, self.writers, strict=True):
+                self._decoder.push(token, writer)
+
+    def prompt_of(self, model: str) -> list[int]:
+        """The prompt's ids for a model."""
+        return self.prompt.small if model == "small" else self.prompt.large
+
+    def written_since(self, known: int) -> Iterator[tuple[int, list[int]]]:
+        """Generated ids behind the first ``known``, in runs of one writer (index of ``MODELS``)."""
+        for writer, places in groupby(range(known, len(self.generated)), self.writers.__getitem__):
+            yield writer, [self.generated[place] for place in places]
+
+    def copy(self, index: int, substream: int) -> SequenceRecord:
+        """Another sequence with the same past; no row yet."""
+        return dataclasses.replace(
+            self,
+            index=index,
+            row=-1,
+            trace=dataclasses.replace(
+                self.trace, steps=list(self.trace.steps), substream=substream
+            ),
+            generated=list(self.generated),
+            writers=list(self.writers),
+            step_starts=list(self.step_starts),
+            passes={name: list(starts) for name, starts in self.passes.items()},
+            _step=dataclasses.replace(self._step),
+        )
+
+    def rewind(self, kept: int, phase: Phase) -> None:
+        """Drops the generated ids behind the first ``kept``; the router is in ``phase`` then."""
+        running = self._step
+        while self.step_starts and self._last_end() > kept:
+            step, start = self.trace.steps.pop(), self.step_starts.pop()
+            running = _RunningStep(start, step.model, step.entropy, step.seconds)
+        self.answering = phase == Phase.ANSWER
+        start = self._last_end()
+        if not self.answering:
+            decided = running.start == start < kept and phase != Phase.GLIMPSE
+            writer = "large" if phase == Phase.LARGE_STEP else "small"
+            self._step = running if decided else _RunningStep(start, writer)
+        del self.generated[kept:], self.writers[kept:]
+        self.__post_init__()
+
+    def note_pass(self, model: str, start: int) -> None:
+        """A forward pass of a model began at so many of its tokens, and has succeeded."""
+        starts = self.passes[model]
+        del starts[bisect_left(starts, start) :]
+        starts.append(start)
+
+    def kept_of(self, model: str, computed: int, *, cut: bool) -> int:
+        """Tokens that a model keeps of those it has computed, to go on from there.
+
+        Args:
+            model: Its name.
+            computed: Tokens.
+            cut: Whether it has computed more, which was dropped; else its last logits are wanted
+                once more.
+        """
+        starts = self.passes[model]
+        place = bisect_left(starts, computed)
+        if cut and (not self.repeats or place == len(starts) or starts[place] == computed):
+            return computed
+        return starts[place - 1] if self.repeats and place else computed - 1
+
+    def _last_end(self) -> int:
+        """Where the last finished step ends."""
+        return self.step_starts[-1] + self.trace.steps[-1].num_tokens if self.step_starts else 0
+
+    def state(self) -> dict[str, Any]:
+        """All of it as values that JSON holds, for :meth:`from_state`."""
+        kept = ("generated", "writers", "answering", "answer_start", "step_starts", "passes")
+        return {
+            **{name: getattr(self, name) for name in (*kept, "repeats", "max_new_tokens")},
+            "prompt": dataclasses.asdict(self.prompt),
+            "trace": dataclasses.asdict(self.trace),
+            "step": dataclasses.asdict(self._step),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], index: int, **options: Any) -> SequenceRecord:
+        """A record from :meth:`state`; ``options`` are the other fields, which the pair decides."""
+        own = {**state, "prompt": EncodedPrompt(**state["prompt"])}
+        steps = [TraceStep(**step) for step in state["trace"]["steps"]]
+        own["trace"] = Trace(**{**state["trace"], "steps": steps})
+        step = _RunningStep(**own.pop("step"))
+        return cls(index=index, **own, _step=step, **options)
+
+    def advance(self, model: str, signals: Signals, seconds: float) -> list[Event]:
+        """Takes over what one router call said; returns what happened, in order."""
+        events: list[Event] = []
+        step = self._step
+        if self.answering:
+            self.trace.answer_seconds += seconds
+        else:
+            step.seconds += seconds
+        if signals.route:
+            step.entropy = signals.entropy
+            step.model = "large" if signals.route == 2 else "small"
+            events.append(
+                Event(
+                    self.index,
+                    "route",
+                    model=step.model,
+                    entropy=signals.entropy,
+                    threshold=self.trace.threshold,
+                )
+            )
+        if signals.token < 0:
+            return events
+        if not self.answering:
+            step.model = model
+        events += self._commit(model, signals.token)
+        if signals.end_reason and not self.answering:
+            events += self._finish_step(signals)
+        if signals.forced:
+            for token in self.close_ids:
+                events += self._commit(self.closing_writer or model, token)
+            self._step.start = len(self.generated)  # the closing ids are no step
+        if signals.phase == Phase.ANSWER and not self.answering:
+            self.answering = True
+            self.answer_start = len(self.generated)
+            events.append(Event(self.index, "answer_start", model=self.trace.answer_model))
+        if signals.phase == Phase.DONE:
+            events += self.finish(EndReason(signals.end_reason).name.lower())
+        return events
+
+    def _commit(self, model: str, token: int) -> list[Event]:
+        writer = MODELS.index(model)
+        self.generated.append(token)
+        self.writers.append(writer)
+        if self._decoder is None:
+            return []
+        text = self._decoder.push(token, writer)
+        return [Event(self.index, "token", token_id=token, text=text, model=model)]
+
+    def _finish_step(self, signals: Signals) -> list[Event]:
+        """Ends the running step. End of thinking or sequence, behind white space, is no step."""
+        reason = EndReason(signals.end_reason)
+        start = self._step.start
+        step = self._close_step(reason.name.lower())
+        ends = reason in (EndReason.THINK_END, EndReason.EOS)
+        alone = ends and not self._text(start, len(self.generated) - 1).strip()
+        if alone:
+            self.trace.answer_seconds += step.seconds
+            return []
+        self.trace.steps.append(step)
+        self.step_starts.append(start)
+        return [Event(self.index, "step", model=step.model, step=step)]
+
+    def _close_step(self, reason: str) -> TraceStep:
+        running = self._step
+        self._step = _RunningStep(len(self.generated))
+        return TraceStep(
+            index=len(self.trace.steps),
+            model=running.model,
+            entropy=running.entropy,
+            threshold=self.trace.threshold,
+            text=self._text(running.start, len(self.generated)),
+            num_tokens=len(self.generated) - running.start,
+            seconds=running.seconds,
+            end_reason=reason,
+        )
+
+    def _text(self, start: int, end: int, *, skip_special: bool = False) -> str:
+        """Of a part of what was generated."""
+        return self.reader.decode(
+            self.generated[start:end], self.writers[start:end], skip_special=skip_special
+        )
+
+    def finish(self, reason: str, error: str | None = None) -> list[Event]:
+        """Ends the sequence; an unfinished step is kept with this reason.
+
+        The "done" event is left to the run: its result needs the tokens of the large model.
+        """
+        if not self.answering and self._step.start < len(self.generated):
+            self.step_starts.append(self._step.start)
+            self.trace.steps.append(self._close_step(reason))
+        self.done = True
+        events = []
+        if self._decoder is not None and (rest := self._decoder.flush()):
+            events.append(Event(self.index, "token", text=rest))
+        self.update_trace(reason, error)
+        if error is not None:
+            events.append(Event(self.index, "error", message=error))
+        return events
+
+    def update_trace(self, reason: str, error: str | None = None) -> None:
+        """Writes answer and totals so far into the trace."""
+        end = len(self.generated)
+        start = self.answer_start if self.answering else end
+        self.trace.answer = self._text(start, end, skip_special=True).strip()
+        self.trace.answer_tokens = end - start
+        self.trace.total_tokens = end
+        self.trace.end_reason = reason
+        self.trace.error = error
+
+    def interrupted_trace(self) -> Trace:
+        """The trace so far, the unfinished step included; the sequence goes on as it would have."""
+        if self.done:
+            return self.trace
+        steps, step = list(self.trace.steps), self._step
+        reason = "interrupted"
+        self.update_trace(reason)
+        if not self.answering and step.start < len(self.generated):
+            steps.append(self._close_step(reason))
+            self._step = step
+        fields = {name: getattr(self.trace, name) for name in Trace.__slots__}
+        return Trace(**{**fields, "steps": steps})
+
+    def result(self, token_ids: list[int], counts: dict[str, TokenCounts]) -> Result:
+        """The sequence as a result."""
+        text = self._text(0, len(self.generated), skip_special=True)
+        return Result(text, self.trace.answer, token_ids, self.trace, counts)

@@ -1,0 +1,1 @@
+"""For one model alone under ``generate()``, and a pair behind the same call."""

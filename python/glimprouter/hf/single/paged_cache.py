@@ -1,0 +1,163 @@
+"""Attention over pages under unmodified ``generate()``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from glimprouter.config import check_integer
+from glimprouter.hf.attention.paged import ATTENTION_NAME, kv_layout, leave_note
+from glimprouter.hf.pair.facts import KNOWN_LAYERS, context_length
+from glimprouter.hf.single.paged_rows import PagedRows
+
+
+class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """Hands keys and values through, with a note for the attention function."""
+
+    is_sliding = False  # windows are the attention's own: pages keep the whole past
+    is_compileable = False
+    is_croppable = True
+    supports_early_init = False
+
+    def __init__(self, rows: PagedRows, index: int, unread: list[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._rows = rows
+        self._index = index
+        self._unread = unread  # layers whose keys no attention has taken yet, of the whole cache
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing: pages are taken by the attention function."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The new keys and values as they are."""
+        if self._index == 0:
+            self._unread.clear()
+        if self._unread:
+            raise RuntimeError(
+                "the model's attention does not read the pages of this PagedCache; call"
+                f' model.set_attn_implementation("{ATTENTION_NAME}")'
+            )
+        self._unread.append(self._index)
+        leave_note(key_states, self)
+        return key_states, value_states
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        options: tuple[float, int, float],
+    ) -> torch.Tensor:
+        """What the attention function does for this layer."""
+        if torch.is_grad_enabled() and query.requires_grad:
+            raise RuntimeError(
+                "attention over pages has no gradients; run the model under torch.no_grad()"
+            )
+        if self._index == 0:
+            self._rows.begin(query.shape[0], query.shape[2], mask)
+        out = self._rows.attend(self._index, query, key, value, options)
+        self._unread.clear()
+        return out
+
+    def get_seq_length(self) -> int:
+        """Tokens of each row, padding included."""
+        return self._rows.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length of all keys, and the position of the first."""
+        return self._rows.length + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+
+class PagedCache(Cache):
+    """Keys and values in pages, for ``model.generate(..., past_key_values=PagedCache(model))``.
+
+    ``model.set_attn_implementation("glimprouter")`` comes first. Batches may be padded on the left;
+    sliding windows and softcaps are served; beams share pages. The cache may be given to several
+    calls, as any other: a continued chat computes only what is new. Its memory is freed with it.
+    """
+
+    def __init__(
+        self, model: Any, memory_bytes: int | None = None, max_sequences: int = 256
+    ) -> None:
+        """An empty cache.
+
+        Args:
+            model: The causal language model that it is for, on the CPU.
+            memory_bytes: For keys and values, taken as they are written; None for as many tokens as
+                the model's context has in each row, up to half of this machine's memory.
+            max_sequences: Rows at a time, beams included, >= 1.
+
+        Raises:
+            TypeError: An argument that is no integer.
+            ValueError: A model that pages cannot serve or whose attention is another, or an
+                argument out of range.
+        """
+        check_integer("max_sequences", max_sequences, 1)
+        if memory_bytes is not None:
+            check_integer("memory_bytes", memory_bytes, 1, high=2**63 - 1)
+        _check_model(model)
+        self._rows = PagedRows(kv_layout(model), context_length(model), max_sequences, memory_bytes)
+        unread: list[int] = []
+        layers = range(self._rows.layout.num_layers)
+        super().__init__(layers=[_Layer(self._rows, index, unread) for index in layers])
+
+    def reset(self) -> None:
+        """Frees every page; the cache is as new."""
+        self._rows.clear()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Drops tokens at the end of every row.
+
+        Args:
+            tokens_to_remove: The negative of their number, as in ``transformers``; 0 for none.
+
+        Raises:
+            ValueError: A positive number, or more tokens than there are.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"crop takes the negative of a number of tokens, got {tokens_to_remove}"
+            )
+        if tokens_to_remove:
+            self._rows.crop(-tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Row ``i`` becomes what row ``beam_idx[i]`` is; nothing is copied until it is written."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row so many times."""
+        rows = range(self._rows.batch_size)
+        self._rows.select([row for row in rows for _ in range(repeats)])
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps these rows, in this order."""
+        self._rows.select(indices.tolist())
+
+
+def _check_model(model: Any) -> None:
+    config = model.config.get_text_config()
+    layout = kv_layout(model)
+    if model.device.type != "cpu":
+        raise ValueError(f"the model is on {model.device}, and the pages are on the CPU")
+    if layout.head_dim % 16 != 0:
+        raise ValueError(f"the model's head size of {layout.head_dim} is no multiple of 16")
+    if unknown := set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS:
+        raise ValueError(
+            f"the model has layers of type {sorted(unknown)[0]!r}; pages serve full and sliding"
+            " attention"
+        )
+    if config._attn_implementation != ATTENTION_NAME:
+        raise ValueError(
+            f"the model computes attention by {config._attn_implementation!r}; call"
+            f' model.set_attn_implementation("{ATTENTION_NAME}") first'
+        )

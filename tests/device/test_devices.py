@@ -1,0 +1,69 @@
+"""Which device a pair is served on."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import glimprouter as gr
+import hf_pairs
+from glimprouter.hf import RoutedModel
+from glimprouter.hf.pair.devices import choose_device
+
+pytestmark = pytest.mark.device
+
+KNOWN = gr.build_info()["devices"]
+
+
+def models(small: str, large: str) -> dict[str, Any]:
+    """Stand-ins: only the place counts."""
+    return {"small": SimpleNamespace(device=small), "large": SimpleNamespace(device=large)}
+
+
+def test_where_the_models_are() -> None:
+    assert choose_device(None, models("cpu", "cpu")) == "cpu"
+    assert choose_device("cpu", models("cpu", "cpu")) == "cpu"
+    for device in KNOWN:
+        if device.startswith("cuda"):
+            assert choose_device(None, models(device, device)) == device
+
+
+@pytest.mark.parametrize("places", [("xpu:0", "xpu:0"), ("cpu", "xpu:0")])
+def test_logits_are_never_copied_silently(places: tuple[str, str]) -> None:
+    with pytest.warns(RuntimeWarning, match="logits are copied to the CPU after every"):
+        assert choose_device(None, models(*places)) == "cpu"
+    assert choose_device("cpu", models(*places)) == "cpu"
+
+
+def test_the_warning_names_the_line_that_makes_the_pair() -> None:
+    pair = hf_pairs.random_pair("qwen3")
+    elsewhere = copy.deepcopy(pair.small).to("meta")
+    with pytest.warns(RuntimeWarning, match="logits are copied") as caught:
+        RoutedModel(elsewhere, elsewhere, pair.tokenizer, engine="gather")
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_unknown_devices_are_refused() -> None:
+    pair = hf_pairs.random_pair("qwen3")
+    with pytest.raises(ValueError, match=r"device must be one of \['cpu'.*got 'xpu:0'"):
+        RoutedModel(pair.small, pair.large, pair.tokenizer, device="xpu:0")
+
+
+def test_graphs_need_pages_on_a_device() -> None:
+    pair = hf_pairs.random_pair("qwen3")
+    arguments = pair.small, pair.large, pair.tokenizer
+    assert not RoutedModel(*arguments).graphs
+    with pytest.raises(ValueError, match=r"graphs=True needs .* runs on 'paged' on cpu"):
+        RoutedModel(*arguments, graphs=True)
+    with pytest.raises(TypeError, match="graphs must be a bool or None"):
+        RoutedModel(*arguments, graphs=1)  # type: ignore[arg-type]
+
+
+def test_decode_tables_are_for_pages_on_a_device() -> None:
+    layout = gr.KvLayout(num_layers=1, num_kv_heads=1, head_dim=16, page_size=8, dtype="float32")
+    pool = gr.PagePool([layout], 8 * layout.page_bytes, layout.page_bytes)
+    with pytest.raises(ValueError, match="this pool is on the CPU"):
+        gr._C.DecodeTables.words(pool, 0, 1, 1, 1)

@@ -1,0 +1,302 @@
+"""Decode passes of a pair as graphs on a device: what they write, and when they are captured.
+
+On the host SIMT shim a replay runs the pass again, over the same buffers.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import warnings
+import weakref
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+
+import glimprouter as gr
+import hf_pairs
+from device_pairs import DEVICES, pair_of, written
+from glimprouter.hf import RoutedModel
+from glimprouter.hf.attention import paged
+from glimprouter.hf.engine import kept_pool
+from glimprouter.hf.graphs import compiled_decode, decode_graphs
+from glimprouter.hf.graphs.compiled_decode import CompiledDecode
+from glimprouter.hf.graphs.decode_graphs import DecodeGraphs
+from glimprouter.hf.graphs.decode_pass import DecodePass
+from glimprouter.hf.graphs.recorders import Recording, recorder_for
+from glimprouter.hf.pair.devices import torch_device
+
+# A capture that failed has the same tokens, computed eagerly: only the warning tells.
+pytestmark = [
+    pytest.mark.device,
+    pytest.mark.needs_device,
+    pytest.mark.filterwarnings("error:decode passes of the:RuntimeWarning"),
+]
+
+
+class CountingRecorder:
+    """Records as the device's own does, and remembers how many rows were recorded."""
+
+    def __init__(self, device: str) -> None:
+        self.own = recorder_for(device)
+        self.rows: list[int] = []
+        self.replays = 0
+
+    def rehearse(self, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        return self.own.rehearse(run)
+
+    def record(self, run: Callable[[], torch.Tensor]) -> Recording:
+        recording = self.own.record(run)
+        self.rows.append(len(recording.result))
+
+        def replay() -> None:
+            self.replays += 1
+            recording.replay()
+
+        return Recording(recording.result, replay)
+
+
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> list[CountingRecorder]:
+    """Of the models that the test makes; tables and pages are so small that sizes change often."""
+    made: list[CountingRecorder] = []
+
+    def make(device: str) -> CountingRecorder:
+        made.append(CountingRecorder(device))
+        return made[-1]
+
+    monkeypatch.setattr(kept_pool, "recorder_for", make)
+    monkeypatch.setattr(decode_graphs, "_FEWEST_PAGES", 1)
+    monkeypatch.setattr(paged, "PAGE_SIZE", 16)
+    return made
+
+
+def routed(
+    device: str,
+    family: str = "qwen3",
+    temperature: float = 0.0,
+    models: tuple[Any, Any] | None = None,
+    **options: Any,
+) -> RoutedModel:
+    pair, home = pair_of(family), torch_device(device)
+    models = models or (pair.small, pair.large)
+    if home != "cpu":
+        models = copy.deepcopy(models)  # one model that is both stays one
+        for model in models:
+            model.to(home)
+    config = gr.RouterConfig(
+        threshold=pair.threshold,
+        temperature=temperature,
+        repetition_guard=False,
+        max_step_tokens=6,
+        max_think_tokens=40,
+        max_answer_tokens=6,
+    )
+    return RoutedModel(*models, pair.tokenizer, config, engine="paged", device=device, **options)
+
+
+def graphs_of(model: RoutedModel) -> dict[str, DecodeGraphs]:
+    """Of the pool that is kept."""
+    kept = model._engines._kept
+    assert kept is not None
+    return kept._graphs
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_tokens_and_routes_of_eager_passes(
+    device: str, family: str, recorders: list[CountingRecorder]
+) -> None:
+    """Batches of one, three and eight; sequences end one after the other."""
+    eager, graphs = routed(device, family, graphs=False), routed(device, family)
+    assert graphs.graphs
+    assert not eager.graphs
+    prompts = hf_pairs.raw_prompts((23, 5, 41, 12, 2, 67, 31, 17))
+    for count in (1, 3, 8):
+        assert written(graphs.generate(prompts[:count])) == written(eager.generate(prompts[:count]))
+    (recorder,) = recorders  # none of the eager pair
+    assert set(recorder.rows) >= {1, 2, 4, 8}
+    assert recorder.replays > 3 * len(recorder.rows)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_second_run_captures_nothing_again(
+    device: str, recorders: list[CountingRecorder]
+) -> None:
+    """A size that comes up for the third time only in a later run is captured there."""
+    model, prompts = routed(device), pair_of("qwen3").prompts[:3]
+    first = written(model.generate(prompts))
+    sizes = {name: set(graphs.captured) for name, graphs in graphs_of(model).items()}
+    assert all(sizes.values())
+    for _ in range(3):
+        assert written(model.generate(prompts)) == first
+    for name, graphs in graphs_of(model).items():
+        assert sizes[name] <= set(graphs.captured)
+    recorded = len(recorders[0].rows)
+    assert recorded == sum(len(graphs.captured) for graphs in graphs_of(model).values())
+    replays = recorders[0].replays
+    assert written(model.generate(prompts)) == first
+    assert len(recorders[0].rows) == recorded
+    assert recorders[0].replays > replays
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_runs_side_by_side_have_pools_of_their_own(
+    device: str, recorders: list[CountingRecorder]
+) -> None:
+    model, prompts = routed(device), pair_of("qwen3").prompts
+    want = [written(model.generate([prompt]))[0] for prompt in prompts[:2]]
+    runs = [model.stream([prompt]) for prompt in prompts[:2]]
+    got: dict[int, Any] = {}
+    while len(got) < 2:
+        for index, run in enumerate(runs):
+            for event in run.step():
+                if event.result is not None:
+                    got[index] = written([event.result])[0]
+    assert [got[index] for index in range(2)] == want
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_longer_run_has_a_larger_pool(device: str, recorders: list[CountingRecorder]) -> None:
+    model, eager = routed(device), routed(device, graphs=False)
+    short = [[40, 41, 42]]
+    long = hf_pairs.raw_prompts((300, 200, 350))
+    for prompts in (short, long, short):
+        assert written(model.generate(prompts)) == written(eager.generate(prompts))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_preempted_sequences_go_on(device: str, recorders: list[CountingRecorder]) -> None:
+    """The second model has as little memory as one long sequence needs, and a few pages more."""
+    prompts = pair_of("qwen3").prompts[:4]
+    want = written(routed(device).generate(prompts))
+    layouts = [paged.kv_layout(pair_of("qwen3").model(n)) for n in ("small", "large")]
+    sector = gr.PagePool.default_sector_bytes(layouts)
+    tight = routed(device, kv_memory_bytes=14 * sector)
+    assert written(tight.generate(prompts)) == want
+    roomy = routed(device)
+    assert written(roomy.generate(prompts)) == want
+    roomy.kv_memory_bytes = 14 * sector  # the pool that is kept is larger
+    assert written(roomy.generate(prompts)) == want
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_forked_rewound_and_saved_among_replays(
+    device: str, recorders: list[CountingRecorder]
+) -> None:
+    model = routed(device, temperature=0.8)
+    prompt = pair_of("qwen3").prompts[1]
+    want = written(model.generate([prompt]))[0]
+    run = model.stream([prompt])
+    for _ in range(17):
+        run.step()
+    twin = run.fork(0, substream=0)
+    saved = run.save(0)
+    run.rewind(0, 5)
+    results = {event.sequence: event.result for event in run if event.result is not None}
+    resumed = [event.result for event in model.resume([saved]) if event.result is not None]
+    assert written([results[0], results[twin], *resumed]) == [want] * 3
+    assert recorders[0].replays
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_weights_that_have_moved_void_the_graphs(
+    device: str, recorders: list[CountingRecorder]
+) -> None:
+    model, prompts = routed(device), pair_of("qwen3").prompts[:1]
+    want = written(model.generate(prompts))
+    captured = len(recorders[0].rows)
+    with torch.no_grad():
+        for parameter in model.small.parameters():
+            parameter.data = parameter.data.clone()
+    assert written(model.generate(prompts)) == want
+    assert len(recorders[0].rows) == 2 * captured
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_memory_goes_with_the_model(device: str, recorders: list[CountingRecorder]) -> None:
+    model = routed(device)
+    model.generate(pair_of("qwen3").prompts[:1])
+    graphs = weakref.ref(graphs_of(model)["small"])
+    assert graphs() is not None
+    del model
+    gc.collect()
+    assert graphs() is None
+
+
+@pytest.mark.parametrize("stage", ["rehearse", "record"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_cannot_be_captured_is_computed_eagerly(
+    device: str, stage: str, recorders: list[CountingRecorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same tokens, and one warning for each model that says why."""
+    prompts = pair_of("qwen3").prompts[:3]
+    want = written(routed(device, graphs=False).generate(prompts))
+    model = routed(device)
+
+    def refuse(run: Callable[[], torch.Tensor]) -> Any:
+        run()
+        raise RuntimeError("its code waits for the device\nand more")
+
+    monkeypatch.setattr(recorders[0], stage, refuse)
+    with pytest.warns(RuntimeWarning, match="computed eagerly, not as graphs: its code w") as seen:
+        assert written(model.generate(prompts)) == want
+    messages = {str(warning.message) for warning in seen}
+    assert {message.split(" model")[0].split()[-1] for message in messages} == {"small", "large"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert written(model.generate(prompts)) == want
+    assert recorders[0].rows == []
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_compiled_passes_are_captured(
+    device: str, recorders: list[CountingRecorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokens of the model's own code; two compilations of a model serve every size and run.
+
+    Code is generated on a GPU only. One layer and one model for both, as compiling takes long.
+    """
+    if not device.startswith("cuda"):
+        traced = partial(CompiledDecode, backend="eager")
+        monkeypatch.setattr(compiled_decode, "CompiledDecode", traced)
+    models = (hf_pairs.random_model("qwen3", 1, 7),) * 2
+    eager = routed(device, models=models, graphs=False)
+    compiled = routed(device, models=models, compile=True)
+    (decode,) = {*compiled._engines._kept._compiled.values()}  # type: ignore[union-attr]
+
+    def compilations() -> int:
+        return len(_debug_get_cache_entry_list(decode.function.__code__))  # type: ignore[attr-defined]
+
+    assert compilations() == 2
+    prompts = hf_pairs.raw_prompts((23, 5, 41, 12, 2))
+    for chosen in (prompts, prompts[:1], prompts[1:4], prompts):
+        assert written(compiled.generate(chosen)) == written(eager.generate(chosen))
+    assert {1, 2, 4, 8} <= set(recorders[0].rows)
+    assert compilations() == 2
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_strides_of_ids_and_positions_follow_from_the_size(device: str) -> None:
+    """Compilers see strides: those of odd and even sizes would be compiled apart."""
+    model = hf_pairs.random_model("qwen3", 1, 7)
+    layout = paged.kv_layout(model)
+    pool = gr.PagePool([layout], 4 * layout.page_bytes, layout.page_bytes, device)
+    home = SimpleNamespace(config=model.config, device=torch_device(device))
+    for size in range(1, 9):
+        decode = DecodePass(home, pool, 0, size, 1)
+        for column in (decode._ids, decode._positions):
+            assert column.shape == (1, size)
+            assert column.stride() == (size, 1)
+            assert column.data_ptr() % 16 == 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_only_captured_passes_are_compiled(device: str) -> None:
+    with pytest.raises(ValueError, match="for the passes that graphs=True captures"):
+        routed(device, compile=True, graphs=False)

@@ -1,0 +1,263 @@
+"""The paged KV cache and its plain model (kv_model.py) driven side by side, short of memory."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+import glimprouter as gr
+from kv_model import CacheModel, token_view
+
+LAYOUTS = [
+    gr.KvLayout(num_layers=2, num_kv_heads=1, head_dim=2, page_size=4, dtype="float32"),
+    gr.KvLayout(num_layers=3, num_kv_heads=2, head_dim=4, page_size=8, dtype="float32"),
+]
+MAX_SEQUENCES = 6
+# Steps in all: some thousands here, GLIMPROUTER_PROPERTY_STEPS=100000 for a night.
+STEPS = int(os.environ.get("GLIMPROUTER_PROPERTY_STEPS", "5000"))
+STEPS_A_RUN = 50
+
+ids = st.lists(st.integers(0, 999), min_size=1, max_size=9)
+
+
+class Cache(RuleBasedStateMachine):
+    """Every call goes to both; tables, counts and every written value must agree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = gr.PagePool(LAYOUTS, arena_bytes=20 * 3072, sector_bytes=3072)
+        self.pool.poison_freed_pages(0xA5)
+        self.cache = gr.KvCache(self.pool, MAX_SEQUENCES)
+        self.model = CacheModel([layout.page_size for layout in LAYOUTS])
+        self.flying: list[gr.RaggedBatch] = []
+        self.saved: list[tuple[bytes, Any]] = []
+        self.counter = 0
+        self.sector_limit = self.pool.num_sectors
+
+    def idle(self) -> list[int]:
+        return [s for s, cached in sorted(self.model.sequences.items()) if not cached.in_flight]
+
+    def pick(self, data: st.DataObject) -> int:
+        return data.draw(st.sampled_from(self.idle()), label="sequence")
+
+    def full(self) -> bool:
+        return len(self.model.sequences) == MAX_SEQUENCES
+
+    @rule(small=ids, large=ids)
+    def open(self, small: list[int], large: list[int]) -> None:
+        if self.full():
+            with pytest.raises(RuntimeError, match="sequences are in use"):
+                self.cache.open([small, large])
+            return
+        self.model.open(self.cache.open([small, large]), [small, large])
+
+    @precondition(lambda self: self.idle())
+    @rule(data=st.data(), more=ids)
+    def append(self, data: st.DataObject, more: list[int]) -> None:
+        sequence = self.pick(data)
+        self.cache.append(0, sequence, more)
+        self.model.sequences[sequence].ledger.append(0, more)
+
+    @precondition(lambda self: self.idle())
+    @rule(data=st.data(), model=st.integers(0, 1))
+    def prepare(self, data: st.DataObject, model: int) -> None:
+        chosen = data.draw(st.permutations(self.idle()), label="order")
+        chosen = chosen[: data.draw(st.integers(1, len(chosen)), label="count")]
+        behind = [
+            s
+            for s in chosen
+            if self.model.sequences[s].committed[model] < self.model.sequences[s].length(model)
+        ]
+        if behind != chosen:
+            with pytest.raises(ValueError, match="has no token that model"):
+                self.cache.prepare(model, chosen)
+        if not behind:
+            return
+        if self.model.pages_wanted(model, behind) > self.pool.available(model):
+            with pytest.raises(gr.OutOfPages, match="close or preempt"):
+                self.cache.prepare(model, behind)
+            return
+        batch = self.cache.prepare(model, behind)
+        self.check_batch(batch, model, behind)
+        self.model.prepare(model, behind)
+        self.flying.append(batch)
+
+    def check_batch(self, batch: gr.RaggedBatch, model: int, sequences: list[int]) -> None:
+        """The batch is exactly the unseen tokens."""
+        unseen = [
+            self.model.sequences[s].ids(model)[self.model.sequences[s].committed[model] :]
+            for s in sequences
+        ]
+        ends = np.cumsum([0, *map(len, unseen)])
+        assert batch.sequences.tolist() == sequences
+        assert batch.ids.tolist() == [token for part in unseen for token in part]
+        assert batch.cu_seqlens.tolist() == ends.tolist()
+        assert batch.last_rows.tolist() == (ends[1:] - 1).tolist()
+        lengths = [self.model.sequences[s].length(model) for s in sequences]
+        assert batch.seq_lens.tolist() == lengths
+        positions = [
+            position
+            for s, length in zip(sequences, lengths, strict=True)
+            for position in range(self.model.sequences[s].committed[model], length)
+        ]
+        assert batch.positions.tolist() == positions
+        size = LAYOUTS[model].page_size
+        owner = np.repeat(np.arange(len(sequences)), np.diff(ends))
+        pages = batch.block_table[owner, batch.positions // size].astype(np.int64)
+        assert batch.slots.tolist() == (pages * size + batch.positions % size).tolist()
+        assert not (batch.block_table[:, 0] == 0).any(), "the null page belongs to nobody"
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data(), complete=st.sampled_from([True, True, False]))
+    def land(self, data: st.DataObject, complete: bool) -> None:
+        """Writes every new token; an abandoned batch has written only some of them."""
+        place = data.draw(st.integers(0, len(self.flying) - 1), label="batch")
+        self.write_and_land(self.flying.pop(place), complete, data)
+
+    def write_and_land(self, batch: gr.RaggedBatch, complete: bool, data: st.DataObject) -> None:
+        model, sequences = batch.model, batch.sequences.tolist()
+        owner = np.repeat(batch.sequences, np.diff(batch.cu_seqlens))
+        count = len(batch.ids) if complete else data.draw(st.integers(0, len(batch.ids)))
+        for i in range(count):
+            self.counter += 1
+            page, place = divmod(int(batch.slots[i]), LAYOUTS[model].page_size)
+            token_view(self.pool.memory, LAYOUTS[model], page, place)[:] = self.counter
+            self.model.write(model, int(owner[i]), int(batch.positions[i]), self.counter)
+        (self.cache.complete if complete else self.cache.abandon)(batch)
+        self.model.land(model, sequences, complete=complete)
+        for again in (self.cache.complete, self.cache.abandon):
+            with pytest.raises(RuntimeError, match="not in flight"):
+                again(batch)
+
+    @precondition(lambda self: self.idle())
+    @rule(data=st.data())
+    def truncate(self, data: st.DataObject) -> None:
+        sequence = self.pick(data)
+        generated = len(self.model.sequences[sequence].ledger.written)
+        wanted = data.draw(st.integers(-1, generated + 1), label="generated")
+        if not 0 <= wanted <= generated:
+            with pytest.raises(ValueError, match="cannot truncate"):
+                self.cache.truncate(sequence, wanted)
+            return
+        self.cache.truncate(sequence, wanted)
+        self.model.truncate(sequence, wanted)
+
+    @precondition(lambda self: self.idle())
+    @rule(data=st.data(), model=st.integers(0, 1))
+    def forget(self, data: st.DataObject, model: int) -> None:
+        sequence = self.pick(data)
+        computed = self.model.sequences[sequence].committed[model]
+        count = data.draw(st.integers(-1, computed + 1), label="count")
+        if not 0 <= count <= computed:
+            with pytest.raises(ValueError, match="cannot forget"):
+                self.cache.forget(model, sequence, count)
+            return
+        self.cache.forget(model, sequence, count)
+        self.model.forget(model, sequence, count)
+
+    @precondition(lambda self: self.idle() and not self.full())
+    @rule(data=st.data())
+    def fork(self, data: st.DataObject) -> None:
+        sequence = self.pick(data)
+        self.model.copy(sequence, self.cache.fork(sequence))
+
+    @precondition(lambda self: self.idle())
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        sequence = self.pick(data)
+        self.cache.close(sequence)
+        del self.model.sequences[sequence]
+        with pytest.raises(IndexError, match="is not open"):
+            self.cache.append(0, sequence, [1])
+
+    @precondition(lambda self: self.idle())
+    @rule(data=st.data(), more=ids, model=st.integers(0, 1))
+    def extend(self, data: st.DataObject, more: list[int], model: int) -> None:
+        """The common case in one rule: tokens come, the model computes them."""
+        sequence = self.pick(data)
+        self.cache.append(0, sequence, more)
+        self.model.sequences[sequence].ledger.append(0, more)
+        if self.model.pages_wanted(model, [sequence]) <= self.pool.available(model):
+            batch = self.cache.prepare(model, [sequence])
+            self.model.prepare(model, [sequence])
+            self.write_and_land(batch, True, data)
+
+    @precondition(lambda self: self.flying)
+    @rule()
+    def misuse_in_flight(self) -> None:
+        sequence = int(self.flying[0].sequences[0])
+        for call in (
+            lambda: self.cache.close(sequence),
+            lambda: self.cache.append(0, sequence, [1]),
+            lambda: self.cache.truncate(sequence, 0),
+            lambda: self.cache.forget(0, sequence, 0),
+            lambda: self.cache.fork(sequence),
+            lambda: self.cache.save(sequence),
+            lambda: self.cache.prepare(0, [sequence]),
+        ):
+            with pytest.raises(RuntimeError, match="in flight"):
+                call()
+
+    @precondition(lambda self: self.idle())
+    @rule(data=st.data())
+    def preempt(self, data: st.DataObject) -> None:
+        sequence = self.pick(data)
+        kept = self.model.deep_copy(self.model.sequences[sequence])
+        self.saved.append((self.cache.save(sequence), kept))
+        self.cache.close(sequence)
+        del self.model.sequences[sequence]
+
+    @precondition(lambda self: self.saved and not self.full())
+    @rule(data=st.data())
+    def restore(self, data: st.DataObject) -> None:
+        state, kept = data.draw(st.sampled_from(self.saved), label="saved")
+        assert self.cache.check_saved(state) == kept.committed
+        if not self.fits([len(pages) for pages in kept.pages]):
+            with pytest.raises(gr.OutOfPages, match="out of pages"):
+                self.cache.load(state)
+            return
+        self.model.sequences[self.cache.load(state)] = self.model.deep_copy(kept)
+
+    def fits(self, wanted: list[int]) -> bool:
+        """Whether pages of both models can be had together: each opens sectors of its own."""
+        used = self.pool.num_sectors - self.pool.num_free_sectors
+        sectors = max(0, self.sector_limit - used)
+        needed = 0
+        for model, layout in enumerate(LAYOUTS):
+            in_a_sector = self.pool.sector_bytes // layout.page_bytes
+            loose = self.pool.available(model) - sectors * in_a_sector
+            needed += -(-max(0, wanted[model] - loose) // in_a_sector)
+        return needed <= sectors
+
+    @rule(more=st.sampled_from([0, 1, 2, 20, 20]))
+    def limit(self, more: int) -> None:
+        """Out of memory may come at any allocation."""
+        used = self.pool.num_sectors - self.pool.num_free_sectors
+        self.sector_limit = min(self.pool.num_sectors, used + more)
+        self.pool.limit_sectors(self.sector_limit)
+
+    @invariant()
+    def same_state(self) -> None:
+        self.cache.check_invariants()
+        assert self.cache.sequences == sorted(self.model.sequences)
+        for model, layout in enumerate(LAYOUTS):
+            assert self.pool.owned(model) == self.model.owned(model)
+            for sequence, cached in self.model.sequences.items():
+                assert self.cache.num_computed_tokens(model, sequence) == cached.committed[model]
+                pages = self.cache.pages(model, sequence)
+                assert len(pages) == len(cached.pages[model])
+                for position, value in enumerate(self.model.values(model, sequence)):
+                    page, place = pages[position // layout.page_size], position
+                    stored = token_view(self.pool.memory, layout, page, place % layout.page_size)
+                    assert (stored == value).all(), (model, sequence, position)
+        for sequence, cached in self.model.sequences.items():
+            assert self.cache.frontier(sequence) == len(cached.ledger.written)
+            for model in range(2):
+                assert self.cache.generated(model, sequence) == cached.ledger.ids(model)
+                assert self.cache.excess(model, sequence) == cached.excess[model]
+                assert self.cache.caught_up(model, sequence) == cached.caught_up(model)
