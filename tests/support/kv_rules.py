@@ -109,7 +109,7 @@ class Cache(RuleBasedStateMachine):
         size = LAYOUTS[model].page_size
         owner = np.repeat(np.arange(len(sequences)), np.diff(ends))
         pages = batch.block_table[owner, batch.positions // size].astype(np.int64)
-        assert batch.slots.tolist() == (pages * size + batch.positions % size).tolist()
+        assert batch.slot_mapping.tolist() == (pages * size + batch.positions % size).tolist()
         assert not (batch.block_table[:, 0] == 0).any(), "the null page belongs to nobody"
 
     @precondition(lambda self: self.flying)
@@ -125,7 +125,7 @@ class Cache(RuleBasedStateMachine):
         count = len(batch.ids) if complete else data.draw(st.integers(0, len(batch.ids)))
         for i in range(count):
             self.counter += 1
-            page, place = divmod(int(batch.slots[i]), LAYOUTS[model].page_size)
+            page, place = divmod(int(batch.slot_mapping[i]), LAYOUTS[model].page_size)
             token_view(self.pool.memory, LAYOUTS[model], page, place)[:] = self.counter
             self.model.write(model, int(owner[i]), int(batch.positions[i]), self.counter)
         (self.cache.complete if complete else self.cache.abandon)(batch)

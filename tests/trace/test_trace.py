@@ -140,7 +140,7 @@ def edited(path: Path, line: int, **changes: Any) -> None:
 
 
 EDITS: dict[str, tuple[int, dict[str, Any], str]] = {
-    "newer version": (0, {"schema_version": 2}, "schema version 2; this glimprouter reads 1"),
+    "newer version": (0, {"schema_version": 3}, "schema version 3; this glimprouter reads 2"),
     "no version": (0, {"schema_version": "REMOVED"}, "schema version None"),
     "version as text": (0, {"schema_version": "1"}, "schema version '1'"),
     "foreign header": (0, {"kind": "other.trace"}, "not a glimprouter trace"),
