@@ -25,8 +25,14 @@ in and ``[1, T, heads, size]`` out, or ``[T, heads, size]`` both ways.
 """
 
 from glimprouter.torch import operations as _operations
-from glimprouter.torch.passes import AttendingPass, PassHandle, PassTables, arena_of
+from glimprouter.torch.passes import (
+    AttendingPass,
+    AttentionOptions,
+    PassHandle,
+    PassTables,
+    arena_of,
+)
 
-__all__ = ["AttendingPass", "PassHandle", "PassTables", "arena_of"]
+__all__ = ["AttendingPass", "AttentionOptions", "PassHandle", "PassTables", "arena_of"]
 
 del _operations

@@ -10,7 +10,7 @@ import torch
 
 from glimprouter import _C
 from glimprouter.glimpse import glimpse, sample
-from glimprouter.torch.passes import named_pass
+from glimprouter.torch.passes import AttentionOptions, named_pass
 
 _LIBRARY = torch.library.Library("glimprouter", "DEF")  # type: ignore[no-untyped-call]
 _TABLES = "Tensor slots, Tensor block_table, Tensor cu_seqlens, Tensor key_lengths"
@@ -167,7 +167,9 @@ def _attend_named(
     window: int = 0,
     softcap: float = 0.0,
 ) -> torch.Tensor:
-    return named_pass(name).attend(layer, query, keys, values, (scale, window, softcap))
+    return named_pass(name).attend(
+        layer, query, keys, values, AttentionOptions(scale, window, softcap)
+    )
 
 
 def _fake_attention(query: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:

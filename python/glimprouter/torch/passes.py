@@ -1,7 +1,12 @@
-"""Forward passes over pages as an attention operation sees them: by their tables, or by name."""
+"""The contract between a model's attention and whoever keeps its keys and values.
+
+A layer hands queries, new keys and new values to the :class:`AttendingPass` of its forward pass,
+which stores the keys and values and attends. Another backend is another class with that method.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
@@ -9,7 +14,14 @@ import torch
 
 from glimprouter.kv import PagePool, RaggedBatch
 
-__all__ = ["AttendingPass", "PassHandle", "PassTables", "arena_of", "named_pass"]
+__all__ = [
+    "AttendingPass",
+    "AttentionOptions",
+    "PassHandle",
+    "PassTables",
+    "arena_of",
+    "named_pass",
+]
 
 
 def arena_of(pool: PagePool, dtype: torch.dtype) -> torch.Tensor:
@@ -23,8 +35,51 @@ def arena_of(pool: PagePool, dtype: torch.dtype) -> torch.Tensor:
         return torch.from_numpy(pool.memory).view(dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionOptions:
+    """How a layer attends; the order is causal always.
+
+    Attributes:
+        scale: Factor of the scores.
+        window: Tokens that a token sees, itself included; 0 for all before it.
+        softcap: Scores are ``softcap * tanh(score / softcap)``; 0 for none.
+    """
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+
+
+class AttendingPass(Protocol):
+    """A forward pass that keeps keys and values, and attends over all that it has kept."""
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: AttentionOptions,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Keeps the keys and values of new tokens, then attends over them and those before.
+
+        Args:
+            layer: Of the model.
+            query: ``[B, heads, T, size]``; B is 1 in a packed pass, whose rows stand side by side.
+            key: ``[B, KV heads, T, size]``.
+            value: ``[B, KV heads, T, size]``.
+            options: How the layer attends.
+            mask: Bool ``[B, tokens]``, False for padding, where rows are padded: a packed pass has
+                none.
+
+        Returns:
+            ``[B, T, heads, size]``.
+        """
+
+
 class PassTables(NamedTuple):
-    """A forward pass over pages as tensors and numbers, made once and read by every layer.
+    """A pass as tensors and numbers, which a compiled graph takes: made once, for every layer.
 
     Attributes:
         arena: ``[elements]`` of the pages' type.
@@ -57,19 +112,21 @@ class PassTables(NamedTuple):
         slots, table, ends, lengths = (torch.from_numpy(c) for c in batch.padded_tables())
         return cls(arena, slots, table, ends, lengths, layout.num_layers, layout.page_tokens)
 
-
-class AttendingPass(Protocol):
-    """A forward pass over pages that knows its own tables."""
-
     def attend(
         self,
         layer: int,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        options: tuple[float, int, float],
+        options: AttentionOptions,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """``[1, heads, T, size]`` to ``[1, T, heads, size]``; options: scale, window, softcap."""
+        """As in :class:`AttendingPass`, packed."""
+        scale, window, softcap = options.scale, options.window, options.softcap
+        attended: torch.Tensor = torch.ops.glimprouter.attend(
+            query, key, value, *self, layer, scale, window, softcap
+        )
+        return attended
 
 
 _named_passes: WeakValueDictionary[int, AttendingPass] = WeakValueDictionary()
@@ -96,6 +153,22 @@ class PassHandle(NamedTuple):
             name = torch.zeros(1, dtype=torch.uint8, device=device)
         _named_passes[name.data_ptr()] = owner
         return cls(name)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: AttentionOptions,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As in :class:`AttendingPass`, packed, by the pass that has the name."""
+        scale, window, softcap = options.scale, options.window, options.softcap
+        attended: torch.Tensor = torch.ops.glimprouter.attend_named(
+            query, key, value, *self, layer, scale, window, softcap
+        )
+        return attended
 
 
 def named_pass(name: torch.Tensor) -> AttendingPass:
