@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def pages_of_16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small pages, so that short sequences fill several and run short of them."""
-    monkeypatch.setattr(paged, "PAGE_TOKENS", 16)
+    monkeypatch.setattr(paged, "PAGE_SIZE", 16)
 
 
 @pytest.fixture(autouse=True)

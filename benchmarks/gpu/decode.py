@@ -94,7 +94,7 @@ def measure_model(
     def by_engine(**options: Any) -> Callable[[], list[float]]:
         limits = {"max_think_tokens": tokens, "max_answer_tokens": 0, "temperature": 0.0}
         config = gr.RouterConfig(route="small", repetition_guard=False, **limits)
-        routed = RoutedModel(model, model, tokenizer, config=config, max_batch_size=1, **options)
+        routed = RoutedModel(model, model, tokenizer, config=config, max_sequences=1, **options)
         return lambda: _arrivals(routed.stream([prompt[0].tolist()]))
 
     floor = 1e3 * weight_bytes(model) / bandwidth

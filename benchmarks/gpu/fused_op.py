@@ -71,7 +71,7 @@ class RoutedStep:
             route="small", repetition_guard=False, max_think_tokens=1 << 16, **mode
         )
         self.router = gr.StepRouter(boundary, config, max_sequences=batch, device=device)
-        rows = [self.router.open(stream=index) for index in range(batch)]
+        rows = [self.router.open(substream=index) for index in range(batch)]
         self.rows: Any = rows
         if logits.is_cuda:
             self.rows = torch.tensor(rows, dtype=torch.int32, device=logits.device)

@@ -11,7 +11,7 @@ import glimprouter as gr
 
 # One layer of Qwen3-4B, and a toy for smoke tests: query heads, KV heads, head size.
 SHAPES = {"4B": (32, 8, 128), "toy": (4, 2, 32)}
-PAGE_TOKENS = 16
+PAGE_SIZE = 16
 
 
 class OneLayer:
@@ -23,11 +23,11 @@ class OneLayer:
         layout = gr.KvLayout(
             num_layers=1,
             num_kv_heads=self.kv_heads,
-            head_size=self.size,
-            page_tokens=PAGE_TOKENS,
+            head_dim=self.size,
+            page_size=PAGE_SIZE,
             dtype="bfloat16",
         )
-        pages = sequences * (2 * context // PAGE_TOKENS + 8)
+        pages = sequences * (2 * context // PAGE_SIZE + 8)
         where = str(clock.device) if clock.is_cuda else "cpu"
         self.pool = gr.PagePool([layout], pages * layout.page_bytes, device=where)
         self.cache = gr.KvCache(self.pool, sequences)
@@ -85,7 +85,7 @@ def _attention(
 ) -> dict[str, Any]:
     layer = OneLayer(clock, shape, context - 1, sequences)
     for sequence in layer.cache.sequences:
-        layer.cache.append(sequence, [0])
+        layer.cache.append(0, sequence, [0])
     batch = layer.cache.prepare(0, layer.cache.sequences)
     keys, values = layer.random(sequences, layer.kv_heads), layer.random(sequences, layer.kv_heads)
     gr.append_kv(layer.pool, 0, batch, keys, values)
@@ -132,7 +132,7 @@ def _hand_off(clock: Clock, shape: str, context: int, unseen: int) -> dict[str, 
     computed = []
 
     def call() -> None:
-        layer.cache.append(0, ids)
+        layer.cache.append(0, 0, ids)
         batch = layer.cache.prepare(0, [0])
         computed.append(len(batch.ids))
         gr.append_kv(layer.pool, 0, batch, keys, values)

@@ -88,7 +88,7 @@ def routed_at_random(model: Any, problems: Sequence[Any], share: float, seed: in
     runners = {name: ModelRunner(name, part, count) for name, part in pair}
     out = router.outputs(count)
     prompts = [encode_prompt(p.prompt, model.tokenizer, model.tokenizer).small for p in problems]
-    rows = [router.open(stream=i) for i in range(count)]
+    rows = [router.open(substream=i) for i in range(count)]
     ids: dict[int, list[int]] = {row: list(prompts[i]) for i, row in enumerate(rows)}
     writers: dict[int, list[str]] = {row: [] for row in rows}
     answer_start: dict[int, int] = {}
@@ -120,7 +120,7 @@ def routed_at_random(model: Any, problems: Sequence[Any], share: float, seed: in
         for row in waiting:
             large = coin.random() < share
             choices.append(large)
-            router.decide([row], "large" if large else "small", out)
+            router.decide("large" if large else "small", [row], out)
             take(row, 0, "small")
     right = sum(
         model.tokenizer.decode(ids[row][answer_start[row] :], skip_special_tokens=True).strip()

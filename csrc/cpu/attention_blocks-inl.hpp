@@ -12,42 +12,42 @@ constexpr int kKeysTogether = Vec::kWidth == 16 ? 4 : 2;  // as many as the regi
 // with some keys: the lower half of the lanes, then the upper half, as the tree has it.
 template <int kSpan, int kKeys>
 inline __attribute__((always_inline)) void lane_tree(const float* queries, const float* keys,
-                                                     std::int32_t head_size, int first, Vec* sums) {
+                                                     std::int32_t head_dim, int first, Vec* sums) {
   if constexpr (kSpan == kAttentionLanes) {
     for (int key = 0; key < kKeys; ++key) sums[key] = Vec::broadcast(0.0f);
-    for (std::int32_t i = first; i < head_size; i += kAttentionLanes) {
+    for (std::int32_t i = first; i < head_dim; i += kAttentionLanes) {
       const Vec q = Vec::load(queries + i * kBlockRows);
       for (int key = 0; key < kKeys; ++key) {
-        sums[key] = fma(q, Vec::broadcast(keys[key * head_size + i]), sums[key]);
+        sums[key] = fma(q, Vec::broadcast(keys[key * head_dim + i]), sums[key]);
       }
     }
   } else {
     Vec upper[kKeys];
-    lane_tree<2 * kSpan, kKeys>(queries, keys, head_size, first, sums);
-    lane_tree<2 * kSpan, kKeys>(queries, keys, head_size, first + kSpan, upper);
+    lane_tree<2 * kSpan, kKeys>(queries, keys, head_dim, first, sums);
+    lane_tree<2 * kSpan, kKeys>(queries, keys, head_dim, first + kSpan, upper);
     for (int key = 0; key < kKeys; ++key) sums[key] = sums[key] + upper[key];
   }
 }
 
 template <int kKeys>
-void score_keys(const float* queries, const float* keys, std::int32_t head_size, float* scores) {
+void score_keys(const float* queries, const float* keys, std::int32_t head_dim, float* scores) {
   for (int row = 0; row < kBlockRows; row += Vec::kWidth) {
     Vec sums[kKeys];
-    lane_tree<1, kKeys>(queries + row, keys, head_size, 0, sums);
+    lane_tree<1, kKeys>(queries + row, keys, head_dim, 0, sums);
     for (int key = 0; key < kKeys; ++key) sums[key].store(scores + key * kBlockRows + row);
   }
 }
 
-// queries: [head_size, kBlockRows], scores: [tokens, kBlockRows].
+// queries: [head_dim, kBlockRows], scores: [tokens, kBlockRows].
 void score_block(const float* queries, const float* keys, std::int32_t tokens,
-                 std::int32_t head_size, float* scores) {
+                 std::int32_t head_dim, float* scores) {
   std::int32_t token = 0;
   for (; token + kKeysTogether <= tokens; token += kKeysTogether) {
-    score_keys<kKeysTogether>(queries, keys + token * head_size, head_size,
+    score_keys<kKeysTogether>(queries, keys + token * head_dim, head_dim,
                               scores + token * kBlockRows);
   }
   for (; token < tokens; ++token) {
-    score_keys<1>(queries, keys + token * head_size, head_size, scores + token * kBlockRows);
+    score_keys<1>(queries, keys + token * head_dim, head_dim, scores + token * kBlockRows);
   }
 }
 
@@ -59,21 +59,21 @@ struct RowBlock {
   float maximum[kBlockRows];  // of the chunk that is being read, and its sum
   float sum[kBlockRows];
   RowSums sums[kBlockRows];  // without the chunk
-  float* queries;            // [head_size, kBlockRows]
-  float* chunk;              // [head_size, kBlockRows]
-  float* total;              // [head_size, kBlockRows]
+  float* queries;            // [head_dim, kBlockRows]
+  float* chunk;              // [head_dim, kBlockRows]
+  float* total;              // [head_dim, kBlockRows]
 };
 
 void begin_block(const AttentionTask& task, std::int32_t first_row, RowBlock* block) {
-  const std::int32_t head_size = task.layout->head_size;
+  const std::int32_t head_dim = task.layout->head_dim;
   for (std::int32_t row = 0; row < kBlockRows; ++row) {
     const std::int32_t own = first_row + row < task.rows ? first_row + row : task.rows - 1;
     block->first_keys[row] = task.first_keys[own];
     block->end_keys[row] = task.end_keys[own];
     block->maximum[row] = kMinusInfinity;
     block->sum[row] = 0.0f;
-    for (std::int32_t i = 0; i < head_size; ++i) {
-      block->queries[i * kBlockRows + row] = task.queries[own * head_size + i];
+    for (std::int32_t i = 0; i < head_dim; ++i) {
+      block->queries[i * kBlockRows + row] = task.queries[own * head_dim + i];
       block->chunk[i * kBlockRows + row] = 0.0f;
       block->total[i * kBlockRows + row] = 0.0f;
     }
@@ -81,7 +81,7 @@ void begin_block(const AttentionTask& task, std::int32_t first_row, RowBlock* bl
 }
 
 // As close_chunk, for all rows.
-void close_block_chunk(std::int32_t head_size, RowBlock* block) {
+void close_block_chunk(std::int32_t head_dim, RowBlock* block) {
   bool first[kBlockRows];  // the chunk is the row's first one
   bool later[kBlockRows];
   float before[kBlockRows];
@@ -100,7 +100,7 @@ void close_block_chunk(std::int32_t head_size, RowBlock* block) {
     block->maximum[row] = kMinusInfinity;
     block->sum[row] = 0.0f;
   }
-  for (std::int32_t i = 0; i < head_size; ++i) {
+  for (std::int32_t i = 0; i < head_dim; ++i) {
     float* const total = block->total + i * kBlockRows;
     float* const chunk = block->chunk + i * kBlockRows;
     float merged[kBlockRows];
@@ -119,11 +119,11 @@ void close_block_chunk(std::int32_t head_size, RowBlock* block) {
 }
 
 void finish_block(const AttentionTask& task, std::int32_t first_row, const RowBlock& block) {
-  const std::int32_t head_size = task.layout->head_size;
+  const std::int32_t head_dim = task.layout->head_dim;
   for (std::int32_t row = 0; row < kBlockRows && first_row + row < task.rows; ++row) {
     const float inverse = 1.0f / block.sums[row].total.sum;
-    float* const out = task.out + (first_row + row) * head_size;
-    for (std::int32_t i = 0; i < head_size; ++i) {
+    float* const out = task.out + (first_row + row) * head_dim;
+    for (std::int32_t i = 0; i < head_dim; ++i) {
       out[i] = block.total[i * kBlockRows + row] * inverse;
     }
   }
@@ -154,17 +154,17 @@ void weigh_block(float* scores, std::int32_t tokens, RowBlock* block, float* res
 
 // chunk = chunk * rescale + weights * values over tokens that all rows see.
 void add_block(const float* weights, const float* values, std::int32_t tokens,
-               std::int32_t head_size, const float* rescale, float* chunk) {
+               std::int32_t head_dim, const float* rescale, float* chunk) {
   constexpr int kTogether = 8;  // elements
   for (int row = 0; row < kBlockRows; row += Vec::kWidth) {
     const Vec scale = Vec::load(rescale + row);
-    for (std::int32_t i = 0; i < head_size; i += kTogether) {
+    for (std::int32_t i = 0; i < head_dim; i += kTogether) {
       float* const target = chunk + i * kBlockRows + row;
       Vec sums[kTogether];
       for (int k = 0; k < kTogether; ++k) sums[k] = Vec::load(target + k * kBlockRows) * scale;
       for (std::int32_t token = 0; token < tokens; ++token) {
         const Vec weight = Vec::load(weights + token * kBlockRows + row);
-        const float* const value = values + token * head_size + i;
+        const float* const value = values + token * head_dim + i;
         for (int k = 0; k < kTogether; ++k) {
           sums[k] = fma(weight, Vec::broadcast(value[k]), sums[k]);
         }
@@ -176,8 +176,8 @@ void add_block(const float* weights, const float* values, std::int32_t tokens,
 
 // Adds a token that only some rows see.
 void add_seen_by_some(const bool* sees, const float* weights, const float* value,
-                      std::int32_t head_size, float* chunk) {
-  for (std::int32_t i = 0; i < head_size; ++i) {
+                      std::int32_t head_dim, float* chunk) {
+  for (std::int32_t i = 0; i < head_dim; ++i) {
     float* const target = chunk + i * kBlockRows;
     float sums[kBlockRows];
     for (std::int32_t row = 0; row < kBlockRows; row += Vec::kWidth) {
@@ -215,13 +215,13 @@ BlockView view_page(const RowBlock& block, const LoadedPage& page) {
 }
 
 void add_seen(const BlockView& view, const float* weights, const LoadedPage& page,
-              std::int32_t head_size, const float* rescale, float* chunk) {
+              std::int32_t head_dim, const float* rescale, float* chunk) {
   if (view.some.begin == view.all.begin) {
     const std::int32_t first = view.all.begin;
-    add_block(weights + first * kBlockRows, page.values + first * head_size, view.all.end - first,
-              head_size, rescale, chunk);
+    add_block(weights + first * kBlockRows, page.values + first * head_dim, view.all.end - first,
+              head_dim, rescale, chunk);
   } else {
-    add_block(weights, page.values, 0, head_size, rescale, chunk);
+    add_block(weights, page.values, 0, head_dim, rescale, chunk);
   }
   const std::int32_t begin = view.some.begin == view.all.begin ? view.all.end : view.some.begin;
   for (std::int32_t token = begin; token < view.some.end; ++token) {
@@ -229,17 +229,17 @@ void add_seen(const BlockView& view, const float* weights, const LoadedPage& pag
     for (std::int32_t row = 0; row < kBlockRows; ++row) {
       sees[row] = token >= view.rows[row].begin && token < view.rows[row].end;
     }
-    add_seen_by_some(sees, weights + token * kBlockRows, page.values + token * head_size, head_size,
+    add_seen_by_some(sees, weights + token * kBlockRows, page.values + token * head_dim, head_dim,
                      chunk);
   }
 }
 
 // scores: [tokens, kBlockRows].
-void attend_block(const LoadedPage& page, std::int32_t head_size, float softcap, float* scores,
+void attend_block(const LoadedPage& page, std::int32_t head_dim, float softcap, float* scores,
                   RowBlock* block) {
   const BlockView view = view_page(*block, page);
   if (view.some.begin >= view.some.end) return;
-  score_block(block->queries, page.keys, page.tokens, head_size, scores);
+  score_block(block->queries, page.keys, page.tokens, head_dim, scores);
   if (softcap > 0.0f) cap_scores(scores, page.tokens * kBlockRows, softcap);
   for (std::int32_t row = 0; row < kBlockRows; ++row) {
     const TokenRange& seen = view.rows[row];
@@ -264,16 +264,16 @@ void attend_block(const LoadedPage& page, std::int32_t head_size, float softcap,
       rescale[row] = 1.0f;
     }
   }
-  add_seen(view, scores, page, head_size, rescale, block->chunk);
+  add_seen(view, scores, page, head_dim, rescale, block->chunk);
 }
 
-// scratch: [attention_scratch_size(head_size, page_tokens)].
+// scratch: [attention_scratch_size(head_dim, page_size)].
 void attend_in_blocks(const AttentionTask& task, float* scratch) {
   const KvLayout& layout = *task.layout;
   const PageRange range = page_range(task);
   float* const key_scratch = scratch;
-  float* const value_scratch = key_scratch + range.padded * layout.head_size;
-  float* const scores = value_scratch + range.padded * layout.head_size;
+  float* const value_scratch = key_scratch + range.padded * layout.head_dim;
+  float* const scores = value_scratch + range.padded * layout.head_dim;
   float* columns = scores + range.padded * kMaxAttentionRows;
   RowBlock blocks[kMaxAttentionRows / kBlockRows];
   const std::int32_t num_blocks = (task.rows + kBlockRows - 1) / kBlockRows;
@@ -281,20 +281,20 @@ void attend_in_blocks(const AttentionTask& task, float* scratch) {
     float** const parts[] = {&blocks[i].queries, &blocks[i].chunk, &blocks[i].total};
     for (float** const part : parts) {
       *part = columns;
-      columns += kBlockRows * layout.head_size;
+      columns += kBlockRows * layout.head_dim;
     }
     begin_block(task, i * kBlockRows, blocks + i);
   }
-  const std::int32_t chunk_pages = attention_chunk_pages(layout.page_tokens);
-  for (std::int32_t page = range.first; page * layout.page_tokens < range.end; ++page) {
+  const std::int32_t chunk_pages = attention_chunk_pages(layout.page_size);
+  for (std::int32_t page = range.first; page * layout.page_size < range.end; ++page) {
     const LoadedPage loaded = load(task, range, page, key_scratch, value_scratch);
     for (std::int32_t i = 0; i < num_blocks; ++i) {
-      if (page % chunk_pages == 0) close_block_chunk(layout.head_size, blocks + i);
-      attend_block(loaded, layout.head_size, task.softcap, scores, blocks + i);
+      if (page % chunk_pages == 0) close_block_chunk(layout.head_dim, blocks + i);
+      attend_block(loaded, layout.head_dim, task.softcap, scores, blocks + i);
     }
   }
   for (std::int32_t i = 0; i < num_blocks; ++i) {
-    close_block_chunk(layout.head_size, blocks + i);
+    close_block_chunk(layout.head_dim, blocks + i);
     finish_block(task, i * kBlockRows, blocks[i]);
   }
 }

@@ -10,11 +10,11 @@
 
 inline constexpr int kLaneVectors = kAttentionLanes / Vec::kWidth;
 
-// Keys or values of a page as fp32, [tokens, head_size]: in place, or converted into scratch.
+// Keys or values of a page as fp32, [tokens, head_dim]: in place, or converted into scratch.
 const float* load_page(const std::byte* source, const KvLayout& layout, std::int32_t tokens,
                        float* scratch) {
   if (layout.dtype == DataType::kFloat32) return reinterpret_cast<const float*>(source);
-  const std::int32_t elements = tokens * layout.head_size;
+  const std::int32_t elements = tokens * layout.head_dim;
   for (std::int32_t i = 0; i < elements; i += Vec::kWidth) {
     Vec::convert(source + i * 2, layout.dtype, scratch + i);
   }
@@ -23,18 +23,18 @@ const float* load_page(const std::byte* source, const KvLayout& layout, std::int
 
 // Scores of one query row against kKeys keys, whose sums over the virtual lanes are left to add up.
 template <int kKeys>
-void dot_products(const float* query, const float* keys, std::int32_t head_size,
+void dot_products(const float* query, const float* keys, std::int32_t head_dim,
                   Vec (*sums)[kLaneVectors]) {
   Vec own[kKeys][kLaneVectors];
   for (auto& key : own) {
     for (Vec& lane : key) lane = Vec::broadcast(0.0f);
   }
-  for (std::int32_t i = 0; i < head_size; i += kAttentionLanes) {
+  for (std::int32_t i = 0; i < head_dim; i += kAttentionLanes) {
     for (int lane = 0; lane < kLaneVectors; ++lane) {
       const std::int32_t at = i + lane * Vec::kWidth;
       const Vec q = Vec::load(query + at);
       for (int key = 0; key < kKeys; ++key) {
-        own[key][lane] = fma(q, Vec::load(keys + key * head_size + at), own[key][lane]);
+        own[key][lane] = fma(q, Vec::load(keys + key * head_dim + at), own[key][lane]);
       }
     }
   }
@@ -44,19 +44,19 @@ void dot_products(const float* query, const float* keys, std::int32_t head_size,
 }
 
 // Scores of one query row against all keys of a page: a vector of keys at a time, then one by one.
-void score_row(const float* query, const float* keys, std::int32_t tokens, std::int32_t head_size,
+void score_row(const float* query, const float* keys, std::int32_t tokens, std::int32_t head_dim,
                float* scores) {
   constexpr int kTogether = Vec::kWidth == 8 ? 4 : Vec::kWidth;  // as the registers allow
   Vec sums[Vec::kWidth][kLaneVectors];
   std::int32_t token = 0;
   for (; token + Vec::kWidth <= tokens; token += Vec::kWidth) {
     for (int key = 0; key < Vec::kWidth; key += kTogether) {
-      dot_products<kTogether>(query, keys + (token + key) * head_size, head_size, sums + key);
+      dot_products<kTogether>(query, keys + (token + key) * head_dim, head_dim, sums + key);
     }
     sums_of_lanes(sums).store(scores + token);
   }
   for (; token < tokens; ++token) {
-    dot_products<1>(query, keys + token * head_size, head_size, sums);
+    dot_products<1>(query, keys + token * head_dim, head_dim, sums);
     scores[token] = sum_of_lanes(sums[0]);
   }
 }
@@ -131,7 +131,7 @@ void mask_scores(const TokenRange& seen, std::int32_t padded, float* scores) {
 // A row of a task that sees tokens of the page at hand.
 struct SeeingRow {
   const float* weights;  // of the page's tokens
-  float* out;            // [head_size]
+  float* out;            // [head_dim]
   float rescale;
   TokenRange seen;
 };
@@ -139,7 +139,7 @@ struct SeeingRow {
 // out = out * rescale + weights * values over the tokens that the rows, all of them the same, see:
 // some vectors of elements.
 template <int kRows, int kVectors>
-void add_part(const SeeingRow* rows, const float* values, std::int32_t head_size,
+void add_part(const SeeingRow* rows, const float* values, std::int32_t head_dim,
               std::int32_t first) {
   Vec sums[kRows][kVectors];
   for (int row = 0; row < kRows; ++row) {
@@ -149,7 +149,7 @@ void add_part(const SeeingRow* rows, const float* values, std::int32_t head_size
     }
   }
   for (std::int32_t token = rows->seen.begin; token < rows->seen.end; ++token) {
-    const float* const value = values + token * head_size + first;
+    const float* const value = values + token * head_dim + first;
     for (int row = 0; row < kRows; ++row) {
       const Vec weight = Vec::broadcast(rows[row].weights[token]);
       for (int k = 0; k < kVectors; ++k) {
@@ -163,17 +163,17 @@ void add_part(const SeeingRow* rows, const float* values, std::int32_t head_size
 }
 
 template <int kRows>
-void add_rows(const SeeingRow* rows, const float* values, std::int32_t head_size) {
+void add_rows(const SeeingRow* rows, const float* values, std::int32_t head_dim) {
   constexpr int kTogether = 4;  // vectors
   std::int32_t i = 0;
-  for (; i + kTogether * Vec::kWidth <= head_size; i += kTogether * Vec::kWidth) {
-    add_part<kRows, kTogether>(rows, values, head_size, i);
+  for (; i + kTogether * Vec::kWidth <= head_dim; i += kTogether * Vec::kWidth) {
+    add_part<kRows, kTogether>(rows, values, head_dim, i);
   }
-  for (; i + 2 * Vec::kWidth <= head_size; i += 2 * Vec::kWidth) {
-    add_part<kRows, 2>(rows, values, head_size, i);
+  for (; i + 2 * Vec::kWidth <= head_dim; i += 2 * Vec::kWidth) {
+    add_part<kRows, 2>(rows, values, head_dim, i);
   }
-  for (; i < head_size; i += Vec::kWidth) {
-    add_part<kRows, 1>(rows, values, head_size, i);
+  for (; i < head_dim; i += Vec::kWidth) {
+    add_part<kRows, 1>(rows, values, head_dim, i);
   }
 }
 
@@ -183,17 +183,17 @@ bool see_the_same(const SeeingRow& a, const SeeingRow& b) {
 
 // Rows that see the same tokens together, so that their sums, each of them in order, overlap.
 void add_values(const SeeingRow* rows, std::int32_t count, const float* values,
-                std::int32_t head_size) {
+                std::int32_t head_dim) {
   for (std::int32_t row = 0; row < count;) {
     std::int32_t alike = 1;
     while (alike < 4 && row + alike < count && see_the_same(rows[row], rows[row + alike])) ++alike;
     if (alike == 4) {
-      add_rows<4>(rows + row, values, head_size);
+      add_rows<4>(rows + row, values, head_dim);
     } else if (alike >= 2) {
       alike = 2;
-      add_rows<2>(rows + row, values, head_size);
+      add_rows<2>(rows + row, values, head_dim);
     } else {
-      add_rows<1>(rows + row, values, head_size);
+      add_rows<1>(rows + row, values, head_dim);
     }
     row += alike;
   }
@@ -241,14 +241,14 @@ ChunkScales merge_sums(RowSums* row) {
   return scales;
 }
 
-// Adds the chunk to the total, [head_size], and begins the next one.
-void close_chunk(RowSums* row, std::int32_t head_size, float* chunk, float* total) {
+// Adds the chunk to the total, [head_dim], and begins the next one.
+void close_chunk(RowSums* row, std::int32_t head_dim, float* chunk, float* total) {
   if (!row->started) return;
   const bool first = !row->merged;
   const ChunkScales scales = merge_sums(row);
   const Vec weight = Vec::broadcast(scales.chunk);
   const Vec scale = Vec::broadcast(scales.total);
-  for (std::int32_t i = 0; i < head_size; i += Vec::kWidth) {
+  for (std::int32_t i = 0; i < head_dim; i += Vec::kWidth) {
     const Vec added = Vec::load(chunk + i);
     (first ? added : fma(weight, added, Vec::load(total + i) * scale)).store(total + i);
     Vec::broadcast(0.0f).store(chunk + i);
@@ -269,12 +269,12 @@ PageRange page_range(const AttentionTask& task) {
     first = task.first_keys[row] < first ? task.first_keys[row] : first;
     end = task.end_keys[row] > end ? task.end_keys[row] : end;
   }
-  const std::int32_t page_tokens = task.layout->page_tokens;
-  const std::int32_t vectors = (page_tokens + kAttentionLanes - 1) / kAttentionLanes;
-  return {first / page_tokens, end, vectors * kAttentionLanes};
+  const std::int32_t page_size = task.layout->page_size;
+  const std::int32_t vectors = (page_size + kAttentionLanes - 1) / kAttentionLanes;
+  return {first / page_size, end, vectors * kAttentionLanes};
 }
 
-// Keys and values of a page as fp32, [tokens, head_size] each.
+// Keys and values of a page as fp32, [tokens, head_dim] each.
 struct LoadedPage {
   std::int32_t base;  // position of its first token
   std::int32_t tokens;
@@ -285,9 +285,9 @@ struct LoadedPage {
 LoadedPage load(const AttentionTask& task, const PageRange& range, std::int32_t page,
                 float* key_scratch, float* value_scratch) {
   const KvLayout& layout = *task.layout;
-  const std::int32_t base = page * layout.page_tokens;
+  const std::int32_t base = page * layout.page_size;
   const std::int32_t left = range.end - base;
-  const std::int32_t tokens = left < layout.page_tokens ? left : layout.page_tokens;
+  const std::int32_t tokens = left < layout.page_size ? left : layout.page_size;
   const std::byte* const address = task.arena + task.pages[page] * KvLayout::kPageUnit +
                                    task.layer * layout.layer_stride +
                                    task.kv_head * layout.head_stride;
@@ -295,10 +295,10 @@ LoadedPage load(const AttentionTask& task, const PageRange& range, std::int32_t 
           load_page(address + layout.value_offset, layout, tokens, value_scratch)};
 }
 
-// Reads the page into the sums that the rows have of the chunk, chunks: [rows, head_size].
+// Reads the page into the sums that the rows have of the chunk, chunks: [rows, head_dim].
 void attend_page(const AttentionTask& task, const LoadedPage& page, std::int32_t padded,
                  float* scores, float* chunks, RowSums* sums) {
-  const std::int32_t head_size = task.layout->head_size;
+  const std::int32_t head_dim = task.layout->head_dim;
   SeeingRow seeing[kMaxAttentionRows];
   std::int32_t count = 0;
   for (std::int32_t row = 0; row < task.rows; ++row) {
@@ -306,39 +306,39 @@ void attend_page(const AttentionTask& task, const LoadedPage& page, std::int32_t
         seen_tokens(task.first_keys[row], task.end_keys[row], page.base, page.tokens);
     if (seen.begin >= seen.end) continue;
     float* const own = scores + row * padded;
-    score_row(task.queries + row * head_size, page.keys, page.tokens, head_size, own);
+    score_row(task.queries + row * head_dim, page.keys, page.tokens, head_dim, own);
     if (task.softcap > 0.0f) cap_scores(own, padded, task.softcap);
     mask_scores(seen, padded, own);
     const float rescale = weigh_scores(own, padded, &sums[row].chunk);
     sums[row].started = true;
-    seeing[count++] = {own, chunks + row * head_size, rescale, seen};
+    seeing[count++] = {own, chunks + row * head_dim, rescale, seen};
   }
-  add_values(seeing, count, page.values, head_size);
+  add_values(seeing, count, page.values, head_dim);
 }
 
-// scratch: [attention_scratch_size(head_size, page_tokens)].
+// scratch: [attention_scratch_size(head_dim, page_size)].
 void attend_row_by_row(const AttentionTask& task, float* scratch) {
-  const std::int32_t head_size = task.layout->head_size;
-  const std::int32_t page_tokens = task.layout->page_tokens;
+  const std::int32_t head_dim = task.layout->head_dim;
+  const std::int32_t page_size = task.layout->page_size;
   const PageRange range = page_range(task);
   float* const key_scratch = scratch;
-  float* const value_scratch = key_scratch + range.padded * head_size;
-  float* const scores = value_scratch + range.padded * head_size;
-  float* const chunks = scores + range.padded * kMaxAttentionRows;  // [rows, head_size]
+  float* const value_scratch = key_scratch + range.padded * head_dim;
+  float* const scores = value_scratch + range.padded * head_dim;
+  float* const chunks = scores + range.padded * kMaxAttentionRows;  // [rows, head_dim]
   RowSums sums[kMaxAttentionRows];
-  for (std::int32_t i = 0; i < task.rows * head_size; ++i) chunks[i] = 0.0f;
-  const std::int32_t chunk_pages = attention_chunk_pages(page_tokens);
-  for (std::int32_t page = range.first; page * page_tokens < range.end; ++page) {
+  for (std::int32_t i = 0; i < task.rows * head_dim; ++i) chunks[i] = 0.0f;
+  const std::int32_t chunk_pages = attention_chunk_pages(page_size);
+  for (std::int32_t page = range.first; page * page_size < range.end; ++page) {
     for (std::int32_t row = 0; row < task.rows && page % chunk_pages == 0; ++row) {
-      close_chunk(sums + row, head_size, chunks + row * head_size, task.out + row * head_size);
+      close_chunk(sums + row, head_dim, chunks + row * head_dim, task.out + row * head_dim);
     }
     const LoadedPage loaded = load(task, range, page, key_scratch, value_scratch);
     attend_page(task, loaded, range.padded, scores, chunks, sums);
   }
   for (std::int32_t row = 0; row < task.rows; ++row) {
-    float* const out = task.out + row * head_size;
-    close_chunk(sums + row, head_size, chunks + row * head_size, out);
+    float* const out = task.out + row * head_dim;
+    close_chunk(sums + row, head_dim, chunks + row * head_dim, out);
     const float inverse = 1.0f / sums[row].total.sum;
-    for (std::int32_t i = 0; i < head_size; ++i) out[i] *= inverse;
+    for (std::int32_t i = 0; i < head_dim; ++i) out[i] *= inverse;
   }
 }

@@ -4,10 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "arithmetic/numeric.hpp"
+#include "cpu/attention_task.hpp"
+#include "cpu/cpu_backend.hpp"
 #include "cpu/kernel_tables.hpp"
-#include "glimprouter/attention_task.hpp"
-#include "glimprouter/cpu_backend.hpp"
-#include "glimprouter/numeric.hpp"
 
 namespace glimprouter {
 namespace {
@@ -71,13 +71,13 @@ inline Vec sums_of_lanes(const Vec (*lanes)[2]) {
   return {_mm256_add_ps(_mm256_shuffle_ps(low, high, 0x88), _mm256_shuffle_ps(low, high, 0xDD))};
 }
 
-#include "row_kernels-inl.hpp"
+#include "cpu/row_kernels-inl.hpp"
 // Needs what stands above.
-#include "attention_kernels-inl.hpp"
+#include "cpu/attention_kernels-inl.hpp"
 // Needs what stands above.
-#include "attention_blocks-inl.hpp"
+#include "cpu/attention_blocks-inl.hpp"
 // Needs nothing of them.
-#include "cast_kernels-inl.hpp"
+#include "cpu/cast_kernels-inl.hpp"
 
 }  // namespace
 

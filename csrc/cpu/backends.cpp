@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "cpu/cpu_backend.hpp"
 #include "cpu/kernel_tables.hpp"
-#include "glimprouter/cpu_backend.hpp"
 
 namespace glimprouter {
 namespace {

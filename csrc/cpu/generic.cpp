@@ -4,11 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "arithmetic/element.hpp"
+#include "arithmetic/numeric.hpp"
+#include "cpu/attention_task.hpp"
+#include "cpu/cpu_backend.hpp"
 #include "cpu/kernel_tables.hpp"
-#include "element.hpp"
-#include "glimprouter/attention_task.hpp"
-#include "glimprouter/cpu_backend.hpp"
-#include "glimprouter/numeric.hpp"
 
 namespace glimprouter {
 namespace {
@@ -58,13 +58,13 @@ inline float sum_of_lanes(const Vec* lanes) {
 // The same for as many keys as a vector has elements: one.
 inline Vec sums_of_lanes(const Vec (*lanes)[kAttentionLanes]) { return {sum_of_lanes(lanes[0])}; }
 
-#include "row_kernels-inl.hpp"
+#include "cpu/row_kernels-inl.hpp"
 // Needs what stands above.
-#include "attention_kernels-inl.hpp"
+#include "cpu/attention_kernels-inl.hpp"
 // Needs what stands above.
-#include "attention_blocks-inl.hpp"
+#include "cpu/attention_blocks-inl.hpp"
 // Needs nothing of them.
-#include "cast_kernels-inl.hpp"
+#include "cpu/cast_kernels-inl.hpp"
 
 }  // namespace
 

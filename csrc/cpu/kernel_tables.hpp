@@ -1,7 +1,7 @@
 // The kernel tables that the instruction-set files define.
 #pragma once
 
-#include "glimprouter/cpu_backend.hpp"
+#include "cpu/cpu_backend.hpp"
 
 namespace glimprouter {
 

@@ -8,9 +8,8 @@
 #include <string>
 
 #include "cuda/cuda_device.hpp"
-#include "cuda/kv_operations.hpp"
-#include "glimprouter/device_backend.hpp"
-#include "row_launch.cuh"
+#include "device/device_backend.hpp"
+#include "kernels/row/operations.cuh"
 
 namespace glimprouter {
 namespace cuda {
@@ -71,8 +70,6 @@ const device::DeviceShape& cuda::shape_of(int device) {
 }
 
 namespace {
-
-using cuda::shape_of;
 
 void* allocate(int device, std::size_t bytes) {
   const CurrentDevice current(device);
@@ -141,43 +138,29 @@ void order(int device, DeviceStream earlier, DeviceStream later) {
   check(error, "ordering two streams");
 }
 
-void evaluate(int device, const EvaluateArguments& arguments, DeviceStream stream) {
-  const CurrentDevice current(device);
-  check(static_cast<cudaError_t>(device::launch_evaluate(arguments, shape_of(device), stream)),
-        "launching the row operation");
-}
-
-void step(int device, const StepArguments& arguments, DeviceStream stream) {
-  const CurrentDevice current(device);
-  check(static_cast<cudaError_t>(device::launch_step(arguments, shape_of(device), stream)),
-        "launching the step operation");
-}
-
 }  // namespace
+
+namespace cuda {
+extern const PageOperations kPages;  // page_operations.cu
+}
 
 extern const DeviceBackend kCudaBackend;
 const DeviceBackend kCudaBackend = {
-    "cuda",
-    kDlpackCuda,
-    device_count,
-    allocate,
-    release,
-    allocate_pinned,
-    release_pinned,
-    copy,
-    clear,
-    wait,
-    wait_all,
-    capturing,
-    order,
-    evaluate,
-    step,
-    cuda::append,
-    cuda::gather,
-    cuda::cast_copy,
-    cuda::copy_pages,
-    cuda::pack_handoff,
-    cuda::attend,
+    .name = "cuda",
+    .dlpack_type = kDlpackCuda,
+    .device_count = device_count,
+    .allocate = allocate,
+    .release = release,
+    .allocate_pinned = allocate_pinned,
+    .release_pinned = release_pinned,
+    .copy = copy,
+    .clear = clear,
+    .wait = wait,
+    .wait_all = wait_all,
+    .capturing = capturing,
+    .order = order,
+    .rows = &device::kRowOperations<cuda::Machine>,
+    .pages = &cuda::kPages,
 };
 
 }  // namespace glimprouter

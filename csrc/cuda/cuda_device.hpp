@@ -6,16 +6,13 @@
 
 #include <string>
 
-#include "glimprouter/device_backend.hpp"
-#include "launch.cuh"
+#include "device/device_backend.hpp"
+#include "kernels/base/launch.cuh"
 
 namespace glimprouter::cuda {
 
 // Throws std::runtime_error with the runtime's own message and what to do.
 void check(cudaError_t error, const std::string& what);
-inline void check_launch(device::LaunchStatus status, const char* what) {
-  check(static_cast<cudaError_t>(status), what);
-}
 
 // Makes the device current for a call and the caller's device current again after it.
 class CurrentDevice {
@@ -38,5 +35,14 @@ class CurrentDevice {
 };
 
 const device::DeviceShape& shape_of(int device);
+
+// How kernels are started on a CUDA device (kernels/base/operation.cuh).
+struct Machine {
+  template <typename Launcher>
+  static void launch(int device, const Launcher& launcher) {
+    const CurrentDevice current(device);
+    check(static_cast<cudaError_t>(launcher(shape_of(device))), "launching a kernel");
+  }
+};
 
 }  // namespace glimprouter::cuda

@@ -1,5 +1,5 @@
 // DecodeTables over memory that a framework owns.
-#include "glimprouter/decode_tables.hpp"
+#include "device/decode_tables.hpp"
 
 #include <pybind11/pybind11.h>
 

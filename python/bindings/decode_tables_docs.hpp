@@ -8,7 +8,7 @@ inline constexpr const char* kDecodeTables =
 
 A pass computes one new token of each of its sequences; one over fewer sequences, or shorter tables,
 is padded. The memory is a tensor of zeros, int64 [words], beginning with the ids, their positions
-and their slots, each of these columns [sequences], rounded up to an even number; padding has id 0
+and their slot_mapping, each of these columns [sequences], rounded up to an even number; padding has id 0
 and position 0.
 
 Args:

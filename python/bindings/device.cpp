@@ -6,14 +6,14 @@
 #include <string>
 #include <vector>
 
-#include "glimprouter/device_evaluate.hpp"
+#include "device/device_evaluate.hpp"
 #include "sampling_parameters.hpp"
 #include "tensor_access.hpp"
 
 #if defined(GLIMPROUTER_SIMT_DEVICE)
-#include "glimprouter/cpu_backend.hpp"
-#include "simt/backend.hpp"
-#include "simt/row_backend.hpp"
+#include "cpu/cpu_backend.hpp"
+#include "emulator/backend.hpp"
+#include "emulator/row_backend.hpp"
 #endif
 
 namespace py = pybind11;
@@ -133,7 +133,7 @@ void bind_device(py::module_& module) {
              py::arg("device"));
   module.def("sample_on_device", &sample_on_device, py::arg("logits"), py::arg("temperature"),
              py::arg("top_p"), py::arg("top_k"), py::arg("min_p"), py::arg("seed"),
-             py::arg("stream"), py::arg("position"), py::arg("results"), py::arg("device"));
+             py::arg("substream"), py::arg("position"), py::arg("results"), py::arg("device"));
 }
 
 }  // namespace glimprouter::bindings

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "glimprouter/cpu_backend.hpp"
+#include "cpu/cpu_backend.hpp"
 #include "glimprouter/row_op.hpp"
 #include "glimprouter/thread_pool.hpp"
 #include "sampling_parameters.hpp"
@@ -197,7 +197,7 @@ void bind_glimpse(py::module_& module) {
   module.def("glimpse", &glimpse, py::arg("logits"), py::arg("entropy_top_k"),
              py::arg("varentropy"), py::arg("logprob_ids"));
   module.def("sample", &sample, py::arg("logits"), py::arg("temperature"), py::arg("top_p"),
-             py::arg("top_k"), py::arg("min_p"), py::arg("seed"), py::arg("stream"),
+             py::arg("top_k"), py::arg("min_p"), py::arg("seed"), py::arg("substream"),
              py::arg("position"));
   module.def("nucleus", &nucleus_of, py::arg("logits"), py::arg("temperature"),
              py::arg("top_p") = 1.0f, py::arg("top_k") = 0, py::arg("min_p") = 0.0f);

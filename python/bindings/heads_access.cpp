@@ -40,7 +40,7 @@ HeadsView heads_view(const DeviceArena* arena, const BorrowedTensor& tensor, con
   view.data = tensor.data;
   view.tokens = tensor.shape[token_axis];
   view.heads = static_cast<std::int32_t>(tensor.shape[head_axis]);
-  view.head_size = static_cast<std::int32_t>(tensor.shape[dimensions - 1]);
+  view.head_dim = static_cast<std::int32_t>(tensor.shape[dimensions - 1]);
   view.token_stride = tensor.strides[token_axis];
   view.head_stride = tensor.strides[head_axis];
   return view;

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "glimprouter/device_arena.hpp"
+#include "device/device_arena.hpp"
 #include "glimprouter/kv_ops.hpp"
 #include "tensor_access.hpp"
 

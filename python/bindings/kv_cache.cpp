@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "glimprouter/device_arena.hpp"
-#include "glimprouter/page_tables.hpp"
+#include "device/device_arena.hpp"
+#include "kv/page_tables.hpp"
 #include "kv_cache_docs.hpp"
 #include "tensor_access.hpp"
 #include "token_bytes.hpp"
@@ -55,17 +55,16 @@ void def_column(py::class_<RaggedBatch>& batch, const char* name, const char* do
 
 void bind_layout(py::module_& module) {
   py::class_<KvLayout>(module, "KvLayout", docs::kKvLayout)
-      .def(py::init([](std::int32_t num_layers, std::int32_t num_kv_heads, std::int32_t head_size,
-                       std::int32_t page_tokens, const std::string& dtype) {
-             return KvLayout::make(num_layers, num_kv_heads, head_size, page_tokens,
-                                   data_type(dtype));
+      .def(py::init([](std::int32_t num_layers, std::int32_t num_kv_heads, std::int32_t head_dim,
+                       std::int32_t page_size, const std::string& dtype) {
+             return KvLayout::make(num_layers, num_kv_heads, head_dim, page_size, data_type(dtype));
            }),
-           py::kw_only(), py::arg("num_layers"), py::arg("num_kv_heads"), py::arg("head_size"),
-           py::arg("page_tokens"), py::arg("dtype"))
+           py::kw_only(), py::arg("num_layers"), py::arg("num_kv_heads"), py::arg("head_dim"),
+           py::arg("page_size"), py::arg("dtype"))
       .def_readonly("num_layers", &KvLayout::num_layers)
       .def_readonly("num_kv_heads", &KvLayout::num_kv_heads)
-      .def_readonly("head_size", &KvLayout::head_size)
-      .def_readonly("page_tokens", &KvLayout::page_tokens)
+      .def_readonly("head_dim", &KvLayout::head_dim)
+      .def_readonly("page_size", &KvLayout::page_size)
       .def_readonly("token_stride", &KvLayout::token_stride)
       .def_readonly("head_stride", &KvLayout::head_stride)
       .def_readonly("value_offset", &KvLayout::value_offset)
@@ -141,12 +140,12 @@ void bind_batch(py::module_& module) {
   def_column<&RaggedBatch::positions>(batch, "positions", "Their positions, int32 [T].");
   def_column<&RaggedBatch::cu_seqlens>(batch, "cu_seqlens",
                                        "Where each sequence's tokens begin, int32 [B + 1].");
-  def_column<&RaggedBatch::key_lengths>(batch, "key_lengths",
-                                        "Keys that the last token sees, int32 [B].");
+  def_column<&RaggedBatch::seq_lens>(batch, "seq_lens",
+                                     "Keys that the last token sees, int32 [B].");
   def_column<&RaggedBatch::last_rows>(batch, "last_rows",
                                       "Index of each sequence's last token, int32 [B].");
-  def_column<&RaggedBatch::slots>(
-      batch, "slots", "Where keys and values go: page * page_tokens + place, int64 [T].");
+  def_column<&RaggedBatch::slot_mapping>(
+      batch, "slot_mapping", "Where keys and values go: page * page_size + place, int64 [T].");
   batch.def_property_readonly(
       "block_table",
       [](const py::object& self) {
@@ -160,11 +159,11 @@ void bind_batch(py::module_& module) {
       "padded_tables",
       [](const RaggedBatch& self) {
         PaddedTables tables = padded_tables(self);
-        const auto rows = static_cast<py::ssize_t>(tables.key_lengths.size());
-        return py::make_tuple(owned(std::move(tables.slots)),
+        const auto rows = static_cast<py::ssize_t>(tables.seq_lens.size());
+        return py::make_tuple(owned(std::move(tables.slot_mapping)),
                               owned(std::move(tables.block_table)).reshape({rows, py::ssize_t{-1}}),
                               owned(std::move(tables.cu_seqlens)),
-                              owned(std::move(tables.key_lengths)));
+                              owned(std::move(tables.seq_lens)));
       },
       docs::kPaddedTables);
 }
@@ -174,11 +173,11 @@ void bind_tokens(py::class_<KvCache>& binding) {
   binding
       .def(
           "append",
-          [](KvCache& cache, std::int32_t sequence, const py::object& ids, std::int32_t model) {
+          [](KvCache& cache, std::int32_t model, std::int32_t sequence, const py::object& ids) {
             const IndexList list(ids.ptr(), "ids");
-            cache.append(sequence, list.span(), model);
+            cache.append(model, sequence, list.span());
           },
-          py::arg("sequence"), py::arg("ids"), py::arg("model") = 0, docs::kKvAppend)
+          py::arg("model"), py::arg("sequence"), py::arg("ids"), docs::kKvAppend)
       .def(
           "pending_spans",
           [](const KvCache& cache, std::int32_t model, std::int32_t sequence) {
@@ -189,10 +188,10 @@ void bind_tokens(py::class_<KvCache>& binding) {
            docs::kKvResolve)
       .def(
           "generated",
-          [](const KvCache& cache, std::int32_t sequence, std::int32_t model) {
+          [](const KvCache& cache, std::int32_t model, std::int32_t sequence) {
             return cache.sequence(sequence).ledger.ids(model);
           },
-          py::arg("sequence"), py::arg("model") = 0,
+          py::arg("model"), py::arg("sequence"),
           "Generated ids in a model's vocabulary, as far as they have been taken over.")
       .def(
           "length",
@@ -251,8 +250,8 @@ void bind_kv_cache(py::module_& module) {
            docs::kKvTruncate)
       .def("forget", &KvCache::forget, py::arg("model"), py::arg("sequence"), py::arg("count"),
            docs::kKvForget)
-      .def("cast_copy", &KvCache::cast_copy, py::arg("sequence"), py::arg("source"),
-           py::arg("target"), docs::kKvCastCopy)
+      .def("cast_copy", &KvCache::cast_copy, py::arg("source"), py::arg("target"),
+           py::arg("sequence"), docs::kKvCastCopy)
       .def(
           "prepare",
           [](KvCache& cache, std::int32_t model, const py::object& sequences) {
@@ -279,9 +278,11 @@ void bind_kv_cache(py::module_& module) {
           },
           py::arg("saved"), docs::kKvCheckSaved)
       .def(
-          "computed",
+          "num_computed_tokens",
           [](const KvCache& cache, std::int32_t model, std::int32_t sequence) {
-            return cache.sequence(sequence).caches.at(static_cast<std::size_t>(model)).committed;
+            return cache.sequence(sequence)
+                .caches.at(static_cast<std::size_t>(model))
+                .num_computed_tokens;
           },
           py::arg("model"), py::arg("sequence"),
           "Tokens that a model has computed, prompt included.")

@@ -7,8 +7,8 @@ inline constexpr const char* kKvLayout =
     R"(How one model's keys and values lie in a page: [layer][key, value][head][token][element].
 
 Args:
-    num_layers, num_kv_heads, head_size: Of the model, each >= 1.
-    page_tokens: Tokens of a page, >= 1.
+    num_layers, num_kv_heads, head_dim: Of the model, each >= 1.
+    page_size: Tokens of a page, >= 1.
     dtype: "float32", "bfloat16" or "float16".
 
 Attributes: the arguments, and token_stride, head_stride, value_offset, layer_stride, page_bytes
@@ -74,9 +74,9 @@ inline constexpr const char* kKvAppend =
     R"(Moves the frontier forward by some generated tokens; takes no page.
 
 Args:
+    model: Who wrote them: says which vocabulary they are of, where there are several.
     sequence: An open sequence.
     ids: A list, or a 1-D int32 or int64 tensor.
-    model: Who wrote them: says which vocabulary they are of, where there are several.
 
 Raises:
     ValueError: With a map: an id outside the vocabulary, or without counterpart in another.
@@ -168,7 +168,7 @@ inline constexpr const char* kPaddedTables =
 So no size but T can be 1, for which compilers make a graph of its own.
 
 Returns:
-    slots int64 [T], block_table int32 [B + 1, pages], cu_seqlens int32 [B + 2], key_lengths int32
+    slot_mapping int64 [T], block_table int32 [B + 1, pages], cu_seqlens int32 [B + 2], seq_lens int32
     [B + 1]: arrays of their own.
 )";
 

@@ -7,9 +7,9 @@
 #include <span>
 #include <string>
 
-#include "glimprouter/device_arena.hpp"
-#include "glimprouter/kv_layers.hpp"
+#include "device/device_arena.hpp"
 #include "heads_access.hpp"
+#include "ops/kv_layers.hpp"
 #include "tensor_access.hpp"
 
 namespace py = pybind11;
@@ -41,7 +41,7 @@ HeadsView layers_view(const DeviceArena* arena, const BorrowedTensor& tensor, co
   view.data = tensor.data;
   view.tokens = tensor.shape[1];
   view.heads = static_cast<std::int32_t>(tensor.shape[2]);
-  view.head_size = static_cast<std::int32_t>(tensor.shape[3]);
+  view.head_dim = static_cast<std::int32_t>(tensor.shape[3]);
   view.layer_stride = tensor.strides[0];
   view.token_stride = tensor.strides[1];
   view.head_stride = tensor.strides[2];
@@ -77,7 +77,7 @@ const KvLayout& layout_of(const PagePool& pool, std::int32_t model) {
 }
 
 void check_page_count(const IndexList& pages, std::int64_t tokens, const KvLayout& layout) {
-  const std::int64_t needed = (tokens + layout.page_tokens - 1) / layout.page_tokens;
+  const std::int64_t needed = (tokens + layout.page_size - 1) / layout.page_size;
   if (static_cast<std::int64_t>(pages.span().size()) >= needed) return;
   throw py::value_error(std::to_string(tokens) + " tokens lie in " + std::to_string(needed) +
                         " pages, got " + std::to_string(pages.span().size()));
@@ -148,25 +148,26 @@ std::span<const Integer> integers(const BorrowedTensor& tensor, const char* what
 // Arena and tables of a forward pass that come as tensors; borrowed and checked.
 class TensorPages {
  public:
-  // tables: slots, block_table, cu_seqlens, key_lengths. geometry: layers, KV heads, page tokens.
+  // tables: slot_mapping, block_table, cu_seqlens, seq_lens. geometry: layers, KV heads, page
+  // tokens.
   TensorPages(const py::object& arena, const py::tuple& tables, const py::tuple& geometry,
-              std::int32_t head_size)
+              std::int32_t head_dim)
       : arena_(arena.ptr(), "arena"),
-        slots_(py::object(tables[0]).ptr(), "slots"),
+        slots_(py::object(tables[0]).ptr(), "slot_mapping"),
         block_table_(py::object(tables[1]).ptr(), "block_table"),
         cu_seqlens_(py::object(tables[2]).ptr(), "cu_seqlens"),
-        key_lengths_(py::object(tables[3]).ptr(), "key_lengths") {
+        key_lengths_(py::object(tables[3]).ptr(), "seq_lens") {
     const DataType dtype = float_type(arena_, "arena");
     if (arena_.device_type != kCpuDevice || arena_.dimensions != 1 || arena_.strides[0] != 1) {
       throw py::value_error("arena must be contiguous, of one dimension, on the CPU");
     }
     layout = KvLayout::make(geometry[0].cast<std::int32_t>(), geometry[1].cast<std::int32_t>(),
-                            head_size, geometry[2].cast<std::int32_t>(), dtype);
+                            head_dim, geometry[2].cast<std::int32_t>(), dtype);
     view.block_table = integers<PageId>(block_table_, "block_table", 2);
     view.table_width = static_cast<std::int32_t>(block_table_.shape[1]);
-    view.slots = integers<std::int64_t>(slots_, "slots", 1);
+    view.slot_mapping = integers<std::int64_t>(slots_, "slot_mapping", 1);
     view.cu_seqlens = integers<std::int32_t>(cu_seqlens_, "cu_seqlens", 1);
-    view.key_lengths = integers<std::int32_t>(key_lengths_, "key_lengths", 1);
+    view.seq_lens = integers<std::int32_t>(key_lengths_, "seq_lens", 1);
     check_tables(view, layout, arena_.shape[0] * element_size(dtype));
   }
 
@@ -188,7 +189,7 @@ void append_to(const py::object& arena, const py::tuple& tables, const py::tuple
   const BorrowedTensor v(values.ptr(), "values");
   const HeadsView key = heads_view(nullptr, k, "keys", Axes::kHeadsFirst, false);
   const HeadsView value = heads_view(nullptr, v, "values", Axes::kHeadsFirst, false);
-  const TensorPages pages(arena, tables, geometry, key.head_size);
+  const TensorPages pages(arena, tables, geometry, key.head_dim);
   append_kv(pages.memory(true), layer, pages.view, key, value);
 }
 
@@ -202,7 +203,7 @@ void attend(const py::object& arena, const py::tuple& tables, const py::tuple& g
   const BorrowedTensor o(out.ptr(), "out");
   const HeadsView query = heads_view(nullptr, q, "queries", Axes::kHeadsFirst, false);
   const HeadsView target = heads_view(nullptr, o, "out", Axes::kTokensFirst, true);
-  const TensorPages pages(arena, tables, geometry, query.head_size);
+  const TensorPages pages(arena, tables, geometry, query.head_dim);
   if (!keys.is_none()) {
     check_attention(pages.layout, layer, pages.view.tokens(), query, target);
     const BorrowedTensor k(keys.ptr(), "keys");

@@ -1,5 +1,5 @@
 // rms_norm and rotate_heads: what stands between the matrix products of a layer.
-#include "glimprouter/layer_ops.hpp"
+#include "ops/layer_ops.hpp"
 
 #include <pybind11/pybind11.h>
 

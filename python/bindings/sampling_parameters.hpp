@@ -33,7 +33,7 @@ inline SamplingParameters sampling_parameters(float temperature, float top_p, in
 inline void check_keys(std::int64_t streams, std::int64_t positions, std::int64_t rows) {
   for (const std::int64_t size : {streams, positions}) {
     if (size != 1 && size != rows) {
-      throw pybind11::value_error("stream and position must be one integer or one a row (" +
+      throw pybind11::value_error("substream and position must be one integer or one a row (" +
                                   std::to_string(rows) + "), got " + std::to_string(size));
     }
   }

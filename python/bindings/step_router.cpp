@@ -90,11 +90,11 @@ std::string device_name(const StepRouter& router) {
   return router.device() ? router.device()->name() : "cpu";
 }
 
-void decide(StepRouter& router, const py::object& rows, const py::object& model,
+void decide(StepRouter& router, const py::object& model, const py::object& rows,
             const py::object& out) {
   StepOutputs& outputs = outputs_of(out);
   const IndexList list(rows.ptr(), "rows");
-  router.decide(list.span(), model_of(model), outputs);
+  router.decide(model_of(model), list.span(), outputs);
 }
 
 py::array_t<std::int32_t> to_array(const std::vector<std::int32_t>& rows) {
@@ -143,13 +143,13 @@ Enum checked_enum(int value, int count, const char* what) {
 }
 
 // The values have been validated by RouterConfig; `options` is its flat form.
-std::int32_t open_row(StepRouter& router, std::uint64_t seed, std::uint64_t stream,
-                      const py::dict& options) {
+std::int32_t _open(StepRouter& router, std::uint64_t seed, std::uint64_t substream,
+                   const py::dict& options) {
   const auto number = [&](const char* key) { return options[key].cast<float>(); };
   const auto integer = [&](const char* key) { return options[key].cast<std::int32_t>(); };
   SequenceOptions result;
   result.seed = seed;
-  result.stream = stream;
+  result.substream = substream;
   result.entropy_top_k = integer("entropy_top_k");
   result.sampling =
       SamplingParameters{number("temperature"), number("top_p"), integer("top_k"), number("min_p")};
@@ -180,7 +180,7 @@ py::dict state(StepRouter& router, std::int32_t row) {
   result["step_entropy"] = sequence.step_entropy;
   result["automaton"] = static_cast<int>(state.automaton);
   result["seed"] = sequence.options.seed;
-  result["stream"] = sequence.options.stream;
+  result["substream"] = sequence.options.substream;
   result["threshold"] = sequence.options.limits.threshold;
   return result;
 }
@@ -208,10 +208,11 @@ void bind_step_router(py::module_& module) {
            py::arg("boundary"), py::arg("large_boundary"), py::arg("max_sequences"),
            py::arg("device"))
       .def_property_readonly("device", &device_name, "Where the sequences live, as \"cuda:0\".")
-      .def("attach_outputs", &StepRouter::attach_outputs, py::arg("out"))
-      .def("open_row", &open_row, py::arg("seed"), py::arg("stream"), py::arg("options"))
+      .def("_attach_outputs", &StepRouter::attach_outputs, py::arg("out"))
+      .def("_open", &_open, py::arg("seed"), py::arg("substream"), py::arg("options"))
       .def("close", &StepRouter::close, py::arg("row"), docs::kClose)
-      .def("fork", &StepRouter::fork, py::arg("row"), py::arg("stream") = std::nullopt, docs::kFork)
+      .def("fork", &StepRouter::fork, py::arg("row"), py::arg("substream") = std::nullopt,
+           docs::kFork)
       .def("rewind", &StepRouter::rewind, py::arg("row"), py::arg("count"), docs::kRewind)
       .def(
           "save", [](StepRouter& router, std::int32_t row) { return py::bytes(router.save(row)); },

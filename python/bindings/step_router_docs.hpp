@@ -13,11 +13,11 @@ Raises:
 )";
 
 inline constexpr const char* kFork =
-    R"(Copies a sequence; the copy draws from a random stream of its own.
+    R"(Copies a sequence; the copy draws from a random substream of its own.
 
 Args:
     row: An open row.
-    stream: Of the copy, in [0, 2^64); None derives one from the parent's.
+    substream: Of the copy, in [0, 2^64); None derives one from the parent's.
 
 Returns:
     The row of the copy.
@@ -123,7 +123,7 @@ Raises:
 )";
 
 inline constexpr const char* kDecide =
-    R"(decide(rows, model, out): continues rows of route="manual" after their glimpse.
+    R"(decide(model, rows, out): continues rows of route="manual" after their glimpse.
 
 Args:
     rows: Rows whose phase is AWAIT_DECISION.
@@ -140,7 +140,7 @@ inline constexpr const char* kState = R"(Counters of a sequence, as a dict.
 
 phase, position (generated tokens, forced ones included), step_index, step_tokens, think_tokens,
 answer_tokens, step_logprob and step_entropy (sums over the running step, nats; 0 in
-the answer), automaton, seed, stream, threshold.
+the answer), automaton, seed, substream, threshold.
 
 Args:
     row: An open row.

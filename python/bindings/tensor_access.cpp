@@ -5,8 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "arithmetic/fixed_mass.hpp"
 #include "dlpack_abi.hpp"
-#include "glimprouter/fixed_mass.hpp"
 
 namespace py = pybind11;
 

@@ -14,7 +14,7 @@
 #include <span>
 #include <vector>
 
-#include "glimprouter/device_backend.hpp"
+#include "device/device_backend.hpp"
 #include "glimprouter/row_view.hpp"
 
 namespace glimprouter::bindings {

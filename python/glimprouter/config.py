@@ -94,16 +94,17 @@ class RouterConfig:
             )
         return dataclasses.replace(self, **changes)
 
-    def native_options(self) -> dict[str, Any]:
-        """The flat form that the native router takes (enumerations as integers)."""
-        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        for name in ("threshold", "temperature", "top_p", "min_p"):
-            options[name] = float(options[name])
-        options["comparison"] = _COMPARISONS.index(self.comparison)
-        options["route"] = _ROUTES.index(self.route)
-        options["answer_model"] = _MODELS.index(self.answer_model)
-        options["entropy_top_k"] = self.entropy_top_k or 0
-        return options
+
+def native_options(config: RouterConfig) -> dict[str, Any]:
+    """The flat form that the native router takes (enumerations as integers)."""
+    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    for name in ("threshold", "temperature", "top_p", "min_p"):
+        options[name] = float(options[name])
+    options["comparison"] = _COMPARISONS.index(config.comparison)
+    options["route"] = _ROUTES.index(config.route)
+    options["answer_model"] = _MODELS.index(config.answer_model)
+    options["entropy_top_k"] = config.entropy_top_k or 0
+    return options
 
 
 def check_sampling(temperature: Any, top_p: Any, top_k: Any, min_p: Any) -> None:

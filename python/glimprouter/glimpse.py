@@ -156,14 +156,14 @@ def sample(
     top_k: int = 0,
     min_p: float = 0.0,
     seed: int = 0,
-    stream: int | Sequence[int] = 0,
+    substream: int | Sequence[int] = 0,
     position: int | Sequence[int] = 0,
 ) -> Any:
     """Draw one token per row, with the filters in the order of transformers.
 
     Temperature, then top-k (exactly k, ties by lower id), then top-p over the renormalised rest
     (the smallest prefix with mass >= p), then min-p. Randomness is counter-based (Philox4x32-10):
-    the draw depends on (seed, stream, position) alone.
+    the draw depends on (seed, substream, position) alone.
 
     Args:
         logits: ``[B, V]`` as in :func:`glimpse`.
@@ -172,7 +172,7 @@ def sample(
         top_k: Number of tokens kept; 0 is off.
         min_p: In [0, 1], a fraction of the largest probability; 0 is off.
         seed: Of the run, in [0, 2^64).
-        stream: Of each sequence, an integer or ``[B]``.
+        substream: Of each sequence, an integer or ``[B]``.
         position: Number of tokens generated before, an integer or ``[B]``.
 
     Returns:
@@ -184,7 +184,7 @@ def sample(
     """
     check_sampling(temperature, top_p, top_k, min_p)
     check_random_key("seed", seed)
-    keys = _keys("stream", stream), _keys("position", position)
+    keys = _keys("substream", substream), _keys("position", position)
     tokens = _C.sample(logits, temperature, top_p, top_k, min_p, seed, *keys)
     if tokens is None:
         filters = (temperature, top_p, top_k, min_p)

@@ -48,7 +48,7 @@ def append_kv(pool: PagePool, layer: int, batch: RaggedBatch, keys: Any, values:
     Args:
         pool: The pool of the cache that prepared the batch.
         layer: In ``[0, num_layers)``.
-        batch: Tells the slots; T tokens.
+        batch: Tells the slot_mapping; T tokens.
         keys: ``[T, KV heads, size]`` or ``[1, KV heads, T, size]``, contiguous along ``size``.
         values: Likewise.
 
@@ -117,7 +117,7 @@ def append_kv_layers(pool: PagePool, batch: RaggedBatch, keys: Any, values: Any)
 
     Args:
         pool: The pool of the cache that prepared the batch.
-        batch: Tells the slots; T tokens.
+        batch: Tells the slot_mapping; T tokens.
         keys: ``[layers, T, KV heads, size]``, contiguous along ``size``.
         values: Likewise.
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from glimprouter import _C
 from glimprouter.boundary import StepBoundary
-from glimprouter.config import RouterConfig, check_integer, check_random_key
+from glimprouter.config import RouterConfig, check_integer, check_random_key, native_options
 
 __all__ = ["EndReason", "OutputField", "Phase", "Route", "StepOutputs", "StepRouter"]
 
@@ -169,12 +169,12 @@ class StepRouter(_C.StepRouter):
         self.large_boundary = large_boundary or boundary
         self.config = config or RouterConfig()
 
-    def open(self, seed: int = 0, stream: int = 0, **overrides: Any) -> int:
+    def open(self, seed: int = 0, substream: int = 0, **overrides: Any) -> int:
         """Start a sequence at the end of its prompt.
 
         Args:
             seed: Of the run, in [0, 2^64).
-            stream: Of this sequence, in [0, 2^64); distinct streams draw independently.
+            substream: Of this sequence, in [0, 2^64); distinct streams draw independently.
             **overrides: Fields of :class:`RouterConfig` for this sequence alone.
 
         Returns:
@@ -185,10 +185,10 @@ class StepRouter(_C.StepRouter):
             ValueError: An option outside its range.
             RuntimeError: All rows are in use, or the wrong thread.
         """
-        for name, value in (("seed", seed), ("stream", stream)):
+        for name, value in (("seed", seed), ("substream", substream)):
             check_random_key(name, value)
         config = self.config.replace(**overrides) if overrides else self.config
-        return self.open_row(int(seed), int(stream), config.native_options())
+        return self._open(int(seed), int(substream), native_options(config))
 
     def outputs(
         self,
@@ -208,7 +208,7 @@ class StepRouter(_C.StepRouter):
             ValueError: ``n`` is negative.
         """
         outputs = StepOutputs(n, fields, logprob_ids)
-        self.attach_outputs(outputs)
+        self._attach_outputs(outputs)
         return outputs
 
     def phase(self, row: int) -> Phase:

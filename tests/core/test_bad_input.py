@@ -44,7 +44,7 @@ def test_an_empty_batch_is_legal(tmp_path: Path) -> None:
     assert gr.sample(torch.zeros(0, VOCABULARY)).shape == (0,)
     for model in ("small", "large"):
         world.router.step(model, NO_ROWS, [], world.outputs)
-    world.router.decide([], "large", world.router.outputs(0))
+    world.router.decide("large", [], world.router.outputs(0))
     assert world.snapshot() == before
     assert bad_input.shared_pair()[0].generate([]) == []
 

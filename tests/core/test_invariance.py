@@ -42,7 +42,7 @@ def outputs(logits: Any, streams: NDArray[np.int64]) -> list[NDArray[Any]]:
     top_20 = gr.glimpse(logits, entropy_top_k=20)
     results = [as_numpy(getattr(glimpse, field)) for field in FIELDS] + [as_numpy(top_20.entropy)]
     for mode in SAMPLING:
-        results.append(as_numpy(gr.sample(logits, seed=3, stream=streams, position=11, **mode)))
+        results.append(as_numpy(gr.sample(logits, seed=3, substream=streams, position=11, **mode)))
     return results
 
 

@@ -42,7 +42,7 @@ MODES: dict[str, Filters] = {
 
 
 def sample(
-    row: NDArray[Any], filters: Filters, count: int, *, seed: int = 0, stream: Any = 0
+    row: NDArray[Any], filters: Filters, count: int, *, seed: int = 0, substream: Any = 0
 ) -> NDArray[Any]:
     """Draws `count` tokens from one row [V], at positions 0 .. count - 1."""
     logits = np.broadcast_to(row, (count, row.size))  # a row stride of 0: nothing is copied
@@ -53,7 +53,7 @@ def sample(
         top_k=filters.top_k,
         min_p=filters.min_p,
         seed=seed,
-        stream=stream,
+        substream=substream,
         position=np.arange(count),
     )
     return as_numpy(tokens)
@@ -228,7 +228,7 @@ def test_every_draw_is_the_inverse_cdf_at_its_documented_uniform(
         if inverse.margin < DECISION_MARGIN:
             close_calls += count
             continue
-        tokens = sample(row, MODES[mode], count, seed=1 << 40, stream=index)
+        tokens = sample(row, MODES[mode], count, seed=1 << 40, substream=index)
         for position, token in enumerate(tokens):
             want, margin = inverse.draw(uniform_double(1 << 40, index, position))
             close_calls += margin < DECISION_MARGIN
@@ -262,7 +262,7 @@ def test_frequencies_over_151936_tokens(mode: str, shape: str) -> None:
 
 
 @pytest.mark.many_rows
-@pytest.mark.parametrize("varied", ["seed", "stream", "position"])
+@pytest.mark.parametrize("varied", ["seed", "substream", "position"])
 def test_draws_differ_and_are_independent_along_each_part_of_the_key(varied: str) -> None:
     """Neighbours in the key: their joint distribution over four quarters is the product."""
     count = 4000
@@ -271,10 +271,10 @@ def test_draws_differ_and_are_independent_along_each_part_of_the_key(varied: str
     if varied == "seed":
         parts = [as_numpy(gr.sample(logits[:4], temperature=1.0, seed=s)) for s in range(1000)]
         tokens = np.stack(parts)[:, 0]
-    elif varied == "stream":
-        tokens = as_numpy(gr.sample(logits, temperature=1.0, seed=9, stream=index, position=3))
+    elif varied == "substream":
+        tokens = as_numpy(gr.sample(logits, temperature=1.0, seed=9, substream=index, position=3))
     else:
-        tokens = as_numpy(gr.sample(logits, temperature=1.0, seed=9, stream=3, position=index))
+        tokens = as_numpy(gr.sample(logits, temperature=1.0, seed=9, substream=3, position=index))
     quarters = tokens // 1024
     joint = np.bincount(quarters[:-1] * 4 + quarters[1:], minlength=16)[:16]
     assert stats.chisquare(joint).pvalue > 1e-4
@@ -286,10 +286,10 @@ def test_the_key_alone_decides() -> None:
     rows = normal_rows(16, 302, 3)
     logits = np.concatenate([rows, rows[::-1]])
     streams = np.concatenate([np.arange(16), np.arange(16)[::-1]])
-    tokens = as_numpy(gr.sample(logits, temperature=1.0, seed=4, stream=streams, position=7))
+    tokens = as_numpy(gr.sample(logits, temperature=1.0, seed=4, substream=streams, position=7))
     np.testing.assert_array_equal(tokens[:16], tokens[:15:-1])
-    for changed in ({"seed": 5}, {"stream": streams + 100}, {"position": 8}):
-        key: dict[str, Any] = {"seed": 4, "stream": streams, "position": 7, **changed}
+    for changed in ({"seed": 5}, {"substream": streams + 100}, {"position": 8}):
+        key: dict[str, Any] = {"seed": 4, "substream": streams, "position": 7, **changed}
         assert (as_numpy(gr.sample(logits, temperature=1.0, **key)) != tokens).any()
 
 
@@ -297,12 +297,12 @@ def test_keys_of_the_full_64_bits() -> None:
     row = np.zeros((1, 4096), np.float32)
     drawn = {
         int(
-            as_numpy(gr.sample(row, temperature=1.0, seed=seed, stream=stream, position=position))[
-                0
-            ]
+            as_numpy(
+                gr.sample(row, temperature=1.0, seed=seed, substream=substream, position=position)
+            )[0]
         )
         for seed in (0, 1 << 32, (1 << 64) - 1)
-        for stream in (0, 1 << 32, (1 << 63) - 1)
+        for substream in (0, 1 << 32, (1 << 63) - 1)
         for position in (0, 1 << 32)
     }
     assert len(drawn) >= 16  # 18 keys into 4096 tokens; a dropped high word would leave 9 or fewer
@@ -362,7 +362,7 @@ def test_parameters_outside_their_range(name: str, value: float) -> None:
         gr.sample(np.zeros((1, 302), np.float32), **arguments)
 
 
-@pytest.mark.parametrize("name", ["stream", "position"])
+@pytest.mark.parametrize("name", ["substream", "position"])
 @pytest.mark.parametrize("length", [0, 2, 4])
 def test_a_key_for_another_number_of_rows(name: str, length: int) -> None:
     key: dict[str, Any] = {name: np.zeros(length, dtype=np.int64)}
@@ -370,7 +370,7 @@ def test_a_key_for_another_number_of_rows(name: str, length: int) -> None:
         gr.sample(np.zeros((3, 302), np.float32), temperature=1.0, **key)
 
 
-@pytest.mark.parametrize("name", ["seed", "stream", "position"])
+@pytest.mark.parametrize("name", ["seed", "substream", "position"])
 @pytest.mark.parametrize("value", [-1, 1 << 64, 0.5, "1", np.array([-1, 0, 1])])
 def test_keys_outside_64_bits(name: str, value: Any) -> None:
     key: dict[str, Any] = {name: value}

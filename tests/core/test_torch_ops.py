@@ -25,8 +25,8 @@ class Pass:
         self.layout = gr.KvLayout(
             num_layers=LAYERS,
             num_kv_heads=KV_HEADS,
-            head_size=SIZE,
-            page_tokens=PAGE,
+            head_dim=SIZE,
+            page_size=PAGE,
             dtype=dtype,  # type: ignore[arg-type]
         )
         self.pool = gr.PagePool([self.layout], 40 * self.layout.page_bytes)
@@ -41,7 +41,7 @@ class Pass:
         cache.complete(first)
         rows.append(cache.fork(rows[0]))
         for row, count in zip(rows, (1, 14, 5), strict=True):
-            cache.append(row, [0] * count)
+            cache.append(0, row, [0] * count)
         self.batch = cache.prepare(0, rows)
         self.tables = PassTables.of(self.pool, self.batch, arena_of(self.pool, self.dtype))
         self.query, *_ = self.states(20, HEADS, 1)
@@ -147,7 +147,7 @@ def test_glimpse_and_sample_in_a_graph() -> None:
             temperature=0.7,
             top_p=0.9,
             seed=3,
-            stream=range(rows),
+            substream=range(rows),
             position=rows,
         )
         assert torch.equal(tokens, wanted)
@@ -170,17 +170,23 @@ def test_tables_that_reach_elsewhere_are_refused() -> None:
         return changed(tables, **{name: column})
 
     bad: list[tuple[PassTables, str]] = [
-        (edited("slots", 3, -1), "slots names page"),
-        (edited("slots", 3, beyond * PAGE), "slots names page"),
+        (edited("slot_mapping", 3, -1), "slot_mapping names page"),
+        (edited("slot_mapping", 3, beyond * PAGE), "slot_mapping names page"),
         (edited("block_table", (0, 0), -1), "block_table names page"),
         (edited("block_table", (1, 1), beyond), "block_table names page"),
-        (edited("key_lengths", 0, 0), "key_lengths holds 0"),
-        (edited("key_lengths", 1, 10_000), "key_lengths holds 10000"),
+        (edited("seq_lens", 0, 0), "seq_lens holds 0"),
+        (edited("seq_lens", 1, 10_000), "seq_lens holds 10000"),
         (edited("cu_seqlens", 1, 19), "must not fall"),
         (edited("cu_seqlens", 0, 1), "must begin with 0"),
-        (edited("cu_seqlens", -1, 19), "end with the number of slots"),
-        (changed(tables, slots=tables.slots.int()), "slots must be a contiguous int64"),
-        (changed(tables, slots=tables.slots[:-1]), "end with the number of slots, 19"),
+        (edited("cu_seqlens", -1, 19), "end with the number of slot_mapping"),
+        (
+            changed(tables, slot_mapping=tables.slot_mapping.int()),
+            "slot_mapping must be a contiguous int64",
+        ),
+        (
+            changed(tables, slot_mapping=tables.slot_mapping[:-1]),
+            "end with the number of slot_mapping, 19",
+        ),
         (changed(tables, block_table=tables.block_table[:-1]), "one row of block_table each"),
         (changed(tables, block_table=tables.block_table[:, ::2]), "must be a contiguous int32"),
         (changed(tables, cu_seqlens=tables.cu_seqlens[:-1]), "cu_seqlens of one number more"),
@@ -203,11 +209,11 @@ def test_tables_that_reach_elsewhere_are_refused() -> None:
 def test_an_empty_sequence_needs_no_pages() -> None:
     """The sequence of the padding: its row of the table and its length are not looked at."""
     made, other = Pass(), Pass()
-    column = other.tables.key_lengths.clone()
+    column = other.tables.seq_lens.clone()
     column[-1] = -5
     table = other.tables.block_table.clone()
     table[-1] = 2**30
-    tables = changed(other.tables, key_lengths=column, block_table=table)
+    tables = changed(other.tables, seq_lens=column, block_table=table)
     got = OPS.attend(other.query, other.keys, other.values, *tables, 1, 0.2)
     assert torch.equal(got, made.native())
 

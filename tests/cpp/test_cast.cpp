@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "element.hpp"
-#include "glimprouter/cast.hpp"
-#include "glimprouter/cpu_backend.hpp"
+#include "arithmetic/element.hpp"
+#include "cpu/cpu_backend.hpp"
+#include "ops/cast.hpp"
 
 namespace glimprouter {
 namespace {

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "glimprouter/cpu_backend.hpp"
+#include "cpu/cpu_backend.hpp"
 #include "glimprouter/row_op.hpp"
 #include "golden_hash.hpp"
 #include "golden_rows.hpp"

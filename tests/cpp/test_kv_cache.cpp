@@ -85,7 +85,7 @@ class CacheTape {
 
   void forget(std::int32_t sequence, int model) {
     const ModelCache& cache = cache_.sequence(sequence).caches[static_cast<std::size_t>(model)];
-    cache_.forget(model, sequence, below(cache.committed + 1));
+    cache_.forget(model, sequence, below(cache.num_computed_tokens + 1));
     resize_tags(sequence, model);
   }
 
@@ -93,7 +93,7 @@ class CacheTape {
     const auto& from = tags_[sequence][static_cast<std::size_t>(source)];
     auto& to = tags_[sequence][static_cast<std::size_t>(2 - source)];
     try {
-      const std::int32_t copied = cache_.cast_copy(sequence, source, 2 - source);
+      const std::int32_t copied = cache_.cast_copy(source, 2 - source, sequence);
       to.insert(to.end(), from.end() - copied, from.end());
     } catch (const OutOfPages&) {
       ++refused_;
@@ -119,7 +119,7 @@ class CacheTape {
   }
 
   void compute(std::int32_t sequence, int model) {
-    cache_.append(sequence, some_ids());
+    cache_.append(0, sequence, some_ids());
     RaggedBatch batch;
     try {
       batch = cache_.prepare(model, std::vector{sequence});
@@ -127,13 +127,13 @@ class CacheTape {
       ++refused_;
       return;
     }
-    const std::int32_t page_tokens = pool_->layout(model).page_tokens;
+    const std::int32_t page_size = pool_->layout(model).page_size;
     auto& tags = tags_[sequence][static_cast<std::size_t>(model)];
     const bool fails = below(5) == 0;  // the forward pass stops half-way
     for (std::size_t i = 0; i < batch.ids.size() / (fails ? 2 : 1); ++i) {
       const std::uint32_t tag = ++last_tag_;
-      std::memcpy(token_address(model, static_cast<PageId>(batch.slots[i] / page_tokens),
-                                static_cast<std::int32_t>(batch.slots[i] % page_tokens)),
+      std::memcpy(token_address(model, static_cast<PageId>(batch.slot_mapping[i] / page_size),
+                                static_cast<std::int32_t>(batch.slot_mapping[i] % page_size)),
                   &tag, 4);
       if (!fails) tags.push_back(tag);
     }
@@ -150,19 +150,19 @@ class CacheTape {
   void resize_tags(std::int32_t sequence, int model) {
     const auto index = static_cast<std::size_t>(model);
     tags_[sequence][index].resize(
-        static_cast<std::size_t>(cache_.sequence(sequence).caches[index].committed));
+        static_cast<std::size_t>(cache_.sequence(sequence).caches[index].num_computed_tokens));
   }
 
   void check_values() {
     for (const auto& [sequence, tags] : tags_) {
       for (std::size_t model = 0; model < kModels; ++model) {
         const ModelCache& cache = cache_.sequence(sequence).caches[model];
-        const std::int32_t page_tokens = pool_->layout(static_cast<int>(model)).page_tokens;
-        ASSERT_EQ(static_cast<std::size_t>(cache.committed), tags[model].size());
-        for (std::int32_t position = 0; position < cache.committed; ++position) {
+        const std::int32_t page_size = pool_->layout(static_cast<int>(model)).page_size;
+        ASSERT_EQ(static_cast<std::size_t>(cache.num_computed_tokens), tags[model].size());
+        for (std::int32_t position = 0; position < cache.num_computed_tokens; ++position) {
           std::uint32_t stored = 0;
-          const PageId page = cache.pages[static_cast<std::size_t>(position / page_tokens)];
-          std::memcpy(&stored, token_address(static_cast<int>(model), page, position % page_tokens),
+          const PageId page = cache.pages[static_cast<std::size_t>(position / page_size)];
+          std::memcpy(&stored, token_address(static_cast<int>(model), page, position % page_size),
                       4);
           ASSERT_EQ(stored, tags[model][static_cast<std::size_t>(position)]);
         }
@@ -180,24 +180,6 @@ class CacheTape {
 
 TEST(KvCache, LongTapes) {
   for (std::uint32_t seed = 0; seed < 4; ++seed) CacheTape(seed).run(3000);
-}
-
-// A page that a copy in flight touches is not handed out again before the copy has ended.
-TEST(PagePool, PinnedPagesWait) {
-  PagePool pool({KvLayout::make(1, 1, 64, 1, DataType::kFloat32)}, 3 * 512, 512);
-  const PageId first = pool.take(0);
-  const PageId second = pool.take(0);
-  EXPECT_EQ(pool.available(0), 0);
-  pool.pin(first);
-  pool.release(first);
-  pool.release(second);
-  EXPECT_EQ(pool.owned(0), 0);
-  EXPECT_EQ(pool.available(0), 1);
-  EXPECT_EQ(pool.take(0), second);
-  pool.check_invariants();
-  pool.unpin(first);
-  EXPECT_EQ(pool.available(0), 1);
-  pool.check_invariants();
 }
 
 }  // namespace

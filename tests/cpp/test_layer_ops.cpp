@@ -8,9 +8,9 @@
 #include <stdexcept>
 #include <vector>
 
-#include "glimprouter/layer_ops.hpp"
 #include "glimprouter/thread_pool.hpp"
 #include "golden_hash.hpp"
+#include "ops/layer_ops.hpp"
 
 namespace glimprouter {
 namespace {

@@ -9,17 +9,17 @@
 
 #include "glimprouter/kv_cache.hpp"
 #include "glimprouter/kv_ops.hpp"
-#include "glimprouter/page_tables.hpp"
+#include "kv/page_tables.hpp"
 
 namespace glimprouter {
 namespace {
 
 constexpr std::int32_t kHeads = 2;
 constexpr std::int32_t kHeadSize = 32;
-constexpr std::int32_t kPageTokens = 4;
+constexpr std::int32_t kPageSize = 4;
 
 struct Fixture {
-  KvLayout layout = KvLayout::make(2, kHeads, kHeadSize, kPageTokens, DataType::kFloat32);
+  KvLayout layout = KvLayout::make(2, kHeads, kHeadSize, kPageSize, DataType::kFloat32);
   std::shared_ptr<PagePool> pool =
       std::make_shared<PagePool>(std::vector<KvLayout>{layout}, 40 * layout.page_bytes);
   KvCache cache{pool, 3};
@@ -53,12 +53,12 @@ TEST(PageTables, PaddingAddsAnEmptySequence) {
   const PaddedTables padded = padded_tables(fixture.batch);
   EXPECT_EQ(padded.table_width, 3);
   EXPECT_EQ(padded.cu_seqlens, (std::vector<std::int32_t>{0, 9, 10, 14, 14}));
-  EXPECT_EQ(padded.key_lengths, (std::vector<std::int32_t>{9, 1, 4, 0}));
+  EXPECT_EQ(padded.seq_lens, (std::vector<std::int32_t>{9, 1, 4, 0}));
   EXPECT_EQ(padded.block_table.size(), 12u);
   EXPECT_EQ(padded.block_table.back(), kNullPage);
   Fixture narrow;
   narrow.cache.complete(narrow.batch);
-  narrow.cache.append(1, std::vector<std::int32_t>{0});
+  narrow.cache.append(0, 1, std::vector<std::int32_t>{0});
   const PaddedTables two = padded_tables(narrow.cache.prepare(0, std::vector<std::int32_t>{1}));
   EXPECT_EQ(two.table_width, 2);
   EXPECT_EQ(two.block_table.size(), 4u);
@@ -68,8 +68,8 @@ TEST(PageTables, TheSameBytesAsTheBatch) {
   const Fixture by_batch;
   const Fixture by_tables;
   const PaddedTables padded = padded_tables(by_tables.batch);
-  const PageTables tables{padded.slots, padded.block_table, padded.table_width, padded.cu_seqlens,
-                          padded.key_lengths};
+  const PageTables tables{padded.slot_mapping, padded.block_table, padded.table_width,
+                          padded.cu_seqlens, padded.seq_lens};
   check_tables(tables, by_tables.layout, by_tables.arena_bytes());
   std::vector<float> keys = random_states(14, 1);
   std::vector<float> values = random_states(14, 2);
@@ -98,13 +98,14 @@ TEST(PageTables, WhatReachesBeyondTheArenaIsRefused) {
   };
   const auto first_beyond = static_cast<PageId>(fixture.arena_bytes() / KvLayout::kPageUnit);
   check_tables(tables_of(fixture.batch), fixture.layout, fixture.arena_bytes());
-  refused([](RaggedBatch& batch) { batch.slots[2] = -1; });
-  refused([&](RaggedBatch& batch) { batch.slots[2] = std::int64_t{first_beyond} * kPageTokens; });
+  refused([](RaggedBatch& batch) { batch.slot_mapping[2] = -1; });
+  refused(
+      [&](RaggedBatch& batch) { batch.slot_mapping[2] = std::int64_t{first_beyond} * kPageSize; });
   refused([&](RaggedBatch& batch) { batch.block_table[2] = first_beyond - 1; });
   refused([](RaggedBatch& batch) { batch.block_table[0] = -1; });
-  refused([](RaggedBatch& batch) { batch.key_lengths[0] = 8; });
-  refused([](RaggedBatch& batch) { batch.key_lengths[0] = 13; });
-  refused([](RaggedBatch& batch) { batch.key_lengths.pop_back(); });
+  refused([](RaggedBatch& batch) { batch.seq_lens[0] = 8; });
+  refused([](RaggedBatch& batch) { batch.seq_lens[0] = 13; });
+  refused([](RaggedBatch& batch) { batch.seq_lens.pop_back(); });
   refused([](RaggedBatch& batch) { batch.cu_seqlens[1] = 11; });
   refused([](RaggedBatch& batch) { batch.cu_seqlens.clear(); });
   refused([](RaggedBatch& batch) { batch.table_width = 2; });

@@ -110,7 +110,7 @@ class Tape {
     for (const std::int32_t row : router_.rows()) {
       if (router_.sequence(row).state.phase == Phase::kAwaitDecision) waiting.push_back(row);
     }
-    router_.decide(waiting, below(2) != 0 ? Model::kLarge : Model::kSmall, outputs_);
+    router_.decide(below(2) != 0 ? Model::kLarge : Model::kSmall, waiting, outputs_);
     for (const std::int32_t row : router_.rows()) {
       if (router_.sequence(row).state.phase == Phase::kDone && below(3) == 0) router_.close(row);
     }

@@ -14,7 +14,7 @@ from glimprouter.hf.pair.devices import torch_device
 pytestmark = [pytest.mark.device, pytest.mark.needs_device]
 
 DEVICES = [device for device in gr.build_info()["devices"] if device != "cpu"]
-LAYERS, HEADS, KV_HEADS, SIZE, PAGE_TOKENS = 2, 4, 2, 32, 8
+LAYERS, HEADS, KV_HEADS, SIZE, PAGE_SIZE = 2, 4, 2, 32, 8
 
 
 class Side:
@@ -24,8 +24,8 @@ class Side:
         layout = gr.KvLayout(
             num_layers=LAYERS,
             num_kv_heads=KV_HEADS,
-            head_size=SIZE,
-            page_tokens=PAGE_TOKENS,
+            head_dim=SIZE,
+            page_size=PAGE_SIZE,
             dtype=dtype,
         )
         self.home = torch_device(device)
@@ -93,7 +93,7 @@ def _states(count: int, generator: torch.Generator, dtype: torch.dtype) -> list[
 def _same_pages(one: Side, other: Side) -> bool:
     for row in one.cache.sequences:
         pages = [side.cache.pages(0, row) for side in (one, other)]
-        tokens = one.cache.computed(0, row)
+        tokens = one.cache.num_computed_tokens(0, row)
         for layer in range(LAYERS):
             held = []
             for side, own in zip((one, other), pages, strict=True):
@@ -132,7 +132,7 @@ def test_padding_changes_no_bit_small_case(device: str, dtype: str) -> None:
         chosen = rows[turn % 2 :] or rows
         for row in chosen:
             for side in (plain, padded):
-                side.cache.append(row, [turn])
+                side.cache.append(0, row, [turn])
         states = _states(len(chosen), generator, kind)
         one, other = (side.cache.prepare(0, chosen) for side in (plain, padded))
         sequences = 1 << (len(chosen) - 1).bit_length()
@@ -144,8 +144,8 @@ def test_padding_changes_no_bit_small_case(device: str, dtype: str) -> None:
         plain.cache.complete(one)
         padded.cache.complete(other)
         for row in chosen:
-            plain.cache.append(row, [5])  # the other tokens of the step, by another pass
-            padded.cache.append(row, [5])
+            plain.cache.append(0, row, [5])  # the other tokens of the step, by another pass
+            padded.cache.append(0, row, [5])
         states = _states(len(chosen), generator, kind)
         one, other = (side.cache.prepare(0, chosen) for side in (plain, padded))
         plain.attended(one, states)
@@ -168,7 +168,7 @@ def test_what_does_not_fit_changes_nothing(device: str) -> None:
     side.cache.complete(batch)
     rows = [first, side.cache.fork(first), side.cache.fork(first)]
     for row in rows:
-        side.cache.append(row, [4])
+        side.cache.append(0, row, [4])
     batch = side.cache.prepare(0, rows)
     with pytest.raises(ValueError, match=r"at most 2 sequences.*has 3 sequences"):
         tables.fill(batch)

@@ -72,7 +72,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[CountingRecorder]:
 
     monkeypatch.setattr(kept_pool, "recorder_for", make)
     monkeypatch.setattr(decode_graphs, "_FEWEST_PAGES", 1)
-    monkeypatch.setattr(paged, "PAGE_TOKENS", 16)
+    monkeypatch.setattr(paged, "PAGE_SIZE", 16)
     return made
 
 
@@ -195,7 +195,7 @@ def test_forked_rewound_and_saved_among_replays(
     run = model.stream([prompt])
     for _ in range(17):
         run.step()
-    twin = run.fork(0, stream=0)
+    twin = run.fork(0, substream=0)
     saved = run.save(0)
     run.rewind(0, 5)
     results = {event.sequence: event.result for event in run if event.result is not None}

@@ -78,7 +78,7 @@ def test_forked_rewound_and_saved_there(device: str) -> None:
     run = model.stream([prompt])
     for _ in range(9):
         run.step()
-    twin = run.fork(0, stream=0)
+    twin = run.fork(0, substream=0)
     saved = run.save(0)
     run.rewind(0, 2)
     results = {event.sequence: event.result for event in run if event.result is not None}
@@ -90,9 +90,7 @@ def test_forked_rewound_and_saved_there(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_gathering_attends_as_the_pages_do(device: str, window: int) -> None:
     """Several sequences, some of them half computed before, pages partly filled."""
-    layout = gr.KvLayout(
-        num_layers=2, num_kv_heads=2, head_size=32, page_tokens=16, dtype="float32"
-    )
+    layout = gr.KvLayout(num_layers=2, num_kv_heads=2, head_dim=32, page_size=16, dtype="float32")
     pool = gr.PagePool([layout], 60 * layout.page_bytes, layout.page_bytes, device)
     cache = gr.KvCache(pool, 3)
     rows = [cache.open([list(range(count))]) for count in (1, 50, 17)]
@@ -100,7 +98,7 @@ def test_gathering_attends_as_the_pages_do(device: str, window: int) -> None:
     home = torch_device(device)
     for more in (0, 40):
         for row in rows[:2] if more else ():
-            cache.append(row, list(range(more + row)))
+            cache.append(0, row, list(range(more + row)))
         batch = cache.prepare(0, rows[:2] if more else rows)
         tokens = len(batch.ids)
         keys, values = torch.randn((2, 1, 2, tokens, 32), generator=generator).to(home)

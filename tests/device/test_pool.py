@@ -11,7 +11,7 @@ from glimprouter import kv
 pytestmark = pytest.mark.device
 
 DEVICES = gr.build_info()["devices"]
-HEADS, KV_HEADS, SIZE, PAGE_TOKENS = 4, 2, 32, 8
+HEADS, KV_HEADS, SIZE, PAGE_SIZE = 4, 2, 32, 8
 
 
 def torch_device(device: str) -> torch.device:
@@ -24,8 +24,8 @@ def layout_of(dtype: str) -> gr.KvLayout:
     return gr.KvLayout(
         num_layers=2,
         num_kv_heads=KV_HEADS,
-        head_size=SIZE,
-        page_tokens=PAGE_TOKENS,
+        head_dim=SIZE,
+        page_size=PAGE_SIZE,
         dtype=dtype,
     )
 
@@ -62,13 +62,13 @@ class Run:
         first = self.cache.open([list(range(300))])
         self.advance([first])
         second = self.cache.fork(first)
-        self.cache.append(first, [1, 2])
-        self.cache.append(second, [3, 4, 5])
+        self.cache.append(0, first, [1, 2])
+        self.cache.append(0, second, [3, 4, 5])
         self.advance([first, second])
         saved = self.cache.save(first)
         self.cache.close(first)
         first = self.cache.load(saved)
-        self.cache.append(first, [6])
+        self.cache.append(0, first, [6])
         self.advance([first])
         keys, values = (torch.empty(303, KV_HEADS, SIZE, device=self.device) for _ in range(2))
         pages = self.cache.pages(0, first)

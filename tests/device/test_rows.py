@@ -59,7 +59,7 @@ def glimpse_there(logits: Any, device: str, **options: Any) -> gr.Glimpse:
 
 def sample_there(logits: Any, device: str, streams: NDArray[Any], **mode: Any) -> Any:
     if device.startswith("cuda"):
-        return gr.sample(logits, seed=3, stream=streams, position=11, **mode)
+        return gr.sample(logits, seed=3, substream=streams, position=11, **mode)
     filters = (
         mode["temperature"],
         mode.get("top_p", 1.0),
@@ -89,7 +89,7 @@ def test_every_device_gives_the_bits_of_the_cpu(vocabulary: int, dtype: Any) -> 
         np.testing.assert_array_equal(bits(np.ascontiguousarray(got_20)), bits(as_numpy(top_20)))
         for mode in SAMPLING:
             tokens = on_host(sample_there(there, device, streams, **mode))
-            wanted = gr.sample(rows, seed=3, stream=streams, position=11, **mode)
+            wanted = gr.sample(rows, seed=3, substream=streams, position=11, **mode)
             np.testing.assert_array_equal(tokens, wanted)
 
 

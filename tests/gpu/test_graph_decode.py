@@ -87,7 +87,7 @@ class Twin:
         for row in rows:
             token = self.ids(1)
             for cache in self.caches:
-                cache.append(row, token)
+                cache.append(0, row, token)
         return self.passes(rows)
 
 

@@ -41,7 +41,7 @@ def two_routers(count: int, vocabulary: int = SIZE, **options: Any) -> tuple[Any
         config = gr.RouterConfig(repetition_guard=False, **options)
         router = gr.StepRouter(boundary_of(vocabulary), config, max_sequences=count, device=device)
         for index in range(count):
-            router.open(seed=5, stream=index)
+            router.open(seed=5, substream=index)
         routers.append(router)
     return routers[0], routers[1]
 
@@ -61,9 +61,9 @@ def test_statistics_and_tokens_are_the_bits_of_the_cpu(
         assert torch.equal(getattr(got, field).cpu(), getattr(want, field)), field
     for mode in MODES:
         streams = list(range(batch))
-        tokens = gr.sample(there, seed=9, stream=streams, position=4, **mode)
+        tokens = gr.sample(there, seed=9, substream=streams, position=4, **mode)
         assert torch.equal(
-            tokens.cpu(), gr.sample(host, seed=9, stream=streams, position=4, **mode)
+            tokens.cpu(), gr.sample(host, seed=9, substream=streams, position=4, **mode)
         )
     exact = np.array([row_statistics(row).entropy for row in host.double().numpy()])
     bound = 2e-6 * np.maximum(1.0, exact)

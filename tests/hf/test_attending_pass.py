@@ -119,7 +119,7 @@ def test_our_passes_attend_as_the_contract_says(kind: str, options: AttentionOpt
     for ends in SPLITS:
         if done[0]:
             for row, start, end in zip(rows, done, ends, strict=True):
-                cache.append(row, [0] * (end - start))
+                cache.append(0, row, [0] * (end - start))
         counts = [end - start for start, end in zip(done, ends, strict=True)]
         done = ends
         batch = cache.prepare(0, rows)
@@ -129,7 +129,7 @@ def test_our_passes_attend_as_the_contract_says(kind: str, options: AttentionOpt
         expected = TensorPass(held, counts)
         for layer in range(layout.num_layers):
             query, key, value = (
-                torch.randn(1, heads, sum(counts), layout.head_size, generator=generator)
+                torch.randn(1, heads, sum(counts), layout.head_dim, generator=generator)
                 for heads in (4, layout.num_kv_heads, layout.num_kv_heads)
             )
             got = attending.attend(layer, query, key, value, options)

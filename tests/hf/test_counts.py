@@ -91,7 +91,7 @@ def test_models_of_different_families() -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 def test_slots_used_again(batch: int) -> None:
     """More prompts than slots: what the one before left in a slot counts for nothing."""
-    totals = check_run(hf_pairs.random_pair("qwen3"), max_batch_size=batch)
+    totals = check_run(hf_pairs.random_pair("qwen3"), max_sequences=batch)
     assert totals["hand-offs"] >= 10
 
 

@@ -69,7 +69,7 @@ def test_a_slot_is_clean_after_a_sequence_of_nan(pair: Pair) -> None:
     """NaN in keys and values would reach the next sequence of the slot through the mask's zeros."""
     prompts = [pair.prompts[2], pair.prompts[0], pair.prompts[4], pair.prompts[1]]
     want = pair.routed(route="small", answer_model="small").generate(prompts)
-    routed = pair.routed(route="small", answer_model="small", on_invalid="end", max_batch_size=2)
+    routed = pair.routed(route="small", answer_model="small", on_invalid="end", max_sequences=2)
     with spoiled_embeddings(pair.small, first_id=prompts[0][0]):
         got = routed.generate(prompts)
     assert got[0].trace.end_reason == "error"
@@ -138,7 +138,7 @@ def test_an_interrupted_answer_is_in_the_trace(pair: Pair, tmp_path: Path) -> No
 
 def test_an_interrupted_stream_keeps_all_traces(pair: Pair) -> None:
     """Also of the prompts that still wait: nothing is known of them but the prompt."""
-    routed = pair.routed(max_batch_size=2)
+    routed = pair.routed(max_sequences=2)
     whole = routed.generate(pair.prompts)
     run = routed.stream(pair.prompts)
     with calling(pair.small, Interrupt(after=24)), pytest.raises(KeyboardInterrupt):
@@ -146,7 +146,7 @@ def test_an_interrupted_stream_keeps_all_traces(pair: Pair) -> None:
     for index in (0, 1):
         check_partial(run.trace(index), whole[index].trace)
     waiting = run.trace(4)
-    assert (waiting.total_tokens, waiting.steps, waiting.stream) == (0, [], 4)
+    assert (waiting.total_tokens, waiting.steps, waiting.substream) == (0, [], 4)
     assert waiting.end_reason == "interrupted"
     assert [r.token_ids for r in routed.generate(pair.prompts)] == [r.token_ids for r in whole]
 

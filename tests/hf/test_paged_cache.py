@@ -283,8 +283,8 @@ def test_wrong_use_is_one_clear_error() -> None:
         cache.crop(3)
     with pytest.raises(ValueError, match="cannot remove 1 tokens of 0"):
         cache.crop(-1)
-    with pytest.raises(ValueError, match="more than max_batch_size=2"):
-        write(paged, batch(), past_key_values=PagedCache(paged, max_batch_size=2))
+    with pytest.raises(ValueError, match="more than max_sequences=2"):
+        write(paged, batch(), past_key_values=PagedCache(paged, max_sequences=2))
     with pytest.raises(ValueError, match="too small"):
         PagedCache(paged, memory_bytes=100)
     with pytest.raises(ValueError, match="memory_bytes must lie in"):

@@ -140,7 +140,7 @@ def test_pages_against_the_oracle(name: str, monkeypatch: pytest.MonkeyPatch) ->
     pair, total, models = pair_of(name), Comparison(), []
     cap = 512 if name == "trained" else CAP
     batch = generate(pair, pair.prompts, "paged", cap)
-    monkeypatch.setattr(paged, "PAGE_TOKENS", 16)
+    monkeypatch.setattr(paged, "PAGE_SIZE", 16)
     for prompt, together in zip(pair.prompts, batch, strict=True):
         with margins(pair, prompt) as close:
             oracle = generate(pair, [prompt], "gather", cap)[0]

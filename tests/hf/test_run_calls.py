@@ -53,7 +53,7 @@ def undisturbed(name: str, engine: str) -> list[str]:
 @given(data=st.data())
 def test_any_order_of_calls(name: str, data: st.DataObject) -> None:
     """All that stems from a prompt, in its stream, writes what the prompt writes undisturbed."""
-    model, prompts = routed(name, max_batch_size=4)
+    model, prompts = routed(name, max_sequences=4)
     if ENGINE.get() == "paged":
         model.kv_memory_bytes = small_arena(model, prompts)
     want = undisturbed(name, ENGINE.get())
@@ -89,8 +89,8 @@ def play(run: Run, call: str, sequence: int, data: Any, origin: dict[int, int]) 
     full = ""
     try:
         if call == "fork":
-            stream = run.trace(sequence).stream
-            origin[run.fork(sequence, stream=stream)] = origin[sequence]
+            stream = run.trace(sequence).substream
+            origin[run.fork(sequence, substream=stream)] = origin[sequence]
         elif call == "rewind":
             rewound(run, sequence, data.draw(st.integers(0, len(before[1])), label="count"))
         elif call == "save and load":
@@ -105,7 +105,7 @@ def play(run: Run, call: str, sequence: int, data: Any, origin: dict[int, int]) 
 
 
 def test_cancelled_before_and_after_its_begin() -> None:
-    model, prompts = routed("qwen3", max_batch_size=2)
+    model, prompts = routed("qwen3", max_sequences=2)
     run = begun(model, prompts, 5)
     never = run.cancel(4)
     assert (never.token_ids, never.text, never.trace.end_reason) == ([], "", "cancelled")
@@ -207,7 +207,7 @@ BAD: dict[str, tuple[Callable[[Run], object], type[Exception], str]] = {
     "too many": (lambda run: run.rewind(1, 10**6), ValueError, "it has generated"),
     "fewer than none": (lambda run: run.rewind(1, -1), ValueError, "count must lie in"),
     "half a token": (lambda run: run.rewind(1, 0.5), TypeError, "count must be an integer"),  # type: ignore[arg-type]
-    "stream": (lambda run: run.fork(1, stream=-1), ValueError, "stream must lie in"),
+    "substream": (lambda run: run.fork(1, substream=-1), ValueError, "stream must lie in"),
     "no bytes": (lambda run: run.load("x"), TypeError, "is bytes, got str"),  # type: ignore[arg-type]
     "foreign": (lambda run: run.load(b"x" * 99), ValueError, "come from Run.save"),
 }
@@ -216,7 +216,7 @@ BAD: dict[str, tuple[Callable[[Run], object], type[Exception], str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_calls_change_nothing(name: str) -> None:
     call, error, message = BAD[name]
-    model, prompts = routed("qwen3", max_batch_size=2)
+    model, prompts = routed("qwen3", max_sequences=2)
     run = begun(model, prompts[:4], 8)
     run.cancel(0)
     while not run.generated(2):  # it takes the row

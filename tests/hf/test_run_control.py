@@ -38,7 +38,7 @@ def test_a_fork_with_the_parents_stream_writes_the_same(name: str, passes: int) 
     model, prompts = routed(name)
     want = finish(model.stream(prompts[:1]))[0]
     run = begun(model, prompts[:1], passes)
-    twin = run.fork(0, stream=0)
+    twin = run.fork(0, substream=0)
     saved = run.save(twin)
     run.cancel(twin)
     assert (twin, run.sequences) == (1, [0])
@@ -54,14 +54,14 @@ def test_forks_go_their_own_ways(name: str) -> None:
     model, prompts = routed(name)
     run = begun(model, prompts[:1], 12)
     past = run.generated(0)
-    forks = [run.fork(0), run.fork(0), run.fork(0, stream=77), run.fork(0, stream=77)]
+    forks = [run.fork(0), run.fork(0), run.fork(0, substream=77), run.fork(0, substream=77)]
     assert len(past) > 5
     results = finish(run)
     assert sorted(results) == [0, *forks]
     texts = [results[index].text for index in (0, *forks)]
     assert len(set(texts[:4])) == 4
     assert texts[3] == texts[4]
-    assert results[forks[2]].trace.stream == 77
+    assert results[forks[2]].trace.substream == 77
     if name != "two tokenizers":
         assert all(result.token_ids[: len(past)] == past for result in results.values())
 

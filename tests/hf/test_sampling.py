@@ -1,4 +1,4 @@
-"""Sampled runs: the draws depend on seed, stream and position, never on the batch."""
+"""Sampled runs: the draws depend on seed, substream and position, never on the batch."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def test_any_batch_size_draws_the_same(family: str) -> None:
     """One after the other (a slot for one sequence), in twos, and all together."""
     pair = hf_pairs.random_pair(family)
     together = ids(pair, pair.prompts)
-    assert ids(pair, pair.prompts, max_batch_size=1) == together
-    assert ids(pair, pair.prompts, max_batch_size=2) == together
+    assert ids(pair, pair.prompts, max_sequences=1) == together
+    assert ids(pair, pair.prompts, max_sequences=2) == together
 
 
 def test_a_second_call_draws_the_same() -> None:
@@ -41,7 +41,7 @@ def test_streams_differ() -> None:
     pair = hf_pairs.random_pair("qwen3")
     texts = ids(pair, [pair.prompts[0]] * 4)
     assert len(set(map(tuple, texts))) == 4
-    assert texts[0] == ids(pair, [pair.prompts[0]])[0], "the first prompt has stream 0 anywhere"
+    assert texts[0] == ids(pair, [pair.prompts[0]])[0], "the first prompt has substream 0 anywhere"
 
 
 def test_streams_do_not_matter_to_greedy_runs() -> None:
@@ -68,4 +68,4 @@ def test_seeds() -> None:
 def test_seed_and_stream_are_in_the_trace() -> None:
     pair = hf_pairs.random_pair("qwen3")
     results = pair.routed(**SAMPLED).generate(pair.prompts[:3], [4, 5, 6])
-    assert [(r.trace.seed, r.trace.stream) for r in results] == [(4, 0), (5, 1), (6, 2)]
+    assert [(r.trace.seed, r.trace.substream) for r in results] == [(4, 0), (5, 1), (6, 2)]

@@ -62,7 +62,7 @@ def steps_in_order(events: list[Event]) -> list[Any]:
 @pytest.mark.parametrize("batch", [1, 2, 64])
 @pytest.mark.parametrize("sampled", [False, True])
 def test_events_make_the_results(pair: Pair, batch: int, sampled: bool) -> None:
-    options = {"temperature": 0.9 if sampled else 0.0, "max_batch_size": batch}
+    options = {"temperature": 0.9 if sampled else 0.0, "max_sequences": batch}
     results = pair.routed(**options).generate(pair.prompts)
     streamed = by_sequence(list(pair.routed(**options).stream(pair.prompts)))
     assert sorted(streamed) == list(range(len(pair.prompts)))
@@ -116,7 +116,7 @@ def test_trace_totals(pair: Pair) -> None:
 def test_more_prompts_than_slots_come_back_in_order(pair: Pair) -> None:
     """Sequences end at different times here, so that later prompts overtake earlier ones."""
     prompts = [*pair.prompts, *pair.prompts[::-1]]
-    routed = pair.routed(max_batch_size=3, max_step_tokens=1, repetition_guard=True)
+    routed = pair.routed(max_sequences=3, max_step_tokens=1, repetition_guard=True)
     finished = [event.sequence for event in routed.stream(prompts) if event.kind == "done"]
     assert sorted(finished) == list(range(10))
     assert finished != sorted(finished), "nothing overtook"

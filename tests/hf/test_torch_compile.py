@@ -99,7 +99,7 @@ def test_logits_of_ragged_passes(compiled: RoutedModel, name: str) -> None:
             count = 1 if turn % 2 else int(torch.randint(1, 20, (), generator=generator))
             tokens = ids(count)
             for cache in twin.caches:
-                cache.append(row, tokens)
+                cache.append(0, row, tokens)
         worst = max(worst, twin.difference(chosen))
     assert 0 < worst < 1e-4
     assert graphs(compiled) == [2, 2]
@@ -120,7 +120,7 @@ def test_the_arena_is_written_in_place(
     row = twin.open([40] * 20)
     twin.difference([row])
     for cache in twin.caches:
-        cache.append(row, [41])
+        cache.append(0, row, [41])
     twin.difference([row])
     layers = PAIR.large.config.num_hidden_layers
     address = twin.pools[0].memory.ctypes.data

@@ -35,7 +35,7 @@ def test_of_two_forks_in_one_batch_one_page_is_copied() -> None:
     pool.limit_sectors(1)
     child = cache.fork(parent)
     for sequence in (parent, child):
-        cache.append(sequence, [5, 6])
+        cache.append(0, sequence, [5, 6])
     assert pool.available(0) == 1
     batch = cache.prepare(0, [parent, child])
     assert pool.available(0) == 0
@@ -53,7 +53,7 @@ def test_saved_and_loaded_elsewhere() -> None:
     saved = cache.save(sequence)
     other = gr.KvCache(gr.PagePool(LAYOUTS, arena_bytes=8 * 3072, sector_bytes=3072), 1)
     loaded = other.load(saved)
-    assert other.computed(0, loaded) == 9
+    assert other.num_computed_tokens(0, loaded) == 9
     assert other.save(loaded) == saved
 
 
@@ -74,9 +74,9 @@ def test_damaged_bytes_are_refused(damage: str) -> None:
 
 def test_another_layout_is_named() -> None:
     cache, sequence = filled(gr.PagePool(LAYOUTS, arena_bytes=8 * 3072), tokens=9)
-    wider = gr.KvLayout(num_layers=2, num_kv_heads=1, head_size=4, page_tokens=4, dtype="float32")
+    wider = gr.KvLayout(num_layers=2, num_kv_heads=1, head_dim=4, page_size=4, dtype="float32")
     other = gr.KvCache(gr.PagePool([wider, LAYOUTS[1]], arena_bytes=8 * 3072), 1)
-    with pytest.raises(ValueError, match=r"head_size differs.*expected.*got"):
+    with pytest.raises(ValueError, match=r"head_dim differs.*expected.*got"):
         other.load(cache.save(sequence))
 
 

@@ -30,11 +30,11 @@ TYPES: dict[str, Any] = {
 class Case:
     """One sequence of one model: random keys, values and queries of the last tokens."""
 
-    head_size: int = 64
+    head_dim: int = 64
     length: int = 40
     kv_heads: int = 2
     group: int = 2
-    page_tokens: int = 16
+    page_size: int = 16
     dtype: str = "float32"
     window: int = 0
     softcap: float = 0.0
@@ -43,7 +43,7 @@ class Case:
 
     def _random(self, heads: int, stream: int, scale: float = 1.0) -> Any:
         generator = np.random.default_rng((self.seed, stream))
-        values = scale * generator.standard_normal((self.length, heads, self.head_size))
+        values = scale * generator.standard_normal((self.length, heads, self.head_dim))
         return values.astype(TYPES[self.dtype])
 
     @cached_property
@@ -60,14 +60,14 @@ class Case:
 
     @property
     def scale(self) -> float:
-        return self.head_size**-0.5
+        return self.head_dim**-0.5
 
     def layout(self) -> gr.KvLayout:
         return gr.KvLayout(
             num_layers=2,
             num_kv_heads=self.kv_heads,
-            head_size=self.head_size,
-            page_tokens=self.page_tokens,
+            head_dim=self.head_dim,
+            page_size=self.page_size,
             dtype=self.dtype,
         )
 
@@ -96,7 +96,7 @@ class Pages:
         self.cases = cases
         layout = cases[0].layout()
         tokens = sum(case.length for case in cases)
-        pages = tokens // layout.page_tokens + 4 * len(cases)
+        pages = tokens // layout.page_size + 4 * len(cases)
         self.pool = gr.PagePool([layout], (pages + 2) * layout.page_bytes, layout.page_bytes)
         self.pool.memory[:] = 0xFF  # NaN: what was not written must not be read
         self.cache = gr.KvCache(self.pool, len(cases))
@@ -105,7 +105,7 @@ class Pages:
             for turn in range(max(case.length - case.queries for case in cases) - 1):
                 for row, case in zip(self.rows, cases, strict=True):
                     if turn < case.length - case.queries - 1:
-                        self.cache.append(row, [0])
+                        self.cache.append(0, row, [0])
                         self.advance([row])
 
     def advance(self, rows: list[int]) -> gr.RaggedBatch:
@@ -127,11 +127,11 @@ class Pages:
     def attend(self, rows: list[int], counts: list[int]) -> Float32Array:
         """Appends `counts` tokens to the sequences and attends from them."""
         for row, count in zip(rows, counts, strict=True):
-            self.cache.append(row, [0] * count)
+            self.cache.append(0, row, [0] * count)
         batch = self.advance(rows)
         case = self.cases[self.rows.index(rows[0])]
         out = np.full(
-            (len(batch.ids), case.kv_heads * case.group, case.head_size), np.nan, np.float32
+            (len(batch.ids), case.kv_heads * case.group, case.head_dim), np.nan, np.float32
         )
         gr.paged_attention(
             self.pool,
@@ -150,9 +150,9 @@ def attended(case: Case) -> Float32Array:
     """The case's attention: everything but the queries was computed before."""
     pages = Pages([case], interleave=case.length < 100)
     before = case.length - case.queries
-    done = pages.cache.computed(0, pages.rows[0])
+    done = pages.cache.num_computed_tokens(0, pages.rows[0])
     if done < before:  # in one prefill
-        pages.cache.append(pages.rows[0], [0] * (before - 1))
+        pages.cache.append(0, pages.rows[0], [0] * (before - 1))
         pages.advance(pages.rows)
         done = before
     missing = case.length - done - (1 if done == 0 else 0)
@@ -161,13 +161,13 @@ def attended(case: Case) -> Float32Array:
 
 HEAD_SIZES = [32, 64, 96, 128, 256]
 CASES = {
-    **{f"size_{size}": Case(head_size=size) for size in HEAD_SIZES},
-    **{f"size_{size}_bf16": Case(head_size=size, dtype="bfloat16") for size in HEAD_SIZES},
+    **{f"size_{size}": Case(head_dim=size) for size in HEAD_SIZES},
+    **{f"size_{size}_bf16": Case(head_dim=size, dtype="bfloat16") for size in HEAD_SIZES},
     **{f"length_{length}": Case(length=length) for length in (1, 2, 15, 16, 17, 31, 32, 33, 1000)},
     # Pages end at 16, chunks of the context at 128; every head size at length, and with windows.
     **{
         f"size_{size}_length_{length}_window_{window}": Case(
-            head_size=size, length=length, window=window, dtype=dtype, seed=size + length
+            head_dim=size, length=length, window=window, dtype=dtype, seed=size + length
         )
         for size, dtype in zip(HEAD_SIZES, [*TYPES, "bfloat16", "float32"], strict=True)
         for length, window in (
@@ -176,13 +176,13 @@ CASES = {
         )
     },
     **{f"window_{w}": Case(length=70, window=w) for w in (1, 2, 15, 16, 17, 69, 70, 71)},
-    **{f"page_{tokens}": Case(page_tokens=tokens, length=50) for tokens in (1, 4, 8, 64, 128)},
+    **{f"page_{tokens}": Case(page_size=tokens, length=50) for tokens in (1, 4, 8, 64, 128)},
     **{f"group_{group}": Case(group=group, queries=3) for group in (1, 3, 5, 8, 40)},
     "fp16": Case(dtype="float16", queries=4),
     "softcap": Case(softcap=5.0, queries=7),
     "softcap_window": Case(softcap=2.0, window=9, queries=20, length=60),
     "prefill": Case(queries=40, length=40),
-    "late_prefill": Case(queries=90, length=250, head_size=32, group=4),
+    "late_prefill": Case(queries=90, length=250, head_dim=32, group=4),
     "windowed_prefill": Case(queries=120, length=120, window=20),
 }
 
@@ -199,7 +199,7 @@ def test_narrow_output_is_the_rounded_one(dtype: str) -> None:
     pages = Pages([case])
     out = pages.attend(pages.rows, [case.length - 1])
     batch_pages = Pages([case])
-    batch_pages.cache.append(batch_pages.rows[0], [0] * (case.length - 1))
+    batch_pages.cache.append(0, batch_pages.rows[0], [0] * (case.length - 1))
     batch = batch_pages.advance(batch_pages.rows)
     narrow = np.zeros(out.shape, TYPES[dtype])
     gr.paged_attention(batch_pages.pool, 1, batch, batch_pages.q, narrow, scale=case.scale)
@@ -209,7 +209,7 @@ def test_narrow_output_is_the_rounded_one(dtype: str) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_however_a_prefill_is_cut(seed: int) -> None:
     """All tokens at once, in pieces, or one by one: the same bits for every token."""
-    case = Case(length=75, window=30, group=3, head_size=32, seed=seed)
+    case = Case(length=75, window=30, group=3, head_dim=32, seed=seed)
     whole = Pages([case]).attend([0], [case.length - 1])
     generator = np.random.default_rng(seed)
     pages, parts, done = Pages([case]), [], 0
@@ -226,7 +226,7 @@ def test_however_a_prefill_is_cut(seed: int) -> None:
 def test_any_batch(threads: int) -> None:
     """A ragged batch gives each sequence the bits that it gets alone."""
     cases = [
-        Case(length=n, queries=q, group=4, head_size=32, seed=n)
+        Case(length=n, queries=q, group=4, head_dim=32, seed=n)
         for n, q in ((5, 1), (33, 1), (90, 17), (64, 64), (17, 2), (600, 1))
     ]
     before = gr.get_num_threads()
@@ -237,7 +237,7 @@ def test_any_batch(threads: int) -> None:
             pages.rows,
             [
                 case.length
-                - pages.cache.computed(0, row)
+                - pages.cache.num_computed_tokens(0, row)
                 - (1 if case.queries == case.length else 0)
                 for row, case in zip(pages.rows, cases, strict=True)
             ],
@@ -311,9 +311,7 @@ def test_rounding_of_every_half() -> None:
     values = np.concatenate([words, special, np.zeros(54, np.uint32)]).view(np.float32)
     values = values.reshape(-1, 1, 64)
     for dtype in ("bfloat16", "float16"):
-        layout = gr.KvLayout(
-            num_layers=1, num_kv_heads=1, head_size=64, page_tokens=16, dtype=dtype
-        )
+        layout = gr.KvLayout(num_layers=1, num_kv_heads=1, head_dim=64, page_size=16, dtype=dtype)
         pool = gr.PagePool([layout], 12 * layout.page_bytes)
         cache = gr.KvCache(pool, 1)
         cache.open([[0] * len(values)])
@@ -355,7 +353,7 @@ def test_bad_argument(name: str) -> None:
     changed, error, message = BAD[name]
     case = Case()
     pages = Pages([case])
-    pages.cache.append(0, [0] * 39)
+    pages.cache.append(0, 0, [0] * 39)
     batch = pages.advance([0])
     arguments: dict[str, Any] = {
         "pool": pages.pool,

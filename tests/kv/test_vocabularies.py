@@ -40,7 +40,7 @@ class MappedCache(Cache):
     def __init__(self) -> None:
         super().__init__()
         self.cache = gr.KvCache(self.pool, MAX_SEQUENCES, vocabulary_map())
-        self.model = CacheModel([layout.page_tokens for layout in LAYOUTS], WORDS)
+        self.model = CacheModel([layout.page_size for layout in LAYOUTS], WORDS)
 
     @rule(small=vocabulary_ids, large=vocabulary_ids)
     def open(self, small: list[int], large: list[int]) -> None:
@@ -49,7 +49,7 @@ class MappedCache(Cache):
     def write(self, data: st.DataObject, sequence: int) -> None:
         writer = data.draw(st.integers(0, 1), label="writer")
         some = data.draw(vocabulary_ids, label="ids")
-        self.cache.append(sequence, some, writer)
+        self.cache.append(writer, sequence, some)
         self.model.sequences[sequence].ledger.append(writer, some)
 
     def resolve_one(self, model: int, sequence: int) -> None:
@@ -113,22 +113,22 @@ def test_a_character_across_a_hand_off_is_computed_again() -> None:
     pool = gr.PagePool(LAYOUTS, arena_bytes=8 * 3072, sector_bytes=3072)
     cache = gr.KvCache(pool, 1, vocabulary_map())
     sequence = cache.open([[1], [1, 2]])
-    cache.append(sequence, [0, 4], 0)  # "a" and the first byte of three
+    cache.append(0, sequence, [0, 4])  # "a" and the first byte of three
     computed(cache, 1, sequence)
-    assert cache.generated(sequence, 1) == [9, 3]
-    cache.append(sequence, [8], 0)
+    assert cache.generated(1, sequence) == [9, 3]
+    cache.append(0, sequence, [8])
     assert cache.pending_spans(1, sequence) == ["数".encode()]
     cache.resolve(1, sequence, [[3, 2, 1]])
-    assert cache.generated(sequence, 1) == [9, 3, 2, 1]
-    assert (cache.computed(1, sequence), cache.excess(1, sequence)) == (3, 1)
+    assert cache.generated(1, sequence) == [9, 3, 2, 1]
+    assert (cache.num_computed_tokens(1, sequence), cache.excess(1, sequence)) == (3, 1)
     assert cache.retokenized(1, sequence) == 3
     assert cache.excess(0, sequence) == 0
     batch = cache.prepare(1, [sequence])
     assert batch.ids.tolist() == [3, 2, 1]
     cache.complete(batch)
     cache.truncate(sequence, 2)  # into the span: model 1 goes back to "a"
-    assert cache.generated(sequence, 1) == [9, 3]
-    assert (cache.computed(1, sequence), cache.excess(1, sequence)) == (3, 4)
+    assert cache.generated(1, sequence) == [9, 3]
+    assert (cache.num_computed_tokens(1, sequence), cache.excess(1, sequence)) == (3, 4)
     cache.check_invariants()
 
 
@@ -137,7 +137,7 @@ def test_saved_with_another_map(other: Any) -> None:
     pool = gr.PagePool(LAYOUTS, arena_bytes=8 * 3072, sector_bytes=3072)
     cache = gr.KvCache(pool, 1, vocabulary_map())
     sequence = cache.open([[1], [1]])
-    cache.append(sequence, [0, 7], 0)
+    cache.append(0, sequence, [0, 7])
     saved = cache.save(sequence)
     if other == "map":
         other = gr.VocabularyMap(WORDS.tokens, WORDS.roles[:1])
@@ -157,8 +157,8 @@ def test_saved_with_another_map(other: Any) -> None:
         ),
         (lambda cache: cache.open([[1], [-1]]), ValueError, "holds -1, outside vocabulary 1"),
         (lambda cache: cache.open([[2 * 10**9]] * 2), ValueError, "holds 2000000000, outside"),
-        (lambda cache: cache.append(0, [11], 0), ValueError, "outside vocabulary 0"),
-        (lambda cache: cache.append(0, [0], 2), ValueError, "model must lie in"),
+        (lambda cache: cache.append(0, 0, [11]), ValueError, "outside vocabulary 0"),
+        (lambda cache: cache.append(2, 0, [0]), ValueError, "model must lie in"),
         (lambda cache: cache.resolve(2, 0, []), ValueError, "model must lie in"),
         (lambda cache: cache.resolve(1, 0, []), ValueError, "has 1 pending spans"),
         (lambda cache: cache.resolve(1, 0, [[9]]), ValueError, "do not write its text"),
@@ -171,7 +171,7 @@ def test_bad_calls_change_nothing(call: Any, error: type[Exception], message: st
     pool = gr.PagePool(LAYOUTS, arena_bytes=8 * 3072, sector_bytes=3072)
     cache = gr.KvCache(pool, 2, vocabulary_map())
     sequence = cache.open([[1], [1]])
-    cache.append(sequence, [0, 7], 0)
+    cache.append(0, sequence, [0, 7])
     saved = cache.save(sequence)
     with pytest.raises(error, match=message):
         call(cache)

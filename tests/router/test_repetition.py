@@ -55,7 +55,7 @@ def test_texts_are_compared(steps: list[tuple[str, list[int]]]) -> None:
             )
             if outputs.token[0] >= 0:
                 ids = ids[1:]
-        router.decide([row], writer, outputs)
+        router.decide(writer, [row], outputs)
         for token in ids[1:] if writer == "small" else ids:
             router.step(writer, logits(len(VOCABULARIES[writer]), token), [row], outputs)
         repeated = outputs.end_reason[0] == gr.EndReason.REPETITION

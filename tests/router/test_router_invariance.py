@@ -69,7 +69,7 @@ def open_sequences(router: gr.StepRouter, greedy: bool) -> NDArray[np.int32]:
     rows = [
         router.open(
             seed=5,
-            stream=index,
+            substream=index,
             temperature=0.0 if greedy or index % 6 == 5 else (0.6, 1.0, 1.4)[index % 3],
             top_p=(0.95, 1.0)[index % 2],
             top_k=(0, 40)[index // 2 % 2],

@@ -151,7 +151,7 @@ class Router(RuleBasedStateMachine):
     def decide(self, data: st.DataObject, model: str) -> None:
         rows = data.draw(st.permutations(self.model.awaiting_decision()), label="order")
         rows = rows[: data.draw(st.integers(1, len(rows)), label="count")]
-        self.router.decide(rows, model, self.out)
+        self.router.decide(model, rows, self.out)
         self.compare_outputs(rows, [self.model.decide(row, model) for row in rows])
 
     @precondition(lambda self: self.model.sequences and self.free())
@@ -160,7 +160,7 @@ class Router(RuleBasedStateMachine):
         row = self.pick_row(data)
         child = self.router.fork(row)
         assert child not in self.model.sequences
-        assert self.router.state(child)["stream"] != self.router.state(row)["stream"]
+        assert self.router.state(child)["substream"] != self.router.state(row)["substream"]
         self.model.copy(row, child)
 
     @precondition(lambda self: self.model.sequences)

@@ -132,8 +132,8 @@ PAIRS = {
     ),
     "config of a pair": made(TypeError, "a RouterConfig, got dict", config={"threshold": 1.0}),
     "on_invalid": made(ValueError, '"raise" or "end", got \'ignore\'', on_invalid="ignore"),
-    "no batch": made(ValueError, "max_batch_size must be >= 1, got 0", max_batch_size=0),
-    "batch as text": made(TypeError, "max_batch_size.* got '8'", max_batch_size="8"),
+    "no batch": made(ValueError, "max_sequences must be >= 1, got 0", max_sequences=0),
+    "batch as text": made(TypeError, "max_sequences.* got '8'", max_sequences="8"),
 }
 
 
@@ -156,8 +156,8 @@ TRACES = {
     ),
     "later trace": trace(
         ValueError,
-        "has schema version 99; this glimprouter reads 1",
-        lambda good: good.replace(b'"schema_version": 1', b'"schema_version": 99'),
+        "has schema version 99; this glimprouter reads 2",
+        lambda good: good.replace(b'"schema_version": 2', b'"schema_version": 99'),
     ),
     "no trace": Case(lambda w: gr.Trace.from_jsonl(w.path), FileNotFoundError, r"trace\.jsonl"),
 }

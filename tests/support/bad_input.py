@@ -100,7 +100,7 @@ class World:
         assert (self.outputs.token[0], self.outputs.status[0]) == (3, gr.Status.OK)
         self.router.step("large", logits_for(4), [self.large], self.outputs)
         assert self.outputs.token[0] == 4
-        self.router.decide([self.manual], "small", self.outputs)
+        self.router.decide("small", [self.manual], self.outputs)
         assert self.outputs.token[0] == 1
 
     def step(self, **changes: Any) -> None:

@@ -185,15 +185,15 @@ ROUTER = {
         "saved by a router with another boundary",
     ),
     "decide nothing": Case(
-        lambda w: w.router.decide([w.small], "small", w.outputs),
+        lambda w: w.router.decide("small", [w.small], w.outputs),
         ValueError,
         "row 0 has no decision to make: it waits for the small model",
     ),
     "decide for nobody": Case(
-        lambda w: w.router.decide([w.manual], "both", w.outputs), ValueError, "got 'both'"
+        lambda w: w.router.decide("both", [w.manual], w.outputs), ValueError, "got 'both'"
     ),
     "decide a row twice": Case(
-        lambda w: w.router.decide([w.manual] * 2, "large", w.outputs), ValueError, "named twice"
+        lambda w: w.router.decide("large", [w.manual] * 2, w.outputs), ValueError, "named twice"
     ),
     "pending of no model": Case(lambda w: w.router.pending("huge"), ValueError, "got 'huge'"),
     "negative outputs": Case(lambda w: w.router.outputs(-1), ValueError, "n must lie in"),
@@ -266,8 +266,8 @@ OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
     ("route", 0, ValueError, "be one of 'auto'"),
     ("seed", -1, ValueError, r"lie in \[0, 2\^64\), got -1"),
     ("seed", 1.5, TypeError, "be an integer, got 1.5"),
-    ("stream", 2**64, ValueError, r"lie in \[0, 2\^64\)"),
-    ("stream", "a", TypeError, "be an integer, got 'a'"),
+    ("substream", 2**64, ValueError, r"lie in \[0, 2\^64\)"),
+    ("substream", "a", TypeError, "be an integer, got 'a'"),
 ]
 
 

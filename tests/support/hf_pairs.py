@@ -147,7 +147,7 @@ class Pair:
         """The small or the large one."""
         return {"small": self.small, "large": self.large}[name]
 
-    def routed(self, *, on_invalid: Any = "raise", max_batch_size: int = 64, **config: Any) -> Any:
+    def routed(self, *, on_invalid: Any = "raise", max_sequences: int = 64, **config: Any) -> Any:
         """A RoutedModel: greedy, the guard off and this pair's threshold unless told otherwise."""
         options = {
             "threshold": self.threshold,
@@ -167,7 +167,7 @@ class Pair:
                 self.tokenizer,
                 gr.RouterConfig(**options),
                 on_invalid=on_invalid,
-                max_batch_size=max_batch_size,
+                max_sequences=max_sequences,
                 engine=ENGINE.get(),
             )
         finally:

@@ -16,7 +16,7 @@ def routed(name: str, **options: Any) -> tuple[RoutedModel, list[Any]]:
         model = hf_translated.routed("gpt2", "qwen", **config, **options)
         return model, list(hf_translated.prompts("gpt2", "qwen"))
     pair = hf_pairs.pair_of(name)
-    model = pair.routed(**config, max_batch_size=options.pop("max_batch_size", 64))
+    model = pair.routed(**config, max_sequences=options.pop("max_sequences", 64))
     model.kv_memory_bytes = options.pop("kv_memory_bytes", None)
     return model, pair.prompts
 

@@ -28,7 +28,7 @@ TEXTS = (
 # Two BPEs of bytes from other corpora, and BPE of characters with byte fallback, newlines merged
 # or not.
 KINDS = (("gpt2", "qwen"), ("qwen", "gemma"), ("llama2", "gpt2"))
-_MODEL_OPTIONS = ("engine", "kv_memory_bytes", "max_batch_size")  # the others are the router's
+_MODEL_OPTIONS = ("engine", "kv_memory_bytes", "max_sequences")  # the others are the router's
 
 
 @cache

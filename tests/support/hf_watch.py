@@ -37,7 +37,7 @@ class Rows:
         if "glimprouter_pass" in arguments:
             batch = arguments["glimprouter_pass"].batch
             counts = np.diff(batch.cu_seqlens)
-            starts = batch.key_lengths - counts
+            starts = batch.seq_lens - counts
             return cls(*(tuple(x.tolist()) for x in (batch.sequences, starts, counts)))
         plan = arguments["past_key_values"].layers[0].plan
         return cls(plan.slots, plan.starts, plan.counts)

@@ -65,8 +65,8 @@ class Cached:
 class CacheModel:
     """What KvCache must do."""
 
-    def __init__(self, page_tokens: list[int], words: Words | None = None) -> None:
-        self.page_tokens = page_tokens
+    def __init__(self, page_size: list[int], words: Words | None = None) -> None:
+        self.page_size = page_size
         self.words = words
         self.sequences: dict[int, Cached] = {}
 
@@ -109,7 +109,7 @@ class CacheModel:
     def forget(self, model: int, sequence: int, count: int) -> None:
         cached = self.sequences[sequence]
         cached.committed[model] -= count
-        del cached.pages[model][-(-cached.committed[model] // self.page_tokens[model]) :]
+        del cached.pages[model][-(-cached.committed[model] // self.page_size[model]) :]
 
     def resolve(self, model: int, sequence: int, spans: list[list[int]]) -> None:
         cached = self.sequences[sequence]
@@ -121,11 +121,11 @@ class CacheModel:
         lost = max(0, cached.committed[model] - len(cached.prompts[model]) - kept)
         cached.committed[model] -= lost
         cached.excess[model] += min(lost, spoiled)
-        del cached.pages[model][-(-cached.committed[model] // self.page_tokens[model]) :]
+        del cached.pages[model][-(-cached.committed[model] // self.page_size[model]) :]
 
     def pages_wanted(self, model: int, sequences: list[int]) -> int:
         """New pages, and copies of shared ones that are about to be written."""
-        size, wanted, copied = self.page_tokens[model], 0, {}
+        size, wanted, copied = self.page_size[model], 0, {}
         for sequence in sequences:
             cached = self.sequences[sequence]
             wanted += -(-cached.length(model) // size) - len(cached.pages[model])
@@ -137,7 +137,7 @@ class CacheModel:
         return wanted
 
     def prepare(self, model: int, sequences: list[int]) -> None:
-        size = self.page_tokens[model]
+        size = self.page_size[model]
         for sequence in sequences:
             cached = self.sequences[sequence]
             pages = cached.pages[model]
@@ -148,11 +148,11 @@ class CacheModel:
             cached.in_flight = True
 
     def write(self, model: int, sequence: int, position: int, value: float) -> None:
-        size = self.page_tokens[model]
+        size = self.page_size[model]
         self.sequences[sequence].pages[model][position // size].values[position % size] = value
 
     def land(self, model: int, sequences: list[int], *, complete: bool) -> None:
-        size = self.page_tokens[model]
+        size = self.page_size[model]
         for sequence in sequences:
             cached = self.sequences[sequence]
             cached.in_flight = False
@@ -162,7 +162,7 @@ class CacheModel:
 
     def values(self, model: int, sequence: int) -> list[float]:
         """What each committed token wrote."""
-        cached, size = self.sequences[sequence], self.page_tokens[model]
+        cached, size = self.sequences[sequence], self.page_size[model]
         return [
             cached.pages[model][position // size].values[position % size]
             for position in range(cached.committed[model])
@@ -174,7 +174,7 @@ def token_view(
 ) -> NDArray[np.float32]:
     """Keys and values of one token in all layers and heads of a float32 page, [L, 2, H, D]."""
     whole = memory[page * 256 : page * 256 + layout.num_layers * layout.layer_stride]
-    shape = (layout.num_layers, 2, layout.num_kv_heads, layout.page_tokens, layout.head_size)
+    shape = (layout.num_layers, 2, layout.num_kv_heads, layout.page_size, layout.head_dim)
     assert layout.value_offset * 2 == layout.layer_stride
     view: NDArray[np.float32] = whole.view(np.float32).reshape(shape)[:, :, :, place]
     return view

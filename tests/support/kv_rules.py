@@ -14,8 +14,8 @@ import glimprouter as gr
 from kv_model import CacheModel, token_view
 
 LAYOUTS = [
-    gr.KvLayout(num_layers=2, num_kv_heads=1, head_size=2, page_tokens=4, dtype="float32"),
-    gr.KvLayout(num_layers=3, num_kv_heads=2, head_size=4, page_tokens=8, dtype="float32"),
+    gr.KvLayout(num_layers=2, num_kv_heads=1, head_dim=2, page_size=4, dtype="float32"),
+    gr.KvLayout(num_layers=3, num_kv_heads=2, head_dim=4, page_size=8, dtype="float32"),
 ]
 MAX_SEQUENCES = 6
 # Steps in all: some thousands here, GLIMPROUTER_PROPERTY_STEPS=100000 for a night.
@@ -33,7 +33,7 @@ class Cache(RuleBasedStateMachine):
         self.pool = gr.PagePool(LAYOUTS, arena_bytes=20 * 3072, sector_bytes=3072)
         self.pool.poison_freed_pages(0xA5)
         self.cache = gr.KvCache(self.pool, MAX_SEQUENCES)
-        self.model = CacheModel([layout.page_tokens for layout in LAYOUTS])
+        self.model = CacheModel([layout.page_size for layout in LAYOUTS])
         self.flying: list[gr.RaggedBatch] = []
         self.saved: list[tuple[bytes, Any]] = []
         self.counter = 0
@@ -60,7 +60,7 @@ class Cache(RuleBasedStateMachine):
     @rule(data=st.data(), more=ids)
     def append(self, data: st.DataObject, more: list[int]) -> None:
         sequence = self.pick(data)
-        self.cache.append(sequence, more)
+        self.cache.append(0, sequence, more)
         self.model.sequences[sequence].ledger.append(0, more)
 
     @precondition(lambda self: self.idle())
@@ -99,17 +99,17 @@ class Cache(RuleBasedStateMachine):
         assert batch.cu_seqlens.tolist() == ends.tolist()
         assert batch.last_rows.tolist() == (ends[1:] - 1).tolist()
         lengths = [self.model.sequences[s].length(model) for s in sequences]
-        assert batch.key_lengths.tolist() == lengths
+        assert batch.seq_lens.tolist() == lengths
         positions = [
             position
             for s, length in zip(sequences, lengths, strict=True)
             for position in range(self.model.sequences[s].committed[model], length)
         ]
         assert batch.positions.tolist() == positions
-        size = LAYOUTS[model].page_tokens
+        size = LAYOUTS[model].page_size
         owner = np.repeat(np.arange(len(sequences)), np.diff(ends))
         pages = batch.block_table[owner, batch.positions // size].astype(np.int64)
-        assert batch.slots.tolist() == (pages * size + batch.positions % size).tolist()
+        assert batch.slot_mapping.tolist() == (pages * size + batch.positions % size).tolist()
         assert not (batch.block_table[:, 0] == 0).any(), "the null page belongs to nobody"
 
     @precondition(lambda self: self.flying)
@@ -125,7 +125,7 @@ class Cache(RuleBasedStateMachine):
         count = len(batch.ids) if complete else data.draw(st.integers(0, len(batch.ids)))
         for i in range(count):
             self.counter += 1
-            page, place = divmod(int(batch.slots[i]), LAYOUTS[model].page_tokens)
+            page, place = divmod(int(batch.slot_mapping[i]), LAYOUTS[model].page_size)
             token_view(self.pool.memory, LAYOUTS[model], page, place)[:] = self.counter
             self.model.write(model, int(owner[i]), int(batch.positions[i]), self.counter)
         (self.cache.complete if complete else self.cache.abandon)(batch)
@@ -173,14 +173,14 @@ class Cache(RuleBasedStateMachine):
         self.cache.close(sequence)
         del self.model.sequences[sequence]
         with pytest.raises(IndexError, match="is not open"):
-            self.cache.append(sequence, [1])
+            self.cache.append(0, sequence, [1])
 
     @precondition(lambda self: self.idle())
     @rule(data=st.data(), more=ids, model=st.integers(0, 1))
     def extend(self, data: st.DataObject, more: list[int], model: int) -> None:
         """The common case in one rule: tokens come, the model computes them."""
         sequence = self.pick(data)
-        self.cache.append(sequence, more)
+        self.cache.append(0, sequence, more)
         self.model.sequences[sequence].ledger.append(0, more)
         if self.model.pages_wanted(model, [sequence]) <= self.pool.available(model):
             batch = self.cache.prepare(model, [sequence])
@@ -193,7 +193,7 @@ class Cache(RuleBasedStateMachine):
         sequence = int(self.flying[0].sequences[0])
         for call in (
             lambda: self.cache.close(sequence),
-            lambda: self.cache.append(sequence, [1]),
+            lambda: self.cache.append(0, sequence, [1]),
             lambda: self.cache.truncate(sequence, 0),
             lambda: self.cache.forget(0, sequence, 0),
             lambda: self.cache.fork(sequence),
@@ -248,16 +248,16 @@ class Cache(RuleBasedStateMachine):
         for model, layout in enumerate(LAYOUTS):
             assert self.pool.owned(model) == self.model.owned(model)
             for sequence, cached in self.model.sequences.items():
-                assert self.cache.computed(model, sequence) == cached.committed[model]
+                assert self.cache.num_computed_tokens(model, sequence) == cached.committed[model]
                 pages = self.cache.pages(model, sequence)
                 assert len(pages) == len(cached.pages[model])
                 for position, value in enumerate(self.model.values(model, sequence)):
-                    page, place = pages[position // layout.page_tokens], position
-                    stored = token_view(self.pool.memory, layout, page, place % layout.page_tokens)
+                    page, place = pages[position // layout.page_size], position
+                    stored = token_view(self.pool.memory, layout, page, place % layout.page_size)
                     assert (stored == value).all(), (model, sequence, position)
         for sequence, cached in self.model.sequences.items():
             assert self.cache.frontier(sequence) == len(cached.ledger.written)
             for model in range(2):
-                assert self.cache.generated(sequence, model) == cached.ledger.ids(model)
+                assert self.cache.generated(model, sequence) == cached.ledger.ids(model)
                 assert self.cache.excess(model, sequence) == cached.excess[model]
                 assert self.cache.caught_up(model, sequence) == cached.caught_up(model)

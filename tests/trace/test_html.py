@@ -169,7 +169,7 @@ def test_facts_of_the_run() -> None:
     assert run_facts(parsed(trace_to_html(trace(4)))) == {
         "ended by": "end of the sequence",
         "tau": "1 nats",
-        "seed": "7 (stream 0)",
+        "seed": "7 (substream 0)",
         "thinking budget": "512 tokens",
     }
 

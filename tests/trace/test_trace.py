@@ -41,7 +41,7 @@ traces = st.builds(
     gr.Trace,
     prompt=st.none() | texts,
     seed=st.integers(0, 2**64 - 1),
-    stream=st.integers(0, 2**64 - 1),
+    substream=st.integers(0, 2**64 - 1),
     threshold=thresholds,
     think_limit=counts,
     steps=st.lists(steps, max_size=4),
@@ -140,7 +140,7 @@ def edited(path: Path, line: int, **changes: Any) -> None:
 
 
 EDITS: dict[str, tuple[int, dict[str, Any], str]] = {
-    "newer version": (0, {"schema_version": 2}, "schema version 2; this glimprouter reads 1"),
+    "newer version": (0, {"schema_version": 3}, "schema version 3; this glimprouter reads 2"),
     "no version": (0, {"schema_version": "REMOVED"}, "schema version None"),
     "version as text": (0, {"schema_version": "1"}, "schema version '1'"),
     "foreign header": (0, {"kind": "other.trace"}, "not a glimprouter trace"),

@@ -15,13 +15,13 @@
 
 namespace glimprouter {
 
-// What one model holds of a sequence. Invariants: committed <= allocated, pages.size() ==
-// ceil(allocated / page_tokens); allocated > committed only while a batch is in flight.
+// What one model holds of a sequence. Invariants: num_computed_tokens <= allocated, pages.size() ==
+// ceil(allocated / page_size); allocated > num_computed_tokens only while a batch is in flight.
 struct ModelCache {
   std::vector<PageId> pages;
-  std::int32_t committed = 0;  // tokens whose keys and values are in the pages
-  std::int32_t allocated = 0;  // tokens that the pages were reserved for
-  std::int64_t excess = 0;     // tokens computed whose text had to be tokenized again
+  std::int32_t num_computed_tokens = 0;  // tokens whose keys and values are in the pages
+  std::int32_t allocated = 0;            // tokens that the pages were reserved for
+  std::int64_t excess = 0;               // tokens computed whose text had to be tokenized again
 };
 
 struct CachedSequence {
@@ -59,7 +59,7 @@ class KvCache {
   // A copy that shares every page; whoever writes into a shared page first gets a copy of it.
   std::int32_t fork(std::int32_t sequence);
   // Moves the frontier forward by tokens that a model wrote. Takes no page.
-  void append(std::int32_t sequence, std::span<const std::int32_t> ids, std::int32_t model = 0);
+  void append(std::int32_t model, std::int32_t sequence, std::span<const std::int32_t> ids);
   // Takes the tokens of what TokenLedger::pending_spans of the sequence names over into the model's
   // list; prepare() wants that. What the model computed and must replace is dropped, and counted.
   void resolve(std::int32_t model, std::int32_t sequence,
@@ -73,7 +73,7 @@ class KvCache {
   // weights whose layouts differ in type or page size only. Both must have the same ids, in
   // vocabularies that agree about them, as far as the source has computed. Returns the tokens
   // copied, 0 where the target has as many.
-  std::int32_t cast_copy(std::int32_t sequence, std::int32_t source, std::int32_t target);
+  std::int32_t cast_copy(std::int32_t source, std::int32_t target, std::int32_t sequence);
 
   // The batch that brings the model to the frontier of each (distinct) sequence, with its pages
   // taken and shared ones replaced. Every sequence must have at least one token that the model has
@@ -109,7 +109,8 @@ class KvCache {
   void take_pages(std::int32_t model, ModelCache& cache, std::int32_t length) noexcept;
   void drop_beyond(CachedSequence& entry, std::int32_t model, std::int32_t kept,
                    std::int32_t spoiled) noexcept;
-  void release_from(std::int32_t model, ModelCache& cache, std::int32_t committed) noexcept;
+  void release_from(std::int32_t model, ModelCache& cache,
+                    std::int32_t num_computed_tokens) noexcept;
 
   std::shared_ptr<PagePool> pool_;
   std::shared_ptr<const VocabularyMap> map_;

@@ -15,7 +15,7 @@ namespace glimprouter {
 using PageId = std::int32_t;
 inline constexpr PageId kNullPage = 0;
 
-// A page holds page_tokens tokens of one sequence for all layers:
+// A page holds page_size tokens of one sequence for all layers:
 //   [layer][key, value][head][token][head element]
 // so that attention walks the tokens of one head in contiguous memory. Strides in bytes.
 struct KvLayout {
@@ -27,8 +27,8 @@ struct KvLayout {
   DataType dtype = DataType::kFloat32;
   std::int32_t num_layers = 0;
   std::int32_t num_kv_heads = 0;
-  std::int32_t head_size = 0;    // elements
-  std::int32_t page_tokens = 0;  // tokens of a page
+  std::int32_t head_dim = 0;   // elements
+  std::int32_t page_size = 0;  // tokens of a page
   std::int64_t token_stride = 0;
   std::int64_t head_stride = 0;
   std::int64_t value_offset = 0;  // of a layer's values behind its keys
@@ -36,13 +36,11 @@ struct KvLayout {
   std::int64_t page_bytes = 0;  // a multiple of kPageUnit
 
   // Throws std::invalid_argument when a size is not positive.
-  static KvLayout make(std::int32_t num_layers, std::int32_t num_kv_heads, std::int32_t head_size,
-                       std::int32_t page_tokens, DataType dtype);
+  static KvLayout make(std::int32_t num_layers, std::int32_t num_kv_heads, std::int32_t head_dim,
+                       std::int32_t page_size, DataType dtype);
 
   // Pages that hold so many tokens.
-  std::int32_t pages_for(std::int32_t tokens) const {
-    return (tokens + page_tokens - 1) / page_tokens;
-  }
+  std::int32_t pages_for(std::int32_t tokens) const { return (tokens + page_size - 1) / page_size; }
 
   bool operator==(const KvLayout&) const = default;
   std::string describe() const;

@@ -8,23 +8,23 @@
 #include <cstdint>
 #include <span>
 
-#include "glimprouter/device_backend.hpp"
+#include "device/device_backend.hpp"
 #include "glimprouter/page_pool.hpp"
-#include "glimprouter/page_tables.hpp"
 #include "glimprouter/ragged_batch.hpp"
+#include "kv/page_tables.hpp"
 
 namespace glimprouter {
 
-// [tokens, heads, head_size] with contiguous head elements; strides in elements. Non-owning.
+// [tokens, heads, head_dim] with contiguous head elements; strides in elements. Non-owning.
 struct HeadsView {
   void* data;
   DataType dtype;
   std::int64_t tokens;
   std::int32_t heads;
-  std::int32_t head_size;
+  std::int32_t head_dim;
   std::int64_t token_stride;
   std::int64_t head_stride;
-  std::int64_t layer_stride = 0;  // where there are several, [layers, tokens, heads, head_size]
+  std::int64_t layer_stride = 0;  // where there are several, [layers, tokens, heads, head_dim]
 };
 
 // Pages of one layout, wherever their arena comes from. Non-owning.
@@ -64,7 +64,7 @@ void check_attention(const KvLayout& layout, std::int32_t layer, std::int64_t to
                      const HeadsView& queries, const HeadsView& out);
 
 // Copies the first `tokens` keys and values of one sequence and layer out of its pages, cast to the
-// type of the targets. pages: [ceil(tokens / page_tokens)] of the model's layout.
+// type of the targets. pages: [ceil(tokens / page_size)] of the model's layout.
 void gather_kv(const PagePool& pool, std::int32_t model, std::int32_t layer, const PageId* pages,
                const HeadsView& keys, const HeadsView& values, DeviceStream stream = nullptr);
 

@@ -42,8 +42,8 @@ class ArenaMemory {
 // Pages wanted of each model's layout.
 using PageCounts = std::vector<std::int64_t>;  // [models]
 
-// Every page is in exactly one state: free, owned (references >= 1), or pinned only (released while
-// a copy still reads or writes it). A sector belongs to one layout while it holds such a page.
+// Every page is either free or owned (references >= 1). A sector belongs to one layout while it
+// holds an owned page.
 // Not thread-safe.
 class PagePool {
  public:
@@ -89,7 +89,7 @@ class PagePool {
   // A page with one reference. can_allocate must have said so: never fails.
   PageId take(std::int32_t model) noexcept;
   void retain(PageId page) noexcept;   // one more reference
-  void release(PageId page) noexcept;  // one less; the last frees it unless it is pinned
+  void release(PageId page) noexcept;  // one less; the last frees it
   std::int32_t references(PageId page) const { return record(page).references; }
   bool shared(PageId page) const { return references(page) > 1; }
 
@@ -98,10 +98,6 @@ class PagePool {
   // Bytes of a model's pages to host memory, side by side, and back.
   void read_pages(std::int32_t model, std::span<const PageId> pages, std::byte* target) const;
   void write_pages(std::int32_t model, std::span<const PageId> pages, const std::byte* source);
-
-  // A copy in flight touches the page: its memory is not handed out again until unpin().
-  void pin(PageId page) noexcept;
-  void unpin(PageId page) noexcept;
 
   // Sectors that may be in use at a time; below what is in use, nothing new is taken. At most (and
   // at first) num_sectors().
@@ -115,8 +111,6 @@ class PagePool {
  private:
   struct PageRecord {
     std::int32_t references = 0;
-    std::int32_t pins = 0;
-    bool idle() const { return references == 0 && pins == 0; }
   };
   struct Sector {
     std::int32_t model = -1;          // -1: free

@@ -13,16 +13,16 @@ namespace glimprouter {
 // sequence; the logits of last_rows are the glimpse, or the next token's.
 struct RaggedBatch {
   std::int32_t model = 0;
-  std::uint64_t ticket = 0;               // names this batch among those in flight
-  std::vector<std::int32_t> sequences;    // [B]
-  std::vector<std::int32_t> ids;          // [T]
-  std::vector<std::int32_t> positions;    // [T] of the model's own sequence, prompt included
-  std::vector<std::int32_t> cu_seqlens;   // [B + 1] where each sequence's tokens begin in ids
-  std::vector<std::int32_t> key_lengths;  // [B] keys that the last token sees
-  std::vector<std::int32_t> last_rows;    // [B] index of each sequence's last token in ids
-  std::vector<std::int64_t> slots;        // [T] page * page_tokens + token within the page
-  std::int32_t table_width = 0;           // pages of the longest sequence
-  std::vector<PageId> block_table;        // [B, table_width], padded with kNullPage
+  std::uint64_t ticket = 0;                // names this batch among those in flight
+  std::vector<std::int32_t> sequences;     // [B]
+  std::vector<std::int32_t> ids;           // [T]
+  std::vector<std::int32_t> positions;     // [T] of the model's own sequence, prompt included
+  std::vector<std::int32_t> cu_seqlens;    // [B + 1] where each sequence's tokens begin in ids
+  std::vector<std::int32_t> seq_lens;      // [B] keys that the last token sees
+  std::vector<std::int32_t> last_rows;     // [B] index of each sequence's last token in ids
+  std::vector<std::int64_t> slot_mapping;  // [T] page * page_size + token within the page
+  std::int32_t table_width = 0;            // pages of the longest sequence
+  std::vector<PageId> block_table;         // [B, table_width], padded with kNullPage
   // Names the columns in device memory. The columns stay as they are once a device has seen them.
   mutable std::uint64_t upload = 0;
 };

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "glimprouter/random.hpp"
+#include "arithmetic/random.hpp"
 #include "glimprouter/row_view.hpp"
 
 namespace glimprouter {

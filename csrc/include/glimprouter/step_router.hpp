@@ -11,13 +11,13 @@
 #include <thread>
 #include <vector>
 
-#include "glimprouter/device_backend.hpp"
+#include "device/device_backend.hpp"
 #include "glimprouter/row_op.hpp"
-#include "glimprouter/sequence_step.hpp"
 #include "glimprouter/step_boundary.hpp"
 #include "glimprouter/step_outputs.hpp"
 #include "glimprouter/thread_pool.hpp"
 #include "glimprouter/transition.hpp"
+#include "router/sequence_step.hpp"
 
 namespace glimprouter {
 
@@ -52,8 +52,8 @@ class StepRouter {
 
   std::int32_t open(const SequenceOptions& options);
   void close(std::int32_t row);
-  // A copy that goes on with its own random stream (default: derived from the parent's).
-  std::int32_t fork(std::int32_t row, std::optional<std::uint64_t> stream);
+  // A copy that goes on with its own random substream (default: derived from the parent's).
+  std::int32_t fork(std::int32_t row, std::optional<std::uint64_t> substream);
   // Drops the last `count` generated tokens; at a step's start the row comes back undecided.
   void rewind(std::int32_t row, std::int32_t count);
   std::string save(std::int32_t row);
@@ -79,7 +79,7 @@ class StepRouter {
   void attach_outputs(StepOutputs& outputs);
   const std::optional<Device>& device() const { return device_; }
   // Continues rows in kAwaitDecision: kSmall commits the candidate, kLarge discards it.
-  void decide(std::span<const std::int32_t> rows, Model model, StepOutputs& outputs);
+  void decide(Model model, std::span<const std::int32_t> rows, StepOutputs& outputs);
 
   const Sequence& sequence(std::int32_t row);
   const StepBoundary& boundary(Model model) const {

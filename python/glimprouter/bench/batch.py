@@ -48,7 +48,7 @@ def _contenders(prompts: list[list[int]]) -> dict[str, Callable[[], int]]:
     )
 
     def routed(batch: int, count: int) -> Callable[[], int]:
-        model = RoutedModel(small, large, tokenizer, config, engine="paged", max_batch_size=batch)
+        model = RoutedModel(small, large, tokenizer, config, engine="paged", max_sequences=batch)
         return lambda: sum(len(r.token_ids) for r in model.generate(prompts[:count]))
 
     def alone() -> int:

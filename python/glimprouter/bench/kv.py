@@ -18,12 +18,12 @@ CATCH_UP = (8, 64, 512)
 def _transfers(settings: Settings) -> list[BenchmarkRow]:
     import torch
 
-    from glimprouter.hf.attention.paged import PAGE_TOKENS
+    from glimprouter.hf.attention.paged import PAGE_SIZE
 
     layout = gr.KvLayout(
-        num_layers=1, num_kv_heads=8, head_size=128, page_tokens=PAGE_TOKENS, dtype="bfloat16"
+        num_layers=1, num_kv_heads=8, head_dim=128, page_size=PAGE_SIZE, dtype="bfloat16"
     )
-    pool = gr.PagePool([layout], (CONTEXT // PAGE_TOKENS + 4) * layout.page_bytes)
+    pool = gr.PagePool([layout], (CONTEXT // PAGE_SIZE + 4) * layout.page_bytes)
     cache = gr.KvCache(pool, 1)
     cache.open([[0] * CONTEXT])
     batch = cache.prepare(0, [0])
@@ -69,7 +69,7 @@ def _transfers(settings: Settings) -> list[BenchmarkRow]:
     return rows
 
 
-def _gathered_bytes(call: Callable[[], object], tokens: int, head_size: int) -> int:
+def _gathered_bytes(call: Callable[[], object], tokens: int, head_dim: int) -> int:
     """Bytes of the new tensors with keys or values of so many tokens, ``[..., tokens, head size]``.
 
     Counted at every operation of torch; pages that our attention reads are not in any tensor.
@@ -85,7 +85,7 @@ def _gathered_bytes(call: Callable[[], object], tokens: int, head_size: int) -> 
         ) -> Any:
             nonlocal total
             out = func(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor) and out.shape[-2:] == (tokens, head_size):
+            if isinstance(out, torch.Tensor) and out.shape[-2:] == (tokens, head_dim):
                 before = {a.untyped_storage().data_ptr() for a in _tensors(args)}
                 if out.untyped_storage().data_ptr() not in before:
                     total += out.numel() * out.element_size()
@@ -121,7 +121,7 @@ def _catch_up(settings: Settings) -> list[BenchmarkRow]:
 
     model: Any = thin_model()
     layout = kv_layout(model)
-    pool = gr.PagePool([layout], (2 * CONTEXT // layout.page_tokens) * layout.page_bytes)
+    pool = gr.PagePool([layout], (2 * CONTEXT // layout.page_size) * layout.page_bytes)
     cache = gr.KvCache(pool, 1)
     ids = (torch.arange(CONTEXT + 1024) % 200 + 40).tolist()
     cache.open([ids[:CONTEXT]])
@@ -137,7 +137,7 @@ def _catch_up(settings: Settings) -> list[BenchmarkRow]:
         unseen = ids[CONTEXT : CONTEXT + k]
 
         def paged(unseen: list[int] = unseen) -> None:
-            cache.append(0, unseen)
+            cache.append(0, 0, unseen)
             batch = cache.prepare(0, [0])
             assert len(batch.ids) == len(unseen), "computed exactly what was not seen"
             paged_forward(model, pool, batch)
@@ -164,7 +164,7 @@ def _catch_up(settings: Settings) -> list[BenchmarkRow]:
                     f"k = {k}: {name}",
                     timings.microseconds(name),
                     speedup=None if name == "DynamicCache" else timings.ratio("DynamicCache", name),
-                    gathered_bytes=_gathered_bytes(contenders[name], CONTEXT + k, layout.head_size),
+                    gathered_bytes=_gathered_bytes(contenders[name], CONTEXT + k, layout.head_dim),
                 )
             )
     return rows

@@ -50,7 +50,7 @@ class RoutedModel:
         think_end: str | None = "</think>",
         eos_token_ids: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
         on_invalid: Literal["raise", "end"] = "raise",
-        max_batch_size: int = 64,
+        max_sequences: int = 64,
         engine: Literal["auto", "paged", "gather"] = "auto",
         kv_memory_bytes: int | None = None,
         compile: bool = False,
@@ -73,12 +73,12 @@ class RoutedModel:
                 generation configs.
             on_invalid: What to do when a model gives NaN, +inf or only -inf: ``"raise"``, or
                 ``"end"`` that sequence with an error in its trace while the others go on.
-            max_batch_size: Sequences in flight; further prompts wait.
+            max_sequences: Sequences in flight; further prompts wait.
             engine: ``"paged"``: both models on one arena of pages, ragged batches; ``"gather"``:
                 plain Hugging Face attention over copies; ``"auto"``: pages where both models can
                 be served (found by trying), else gathering, with a warning that says why.
             kv_memory_bytes: Memory for keys and values of both models on pages, > 0; None for what
-                the prompts of :meth:`generate` need, or ``max_batch_size`` sequences as long as the
+                the prompts of :meth:`generate` need, or ``max_sequences`` sequences as long as the
                 longest of :meth:`stream`, up to half of this machine's (or the device's free
                 memory). When it runs short, sequences are preempted and resumed.
             compile: Whether passes over pages are compiled (``torch.compile``): all of them on the
@@ -111,17 +111,17 @@ class RoutedModel:
             raise ValueError(f'on_invalid must be "raise" or "end", got {on_invalid!r}')
         if config is not None and not isinstance(config, RouterConfig):
             raise TypeError(f"config must be a RouterConfig, got {type(config).__name__}")
-        if not isinstance(max_batch_size, int) or isinstance(max_batch_size, bool):
-            raise TypeError(f"max_batch_size must be an integer, got {max_batch_size!r}")
-        if max_batch_size < 1:
-            raise ValueError(f"max_batch_size must be >= 1, got {max_batch_size}")
+        if not isinstance(max_sequences, int) or isinstance(max_sequences, bool):
+            raise TypeError(f"max_sequences must be an integer, got {max_sequences!r}")
+        if max_sequences < 1:
+            raise ValueError(f"max_sequences must be >= 1, got {max_sequences}")
         self.config = config or RouterConfig()
         if self.config.route == "manual":
             raise ValueError('route="manual" needs your own loop around StepRouter')
         self.small, self.large = small, large
         self.tokenizer = tokenizer
         self.large_tokenizer = large_tokenizer or tokenizer
-        self.max_batch_size = max_batch_size
+        self.max_sequences = max_sequences
         self.on_invalid = on_invalid
         tokenizers = (self.tokenizer, self.large_tokenizer)
         boundaries = boundaries_of(
@@ -149,9 +149,9 @@ class RoutedModel:
         if compile and self.device == "cpu":
             self.compiled = compile_pair(small, large)
         elif compile:
-            decode = compile_decode_pair(models, self.device, max_batch_size)
+            decode = compile_decode_pair(models, self.device, max_sequences)
         self._engines = EngineMaker(
-            models, chosen, max_batch_size, self.translation, self.device, self.graphs, decode
+            models, chosen, max_sequences, self.translation, self.device, self.graphs, decode
         )
 
     @classmethod
@@ -258,7 +258,7 @@ class RoutedModel:
             trace = Trace(
                 prompt=prompt.text,
                 seed=seed,
-                stream=index,
+                substream=index,
                 threshold=config.threshold,
                 think_limit=limit,
                 answer_model=config.answer_model,
@@ -272,7 +272,9 @@ class RoutedModel:
                     **self._record_options(stream_tokens),
                 )
             )
-            options.append({"seed": seed, "stream": index, **overrides, "max_think_tokens": limit})
+            options.append(
+                {"seed": seed, "substream": index, **overrides, "max_think_tokens": limit}
+            )
         return Run(self._rounds(records, stream_tokens), records, options)
 
     def resume(self, saved: Sequence[bytes]) -> Run:
@@ -286,7 +288,7 @@ class RoutedModel:
             TypeError: No list, or an entry is no bytes.
             ValueError: Foreign or damaged bytes, another pair or engine, or a sequence that
                 ``kv_memory_bytes`` cannot hold.
-            RuntimeError: More sequences than ``max_batch_size``.
+            RuntimeError: More sequences than ``max_sequences``.
         """
         if isinstance(saved, str | bytes) or not isinstance(saved, Sequence):
             raise TypeError("saved must be a list; for one sequence pass [saved]")
@@ -321,7 +323,7 @@ class RoutedModel:
             translation=self.translation,
             record=load_record,
         )
-        rows = self.max_batch_size
+        rows = self.max_sequences
         return Rounds(
             StepRouter(
                 self.boundary,

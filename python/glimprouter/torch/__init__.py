@@ -6,14 +6,14 @@ Tensors and numbers only: no Python object becomes part of a graph.
 
 - ``glimpse(logits, entropy_top_k=0)`` -> entropy, logsumexp, max_prob, margin (float32 ``[B]``),
   token (int32 ``[B]``), status (uint8 ``[B]``), as in :func:`glimprouter.glimpse`.
-- ``sample(logits, stream, position, seed=0, temperature=1, top_p=1, top_k=0, min_p=0)`` -> token
-  (int32 ``[B]``), as in :func:`glimprouter.sample`; ``stream`` and ``position`` are int64, one
+- ``sample(logits, substream, position, seed=0, temperature=1, top_p=1, top_k=0, min_p=0)`` -> token
+  (int32 ``[B]``), as in :func:`glimprouter.sample`; ``substream`` and ``position`` are int64, one
   value or ``[B]``, ``seed`` lies in [0, 2^63).
-- ``append_kv(arena, slots, block_table, cu_seqlens, key_lengths, num_layers, page_tokens, layer,
+- ``append_kv(arena, slot_mapping, block_table, cu_seqlens, seq_lens, num_layers, page_size, layer,
   keys, values)`` writes one layer's keys and values into their pages.
-- ``paged_attention(query, arena, <tables>, num_layers, num_kv_heads, page_tokens, layer, scale,
+- ``paged_attention(query, arena, <tables>, num_layers, num_kv_heads, page_size, layer, scale,
   window=0, softcap=0)`` -> what the tokens read from the pages.
-- ``attend(query, keys, values, arena, <tables>, num_layers, page_tokens, layer, scale, window=0,
+- ``attend(query, keys, values, arena, <tables>, num_layers, page_size, layer, scale, window=0,
   softcap=0)``: ``append_kv``, then ``paged_attention``.
 - ``attend_named(query, keys, values, name, layer, scale, window=0, softcap=0)``: what the pass that
   has this name does (:class:`.PassHandle`); for passes whose tables are on a device.

@@ -13,7 +13,7 @@ from glimprouter.glimpse import glimpse, sample
 from glimprouter.torch.passes import AttentionOptions, named_pass
 
 _LIBRARY = torch.library.Library("glimprouter", "DEF")  # type: ignore[no-untyped-call]
-_TABLES = "Tensor slots, Tensor block_table, Tensor cu_seqlens, Tensor key_lengths"
+_TABLES = "Tensor slot_mapping, Tensor block_table, Tensor cu_seqlens, Tensor seq_lens"
 _OPTIONS = "int layer, float scale, int window=0, float softcap=0.0"
 
 
@@ -37,7 +37,7 @@ def _fake_glimpse(logits: torch.Tensor, entropy_top_k: int = 0) -> tuple[torch.T
 
 def _check_key_type(keys: torch.Tensor) -> None:
     if keys.dtype != torch.int64:
-        raise TypeError(f"stream and position must be int64, got {keys.dtype}")
+        raise TypeError(f"substream and position must be int64, got {keys.dtype}")
 
 
 def _keys(values: torch.Tensor) -> npt.NDArray[np.uint64]:
@@ -47,7 +47,7 @@ def _keys(values: torch.Tensor) -> npt.NDArray[np.uint64]:
 
 def _sample(
     logits: torch.Tensor,
-    stream: torch.Tensor,
+    substream: torch.Tensor,
     position: torch.Tensor,
     seed: int = 0,
     temperature: float = 1.0,
@@ -62,35 +62,39 @@ def _sample(
         top_k=top_k,
         min_p=min_p,
         seed=seed,
-        stream=_keys(stream),  # type: ignore[arg-type]
+        substream=_keys(substream),  # type: ignore[arg-type]
         position=_keys(position),  # type: ignore[arg-type]
     )
     return tokens.contiguous()
 
 
 def _fake_sample(
-    logits: torch.Tensor, stream: torch.Tensor, position: torch.Tensor, *options: Any, **named: Any
+    logits: torch.Tensor,
+    substream: torch.Tensor,
+    position: torch.Tensor,
+    *options: Any,
+    **named: Any,
 ) -> torch.Tensor:
     _check_rows(logits)
-    for keys in (stream, position):
+    for keys in (substream, position):
         _check_key_type(keys)
     return logits.new_empty((logits.shape[0],), dtype=torch.int32)
 
 
 def _append_kv(
     arena: torch.Tensor,
-    slots: torch.Tensor,
+    slot_mapping: torch.Tensor,
     block_table: torch.Tensor,
     cu_seqlens: torch.Tensor,
-    key_lengths: torch.Tensor,
+    seq_lens: torch.Tensor,
     num_layers: int,
-    page_tokens: int,
+    page_size: int,
     layer: int,
     keys: torch.Tensor,
     values: torch.Tensor,
 ) -> None:
-    tables = (slots, block_table, cu_seqlens, key_lengths)
-    geometry = (num_layers, _heads(keys), page_tokens)
+    tables = (slot_mapping, block_table, cu_seqlens, seq_lens)
+    geometry = (num_layers, _heads(keys), page_size)
     _C.append_kv_to(arena, tables, geometry, layer, keys, values)
 
 
@@ -115,21 +119,21 @@ def _output(query: torch.Tensor) -> torch.Tensor:
 def _paged_attention(
     query: torch.Tensor,
     arena: torch.Tensor,
-    slots: torch.Tensor,
+    slot_mapping: torch.Tensor,
     block_table: torch.Tensor,
     cu_seqlens: torch.Tensor,
-    key_lengths: torch.Tensor,
+    seq_lens: torch.Tensor,
     num_layers: int,
     num_kv_heads: int,
-    page_tokens: int,
+    page_size: int,
     layer: int,
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
 ) -> torch.Tensor:
     out = _output(query)
-    tables = (slots, block_table, cu_seqlens, key_lengths)
-    geometry = (num_layers, num_kv_heads, page_tokens)
+    tables = (slot_mapping, block_table, cu_seqlens, seq_lens)
+    geometry = (num_layers, num_kv_heads, page_size)
     _C.attend_over(arena, tables, geometry, layer, query, None, None, out, scale, window, softcap)
     return out
 
@@ -139,20 +143,20 @@ def _attend(
     keys: torch.Tensor,
     values: torch.Tensor,
     arena: torch.Tensor,
-    slots: torch.Tensor,
+    slot_mapping: torch.Tensor,
     block_table: torch.Tensor,
     cu_seqlens: torch.Tensor,
-    key_lengths: torch.Tensor,
+    seq_lens: torch.Tensor,
     num_layers: int,
-    page_tokens: int,
+    page_size: int,
     layer: int,
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
 ) -> torch.Tensor:
     out = _output(query)
-    tables = (slots, block_table, cu_seqlens, key_lengths)
-    geometry = (num_layers, _heads(keys), page_tokens)
+    tables = (slot_mapping, block_table, cu_seqlens, seq_lens)
+    geometry = (num_layers, _heads(keys), page_size)
     _C.attend_over(arena, tables, geometry, layer, query, keys, values, out, scale, window, softcap)
     return out
 
@@ -194,7 +198,7 @@ _define(
 )
 _define(
     "sample",
-    "(Tensor logits, Tensor stream, Tensor position, SymInt seed=0, float temperature=1.0,"
+    "(Tensor logits, Tensor substream, Tensor position, SymInt seed=0, float temperature=1.0,"
     " float top_p=1.0, int top_k=0, float min_p=0.0) -> Tensor",
     _sample,
     _fake_sample,
@@ -202,14 +206,14 @@ _define(
 )
 _define(
     "append_kv",
-    f"(Tensor(a!) arena, {_TABLES}, int num_layers, int page_tokens, int layer, Tensor keys,"
+    f"(Tensor(a!) arena, {_TABLES}, int num_layers, int page_size, int layer, Tensor keys,"
     " Tensor values) -> ()",
     _append_kv,
     _fake_append_kv,
 )
 _define(
     "paged_attention",
-    f"(Tensor query, Tensor arena, {_TABLES}, int num_layers, int num_kv_heads, int page_tokens,"
+    f"(Tensor query, Tensor arena, {_TABLES}, int num_layers, int num_kv_heads, int page_size,"
     f" {_OPTIONS}) -> Tensor",
     _paged_attention,
     _fake_attention,
@@ -217,7 +221,7 @@ _define(
 _define(
     "attend",
     f"(Tensor query, Tensor keys, Tensor values, Tensor(a!) arena, {_TABLES}, int num_layers,"
-    f" int page_tokens, {_OPTIONS}) -> Tensor",
+    f" int page_size, {_OPTIONS}) -> Tensor",
     _attend,
     _fake_attention,
 )

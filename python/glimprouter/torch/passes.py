@@ -83,25 +83,25 @@ class PassTables(NamedTuple):
 
     Attributes:
         arena: ``[elements]`` of the pages' type.
-        slots: int64 ``[T]``.
+        slot_mapping: int64 ``[T]``.
         block_table: int32 ``[B, pages]``.
         cu_seqlens: int32 ``[B + 1]``.
-        key_lengths: int32 ``[B]``.
+        seq_lens: int32 ``[B]``.
         num_layers: Of the layout.
-        page_tokens: Of the layout.
+        page_size: Of the layout.
     """
 
     arena: torch.Tensor
-    slots: torch.Tensor
+    slot_mapping: torch.Tensor
     block_table: torch.Tensor
     cu_seqlens: torch.Tensor
-    key_lengths: torch.Tensor
+    seq_lens: torch.Tensor
     num_layers: int
-    page_tokens: int
+    page_size: int
 
     @classmethod
     def of(cls, pool: PagePool, batch: RaggedBatch, arena: torch.Tensor) -> PassTables:
-        """The padded tables of a batch: no size but that of ``slots`` is ever 1.
+        """The padded tables of a batch: no size but that of ``slot_mapping`` is ever 1.
 
         Args:
             pool: Of the cache that prepared the batch.
@@ -109,8 +109,8 @@ class PassTables(NamedTuple):
             arena: ``arena_of(pool, ...)``.
         """
         layout = pool.layout(batch.model)
-        slots, table, ends, lengths = (torch.from_numpy(c) for c in batch.padded_tables())
-        return cls(arena, slots, table, ends, lengths, layout.num_layers, layout.page_tokens)
+        slot_mapping, table, ends, lengths = (torch.from_numpy(c) for c in batch.padded_tables())
+        return cls(arena, slot_mapping, table, ends, lengths, layout.num_layers, layout.page_size)
 
     def attend(
         self,

@@ -261,7 +261,7 @@ def _facts(trace: Trace) -> str:
     if settings_recorded(trace):
         facts += [
             ("tau", "infinite" if math.isinf(trace.threshold) else f"{trace.threshold:g} nats"),
-            ("seed", f"{trace.seed} (stream {trace.stream})"),
+            ("seed", f"{trace.seed} (substream {trace.substream})"),
             ("thinking budget", _counted(trace.think_limit, "token")),
         ]
     else:

@@ -15,7 +15,7 @@ from glimprouter.trace.json_fields import Kind
 
 __all__ = ["SCHEMA_VERSION", "Trace", "TraceStep", "parse_trace"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _KIND = "glimprouter.trace"
 
 
@@ -52,7 +52,7 @@ class Trace:
     Attributes:
         prompt: The user's message as text, or None for raw ids.
         seed: Of the run.
-        stream: Of the sequence.
+        substream: Of the sequence.
         threshold: tau in nats; NaN where the file that was read holds none.
         think_limit: Budget of thinking tokens in force (the configured one, or what the context
             left).
@@ -68,7 +68,7 @@ class Trace:
 
     prompt: str | None = None
     seed: int = 0
-    stream: int = 0
+    substream: int = 0
     threshold: float = 1.0
     think_limit: int = 0
     steps: list[TraceStep] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Trace:
         record = dataclasses.asdict(self)
         steps = record.pop("steps")
         header = {"kind": _KIND, "schema_version": SCHEMA_VERSION}
-        for name in ("prompt", "seed", "stream", "threshold", "think_limit"):
+        for name in ("prompt", "seed", "substream", "threshold", "think_limit"):
             header[name] = record.pop(name)
         lines = [header, *({"kind": "step", **step} for step in steps)]
         lines.append({"kind": "end", "num_steps": len(steps), **record})
@@ -131,7 +131,7 @@ _STEP_KINDS = {
 _TRACE_KINDS = {
     "prompt": json_fields.TEXT_OR_NULL,
     "seed": json_fields.COUNT,
-    "stream": json_fields.COUNT,
+    "substream": json_fields.COUNT,
     "threshold": json_fields.THRESHOLD,
     "think_limit": json_fields.COUNT,
     "answer": json_fields.TEXT,

@@ -58,7 +58,7 @@ def digest() -> str:
         outputs = [getattr(full, field) for field in (*fields, "logprobs")]
         outputs.append(gr.glimpse(rows, entropy_top_k=20).entropy)
         for mode in MODES:
-            outputs.append(gr.sample(rows, seed=1, stream=np.arange(ROWS), position=5, **mode))
+            outputs.append(gr.sample(rows, seed=1, substream=np.arange(ROWS), position=5, **mode))
         for values in outputs:
             sha.update(np.ascontiguousarray(values).tobytes())
     return sha.hexdigest()

@@ -47,12 +47,12 @@ def gathered_attention(
         window: Tokens that a token sees, itself included; 0 for all before it.
     """
     layout = pool.layout(batch.model)
-    starts, lengths = batch.cu_seqlens.tolist(), batch.key_lengths.tolist()
+    starts, lengths = batch.cu_seqlens.tolist(), batch.seq_lens.tolist()
     for index, length in enumerate(lengths):
         rows = slice(starts[index], starts[index + 1])
-        shape = (1, layout.num_kv_heads, length, layout.head_size)
+        shape = (1, layout.num_kv_heads, length, layout.head_dim)
         keys, values = query.new_empty(shape), query.new_empty(shape)
-        pages = batch.block_table[index, : -(-length // layout.page_tokens)]
+        pages = batch.block_table[index, : -(-length // layout.page_size)]
         _C.gather_kv(pool, batch.model, layer, pages, keys, values)
         own = query[:, :, rows]
         attended = scaled_dot_product_attention(

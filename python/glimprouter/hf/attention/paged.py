@@ -17,9 +17,9 @@ from glimprouter.kv import KvLayout, PagePool, RaggedBatch
 from glimprouter.torch import AttendingPass, AttentionOptions
 
 # Of a CPU's pages: what a core reads of one head is then long enough to be fetched ahead.
-PAGE_TOKENS = 256
+PAGE_SIZE = 256
 # Of a GPU's at most: its blocks share a context page by page.
-DEVICE_PAGE_TOKENS = 64
+DEVICE_PAGE_SIZE = 64
 
 
 class PagedPass:
@@ -88,8 +88,8 @@ def kv_layout(model: Any) -> KvLayout:
     return KvLayout(
         num_layers=config.num_hidden_layers,
         num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        page_tokens=PAGE_TOKENS if on_cpu else min(PAGE_TOKENS, DEVICE_PAGE_TOKENS),
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        page_size=PAGE_SIZE if on_cpu else min(PAGE_SIZE, DEVICE_PAGE_SIZE),
         dtype=str(model.dtype).removeprefix("torch."),  # type: ignore[arg-type]
     )
 

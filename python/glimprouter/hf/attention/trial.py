@@ -39,8 +39,8 @@ def why_not_paged(model: Any, device: str = "cpu", fused: FusedLayers | None = N
         )
     try:
         layout = kv_layout(model)
-        if layout.head_size % 16 != 0:
-            return f"its head size of {layout.head_size} is no multiple of 16"
+        if layout.head_dim % 16 != 0:
+            return f"its head size of {layout.head_dim} is no multiple of 16"
         error = _probe(model, layout, device, fused)
     except Exception as failure:  # whatever a model's code does with an attention it does not know
         return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
@@ -69,7 +69,7 @@ def _probe(model: Any, layout: KvLayout, device: str, fused: FusedLayers | None)
     for start, end in ((0, 3), (3, 4), (4, None)):
         if start:
             for row, prompt in zip(rows, prompts, strict=True):
-                cache.append(row, prompt[start:end])
+                cache.append(0, row, prompt[start:end])
         batch = cache.prepare(0, rows)
         logits = paged_forward(model, pool, batch, fused)
         cache.complete(batch)

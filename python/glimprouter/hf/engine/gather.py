@@ -23,22 +23,22 @@ class GatherEngine:
     """Plain Hugging Face attention: rows that catch up are padded, rows that decode are not."""
 
     def __init__(
-        self, small: Any, large: Any, max_batch_size: int, translation: Translation | None = None
+        self, small: Any, large: Any, max_sequences: int, translation: Translation | None = None
     ) -> None:
-        """Empty caches for ``max_batch_size`` sequences of both models.
+        """Empty caches for ``max_sequences`` sequences of both models.
 
         Args:
             small: The small model.
             large: The large model.
-            max_batch_size: Sequences in flight.
+            max_sequences: Sequences in flight.
             translation: Of their vocabularies; None where both have the same.
 
         Raises:
             ValueError: A layer keeps state other than keys and values.
         """
-        self._max_batch = max_batch_size
+        self._max_batch = max_sequences
         self._runners = {
-            name: ModelRunner(name, model, max_batch_size)
+            name: ModelRunner(name, model, max_sequences)
             for name, model in zip(MODELS, (small, large), strict=True)
         }
         self._translation = translation

@@ -23,7 +23,7 @@ class EngineMaker:
         self,
         models: Mapping[str, Any],
         choice: EngineChoice,
-        max_batch_size: int,
+        max_sequences: int,
         translation: Translation | None,
         device: str,
         graphs: bool,
@@ -34,7 +34,7 @@ class EngineMaker:
         Args:
             models: By name: small, large.
             choice: The engine that serves both, and the layers that it computes in fused form.
-            max_batch_size: Sequences in flight.
+            max_sequences: Sequences in flight.
             translation: Of their vocabularies; None where both have the same.
             device: Where the pages lie.
             graphs: Whether decode passes are replayed as graphs.
@@ -42,10 +42,10 @@ class EngineMaker:
         """
         self._models = dict(models)
         self._choice = choice
-        self._max_batch_size = max_batch_size
+        self._max_batch_size = max_sequences
         self._translation = translation
         self._device = device
-        self._kept = KeptPool(models, max_batch_size, device, compiled_decode) if graphs else None
+        self._kept = KeptPool(models, max_sequences, device, compiled_decode) if graphs else None
 
     def make(
         self,

@@ -74,7 +74,7 @@ class PagedEngine:
         small: Any,
         large: Any,
         records: Sequence[SequenceRecord],
-        max_batch_size: int,
+        max_sequences: int,
         arena_bytes: int | None = None,
         translation: Translation | None = None,
         compiled: Mapping[str, CompiledForward] | None = None,
@@ -89,13 +89,13 @@ class PagedEngine:
             small: The small model.
             large: The large model.
             records: The sequences to come.
-            max_batch_size: Sequences in flight.
+            max_sequences: Sequences in flight.
             arena_bytes: Memory for keys and values of both models; None for what
-                ``max_batch_size`` of the longest sequences need, up to half of the device's.
+                ``max_sequences`` of the longest sequences need, up to half of the device's.
             translation: Of the models' vocabularies; None where both have the same.
             compiled: Forward passes of both models as graphs, by name; None computes eagerly.
             device: Where the pages lie: beside the models.
-            spare_rows: Whether more sequences may come, forks or loaded ones: ``max_batch_size`` as
+            spare_rows: Whether more sequences may come, forks or loaded ones: ``max_sequences`` as
                 long as the longest are planned for then.
             kept: Where the pool comes from, with graphs of decode passes; None for a pool of its
                 own, and no graphs.
@@ -109,7 +109,7 @@ class PagedEngine:
         self._compiled = compiled
         self._fused = fused or {}
         self._layouts = [kv_layout(small), kv_layout(large)]
-        self._max_batch = max_batch_size
+        self._max_batch = max_sequences
         self._translation = translation
         self._device = device
         self._graphs: Mapping[str, DecodeGraphs] = {}
@@ -126,7 +126,7 @@ class PagedEngine:
             self._pool, self._graphs = kept.take(
                 self, self._layouts, self._sectors_held, most // sector_bytes
             )
-        self._cache = KvCache(self._pool, max_batch_size, translation.map if translation else None)
+        self._cache = KvCache(self._pool, max_sequences, translation.map if translation else None)
         self._sequences: dict[int, int] = {}  # of the cache, by the record's index
         # Preempted ones, and how many tokens each model has computed of them.
         self._saved: dict[int, tuple[bytes, list[int]]] = {}
@@ -134,7 +134,7 @@ class PagedEngine:
     def _pages(self, tokens: Sequence[int]) -> list[int]:
         """Pages for so many tokens of each model."""
         return [
-            -(-count // layout.page_tokens)
+            -(-count // layout.page_size)
             for count, layout in zip(tokens, self._layouts, strict=True)
         ]
 
@@ -189,7 +189,9 @@ class PagedEngine:
     def preempt(self, record: SequenceRecord) -> None:
         """Keys and values of both models go to host memory until the sequence is opened again."""
         sequence = self._sequences.pop(record.index)
-        computed = [self._cache.computed(index, sequence) for index in range(len(MODELS))]
+        computed = [
+            self._cache.num_computed_tokens(index, sequence) for index in range(len(MODELS))
+        ]
         self._saved[record.index] = self._cache.save(sequence), computed
         self._cache.close(sequence)
 
@@ -202,10 +204,10 @@ class PagedEngine:
         sequence, kept = self._sequences[record.index], len(record.generated)
         if kept >= self._cache.frontier(sequence):
             return
-        before = [self._cache.computed(index, sequence) for index in range(len(MODELS))]
+        before = [self._cache.num_computed_tokens(index, sequence) for index in range(len(MODELS))]
         self._cache.truncate(sequence, kept)
         for index, name in enumerate(MODELS):
-            computed = self._cache.computed(index, sequence)
+            computed = self._cache.num_computed_tokens(index, sequence)
             if computed < before[index]:
                 forgotten = computed - record.kept_of(name, computed, cut=True)
                 self._cache.forget(index, sequence, forgotten)
@@ -228,7 +230,7 @@ class PagedEngine:
         """The cache's sequence, with all that was written in the model's vocabulary."""
         sequence = self._sequences[record.index]
         for writer, ids in record.written_since(self._cache.frontier(sequence)):
-            self._cache.append(sequence, ids, writer)
+            self._cache.append(writer, sequence, ids)
         index = MODELS.index(model)
         if self._translation is not None and not self._cache.caught_up(index, sequence):
             spans = self._cache.pending_spans(index, sequence)
@@ -242,7 +244,7 @@ class PagedEngine:
 
     def token_ids(self, model: str, record: SequenceRecord) -> list[int]:
         """All that was generated, in a model's vocabulary."""
-        return self._cache.generated(self._catch_up(model, record), MODELS.index(model))
+        return self._cache.generated(MODELS.index(model), self._catch_up(model, record))
 
     def counts(self, record: SequenceRecord) -> dict[str, TokenCounts]:
         """By model."""
@@ -274,7 +276,7 @@ class PagedEngine:
     def _unseen(self, model: str, record: SequenceRecord) -> int:
         """Tokens that the model has to compute: at least one, after a rewind too."""
         index, sequence = MODELS.index(model), self._catch_up(model, record)
-        computed = self._cache.computed(index, sequence)
+        computed = self._cache.num_computed_tokens(index, sequence)
         unseen = self._cache.length(index, sequence) - computed
         if unseen == 0:  # it was rewound to here
             unseen = computed - record.kept_of(model, computed, cut=False)
@@ -298,7 +300,7 @@ class PagedEngine:
             self._cache.abandon(batch)
             raise
         self._cache.complete(batch)
-        starts = batch.key_lengths - np.diff(batch.cu_seqlens)
+        starts = batch.seq_lens - np.diff(batch.cu_seqlens)
         for record, start in zip(records, starts.tolist(), strict=True):
             record.note_pass(model, start)
         return logits

@@ -86,7 +86,7 @@ class CompiledForward:
 
     def _warm_up(self) -> None:
         layout = kv_layout(self._model)
-        pages = sum(length // layout.page_tokens + 1 for length in _WARM_UP_LENGTHS)
+        pages = sum(length // layout.page_size + 1 for length in _WARM_UP_LENGTHS)
         pool = PagePool([layout], (pages + 2) * layout.page_bytes, layout.page_bytes)
         cache = KvCache(pool, len(_WARM_UP_LENGTHS))
         rows = [cache.open([[0] * length]) for length in _WARM_UP_LENGTHS]
@@ -94,7 +94,7 @@ class CompiledForward:
             batch = cache.prepare(0, sequences)
             self(pool, batch)
             cache.complete(batch)
-            cache.append(rows[0], [0])
+            cache.append(0, rows[0], [0])
 
 
 def compile_pair(small: Any, large: Any) -> dict[str, CompiledForward]:

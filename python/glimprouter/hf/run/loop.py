@@ -134,7 +134,7 @@ class Rounds:
         if len(self._active) + len(self._preempted) >= self.max_rows:
             raise RuntimeError(
                 f"all {self.max_rows} rows of this run are in use; wait until a sequence ends,"
-                " cancel one, or make the RoutedModel with a larger max_batch_size"
+                " cancel one, or make the RoutedModel with a larger max_sequences"
             )
 
     def bring_back(self, record: SequenceRecord) -> None:

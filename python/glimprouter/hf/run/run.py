@@ -77,7 +77,7 @@ class Run:
         """Sequences that have not ended, ascending."""
         return [record.index for record in self._records if not record.done]
 
-    def fork(self, sequence: int, *, stream: int | None = None) -> int:
+    def fork(self, sequence: int, *, substream: int | None = None) -> int:
         """Copies a sequence; from here on the copy goes its own way.
 
         Its events begin with the tokens that it writes itself; its first step event and its result
@@ -85,24 +85,24 @@ class Run:
 
         Args:
             sequence: One that has begun and not ended.
-            stream: Random stream of the copy, in [0, 2^64); None derives one from the parent's.
+            substream: Random key of the copy, in [0, 2^64); None derives one from the parent's.
                 With the parent's own the copy writes what the parent writes.
 
         Returns:
             Index of the copy.
 
         Raises:
-            TypeError: ``stream`` is no integer.
+            TypeError: ``substream`` is no integer.
             IndexError: No such sequence.
-            ValueError: It has ended, or not begun, or ``stream`` is out of range.
+            ValueError: It has ended, or not begun, or ``substream`` is out of range.
             RuntimeError: All rows are in use.
         """
-        if stream is not None:
-            check_random_key("stream", stream)
+        if substream is not None:
+            check_random_key("substream", substream)
         record = self._begun(sequence)
         self._rounds.check_free_row()
-        row = self._rounds.router.fork(record.row, stream)
-        twin = record.copy(len(self._records), self._rounds.router.state(row)["stream"])
+        row = self._rounds.router.fork(record.row, substream)
+        twin = record.copy(len(self._records), self._rounds.router.state(row)["substream"])
         twin.row = row
         try:
             self._rounds.engine.fork(record, twin)

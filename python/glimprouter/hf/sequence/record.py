@@ -91,13 +91,15 @@ class SequenceRecord:
         for writer, places in groupby(range(known, len(self.generated)), self.writers.__getitem__):
             yield writer, [self.generated[place] for place in places]
 
-    def copy(self, index: int, stream: int) -> SequenceRecord:
+    def copy(self, index: int, substream: int) -> SequenceRecord:
         """Another sequence with the same past; no row yet."""
         return dataclasses.replace(
             self,
             index=index,
             row=-1,
-            trace=dataclasses.replace(self.trace, steps=list(self.trace.steps), stream=stream),
+            trace=dataclasses.replace(
+                self.trace, steps=list(self.trace.steps), substream=substream
+            ),
             generated=list(self.generated),
             writers=list(self.writers),
             step_starts=list(self.step_starts),

@@ -266,7 +266,7 @@ class GlimpseObserver(LogitsProcessor):
         ]
         answer = row.tokens[row.answer_start :] if row.answer_start >= 0 else []
         return Trace(
-            stream=sequence,
+            substream=sequence,
             threshold=self.threshold,
             steps=steps,
             answer=decode(self._tokenizer, answer, skip_special=True).strip(),

@@ -101,7 +101,7 @@ class PagedCache(Cache):
     """
 
     def __init__(
-        self, model: Any, memory_bytes: int | None = None, max_batch_size: int = 256
+        self, model: Any, memory_bytes: int | None = None, max_sequences: int = 256
     ) -> None:
         """An empty cache.
 
@@ -109,20 +109,18 @@ class PagedCache(Cache):
             model: The causal language model that it is for, on the CPU.
             memory_bytes: For keys and values, taken as they are written; None for as many tokens as
                 the model's context has in each row, up to half of this machine's memory.
-            max_batch_size: Rows at a time, beams included, >= 1.
+            max_sequences: Rows at a time, beams included, >= 1.
 
         Raises:
             TypeError: An argument that is no integer.
             ValueError: A model that pages cannot serve or whose attention is another, or an
                 argument out of range.
         """
-        check_integer("max_batch_size", max_batch_size, 1)
+        check_integer("max_sequences", max_sequences, 1)
         if memory_bytes is not None:
             check_integer("memory_bytes", memory_bytes, 1, high=2**63 - 1)
         _check_model(model)
-        self._rows = PagedRows(
-            kv_layout(model), context_length(model), max_batch_size, memory_bytes
-        )
+        self._rows = PagedRows(kv_layout(model), context_length(model), max_sequences, memory_bytes)
         attending = _CachePass(self._rows)
         layers = range(self._rows.layout.num_layers)
         super().__init__(layers=[_Layer(attending, index) for index in layers])
@@ -166,8 +164,8 @@ def _check_model(model: Any) -> None:
     layout = kv_layout(model)
     if model.device.type != "cpu":
         raise ValueError(f"the model is on {model.device}, and the pages are on the CPU")
-    if layout.head_size % 16 != 0:
-        raise ValueError(f"the model's head size of {layout.head_size} is no multiple of 16")
+    if layout.head_dim % 16 != 0:
+        raise ValueError(f"the model's head size of {layout.head_dim} is no multiple of 16")
     if unknown := set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS:
         raise ValueError(
             f"the model has layers of type {sorted(unknown)[0]!r}; pages serve full and sliding"

@@ -19,13 +19,13 @@ class PagedRows:
     """
 
     def __init__(
-        self, layout: KvLayout, context: int, max_batch_size: int, memory_bytes: int | None
+        self, layout: KvLayout, context: int, max_sequences: int, memory_bytes: int | None
     ) -> None:
         """No rows; see :class:`glimprouter.hf.PagedCache`."""
         self.layout = layout
         self.length = 0
         self._context = context
-        self._max_batch_size = max_batch_size
+        self._max_batch_size = max_sequences
         self._pool = None if memory_bytes is None else PagePool([layout], memory_bytes)
         self._cache: KvCache | None = None
         self._rows: list[int | None] = []  # of the cache; None for a row of padding only
@@ -39,7 +39,7 @@ class PagedRows:
         if self._cache is None:
             if self._pool is None:
                 sector = PagePool.default_sector_bytes([self.layout])
-                pages = batch_size * (self._context // self.layout.page_tokens + 1)
+                pages = batch_size * (self._context // self.layout.page_size + 1)
                 sectors = pages // (sector // self.layout.page_bytes) + 2
                 self._pool = PagePool(
                     [self.layout], min(sectors * sector, default_arena_bytes("cpu"))
@@ -62,7 +62,7 @@ class PagedRows:
         self.abandon()
         if batch_size > self._max_batch_size:
             raise ValueError(
-                f"{batch_size} rows are more than max_batch_size={self._max_batch_size} of this"
+                f"{batch_size} rows are more than max_sequences={self._max_batch_size} of this"
                 " PagedCache"
             )
         if self._rows and len(self._rows) != batch_size:
@@ -107,10 +107,10 @@ class PagedRows:
         extended = list(rows)
         for index, (row, count) in enumerate(zip(rows, added, strict=True)):
             if row is not None:
-                cache.append(row, [0] * count)
+                cache.append(0, row, [0] * count)
             elif count:
                 row = extended[index] = cache.open([[0]])
-                cache.append(row, [0] * (count - 1))
+                cache.append(0, row, [0] * (count - 1))
         taking = [
             row for row, count in zip(extended, added, strict=True) if row is not None and count
         ]
@@ -209,7 +209,7 @@ class PagedRows:
             return
         if len(indices) > self._max_batch_size:
             raise ValueError(
-                f"{len(indices)} rows are more than max_batch_size={self._max_batch_size}"
+                f"{len(indices)} rows are more than max_sequences={self._max_batch_size}"
             )
         assert self._cache is not None
         for index, row in enumerate(self._rows):

@@ -1,0 +1,118 @@
+// What one kind of device does for the core: memory, copies, launches. Filled by csrc/cuda, and by
+// the host SIMT shim in the tests; nothing here needs a device's headers or libraries.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "device/device_kv.hpp"
+#include "device/device_rows.hpp"
+
+namespace glimprouter {
+
+// A cudaStream_t without its header; null is the default stream.
+using DeviceStream = void*;
+
+// One launch each, enqueued on the stream.
+template <typename Arguments>
+using DeviceOperation = void (*)(int device, const Arguments& arguments, DeviceStream stream);
+
+struct RowOperations {
+  DeviceOperation<EvaluateArguments> evaluate;
+  DeviceOperation<StepArguments> step;
+};
+
+struct PageOperations {
+  DeviceOperation<AppendArguments> append;
+  DeviceOperation<GatherArguments> gather;
+  DeviceOperation<CastCopyArguments> cast_copy;
+  DeviceOperation<PageCopyArguments> copy_pages;
+  DeviceOperation<AttentionArguments> attend;
+};
+
+// Functions throw std::runtime_error with the device's own message and what to do, and
+// std::bad_alloc-like exhaustion as std::runtime_error too, before anything has changed.
+struct DeviceBackend {
+  std::string_view name;  // "cuda": the device type in "cuda:0"
+  int dlpack_type;        // of tensors that live there
+  // Number of devices; 0 without one, or without a driver that serves this build, which *why says.
+  int (*device_count)(std::string* why);
+
+  void* (*allocate)(int device, std::size_t bytes);
+  void (*release)(int device, void* memory);  // nothing in flight uses it
+  // Host memory that kernels may address as it is.
+  void* (*allocate_pinned)(std::size_t bytes);
+  void (*release_pinned)(void* memory);
+
+  // In the order of the stream. Between host and device only pinned host memory is copied without
+  // waiting.
+  void (*copy)(int device, void* target, const void* source, std::size_t bytes,
+               DeviceStream stream);
+  void (*clear)(int device, void* memory, std::size_t bytes, DeviceStream stream);
+  void (*wait)(int device, DeviceStream stream);
+  void (*wait_all)(int device);                        // for every stream
+  bool (*capturing)(int device, DeviceStream stream);  // into a graph
+  // What is enqueued on `later` from now on comes after what is on `earlier` now. Nothing when
+  // `later` is being captured: what a graph holds is ordered by who replays it.
+  void (*order)(int device, DeviceStream earlier, DeviceStream later);
+
+  const RowOperations* rows;
+  const PageOperations* pages;
+};
+
+// Every kind of device in this build.
+std::span<const DeviceBackend* const> device_backends();
+// For the tests' shim. Before the first use of device_backends().
+void add_device_backend(const DeviceBackend& backend);
+
+// A device by its name, such as "cuda:1" or "cuda" for the first.
+struct Device {
+  const DeviceBackend* backend;
+  int index;
+
+  std::string name() const;
+};
+// Throws std::invalid_argument for a name that no backend has, std::runtime_error when there is no
+// such device.
+Device find_device(std::string_view name);
+
+// Owned device memory.
+class DeviceMemory {
+ public:
+  DeviceMemory() = default;
+  DeviceMemory(const Device& device, std::size_t bytes);
+  ~DeviceMemory();
+  DeviceMemory(DeviceMemory&& other) noexcept;
+  DeviceMemory& operator=(DeviceMemory&& other) noexcept;
+
+  template <typename Value>
+  Value* as() const {
+    return static_cast<Value*>(memory_);
+  }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  Device device_{};
+  void* memory_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+// Owned host memory that a device copies from and to while the host goes on.
+class PinnedMemory {
+ public:
+  PinnedMemory(const Device& device, std::size_t bytes);
+  ~PinnedMemory();
+  PinnedMemory(const PinnedMemory&) = delete;
+  PinnedMemory& operator=(const PinnedMemory&) = delete;
+
+  std::byte* data() const { return static_cast<std::byte*>(memory_); }
+
+ private:
+  Device device_;
+  void* memory_;
+};
+
+}  // namespace glimprouter

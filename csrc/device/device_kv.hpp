@@ -1,0 +1,145 @@
+// Arguments of the operations on pages on a device. Plain data: every pointer is device memory
+// unless said otherwise. Strides in bytes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/attention_task.hpp"
+#include "glimprouter/kv_layout.hpp"
+#include "glimprouter/row_view.hpp"
+
+namespace glimprouter {
+
+// Pages of one layout. The arena begins at a multiple of KvLayout::kPageUnit.
+struct DevicePages {
+  std::byte* arena;
+  KvLayout layout;
+};
+
+// Keys, values or queries outside of pages: [layers, tokens, heads, head_dim] with contiguous head
+// elements that are aligned to their size.
+struct DeviceHeads {
+  std::byte* data;
+  DataType dtype;
+  std::int64_t layer_stride;
+  std::int64_t token_stride;
+  std::int64_t head_stride;
+};
+
+// The layers of an operation: one inside a forward pass, all of them elsewhere.
+struct LayerRange {
+  std::int32_t first;
+  std::int32_t count;
+};
+
+// New keys and values into their slot_mapping, cast to the pages' type.
+struct AppendArguments {
+  DevicePages pages;
+  LayerRange layers;
+  const std::int64_t* slot_mapping;  // [tokens] page * page_size + place; -1: the token is left out
+  std::int64_t tokens;
+  DeviceHeads keys;  // layer 0 of it is layers.first
+  DeviceHeads values;
+};
+
+// The first tokens of one sequence out of its pages, cast to the type of the targets.
+struct GatherArguments {
+  DevicePages pages;
+  LayerRange layers;
+  const PageId* table;  // [ceil(tokens / page_size)]
+  std::int64_t tokens;
+  DeviceHeads keys;
+  DeviceHeads values;
+};
+
+// The tokens [begin, end) of one sequence, all layers, from the pages of one layout to those of
+// another with the same layers, heads and head size, cast to the other's type.
+struct CastCopyArguments {
+  DevicePages source;
+  const PageId* source_table;  // from the sequence's first token on
+  DevicePages target;
+  const PageId* target_table;
+  std::int64_t begin;
+  std::int64_t end;
+};
+
+// Whole pages: fork and copy-on-write (both in the arena), offload and fetch (the other side is
+// pinned host memory, where pages lie side by side).
+struct PageCopyArguments {
+  const std::byte* source;
+  const PageId* source_pages;  // [count], or null: side by side
+  std::byte* target;
+  const PageId* target_pages;  // [count], or null: side by side
+  std::int64_t count;
+  std::int64_t page_bytes;
+};
+
+// Scratch memory of one stream: launches that may overlap need their own.
+struct AttentionWorkspace {
+  float* out;              // [T, heads, chunks, head_dim]
+  float* sums;             // [T, heads, chunks, 2]: maximum and sum
+  std::uint32_t* tickets;  // [attention_tickets()], zero between launches
+};
+
+// Causal attention of the batch's tokens over the pages of their sequences.
+struct AttentionArguments {
+  DevicePages pages;  // head_dim a multiple of 16 up to 256, at most 256 tokens a page
+  std::int32_t layer;
+  const PageId* block_table;  // [sequences, table_width]
+  std::int32_t table_width;
+  const std::int32_t* cu_seqlens;  // [sequences + 1]
+  const std::int32_t* seq_lens;    // [sequences]
+  std::int32_t sequences;
+  std::int32_t most_tokens;  // of one sequence in the batch, or more
+  std::int32_t most_keys;    // of one sequence, or more
+  std::int32_t heads;        // a multiple of the KV heads
+  float scale;
+  std::int32_t window;  // 0: off
+  float softcap;        // 0: off
+  DeviceHeads queries;  // [T, heads, head_dim]
+  DeviceHeads out;
+  AttentionWorkspace workspace;
+};
+
+inline constexpr std::int32_t kMaxDeviceHeadDim = 256;
+inline constexpr std::int32_t kMaxDevicePageSize = 256;
+
+// Query rows of a block: (token, query head) pairs that share a KV head.
+inline std::int32_t attention_block_rows(const AttentionArguments& arguments) {
+  const std::int32_t group = arguments.heads / arguments.pages.layout.num_kv_heads;
+  return arguments.most_tokens * group <= 4 ? 4 : 8;
+}
+// Row groups of one sequence and KV head.
+inline std::int32_t attention_row_groups(const AttentionArguments& arguments) {
+  const std::int32_t group = arguments.heads / arguments.pages.layout.num_kv_heads;
+  const std::int32_t rows = attention_block_rows(arguments);
+  return (arguments.most_tokens * group + rows - 1) / rows;
+}
+// Chunks that one row group sees at most.
+inline std::int32_t attention_chunks(const AttentionArguments& arguments) {
+  const std::int32_t page_size = arguments.pages.layout.page_size;
+  const std::int32_t tokens = page_size * attention_chunk_pages(page_size);
+  const std::int32_t all = (arguments.most_keys + tokens - 1) / tokens;
+  if (arguments.window == 0) return all;
+  const std::int64_t seen = static_cast<std::int64_t>(arguments.window) + arguments.most_tokens - 1;
+  const std::int64_t touched = (seen + tokens - 2) / tokens + 1;  // begins anywhere in a chunk
+  return touched < all ? static_cast<std::int32_t>(touched) : all;
+}
+inline std::int64_t attention_tickets(const AttentionArguments& arguments) {
+  return static_cast<std::int64_t>(arguments.sequences) * arguments.pages.layout.num_kv_heads *
+         attention_row_groups(arguments);
+}
+// Floats of the workspace for so many tokens, tickets aside; and the workspace in that memory.
+inline std::int64_t attention_scratch(const AttentionArguments& arguments, std::int64_t tokens) {
+  return tokens * arguments.heads * attention_chunks(arguments) *
+         (arguments.pages.layout.head_dim + 2);
+}
+inline AttentionWorkspace attention_workspace(float* scratch, std::uint32_t* tickets,
+                                              const AttentionArguments& arguments,
+                                              std::int64_t tokens) {
+  const std::int64_t rows = tokens * arguments.heads * attention_chunks(arguments);
+  return {scratch, scratch + rows * arguments.pages.layout.head_dim, tickets};
+}
+
+}  // namespace glimprouter

@@ -1,0 +1,347 @@
+#include "glimprouter/kv_cache.hpp"
+
+#include <algorithm>
+#include <map>
+#include <stdexcept>
+
+#include "kv/tail_copies.hpp"
+
+namespace glimprouter {
+namespace {
+
+[[noreturn]] void violated(const std::string& what) {
+  throw std::logic_error("KV cache invariant violated: " + what);
+}
+
+}  // namespace
+
+KvCache::KvCache(std::shared_ptr<PagePool> pool, std::int32_t max_sequences,
+                 std::shared_ptr<const VocabularyMap> map)
+    : pool_(std::move(pool)), map_(std::move(map)) {
+  if (!pool_) throw std::invalid_argument("a page pool is needed");
+  if (map_ && map_->num_models() != pool_->num_models()) {
+    throw std::invalid_argument("the map has " + std::to_string(map_->num_models()) +
+                                " vocabularies, the pool has " +
+                                std::to_string(pool_->num_models()) + " models");
+  }
+  if (max_sequences < 1) {
+    throw std::invalid_argument("max_sequences must be >= 1, got " + std::to_string(max_sequences));
+  }
+  sequences_.resize(static_cast<std::size_t>(max_sequences));
+}
+
+KvCache::~KvCache() {
+  for (CachedSequence& sequence : sequences_) {
+    for (std::size_t model = 0; model < sequence.caches.size(); ++model) {
+      release_from(static_cast<std::int32_t>(model), sequence.caches[model], 0);
+    }
+  }
+}
+
+const CachedSequence& KvCache::sequence(std::int32_t sequence) const {
+  if (sequence < 0 || static_cast<std::size_t>(sequence) >= sequences_.size() ||
+      !sequences_[static_cast<std::size_t>(sequence)].open) {
+    throw std::out_of_range("sequence " + std::to_string(sequence) +
+                            " is not open; sequences come from open(), fork() or load()");
+  }
+  return sequences_[static_cast<std::size_t>(sequence)];
+}
+
+CachedSequence& KvCache::at(std::int32_t sequence) {
+  return const_cast<CachedSequence&>(std::as_const(*this).sequence(sequence));
+}
+
+CachedSequence& KvCache::idle(std::int32_t sequence) {
+  CachedSequence& entry = at(sequence);
+  if (entry.in_flight != 0) {
+    throw std::runtime_error("sequence " + std::to_string(sequence) +
+                             " is part of a batch in flight; complete() or abandon() it first");
+  }
+  return entry;
+}
+
+std::int32_t KvCache::free_sequence() const {
+  for (std::size_t i = 0; i < sequences_.size(); ++i) {
+    if (!sequences_[i].open) return static_cast<std::int32_t>(i);
+  }
+  throw std::runtime_error("all " + std::to_string(sequences_.size()) +
+                           " sequences are in use; close one, or construct the cache with a larger "
+                           "max_sequences");
+}
+
+std::int32_t KvCache::open(std::vector<std::vector<std::int32_t>> prompts) {
+  if (static_cast<std::int32_t>(prompts.size()) != pool_->num_models()) {
+    throw std::invalid_argument(
+        "one prompt a model is needed: " + std::to_string(pool_->num_models()) + ", got " +
+        std::to_string(prompts.size()));
+  }
+  for (std::size_t model = 0; model < prompts.size(); ++model) {
+    if (prompts[model].empty()) throw std::invalid_argument("a prompt is empty");
+    if (map_) map_->check_ids(static_cast<std::int32_t>(model), prompts[model], "a prompt");
+  }
+  const std::int32_t index = free_sequence();
+  CachedSequence opened;
+  opened.caches.resize(prompts.size());
+  opened.prompts = std::move(prompts);
+  opened.ledger = TokenLedger(map_);
+  opened.open = true;
+  sequences_[static_cast<std::size_t>(index)] = std::move(opened);
+  return index;
+}
+
+void KvCache::release_from(std::int32_t model, ModelCache& cache,
+                           std::int32_t num_computed_tokens) noexcept {
+  const std::int32_t kept = pool_->layout(model).pages_for(num_computed_tokens);
+  // The last page first: freed pages are taken again in the opposite order.
+  while (static_cast<std::int32_t>(cache.pages.size()) > kept) {
+    pool_->release(cache.pages.back());
+    cache.pages.pop_back();
+  }
+  cache.num_computed_tokens = cache.allocated = num_computed_tokens;
+}
+
+void KvCache::close(std::int32_t sequence) {
+  CachedSequence& entry = idle(sequence);
+  for (std::int32_t model = 0; model < pool_->num_models(); ++model) {
+    release_from(model, entry.caches[static_cast<std::size_t>(model)], 0);
+  }
+  entry = CachedSequence{};
+}
+
+std::int32_t KvCache::fork(std::int32_t sequence) {
+  CachedSequence copy = idle(sequence);
+  const std::int32_t index = free_sequence();
+  for (const ModelCache& cache : copy.caches) {
+    for (const PageId page : cache.pages) pool_->retain(page);
+  }
+  sequences_[static_cast<std::size_t>(index)] = std::move(copy);
+  return index;
+}
+
+void KvCache::append(std::int32_t model, std::int32_t sequence, std::span<const std::int32_t> ids) {
+  check_model(model);
+  idle(sequence).ledger.append(model, ids);
+}
+
+void KvCache::resolve(std::int32_t model, std::int32_t sequence,
+                      const std::vector<std::vector<std::int32_t>>& spans) {
+  check_model(model);
+  CachedSequence& entry = idle(sequence);
+  const std::int32_t kept = entry.ledger.resolve(model, spans);
+  ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
+  drop_beyond(entry, model, kept, cache.num_computed_tokens);
+}
+
+// Of a model's generated tokens the first `kept` are as before; of the next, `spoiled` at most
+// stood for text that stays and that the model must compute again.
+void KvCache::drop_beyond(CachedSequence& entry, std::int32_t model, std::int32_t kept,
+                          std::int32_t spoiled) noexcept {
+  ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
+  const auto prompt =
+      static_cast<std::int32_t>(entry.prompts[static_cast<std::size_t>(model)].size());
+  const std::int32_t dropped = std::max(0, cache.num_computed_tokens - prompt - kept);
+  cache.excess += std::min(dropped, spoiled);
+  release_from(model, cache, cache.num_computed_tokens - dropped);
+}
+
+void KvCache::truncate(std::int32_t sequence, std::int32_t generated) {
+  CachedSequence& entry = idle(sequence);
+  const std::vector<TokenLedger::Cut> cuts = entry.ledger.truncate(generated);
+  for (std::int32_t model = 0; model < pool_->num_models(); ++model) {
+    const TokenLedger::Cut& cut = cuts[map_ ? static_cast<std::size_t>(model) : 0];
+    drop_beyond(entry, model, cut.kept, cut.spoiled);
+  }
+}
+
+void KvCache::forget(std::int32_t model, std::int32_t sequence, std::int32_t count) {
+  check_model(model);
+  ModelCache& cache = idle(sequence).caches[static_cast<std::size_t>(model)];
+  if (count < 0 || count > cache.num_computed_tokens) {
+    throw std::invalid_argument("model " + std::to_string(model) + " cannot forget " +
+                                std::to_string(count) + " tokens of sequence " +
+                                std::to_string(sequence) + ": it has computed " +
+                                std::to_string(cache.num_computed_tokens));
+  }
+  release_from(model, cache, cache.num_computed_tokens - count);
+}
+
+PageCounts KvCache::pages_wanted(std::int32_t model,
+                                 std::span<const std::int32_t> sequences) const {
+  const KvLayout& layout = pool_->layout(model);
+  PageCounts wanted(static_cast<std::size_t>(pool_->num_models()), 0);
+  // Of two forks in one batch only the first needs a copy of the page that they share.
+  std::map<PageId, std::int32_t> references;
+  for (const std::int32_t index : sequences) {
+    const CachedSequence& entry = sequence(index);
+    const ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
+    std::int64_t& count = wanted[static_cast<std::size_t>(model)];
+    count += layout.pages_for(entry.length(model)) - static_cast<std::int64_t>(cache.pages.size());
+    if (cache.num_computed_tokens % layout.page_size == 0) continue;
+    const PageId tail = cache.pages.back();
+    const auto found = references.try_emplace(tail, pool_->references(tail)).first;
+    if (found->second > 1) {
+      --found->second;
+      ++count;
+    }
+  }
+  return wanted;
+}
+
+void KvCache::check_model(std::int32_t model) const {
+  if (model >= 0 && model < pool_->num_models()) return;
+  throw std::invalid_argument("model must lie in [0, " + std::to_string(pool_->num_models()) +
+                              "), got " + std::to_string(model));
+}
+
+RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> sequences) {
+  check_model(model);
+  const KvLayout& layout = pool_->layout(model);
+  RaggedBatch batch;
+  batch.model = model;
+  batch.sequences.assign(sequences.begin(), sequences.end());
+  std::size_t total = 0;
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    const CachedSequence& entry = idle(sequences[i]);
+    if (std::find(sequences.begin(), sequences.begin() + static_cast<std::ptrdiff_t>(i),
+                  sequences[i]) != sequences.begin() + static_cast<std::ptrdiff_t>(i)) {
+      throw std::invalid_argument("sequence " + std::to_string(sequences[i]) +
+                                  " is named twice in one batch");
+    }
+    if (!entry.ledger.caught_up(model)) {
+      throw std::invalid_argument("sequence " + std::to_string(sequences[i]) +
+                                  " has text that model " + std::to_string(model) +
+                                  " has no tokens for; call resolve() with its pending spans");
+    }
+    const std::int32_t num_computed_tokens =
+        entry.caches[static_cast<std::size_t>(model)].num_computed_tokens;
+    const std::int32_t length = entry.length(model);
+    if (num_computed_tokens == length) {
+      throw std::invalid_argument("sequence " + std::to_string(sequences[i]) +
+                                  " has no token that model " + std::to_string(model) +
+                                  " has not computed; append one, or truncate by one");
+    }
+    total += static_cast<std::size_t>(length - num_computed_tokens);
+    batch.table_width = std::max(batch.table_width, layout.pages_for(length));
+  }
+  pool_->check_available(pages_wanted(model, sequences));
+  // Everything that may fail comes before the first sequence changes.
+  for (auto* column : {&batch.ids, &batch.positions}) column->reserve(total);
+  batch.slot_mapping.reserve(total);
+  batch.block_table.assign(sequences.size() * static_cast<std::size_t>(batch.table_width),
+                           kNullPage);
+  for (auto* column : {&batch.cu_seqlens, &batch.seq_lens, &batch.last_rows}) {
+    column->reserve(sequences.size() + 1);
+  }
+  TailCopies tails(*pool_, sequences.size());
+  for (const std::int32_t index : sequences) {
+    ModelCache& cache = at(index).caches[static_cast<std::size_t>(model)];
+    cache.pages.reserve(static_cast<std::size_t>(layout.pages_for(at(index).length(model))));
+    tails.add(model, cache);
+  }
+  tails.keep();
+  batch.cu_seqlens.push_back(0);
+  batch.ticket = ++last_ticket_;
+  for (std::size_t i = 0; i < sequences.size(); ++i) place(batch, i);
+  return batch;
+}
+
+// Pages for so many tokens: the plan has found them available, and the list has room.
+void KvCache::take_pages(std::int32_t model, ModelCache& cache, std::int32_t length) noexcept {
+  const KvLayout& layout = pool_->layout(model);
+  while (static_cast<std::int32_t>(cache.pages.size()) < layout.pages_for(length)) {
+    cache.pages.push_back(pool_->take(model));
+  }
+  cache.allocated = length;
+}
+
+void KvCache::place(RaggedBatch& batch, std::size_t row) noexcept {
+  CachedSequence& entry = sequences_[static_cast<std::size_t>(batch.sequences[row])];
+  const auto model = static_cast<std::size_t>(batch.model);
+  const std::int32_t page_size = pool_->layout(batch.model).page_size;
+  ModelCache& cache = entry.caches[model];
+  const std::int32_t length = entry.length(batch.model);
+  take_pages(batch.model, cache, length);
+  entry.in_flight = batch.ticket;
+  const std::vector<std::int32_t>& prompt = entry.prompts[model];
+  const auto prompt_length = static_cast<std::int32_t>(prompt.size());
+  const std::vector<std::int32_t>& generated = entry.ledger.ids(batch.model);
+  for (std::int32_t position = cache.num_computed_tokens; position < length; ++position) {
+    batch.ids.push_back(position < prompt_length
+                            ? prompt[static_cast<std::size_t>(position)]
+                            : generated[static_cast<std::size_t>(position - prompt_length)]);
+    batch.positions.push_back(position);
+    const PageId page = cache.pages[static_cast<std::size_t>(position / page_size)];
+    batch.slot_mapping.push_back(std::int64_t{page} * page_size + position % page_size);
+  }
+  std::copy(cache.pages.begin(), cache.pages.end(),
+            batch.block_table.begin() +
+                static_cast<std::ptrdiff_t>(row * static_cast<std::size_t>(batch.table_width)));
+  batch.seq_lens.push_back(length);
+  batch.cu_seqlens.push_back(static_cast<std::int32_t>(batch.ids.size()));
+  batch.last_rows.push_back(batch.cu_seqlens.back() - 1);
+}
+
+void KvCache::land(const RaggedBatch& batch) {
+  for (const std::int32_t index : batch.sequences) {
+    if (sequences_[static_cast<std::size_t>(index)].in_flight != batch.ticket) {
+      throw std::runtime_error("this batch is not in flight: it was completed or abandoned before");
+    }
+  }
+  for (const std::int32_t index : batch.sequences) {
+    sequences_[static_cast<std::size_t>(index)].in_flight = 0;
+  }
+}
+
+void KvCache::complete(const RaggedBatch& batch) {
+  land(batch);
+  for (const std::int32_t index : batch.sequences) {
+    ModelCache& cache =
+        sequences_[static_cast<std::size_t>(index)].caches[static_cast<std::size_t>(batch.model)];
+    cache.num_computed_tokens = cache.allocated;
+  }
+}
+
+void KvCache::abandon(const RaggedBatch& batch) {
+  land(batch);
+  for (const std::int32_t index : batch.sequences) {
+    ModelCache& cache =
+        sequences_[static_cast<std::size_t>(index)].caches[static_cast<std::size_t>(batch.model)];
+    release_from(batch.model, cache, cache.num_computed_tokens);
+  }
+}
+
+std::vector<std::int32_t> KvCache::sequences() const {
+  std::vector<std::int32_t> result;
+  for (std::size_t i = 0; i < sequences_.size(); ++i) {
+    if (sequences_[i].open) result.push_back(static_cast<std::int32_t>(i));
+  }
+  return result;
+}
+
+void KvCache::check_invariants() const {
+  pool_->check_invariants();
+  std::map<PageId, std::int32_t> references;
+  for (const CachedSequence& entry : sequences_) {
+    for (std::size_t model = 0; model < entry.caches.size(); ++model) {
+      const ModelCache& cache = entry.caches[model];
+      const KvLayout& layout = pool_->layout(static_cast<std::int32_t>(model));
+      if (cache.num_computed_tokens > cache.allocated) violated("more computed than allocated");
+      if (cache.allocated > entry.length(static_cast<std::int32_t>(model))) {
+        violated("pages beyond the frontier");
+      }
+      if (entry.in_flight == 0 && cache.num_computed_tokens != cache.allocated) {
+        violated("pages are reserved, but no batch is in flight");
+      }
+      if (static_cast<std::int32_t>(cache.pages.size()) != layout.pages_for(cache.allocated)) {
+        violated("a table of the wrong length");
+      }
+      for (const PageId page : cache.pages) ++references[page];
+    }
+  }
+  if (references.contains(kNullPage)) violated("the null page is in a table");
+  for (const auto& [page, count] : references) {
+    if (pool_->references(page) < count) violated("a page has fewer references than tables");
+  }
+}
+
+}  // namespace glimprouter

@@ -1,0 +1,109 @@
+// What one evaluated row does to its sequence: decision, commitment and the sums of the running
+// step, written once for host and device.
+#pragma once
+
+#include <cstdint>
+
+#include "glimprouter/host_device.hpp"
+#include "glimprouter/row_op.hpp"
+#include "glimprouter/step_boundary.hpp"
+#include "glimprouter/transition.hpp"
+
+namespace glimprouter {
+
+struct SequenceOptions {
+  SequenceLimits limits;
+  SamplingParameters sampling;
+  std::int32_t entropy_top_k = 0;  // 0: full entropy
+  std::uint64_t seed = 0;
+  std::uint64_t substream = 0;
+};
+
+// A committed token, enough to replay the transition and the sums of its step.
+struct TokenRecord {
+  std::int32_t token;
+  float logprob;  // raw
+  float entropy;  // nats, of the distribution that the token was selected from
+  Model writer;
+};
+
+// The part of a sequence that a step reads and writes. Plain data: it may live in device memory.
+struct SequenceCore {
+  SequenceOptions options;
+  SequenceState state;
+  std::int32_t candidate_token = -1;  // of a manual glimpse that waits for decide()
+  float candidate_logprob = 0;
+  float candidate_entropy = 0;
+  double step_logprob = 0;  // sums over the running step; 0 at its start and in the answer
+  double step_entropy = 0;
+};
+
+// What a step did. token: committed, or -1; route: decided in this step (0 none, 1 small, 2 large).
+struct StepDecision {
+  std::int32_t token = -1;
+  std::int32_t forced = 0;
+  EndReason end_reason = EndReason::kNone;
+  std::uint8_t route = 0;
+};
+
+// What is asked about the row of a sequence whose turn it is.
+GR_HOST_DEVICE inline RowRequest request_of(const SequenceCore& sequence, Model model) {
+  RowRequest request;
+  request.sampling = sequence.options.sampling;
+  request.random = RandomKey{sequence.options.seed, sequence.options.substream,
+                             static_cast<std::uint64_t>(sequence.state.position),
+                             static_cast<std::uint32_t>(model)};
+  request.entropy_top_k = sequence.options.entropy_top_k;
+  return request;
+}
+
+// Commits a token. boundary: of the writer.
+GR_HOST_DEVICE inline TransitionResult commit_record(SequenceCore& sequence,
+                                                     const BoundaryTable& boundary,
+                                                     const TokenRecord& record) {
+  SequenceState& state = sequence.state;
+  // In a replay the decision is the writer's name: a step's start that the large model wrote.
+  if (state.phase == Phase::kGlimpse && record.writer == Model::kLarge) {
+    state.phase = Phase::kLargeStep;
+  }
+  const TokenEffect effect = boundary.effect(state.automaton, record.token);
+  const TransitionResult transition =
+      commit_token(state, sequence.options.limits, effect, boundary.texts[record.token]);
+  sequence.step_logprob += static_cast<double>(record.logprob);
+  sequence.step_entropy += static_cast<double>(record.entropy);
+  const bool thinking = state.phase != Phase::kAnswer && state.phase != Phase::kDone;
+  if (!thinking || state.step_tokens == 0) sequence.step_logprob = sequence.step_entropy = 0;
+  return transition;
+}
+
+// Takes over a valid row (status kOk) of the model that the sequence waits for. boundary: of that
+// model.
+GR_HOST_DEVICE inline StepDecision advance(SequenceCore& sequence, const BoundaryTable& boundary,
+                                           Model model, const RowResult& result) {
+  StepDecision decision;
+  SequenceState& state = sequence.state;
+  if (state.phase == Phase::kGlimpse &&
+      !precedes_step(boundary.effect(state.automaton, result.token))) {
+    if (sequence.options.limits.route == RouteMode::kManual) {
+      state.phase = Phase::kAwaitDecision;
+      sequence.candidate_token = result.token;
+      sequence.candidate_logprob = result.logprob;
+      sequence.candidate_entropy = result.entropy;
+      return decision;
+    }
+    const bool large = wants_large(sequence.options.limits, result.entropy);
+    decision.route = large ? 2 : 1;
+    if (large) {
+      state.phase = Phase::kLargeStep;
+      return decision;
+    }
+  }
+  const TransitionResult transition =
+      commit_record(sequence, boundary, {result.token, result.logprob, result.entropy, model});
+  decision.token = result.token;
+  decision.forced = transition.forced_tokens;
+  decision.end_reason = transition.end_reason;
+  return decision;
+}
+
+}  // namespace glimprouter

@@ -1,0 +1,379 @@
+#include "glimprouter/step_router.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "arithmetic/row_statistics.hpp"
+#include "device/device_sequences.hpp"
+
+namespace glimprouter {
+namespace {
+
+// Tokens that a log holds without growing; longer sequences let it double.
+constexpr std::int64_t kReservedTokens = 16384;
+
+// Only a sequence longer than the reserved log can allocate here; running out of memory then ends
+// the process, as everywhere else in a noexcept path.
+void log(Sequence& sequence, const TokenRecord& record) noexcept { sequence.log.push_back(record); }
+
+const char* name_of(Model model) { return model == Model::kSmall ? "small" : "large"; }
+
+const char* describe(Phase phase) {
+  constexpr const char* kNames[] = {"waits for the small model's glimpse",
+                                    "waits for the small model",
+                                    "waits for the large model",
+                                    "waits for decide()",
+                                    "writes its answer",
+                                    "is done"};
+  return kNames[static_cast<int>(phase)];
+}
+
+}  // namespace
+
+StepRouter::StepRouter(std::shared_ptr<const StepBoundary> boundary,
+                       std::shared_ptr<const StepBoundary> large_boundary,
+                       std::int32_t max_sequences, std::optional<Device> device)
+    : boundary_(std::move(boundary)), large_boundary_(std::move(large_boundary)), device_(device) {
+  if (!boundary_) throw std::invalid_argument("a boundary is needed");
+  if (!large_boundary_) large_boundary_ = boundary_;
+  if (large_boundary_->delimiters() != boundary_->delimiters()) {
+    throw std::invalid_argument(
+        "boundary and large_boundary have different delimiters; steps would end differently for "
+        "the two models");
+  }
+  if (max_sequences < 1) {
+    throw std::invalid_argument("max_sequences must be >= 1, got " + std::to_string(max_sequences));
+  }
+  sequences_.resize(static_cast<std::size_t>(max_sequences));
+  if (device_) {
+    on_device_ =
+        std::make_unique<DeviceSequences>(*device_, max_sequences, *boundary_, *large_boundary_);
+    return;
+  }
+  workspaces_.reserve(std::max(boundary_->vocabulary_size(), large_boundary_->vocabulary_size()));
+}
+
+StepRouter::~StepRouter() = default;
+
+// The claim comes first, so that of two threads at most one is past it.
+StepRouter::Claim::Claim(StepRouter& router) : router_(router) {
+  if (router.in_use_.exchange(true)) {
+    throw std::runtime_error(
+        "this StepRouter is in a call of another thread; use one router per thread");
+  }
+}
+
+StepRouter::Claim::~Claim() { router_.in_use_.store(false); }
+
+StepRouter::Use::Use(StepRouter& router) : claim_(router) {
+  const std::thread::id caller = std::this_thread::get_id();
+  if (router.owner_ == std::thread::id()) router.owner_ = caller;
+  if (router.owner_ != caller) {
+    throw std::runtime_error(
+        "this StepRouter belongs to another thread; use one router per thread, or call "
+        "attach() from this thread when the other is finished with it");
+  }
+}
+
+void StepRouter::attach() {
+  const Claim claim(*this);
+  owner_ = std::this_thread::get_id();
+}
+
+Sequence& StepRouter::slot(std::int32_t row) {
+  if (row < 0 || static_cast<std::size_t>(row) >= sequences_.size() ||
+      !sequences_[static_cast<std::size_t>(row)].open) {
+    throw std::out_of_range("row " + std::to_string(row) +
+                            " is not open; rows come from open(), fork() or load()");
+  }
+  return sequences_[static_cast<std::size_t>(row)];
+}
+
+Sequence& StepRouter::at(std::int32_t row) {
+  Sequence& sequence = slot(row);
+  if (sequence.stale) {
+    on_device_->download(row, sequence);
+    sequence.stale = false;
+    sequence.phase_known = true;
+  }
+  return sequence;
+}
+
+void StepRouter::publish(std::int32_t row) {
+  if (!on_device_) return;
+  Sequence& sequence = sequences_[static_cast<std::size_t>(row)];
+  on_device_->upload(row, sequence);
+  sequence.stale = false;
+  sequence.phase_known = true;
+}
+
+void StepRouter::replace(std::int32_t row, Sequence sequence) {
+  if (on_device_) on_device_->upload(row, sequence);
+  sequences_[static_cast<std::size_t>(row)] = std::move(sequence);
+}
+
+const Sequence& StepRouter::sequence(std::int32_t row) {
+  const Use use(*this);
+  return at(row);
+}
+
+std::int32_t StepRouter::free_row() const {
+  for (std::size_t row = 0; row < sequences_.size(); ++row) {
+    if (!sequences_[row].open) return static_cast<std::int32_t>(row);
+  }
+  throw std::runtime_error("all " + std::to_string(sequences_.size()) +
+                           " rows are in use; close one, or construct the router with a larger "
+                           "max_sequences");
+}
+
+std::int32_t StepRouter::open(const SequenceOptions& options) {
+  const Use use(*this);
+  const std::int32_t row = free_row();
+  Sequence sequence;
+  sequence.options = options;
+  sequence.options.limits.num_close_tokens =
+      static_cast<std::int32_t>(boundary_->definition().close_ids.size());
+  const std::int64_t longest = most_tokens(sequence);
+  sequence.log.reserve(static_cast<std::size_t>(std::min(longest, kReservedTokens)));
+  begin_step(sequence.state, sequence.options.limits);
+  sequence.open = true;
+  if (on_device_) on_device_->reserve_tokens(longest);
+  replace(row, std::move(sequence));
+  return row;
+}
+
+void StepRouter::close(std::int32_t row) {
+  const Use use(*this);
+  slot(row);
+  replace(row, Sequence{});
+}
+
+std::int32_t StepRouter::fork(std::int32_t row, std::optional<std::uint64_t> substream) {
+  const Use use(*this);
+  Sequence& parent = at(row);
+  const std::int32_t child = free_row();
+  Sequence copy = parent;
+  copy.log.reserve(parent.log.capacity());
+  if (!substream) {
+    const PhiloxBlock derived =
+        philox4x32(PhiloxBlock{{static_cast<std::uint32_t>(parent.forks),
+                                static_cast<std::uint32_t>(parent.forks >> 32), 0x666F726Bu, 0}},
+                   parent.options.substream);
+    substream = static_cast<std::uint64_t>(derived.word[1]) << 32 | derived.word[0];
+  }
+  copy.options.substream = *substream;
+  copy.forks = 0;
+  replace(child, std::move(copy));
+  ++parent.forks;  // last: a fork that failed has no substream
+  return child;
+}
+
+void StepRouter::rewind(std::int32_t row, std::int32_t count) {
+  const Use use(*this);
+  Sequence& sequence = at(row);
+  if (count < 0 || count > sequence.state.position) {
+    throw std::invalid_argument("cannot rewind row " + std::to_string(row) + " by " +
+                                std::to_string(count) + " tokens: it has generated " +
+                                std::to_string(sequence.state.position));
+  }
+  const std::int32_t target = sequence.state.position - count;
+  Sequence replayed = sequence;
+  replayed.state = SequenceState{};
+  replayed.candidate_token = -1;
+  replayed.step_logprob = replayed.step_entropy = 0;
+  begin_step(replayed.state, replayed.options.limits);
+  std::size_t kept = 0;
+  for (; kept < sequence.log.size() && replayed.state.position < target; ++kept) {
+    const TokenRecord& record = sequence.log[kept];
+    commit_record(replayed, boundary(record.writer).table(), record);
+  }
+  if (replayed.state.position != target) {
+    throw std::invalid_argument(
+        "cannot rewind row " + std::to_string(row) + " to " + std::to_string(target) +
+        " tokens: that lies inside the closing ids, which are appended as one; rewind to " +
+        std::to_string(replayed.state.position) + " or to " +
+        std::to_string(replayed.state.position - replayed.options.limits.num_close_tokens - 1));
+  }
+  replayed.log.resize(kept);
+  replayed.log.reserve(sequence.log.capacity());
+  replace(row, std::move(replayed));
+}
+
+std::vector<std::int32_t> StepRouter::pending(Model model) {
+  const Use use(*this);
+  std::vector<std::int32_t> result;
+  for (std::size_t row = 0; row < sequences_.size(); ++row) {
+    const Sequence& sequence = sequences_[row];
+    if (sequence.open && !sequence.phase_known) at(static_cast<std::int32_t>(row));
+    if (sequence.open && waits_for(sequence.state, sequence.options.limits, model)) {
+      result.push_back(static_cast<std::int32_t>(row));
+    }
+  }
+  return result;
+}
+
+std::vector<std::int32_t> StepRouter::rows() {
+  const Use use(*this);
+  std::vector<std::int32_t> result;
+  for (std::size_t row = 0; row < sequences_.size(); ++row) {
+    if (sequences_[row].open) result.push_back(static_cast<std::int32_t>(row));
+  }
+  return result;
+}
+
+void StepRouter::check_batch(std::span<const std::int32_t> rows, const StepOutputs& outputs) {
+  if (static_cast<std::int64_t>(rows.size()) > outputs.capacity) {
+    throw std::invalid_argument("outputs were made for " + std::to_string(outputs.capacity) +
+                                " rows, the batch has " + std::to_string(rows.size()) +
+                                "; call router.outputs(" + std::to_string(rows.size()) + ")");
+  }
+  ++calls_;
+  for (const std::int32_t row : rows) {
+    Sequence& sequence = slot(row);
+    if (sequence.last_call == calls_) {
+      throw std::invalid_argument("row " + std::to_string(row) + " is named twice in one call");
+    }
+    sequence.last_call = calls_;
+  }
+}
+
+void StepRouter::check_logits(Model model, const LogitsView& logits, std::int64_t rows,
+                              const StepOutputs& outputs) const {
+  const std::int64_t vocabulary = boundary(model).vocabulary_size();
+  if (logits.rows != rows) {
+    throw std::invalid_argument("logits have " + std::to_string(logits.rows) + " rows, but " +
+                                std::to_string(rows) + " rows are named");
+  }
+  if (logits.width < vocabulary) {
+    throw std::invalid_argument(
+        "logits are " + std::to_string(logits.width) + " wide, narrower than the vocabulary of " +
+        std::to_string(vocabulary) + "; wrong model, or wrong tokenizer for the boundary");
+  }
+  for (const std::int32_t id : outputs.logprob_ids) {
+    if (id < 0 || id >= vocabulary) {
+      throw std::invalid_argument("logprob_ids holds " + std::to_string(id) +
+                                  ", outside the vocabulary of " + std::to_string(vocabulary));
+    }
+  }
+}
+
+void StepRouter::step(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
+                      StepOutputs& outputs, DeviceStream stream) {
+  const Use use(*this);
+  const std::int64_t vocabulary = boundary(model).vocabulary_size();
+  check_logits(model, logits, static_cast<std::int64_t>(rows.size()), outputs);
+  check_batch(rows, outputs);
+  for (const std::int32_t row : rows) {
+    const Sequence& sequence = slot(row);
+    if (!sequence.phase_known) at(row);
+    if (!waits_for(sequence.state, sequence.options.limits, model)) {
+      throw std::invalid_argument("row " + std::to_string(row) + " does not wait for the " +
+                                  name_of(model) + " model: it " + describe(sequence.state.phase) +
+                                  "; use the rows of pending(\"" + name_of(model) + "\")");
+    }
+  }
+  if (on_device_) {
+    start(model, logits, rows, nullptr, outputs, stream);
+    on_device_->collect(outputs);
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      Sequence& sequence = slot(rows[i]);
+      sequence.state.phase = static_cast<Phase>(outputs.phase[i]);
+      sequence.phase_known = true;
+    }
+    return;
+  }
+  const auto num_ids = static_cast<std::int32_t>(outputs.logprob_ids.size());
+  auto body = [&](std::int64_t i, RowWorkspace& workspace) noexcept {
+    const auto index = static_cast<std::size_t>(i);
+    Sequence& sequence = sequences_[static_cast<std::size_t>(rows[index])];
+    RowRequest request = request_of(sequence, model);
+    request.want_varentropy = outputs.wants(OutputField::kVarentropy);
+    request.logprob_ids = outputs.logprob_ids.data();
+    request.num_logprob_ids = num_ids;
+    const RowResult result = evaluate_row(logits.row(i, vocabulary), request, workspace,
+                                          outputs.logprobs.data() + i * num_ids);
+    step_row(model, result, sequence, index, outputs);
+  };
+  parallel_rows(logits.rows, vocabulary, workspaces_, RowBody(body));
+}
+
+void StepRouter::step_row(Model model, const RowResult& result, Sequence& sequence,
+                          std::size_t index, StepOutputs& outputs) const noexcept {
+  SequenceState& state = sequence.state;
+  outputs.token[index] = -1;
+  outputs.status[index] = static_cast<std::uint8_t>(result.status);
+  outputs.route[index] = 0;
+  outputs.end_reason[index] = 0;
+  outputs.forced[index] = 0;
+  outputs.step_index[index] = state.phase == Phase::kAnswer ? -1 : state.step_index;
+  outputs.entropy[index] = result.entropy;
+  if (outputs.wants(OutputField::kLogprob)) outputs.logprob[index] = result.logprob;
+  if (outputs.wants(OutputField::kLogsumexp)) outputs.logsumexp[index] = result.logsumexp;
+  if (outputs.wants(OutputField::kMaxProb)) outputs.max_prob[index] = result.max_prob;
+  if (outputs.wants(OutputField::kMargin)) outputs.margin[index] = result.margin;
+  if (outputs.wants(OutputField::kVarentropy)) outputs.varentropy[index] = result.varentropy;
+  outputs.phase[index] = static_cast<std::uint8_t>(state.phase);
+  if (result.status != RowStatus::kOk) return;
+
+  const StepDecision decision = advance(sequence, boundary(model).table(), model, result);
+  if (decision.token >= 0) {
+    log(sequence, {decision.token, result.logprob, result.entropy, model});
+  }
+  outputs.token[index] = decision.token;
+  outputs.route[index] = decision.route;
+  outputs.end_reason[index] = static_cast<std::uint8_t>(decision.end_reason);
+  outputs.forced[index] = decision.forced;
+  outputs.phase[index] = static_cast<std::uint8_t>(state.phase);
+}
+
+void StepRouter::decide(Model model, std::span<const std::int32_t> rows, StepOutputs& outputs) {
+  const Use use(*this);
+  check_batch(rows, outputs);
+  for (const std::int32_t row : rows) {
+    const Phase phase = at(row).state.phase;
+    if (phase != Phase::kAwaitDecision) {
+      throw std::invalid_argument("row " + std::to_string(row) + " has no decision to make: it " +
+                                  describe(phase));
+    }
+  }
+  for (std::size_t index = 0; index < rows.size(); ++index) {
+    Sequence& sequence = at(rows[index]);
+    outputs.token[index] = -1;
+    outputs.status[index] = 0;
+    outputs.end_reason[index] = 0;
+    outputs.forced[index] = 0;
+    outputs.step_index[index] = sequence.state.step_index;
+    outputs.entropy[index] = sequence.candidate_entropy;
+    if (outputs.wants(OutputField::kLogprob)) {
+      outputs.logprob[index] = sequence.candidate_logprob;
+    }
+    for (auto* field :
+         {&outputs.logsumexp, &outputs.max_prob, &outputs.margin, &outputs.varentropy}) {
+      if (!field->empty()) (*field)[index] = kNotANumber;
+    }
+    const auto ids = static_cast<std::ptrdiff_t>(outputs.logprob_ids.size());
+    const auto own = outputs.logprobs.begin() + static_cast<std::ptrdiff_t>(index) * ids;
+    std::fill(own, own + ids, kNotANumber);
+    const std::int32_t token = sequence.candidate_token;
+    sequence.candidate_token = -1;
+    if (model == Model::kLarge) {
+      sequence.state.phase = Phase::kLargeStep;
+      outputs.route[index] = 2;
+      outputs.phase[index] = static_cast<std::uint8_t>(sequence.state.phase);
+    } else {
+      sequence.state.phase = Phase::kGlimpse;
+      outputs.route[index] = 1;
+      const TokenRecord record{token, sequence.candidate_logprob, sequence.candidate_entropy,
+                               Model::kSmall};
+      log(sequence, record);
+      const TransitionResult transition = commit_record(sequence, boundary_->table(), record);
+      outputs.token[index] = token;
+      outputs.end_reason[index] = static_cast<std::uint8_t>(transition.end_reason);
+      outputs.forced[index] = transition.forced_tokens;
+      outputs.phase[index] = static_cast<std::uint8_t>(sequence.state.phase);
+    }
+    publish(rows[index]);
+  }
+}
+
+}  // namespace glimprouter

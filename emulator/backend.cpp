@@ -1,0 +1,87 @@
+// The host SIMT shim as a device, whose memory is the host's: for the tests of everything that
+// drives a device.
+#include "emulator/backend.hpp"
+
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "kernels/attention/operations.cuh"
+#include "kernels/row/operations.cuh"
+
+namespace glimprouter::simt {
+namespace {
+
+constexpr int kDlpackCpu = 1;
+std::size_t allocation_limit = ~std::size_t{0};
+
+int device_count(std::string*) { return 1; }
+
+// Filled with what no correct code reads.
+void* allocate(int, std::size_t bytes) {
+  if (bytes > allocation_limit) {
+    throw std::runtime_error("allocating " + std::to_string(bytes) +
+                             " bytes on simt:0: out of memory; free device memory, or ask for "
+                             "less");
+  }
+  void* const memory = ::operator new(bytes, std::align_val_t(256));
+  std::memset(memory, 0xFF, bytes);
+  return memory;
+}
+void release(int, void* memory) { ::operator delete(memory, std::align_val_t(256)); }
+void* allocate_pinned(std::size_t bytes) { return allocate(0, bytes); }
+void release_pinned(void* memory) { release(0, memory); }
+int copies_left = -1;  // until one fails; negative: none does
+void copy(int, void* target, const void* source, std::size_t bytes, DeviceStream) {
+  if (copies_left >= 0 && copies_left-- == 0) throw std::runtime_error("the copy failed");
+  std::memcpy(target, source, bytes);
+}
+void clear(int, void* memory, std::size_t bytes, DeviceStream) { std::memset(memory, 0, bytes); }
+void wait(int, DeviceStream) {}
+void wait_all(int) {}
+bool capture = false;
+bool capturing(int, DeviceStream) { return capture; }
+void order(int, DeviceStream, DeviceStream) {}
+
+// Few processors, so that blocks share rows in several ways.
+constexpr device::DeviceShape kShape{3, true};
+
+struct Machine {
+  template <typename Launcher>
+  static void launch(int, const Launcher& launcher) {
+    const device::LaunchStatus status = launcher(kShape);
+    if (status != 0) throw std::runtime_error("launch failed: " + std::to_string(status));
+  }
+};
+
+}  // namespace
+
+const DeviceBackend& backend() {
+  static constexpr DeviceBackend kBackend = {
+      .name = "simt",
+      .dlpack_type = kDlpackCpu,
+      .device_count = device_count,
+      .allocate = allocate,
+      .release = release,
+      .allocate_pinned = allocate_pinned,
+      .release_pinned = release_pinned,
+      .copy = copy,
+      .clear = clear,
+      .wait = wait,
+      .wait_all = wait_all,
+      .capturing = capturing,
+      .order = order,
+      .rows = &device::kRowOperations<Machine>,
+      .pages = &device::kPageOperations<Machine>,
+  };
+  return kBackend;
+}
+
+void pretend_capture(bool on) { capture = on; }
+
+void fail_copy(int number) { copies_left = number; }
+
+void limit_allocations(std::size_t bytes) { allocation_limit = bytes; }
+
+}  // namespace glimprouter::simt

@@ -1,0 +1,20 @@
+// The host SIMT shim as a device of the core.
+#pragma once
+
+#include <cstddef>
+
+#include "device/device_backend.hpp"
+
+namespace glimprouter::simt {
+
+const DeviceBackend& backend();
+
+// Whether streams say that they are being captured into a graph.
+void pretend_capture(bool on);
+
+// Larger allocations fail from now on, as on a device whose memory is full.
+void limit_allocations(std::size_t bytes);
+// Of the copies from now on this one fails, from 0; negative: none.
+void fail_copy(int number);
+
+}  // namespace glimprouter::simt

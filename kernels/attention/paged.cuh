@@ -1,0 +1,399 @@
+// Attention of a few query tokens over pages, read in place. A block takes one chunk of the context
+// (attention_task.hpp) for up to kRows query rows that share a KV head; the last block that is done
+// with the rows merges their chunks in order. No block waits for another, and neither the grid nor
+// the batch has a say in a result: it has the bits of the CPU.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "device/device_kv.hpp"
+#include "kernels/attention/row.cuh"
+#include "kernels/base/device.cuh"
+#include "kernels/base/elements.cuh"
+
+namespace glimprouter::device {
+
+static_assert(kAttentionLanes == 16, "four threads hold the virtual lanes of a score");
+
+template <int kRows>
+struct AttentionShared {
+  alignas(16) float queries[kRows][kMaxDeviceHeadDim];  // multiplied by the scale
+  AttentionRow rows[kRows];
+  PartialSum sums[kRows];
+  bool last;
+};
+
+// The rows of a block: (token, query head) pairs of one sequence and KV head.
+struct RowGroup {
+  std::int32_t sequence;
+  std::int32_t kv_head;
+  std::int32_t first_row;    // of the pairs
+  std::int32_t count;        // <= 0: the sequence has no such rows
+  std::int32_t first_token;  // of the sequence, in the batch
+  std::int32_t first_chunk;  // that a row of the group sees
+  std::int32_t chunks;
+};
+
+// Where one row stands, and the keys that it sees.
+struct QueryRow {
+  std::int64_t token;  // in the batch
+  std::int32_t head;
+  std::int32_t first_key;
+  std::int32_t end_key;
+};
+
+template <int kRows>
+class ChunkAttention {
+ public:
+  GR_DEVICE explicit ChunkAttention(const AttentionArguments& arguments)
+      : arguments_(arguments),
+        layout_(arguments.pages.layout),
+        heads_a_group_(arguments.heads / arguments.pages.layout.num_kv_heads),
+        chunk_tokens_(layout_.page_size * attention_chunk_pages(layout_.page_size)) {
+    group_.sequence = static_cast<std::int32_t>(blockIdx.z);
+    group_.kv_head = static_cast<std::int32_t>(blockIdx.y) % layout_.num_kv_heads;
+    group_.first_row = static_cast<std::int32_t>(blockIdx.y) / layout_.num_kv_heads * kRows;
+    group_.first_token = arguments.cu_seqlens[group_.sequence];
+    new_tokens_ = arguments.cu_seqlens[group_.sequence + 1] - group_.first_token;
+    length_ = arguments.seq_lens[group_.sequence];
+    const std::int32_t left = new_tokens_ * heads_a_group_ - group_.first_row;
+    group_.count = left < kRows ? left : kRows;
+    if (group_.count <= 0) return;
+    group_.first_chunk = query_row(0).first_key / chunk_tokens_;
+    group_.chunks =
+        (query_row(group_.count - 1).end_key - 1) / chunk_tokens_ - group_.first_chunk + 1;
+  }
+
+  GR_DEVICE const RowGroup& group() const { return group_; }
+
+  GR_DEVICE QueryRow query_row(std::int32_t row) const {
+    const std::int32_t token = (group_.first_row + row) / heads_a_group_;
+    const std::int32_t head = (group_.first_row + row) % heads_a_group_;
+    const std::int32_t end = length_ - new_tokens_ + token + 1;
+    const std::int32_t first =
+        arguments_.window > 0 && end > arguments_.window ? end - arguments_.window : 0;
+    return {static_cast<std::int64_t>(group_.first_token) + token,
+            group_.kv_head * heads_a_group_ + head, first, end};
+  }
+
+  // The tokens of a chunk (counted within the group's) that are seen from first_key to end_key.
+  GR_DEVICE ChunkRange range(std::int32_t chunk, std::int32_t first_key,
+                             std::int32_t end_key) const {
+    const std::int32_t base = (group_.first_chunk + chunk) * chunk_tokens_;
+    const std::int32_t begin = first_key - base;
+    const std::int32_t end = end_key - base;
+    return {begin > 0 ? begin : 0, end < chunk_tokens_ ? end : chunk_tokens_};
+  }
+  GR_DEVICE ChunkRange row_range(std::int32_t chunk, std::int32_t row) const {
+    const QueryRow query = query_row(row);
+    return range(chunk, query.first_key, query.end_key);
+  }
+
+  // Keys, or values, of a page of the chunk.
+  GR_DEVICE const std::byte* page_address(std::int32_t chunk, std::int32_t page) const {
+    const std::int64_t index =
+        static_cast<std::int64_t>(group_.sequence) * arguments_.table_width +
+        (group_.first_chunk + chunk) * attention_chunk_pages(layout_.page_size) + page;
+    return arguments_.pages.arena + arguments_.block_table[index] * KvLayout::kPageUnit +
+           arguments_.layer * layout_.layer_stride + group_.kv_head * layout_.head_stride;
+  }
+
+  GR_DEVICE void load_queries(AttentionShared<kRows>& shared) const {
+    const std::int32_t head_dim = layout_.head_dim;
+    for (auto i = static_cast<std::int32_t>(threadIdx.x); i < kRows * head_dim; i += kThreads) {
+      const std::int32_t row = i / head_dim;
+      const std::int32_t element = i - row * head_dim;
+      float value = 0.0f;
+      if (row < group_.count) {
+        const QueryRow query = query_row(row);
+        const std::byte* const source =
+            address(arguments_.queries, query) + element * element_size(arguments_.queries.dtype);
+        value = read_element(source, arguments_.queries.dtype) * arguments_.scale;
+      }
+      shared.queries[row][element] = value;
+    }
+  }
+
+  // Four threads a token: each holds four of the 16 virtual lanes, for every row.
+  template <DataType kType>
+  GR_DEVICE void score_chunk(std::int32_t chunk, AttentionShared<kRows>& shared) const {
+    const ChunkRange seen =
+        range(chunk, query_row(0).first_key, query_row(group_.count - 1).end_key);
+    const auto part = static_cast<std::int32_t>(threadIdx.x % 4);
+    const auto own = static_cast<std::int32_t>(threadIdx.x / 4);
+    for (std::int32_t base = seen.begin; base < seen.end; base += kThreads / 4) {
+      const std::int32_t token = base + own < seen.end ? base + own : seen.end - 1;
+      float lanes[kRows][4] = {};
+      add_products<kType>(chunk, token, part, shared, lanes);
+      GR_UNROLL
+      for (int row = 0; row < kRows; ++row) {
+        const float score = sum_of_lanes(lanes[row]);
+        if (part == 0 && base + own < seen.end && row < group_.count) {
+          shared.rows[row].scores[score_place(token)] = score;
+        }
+      }
+    }
+  }
+
+  // One row's weighted values of a chunk, four neighbouring elements of it.
+  template <DataType kType>
+  GR_DEVICE void add_values(std::int32_t chunk, std::int32_t row, std::int32_t quad,
+                            const AttentionRow& weights, float (&sums)[4]) const {
+    const ChunkRange seen = row_range(chunk, row);
+    const std::int32_t page_size = layout_.page_size;
+    for (std::int32_t page = seen.begin / page_size; page * page_size < seen.end; ++page) {
+      const ChunkRange tokens = page_range(seen, page, page_size);
+      const std::byte* const values = page_address(chunk, page) + layout_.value_offset +
+                                      (tokens.begin - page * page_size) * layout_.token_stride +
+                                      quad * static_cast<std::int32_t>(sizeof(RawQuad<kType>));
+      const float rescale = weights.rescale[page];
+      GR_UNROLL
+      for (int i = 0; i < 4; ++i) sums[i] = sums[i] * rescale;
+      add_page<kType>(values, tokens, weights, sums);
+    }
+  }
+
+  GR_DEVICE void store_out(std::int32_t row, std::int32_t quad, float sum,
+                           const float (&values)[4]) const {
+    const float inverse = 1.0f / sum;
+    const DataType dtype = arguments_.out.dtype;
+    std::byte* const target =
+        address(arguments_.out, query_row(row)) + quad * 4 * element_size(dtype);
+    GR_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      write_element(target + i * element_size(dtype), dtype, values[i] * inverse);
+    }
+  }
+
+  // Where the row leaves what it summed over a chunk.
+  GR_DEVICE std::int64_t partial(std::int32_t row, std::int32_t chunk) const {
+    const QueryRow query = query_row(row);
+    return (query.token * arguments_.heads + query.head) * gridDim.x + chunk;
+  }
+  GR_DEVICE float* partial_out(std::int32_t row, std::int32_t chunk, std::int32_t quad) const {
+    return arguments_.workspace.out + partial(row, chunk) * layout_.head_dim + quad * 4;
+  }
+  GR_DEVICE float* partial_sum(std::int32_t row, std::int32_t chunk) const {
+    return arguments_.workspace.sums + partial(row, chunk) * 2;
+  }
+
+  // Merges the chunks of one row in order, four elements of it.
+  GR_DEVICE void merge_row(std::int32_t row, std::int32_t quad) const {
+    const QueryRow query = query_row(row);
+    const std::int32_t first = query.first_key / chunk_tokens_ - group_.first_chunk;
+    const std::int32_t last = (query.end_key - 1) / chunk_tokens_ - group_.first_chunk;
+    PartialSum total{partial_sum(row, first)[0], partial_sum(row, first)[1]};
+    float sums[4];
+    read_floats(partial_out(row, first, quad), sums);
+    for (std::int32_t begin = first + 1; begin <= last; begin += kChunksTogether) {
+      float added[kChunksTogether][4];
+      PartialSum own[kChunksTogether];
+      GR_UNROLL
+      for (int k = 0; k < kChunksTogether; ++k) {
+        if (begin + k > last) continue;
+        own[k] = {partial_sum(row, begin + k)[0], partial_sum(row, begin + k)[1]};
+        read_floats(partial_out(row, begin + k, quad), added[k]);
+      }
+      GR_UNROLL
+      for (int k = 0; k < kChunksTogether; ++k) {
+        if (begin + k > last) continue;
+        const MergeFactors factors = merge_chunk(total, own[k]);
+        GR_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          sums[i] = std::fma(factors.added, added[k][i], sums[i] * factors.before);
+        }
+      }
+    }
+    store_out(row, quad, total.sum, sums);
+  }
+
+ private:
+  static constexpr std::int32_t kThreads = kRows * static_cast<std::int32_t>(kWarpSize);
+  // What is on its way at once, per thread: quads of keys, chunks of a merge.
+  static constexpr int kKeysTogether = 8;
+  static constexpr int kChunksTogether = 4;
+
+  GR_DEVICE static std::byte* address(const DeviceHeads& heads, const QueryRow& query) {
+    return heads.data + query.token * heads.token_stride + query.head * heads.head_stride;
+  }
+
+  GR_DEVICE static void read_floats(const float* source, float (&values)[4]) {
+    const Vec16 raw = load16(source);
+    GR_UNROLL
+    for (int i = 0; i < 4; ++i) values[i] = std::bit_cast<float>(raw.word[i]);
+  }
+
+  // Products of a key with every row, [rows, the thread's four lanes].
+  template <DataType kType>
+  GR_DEVICE void add_products(std::int32_t chunk, std::int32_t token, std::int32_t part,
+                              const AttentionShared<kRows>& shared,
+                              float (&lanes)[kRows][4]) const {
+    const std::int32_t page = token / layout_.page_size;
+    const std::byte* key = page_address(chunk, page) +
+                           (token - page * layout_.page_size) * layout_.token_stride +
+                           part * static_cast<std::int32_t>(sizeof(RawQuad<kType>));
+    constexpr std::int32_t kStride = kKeysTogether * kAttentionLanes;
+    for (std::int32_t first = part * 4; first < layout_.head_dim; first += kStride) {
+      RawQuad<kType> raw[kKeysTogether];
+      GR_UNROLL
+      for (int quad = 0; quad < kKeysTogether; ++quad) {
+        if (first + quad * kAttentionLanes >= layout_.head_dim) continue;
+        raw[quad] = read_quad<kType>(key + quad * 4 * sizeof(RawQuad<kType>));
+      }
+      key += kKeysTogether * 4 * sizeof(RawQuad<kType>);
+      GR_UNROLL
+      for (int quad = 0; quad < kKeysTogether; ++quad) {
+        const std::int32_t i = first + quad * kAttentionLanes;
+        if (i >= layout_.head_dim) continue;
+        float elements[4];
+        floats_of(raw[quad], elements);
+        GR_UNROLL
+        for (int row = 0; row < kRows; ++row) {
+          float query[4];
+          read_floats(&shared.queries[row][i], query);
+          GR_UNROLL
+          for (int k = 0; k < 4; ++k) {
+            lanes[row][k] = std::fma(query[k], elements[k], lanes[row][k]);
+          }
+        }
+      }
+    }
+  }
+
+  // The 16 virtual lanes in a tree of halves: 8 and 4 apart between threads, 2 and 1 within.
+  GR_DEVICE static float sum_of_lanes(const float (&lanes)[4]) {
+    float sums[4];
+    GR_UNROLL
+    for (int k = 0; k < 4; ++k) sums[k] = lanes[k] + __shfl_xor_sync(kFullMask, lanes[k], 2);
+    GR_UNROLL
+    for (int k = 0; k < 4; ++k) sums[k] = sums[k] + __shfl_xor_sync(kFullMask, sums[k], 1);
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+  }
+
+  template <DataType kType>
+  GR_DEVICE void add_page(const std::byte* values, const ChunkRange& tokens,
+                          const AttentionRow& weights, float (&sums)[4]) const {
+    constexpr std::int32_t kTokensTogether = kType == DataType::kFloat32 ? 8 : 16;
+    const std::int64_t stride = layout_.token_stride;
+    for (std::int32_t token = tokens.begin; token < tokens.end; token += kTokensTogether) {
+      RawQuad<kType> raw[kTokensTogether];
+      GR_UNROLL
+      for (int k = 0; k < kTokensTogether; ++k) {
+        if (token + k < tokens.end) raw[k] = read_quad<kType>(values + k * stride);
+      }
+      GR_UNROLL
+      for (int k = 0; k < kTokensTogether; ++k) {
+        if (token + k >= tokens.end) break;
+        add_value(raw[k], weights.scores[score_place(token + k)], sums);
+      }
+      values += kTokensTogether * stride;
+    }
+  }
+
+  template <DataType kType>
+  GR_DEVICE static void add_value(const RawQuad<kType>& raw, float weight, float (&sums)[4]) {
+    float elements[4];
+    floats_of(raw, elements);
+    GR_UNROLL
+    for (int i = 0; i < 4; ++i) sums[i] = std::fma(weight, elements[i], sums[i]);
+  }
+
+  const AttentionArguments& arguments_;
+  const KvLayout& layout_;
+  std::int32_t heads_a_group_;
+  std::int32_t chunk_tokens_;
+  std::int32_t new_tokens_;
+  std::int32_t length_;
+  RowGroup group_;
+};
+
+// Scores, weights and weighted values of one chunk. They go to `out` when the group has no other
+// chunk, else to the workspace.
+template <int kRows, DataType kType>
+GR_DEVICE void attend_chunk(const ChunkAttention<kRows>& attention, std::int32_t chunk,
+                            const AttentionArguments& arguments, AttentionShared<kRows>& shared) {
+  const RowGroup& group = attention.group();
+  const auto warp = static_cast<std::int32_t>(threadIdx.x / kWarpSize);
+  attention.template score_chunk<kType>(chunk, shared);
+  __syncthreads();
+  if (warp < group.count) {
+    const ChunkRange seen = attention.row_range(chunk, warp);
+    if (seen.begin < seen.end) {
+      const PartialSum sum =
+          weigh_row(shared.rows[warp], seen, arguments.pages.layout.page_size, arguments.softcap);
+      if (threadIdx.x % kWarpSize == 0) {
+        shared.sums[warp] = sum;
+        if (group.chunks > 1) {
+          float* const target = attention.partial_sum(warp, chunk);
+          target[0] = sum.maximum;
+          target[1] = sum.sum;
+        }
+      }
+    }
+  }
+  __syncthreads();
+  const std::int32_t quads = arguments.pages.layout.head_dim / 4;
+  for (auto item = static_cast<std::int32_t>(threadIdx.x); item < group.count * quads;
+       item += kRows * static_cast<std::int32_t>(kWarpSize)) {
+    const std::int32_t row = item / quads;
+    const std::int32_t quad = item - row * quads;
+    const ChunkRange seen = attention.row_range(chunk, row);
+    if (seen.begin >= seen.end) continue;
+    float sums[4] = {};
+    attention.template add_values<kType>(chunk, row, quad, shared.rows[row], sums);
+    if (group.chunks == 1) {
+      attention.store_out(row, quad, shared.sums[row].sum, sums);
+    } else {
+      Vec16 raw;
+      GR_UNROLL
+      for (int i = 0; i < 4; ++i) raw.word[i] = std::bit_cast<std::uint32_t>(sums[i]);
+      store16(attention.partial_out(row, chunk, quad), raw);
+    }
+  }
+}
+
+// grid: (chunks, [row groups, KV heads], sequences). block: a warp a row. Sixteen warps share a
+// processor: with more registers a warp has more on its way, but fewer of them do not fill the bus.
+template <int kRows>
+GR_KERNEL(kRows* static_cast<int>(kWarpSize), 16 / kRows)
+void attention_kernel(const AttentionArguments arguments) {
+  GR_SHARED(AttentionShared<kRows>, shared);
+  wait_for_dependencies();
+  const ChunkAttention<kRows> attention(arguments);
+  const RowGroup& group = attention.group();
+  const auto chunk = static_cast<std::int32_t>(blockIdx.x);
+  if (group.count <= 0 || chunk >= group.chunks) return;
+  attention.load_queries(shared);
+  __syncthreads();
+  switch (arguments.pages.layout.dtype) {
+    case DataType::kFloat32:
+      attend_chunk<kRows, DataType::kFloat32>(attention, chunk, arguments, shared);
+      break;
+    case DataType::kBFloat16:
+      attend_chunk<kRows, DataType::kBFloat16>(attention, chunk, arguments, shared);
+      break;
+    case DataType::kFloat16:
+      attend_chunk<kRows, DataType::kFloat16>(attention, chunk, arguments, shared);
+      break;
+  }
+  if (group.chunks == 1) return;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    std::uint32_t* const ticket =
+        arguments.workspace.tickets + std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y;
+    const auto last = static_cast<std::uint32_t>(group.chunks - 1);
+    shared.last = ticket_increment(ticket, last) == last;
+  }
+  __syncthreads();
+  if (!shared.last) return;
+  __threadfence();
+  const std::int32_t quads = arguments.pages.layout.head_dim / 4;
+  for (auto item = static_cast<std::int32_t>(threadIdx.x); item < group.count * quads;
+       item += kRows * static_cast<std::int32_t>(kWarpSize)) {
+    attention.merge_row(item / quads, item % quads);
+  }
+}
+
+}  // namespace glimprouter::device

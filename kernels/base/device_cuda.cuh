@@ -1,0 +1,75 @@
+// The CUDA bodies of device.cuh, which says what they do. Included by it only.
+#pragma once
+
+namespace glimprouter::device {
+
+GR_DEVICE Vec16 load16(const void* source) {
+  const uint4 value = *static_cast<const uint4*>(source);
+  return Vec16{{value.x, value.y, value.z, value.w}};
+}
+
+GR_DEVICE void store16(void* target, const Vec16& value) {
+  *static_cast<uint4*>(target) =
+      make_uint4(value.word[0], value.word[1], value.word[2], value.word[3]);
+}
+
+GR_DEVICE float larger_number(float a, float b) { return fmaxf(a, b); }
+
+GR_DEVICE float larger_or_nan(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+
+GR_DEVICE std::uint32_t larger_halves(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t result;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+
+GR_DEVICE std::uint32_t larger_bfloat16s(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t result;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+
+GR_DEVICE void prefetch_global(const void* address) {
+  asm volatile("prefetch.global.L1 [%0];" : : "l"(__cvta_generic_to_global(address)));
+}
+
+GR_DEVICE std::uint32_t ticket_increment(std::uint32_t* counter, std::uint32_t last) {
+  __threadfence();
+  const std::uint32_t ticket = atomicInc(counter, last);
+  __threadfence();
+  return ticket;
+}
+
+GR_DEVICE std::uint32_t atomic_add(std::uint32_t* target, std::uint32_t value) {
+  return atomicAdd(target, value);
+}
+
+GR_DEVICE std::uint64_t atomic_add(std::uint64_t* target, std::uint64_t value) {
+  return atomicAdd(reinterpret_cast<unsigned long long*>(target), value);
+}
+
+GR_DEVICE std::uint32_t atomic_add_shared(std::uint32_t* target, std::uint32_t value) {
+  return atomicAdd_block(target, value);
+}
+
+GR_DEVICE std::uint64_t atomic_add_shared(std::uint64_t* target, std::uint64_t value) {
+  return atomicAdd_block(reinterpret_cast<unsigned long long*>(target), value);
+}
+
+GR_DEVICE void launch_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+GR_DEVICE void wait_for_dependencies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+}  // namespace glimprouter::device

@@ -1,0 +1,293 @@
+// Attention over pages by the kernel's own source, run by the host SIMT shim: the bits of the CPU,
+// for any batch and schedule; and within a bound of a softmax in double precision.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "emulator/grid.hpp"
+#include "glimprouter/kv_ops.hpp"
+#include "kernels/attention/launch.cuh"
+#include "kv_tensors.hpp"
+#include "lanes.hpp"
+
+namespace glimprouter {
+namespace {
+
+using simt::HeadsTensor;
+// ThreadSanitizer follows a few thousand threads a launch, and slowly.
+constexpr bool kReduced = simt::kLane == simt::Lane::kThread;
+
+struct Span {
+  std::int32_t length;      // keys
+  std::int32_t new_tokens;  // queries, the last of them
+};
+
+struct Case {
+  std::int32_t heads;
+  std::int32_t kv_heads;
+  std::int32_t head_dim;
+  std::int32_t page_size;
+  DataType dtype;  // of the pages
+  AttentionOptions options;
+  std::vector<Span> spans;
+};
+
+// Pages full of keys and values, queries, and what attention over them gives.
+class Scene {
+ public:
+  Scene(const Case& shape, std::uint64_t seed)
+      : shape_(shape),
+        layout_(
+            KvLayout::make(kLayers, shape.kv_heads, shape.head_dim, shape.page_size, shape.dtype)),
+        pool_({layout_}, arena_bytes()),
+        queries_(seed, {1, tokens(), shape.heads, shape.head_dim}, query_type()) {
+    queries_.fill(seed + 1);
+    std::mt19937_64 random(seed);
+    // What is beyond a sequence must not be read into a result: NaN.
+    std::ranges::fill(simt::arena_of(pool_), std::byte{0xFF});
+    batch_.cu_seqlens = {0};
+    for (const Span& span : shape.spans) {
+      tables_.push_back(simt::take_pages(pool_, 0, layout_.pages_for(span.length), random()));
+      batch_.table_width = std::max(batch_.table_width, layout_.pages_for(span.length));
+      batch_.sequences.push_back(static_cast<std::int32_t>(batch_.sequences.size()));
+      batch_.cu_seqlens.push_back(batch_.cu_seqlens.back() + span.new_tokens);
+      batch_.seq_lens.push_back(span.length);
+      write_keys(span.length, random);
+    }
+    batch_.ids.resize(static_cast<std::size_t>(tokens()));
+    batch_.slot_mapping.resize(batch_.ids.size());  // attention does not look at them
+    for (const std::vector<PageId>& table : tables_) {
+      batch_.block_table.insert(batch_.block_table.end(), table.begin(), table.end());
+      batch_.block_table.resize(
+          batch_.block_table.size() + static_cast<std::size_t>(batch_.table_width) - table.size(),
+          kNullPage);
+    }
+  }
+
+  HeadsTensor output(std::uint64_t seed) const {
+    return HeadsTensor(seed, {1, tokens(), shape_.heads, shape_.head_dim}, query_type());
+  }
+
+  void on_cpu(HeadsTensor& out) {
+    paged_attention(pool_, kLayer, batch_, shape_.options, queries_.cpu_view(0), out.cpu_view(0));
+  }
+
+  void on_device(HeadsTensor& out, std::int32_t more_tokens = 0, std::int32_t more_keys = 0) {
+    AttentionArguments arguments{{pool_.address(kNullPage), layout_},
+                                 kLayer,
+                                 batch_.block_table.data(),
+                                 batch_.table_width,
+                                 batch_.cu_seqlens.data(),
+                                 batch_.seq_lens.data(),
+                                 static_cast<std::int32_t>(shape_.spans.size()),
+                                 more_tokens,
+                                 more_keys,
+                                 shape_.heads,
+                                 shape_.options.scale,
+                                 shape_.options.window,
+                                 shape_.options.softcap,
+                                 queries_.device_view(),
+                                 out.device_view(),
+                                 {}};
+    for (const Span& span : shape_.spans) {
+      arguments.most_tokens = std::max(arguments.most_tokens, span.new_tokens + more_tokens);
+      arguments.most_keys = std::max(arguments.most_keys, span.length + more_keys);
+    }
+    const auto partials =
+        static_cast<std::size_t>(tokens() * shape_.heads * attention_chunks(arguments));
+    std::vector<float> partial_out(partials * static_cast<std::size_t>(shape_.head_dim) + 4, NAN);
+    std::vector<float> sums(partials * 2, NAN);
+    std::vector<std::uint32_t> tickets(static_cast<std::size_t>(attention_tickets(arguments)));
+    const auto misaligned = reinterpret_cast<std::uintptr_t>(partial_out.data()) / 4 % 4;
+    arguments.workspace = {partial_out.data() + (4 - misaligned) % 4, sums.data(), tickets.data()};
+    ASSERT_EQ(device::launch_attention(arguments, {}, nullptr), 0);
+    EXPECT_EQ(std::ranges::count(tickets, 0u), static_cast<std::ptrdiff_t>(tickets.size()))
+        << "tickets must reset themselves";
+  }
+
+  // The largest error of an output against double precision, in units of the largest value.
+  double error(HeadsTensor& out) {
+    double worst = 0;
+    for (std::size_t i = 0; i < shape_.spans.size(); ++i) {
+      for (std::int32_t token = 0; token < shape_.spans[i].new_tokens; ++token) {
+        for (std::int32_t head = 0; head < shape_.heads; ++head) {
+          const std::vector<double> expected = reference(i, token, head);
+          for (std::int32_t k = 0; k < shape_.head_dim; ++k) {
+            const double value = out.value(0, batch_.cu_seqlens[i] + token, head, k);
+            const double bound = std::fabs(value - expected[static_cast<std::size_t>(k)]);
+            worst = std::isnan(bound) ? INFINITY : std::max(worst, bound);
+          }
+        }
+      }
+    }
+    return worst;
+  }
+
+ private:
+  static constexpr std::int32_t kLayers = 2, kLayer = 1;
+
+  DataType query_type() const {
+    return shape_.dtype == DataType::kFloat16 ? DataType::kFloat32 : shape_.dtype;
+  }
+  std::int64_t tokens() const {
+    std::int64_t sum = 0;
+    for (const Span& span : shape_.spans) sum += span.new_tokens;
+    return sum;
+  }
+  std::int64_t arena_bytes() const {
+    std::int64_t pages = 4;
+    for (const Span& span : shape_.spans) pages += layout_.pages_for(span.length) + 1;
+    return (pages + 3) * layout_.page_bytes;
+  }
+  std::byte* key_at(const std::vector<PageId>& table, std::int32_t token, bool value,
+                    std::int32_t head, std::int32_t i) {
+    const std::int32_t page = token / shape_.page_size;
+    return pool_.address(kNullPage) + simt::page_offset(table[static_cast<std::size_t>(page)]) +
+           simt::place_in_page(layout_, kLayer, value, head, token % shape_.page_size, i);
+  }
+  void write_keys(std::int32_t length, std::mt19937_64& random) {
+    std::normal_distribution<double> normal;
+    for (std::int32_t token = 0; token < length; ++token) {
+      for (const bool value : {false, true}) {
+        for (std::int32_t head = 0; head < shape_.kv_heads; ++head) {
+          for (std::int32_t i = 0; i < shape_.head_dim; ++i) {
+            const std::uint32_t bits =
+                simt::exact_bits(simt::as_type(normal(random), shape_.dtype), shape_.dtype);
+            std::memcpy(key_at(tables_.back(), token, value, head, i), &bits,
+                        static_cast<std::size_t>(element_size(shape_.dtype)));
+          }
+        }
+      }
+    }
+  }
+
+  std::vector<double> reference(std::size_t sequence, std::int32_t token, std::int32_t head) {
+    const Span& span = shape_.spans[sequence];
+    const std::int32_t kv_head = head / (shape_.heads / shape_.kv_heads);
+    const std::int32_t end = span.length - span.new_tokens + token + 1;
+    const std::int32_t window = shape_.options.window;
+    const std::int32_t begin = window > 0 ? std::max(0, end - window) : 0;
+    std::vector<double> weights, result(static_cast<std::size_t>(shape_.head_dim));
+    for (std::int32_t key = begin; key < end; ++key) {
+      double score = 0;
+      for (std::int32_t i = 0; i < shape_.head_dim; ++i) {
+        score += queries_.value(0, batch_.cu_seqlens[sequence] + token, head, i) *
+                 simt::exact_value(key_at(tables_[sequence], key, false, kv_head, i), shape_.dtype);
+      }
+      score *= shape_.options.scale;
+      const double cap = shape_.options.softcap;
+      weights.push_back(cap > 0 ? cap * std::tanh(score / cap) : score);
+    }
+    const double largest = std::ranges::max(weights);
+    double sum = 0;
+    for (double& weight : weights) sum += weight = std::exp(weight - largest);
+    for (std::int32_t key = begin; key < end; ++key) {
+      for (std::int32_t i = 0; i < shape_.head_dim; ++i) {
+        result[static_cast<std::size_t>(i)] +=
+            weights[static_cast<std::size_t>(key - begin)] / sum *
+            simt::exact_value(key_at(tables_[sequence], key, true, kv_head, i), shape_.dtype);
+      }
+    }
+    return result;
+  }
+
+  Case shape_;
+  KvLayout layout_;
+  PagePool pool_;
+  HeadsTensor queries_;
+  RaggedBatch batch_;
+  std::vector<std::vector<PageId>> tables_;
+};
+
+// Against the CPU to the bit, and against double precision: half a unit of the output's type, and
+// for fp32 what the sums may lose over 5000 keys.
+void expect_exact(const Case& shape, std::uint64_t seed, int schedules = 1) {
+  Scene scene(shape, seed);
+  HeadsTensor expected = scene.output(seed);
+  scene.on_cpu(expected);
+  for (int schedule = 0; schedule < schedules; ++schedule) {
+    HeadsTensor out = scene.output(seed);
+    scene.on_device(out, schedule % 3, schedule * 300);
+    ASSERT_EQ(out.bytes(), expected.bytes()) << "seed " << seed << ", schedule " << schedule;
+  }
+  const double bound = expected.dtype() == DataType::kBFloat16 ? 0x1p-7 : 2e-5;
+  EXPECT_LT(scene.error(expected), bound) << "seed " << seed;
+}
+
+constexpr DataType kTypes[] = {DataType::kFloat32, DataType::kBFloat16, DataType::kFloat16};
+
+TEST(AttentionKernel, EqualsTheCpuForHeadSizesTypesAndPageSizes) {
+  std::uint64_t seed = 0;
+  for (const std::int32_t head_dim : {16, 32, 64, 80, 96, 128, 256}) {
+    if (kReduced && head_dim != 64 && head_dim != 96) continue;
+    for (const DataType dtype : kTypes) {
+      for (const std::int32_t page_size : {1, 5, 16, 64, 256}) {
+        if (kReduced && page_size != 5 && page_size != 256) continue;
+        simt::set_seed(++seed);
+        const Case shape{
+            4, 2, head_dim, page_size, dtype, {0.2f, 0, 0.0f}, {{37, 1}, {page_size, 1}}};
+        expect_exact(shape, seed);
+      }
+    }
+  }
+}
+
+// Lengths around the borders of pages and chunks, one and several of them.
+TEST(AttentionKernel, EqualsTheCpuForAnyLength) {
+  std::uint64_t seed = 100;
+  for (const std::int32_t length : {1, 2, 15, 16, 17, 255, 256, 257, 511, 513, 1500, 5000}) {
+    if (kReduced && length > 600) continue;
+    for (const DataType dtype : {DataType::kFloat32, DataType::kBFloat16}) {
+      simt::set_seed(++seed);
+      expect_exact({2, 1, 32, 16, dtype, {0.17f, 0, 0.0f}, {{length, 1}}}, seed);
+    }
+    expect_exact({3, 1, 48, 24, DataType::kFloat16, {0.17f, 0, 0.0f}, {{length, 1}}}, seed);
+  }
+}
+
+// Several tokens, groups and rows that fill blocks unevenly, windows within and over chunks, caps.
+TEST(AttentionKernel, EqualsTheCpuForGroupsWindowsAndCaps) {
+  std::uint64_t seed = 200;
+  for (const std::int32_t group : {1, 3, 4, 7, 8}) {
+    for (const std::int32_t window : {0, 1, 20, 300}) {
+      if (kReduced && (group == 4 || group == 8 || window == 20)) continue;
+      simt::set_seed(++seed);
+      std::vector<Span> spans{{140, 1}, {3, 2}};
+      if (!kReduced) {
+        spans = {{700, 1}, {3, 3}, {258, 1 + static_cast<std::int32_t>(seed % 4)}};
+      }
+      const Case shape{2 * group,
+                       2,
+                       32,
+                       seed % 2 == 0 ? 16 : 7,
+                       kTypes[seed % 3],
+                       {0.3f, window, seed % 4 == 0 ? 2.5f : 0.0f},
+                       spans};
+      expect_exact(shape, seed);
+    }
+  }
+}
+
+// The grid is larger than the batch needs, the order of blocks is any.
+TEST(AttentionKernel, EqualsTheCpuUnderTwentySchedules) {
+  const std::vector<Span> spans =
+      kReduced ? std::vector<Span>{{140, 1}} : std::vector<Span>{{600, 2}, {300, 1}};
+  for (const std::uint64_t seed : simt::seeds_to_try(20)) {
+    simt::set_seed(seed);
+    expect_exact({4, 1, 64, 16, DataType::kBFloat16, {0.125f, 0, 0.0f}, spans}, seed, 3);
+  }
+}
+
+TEST(AttentionKernel, AnEmptyBatchIsNoLaunch) {
+  AttentionArguments arguments{};
+  arguments.pages.layout = KvLayout::make(1, 1, 16, 16, DataType::kFloat32);
+  arguments.heads = 1;
+  EXPECT_EQ(device::launch_attention(arguments, {}, nullptr), 0);
+}
+
+}  // namespace
+}  // namespace glimprouter
