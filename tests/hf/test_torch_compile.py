@@ -10,10 +10,10 @@ import torch
 from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
 import glimprouter as gr
-import glimprouter.torch
 import hf_pairs
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.attention.paged import kv_layout, paged_forward
+from glimprouter.torch import operations
 
 PAIR = hf_pairs.random_pair("qwen3", "llama")  # the small model is a Qwen3, the large one a Llama
 
@@ -115,7 +115,7 @@ def test_the_arena_is_written_in_place(
         seen.append((arena.data_ptr(), len(tables[0])))
         gr._C.attend_over(arena, tables, *rest)
 
-    monkeypatch.setattr(glimprouter.torch, "_C", SimpleNamespace(attend_over=watch))
+    monkeypatch.setattr(operations, "_C", SimpleNamespace(attend_over=watch))
     twin = Twin(compiled, "large")
     row = twin.open([40] * 20)
     twin.difference([row])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from glimprouter.hf.attention.fused_layers import FusedLayers
-from glimprouter.hf.attention.paged import why_not_paged
+from glimprouter.hf.attention.trial import why_not_paged
 
 EngineName = Literal["paged", "gather"]
 

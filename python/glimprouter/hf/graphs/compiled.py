@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from glimprouter.hf.attention.paged import kv_layout, own_attention
+from glimprouter.hf.attention.function import own_attention
+from glimprouter.hf.attention.paged import kv_layout
 from glimprouter.kv import KvCache, PagePool, RaggedBatch
 from glimprouter.torch import PassTables, arena_of
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from glimprouter.hf.attention.paged import kv_layout, own_attention
+from glimprouter.hf.attention.function import own_attention
+from glimprouter.hf.attention.paged import kv_layout
 from glimprouter.hf.graphs.compiled import own_code
 from glimprouter.hf.graphs.decode_pass import DecodePass
 from glimprouter.kv import KvCache, PagePool

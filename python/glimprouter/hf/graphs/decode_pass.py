@@ -13,7 +13,7 @@ import torch
 from glimprouter import _C
 from glimprouter.hf.attention.paged import packed_forward
 from glimprouter.kv import PagePool, RaggedBatch
-from glimprouter.torch import PassHandle
+from glimprouter.torch import AttentionOptions, PassHandle
 
 
 class CompiledCall(Protocol):
@@ -30,7 +30,6 @@ class DecodePass:
 
     Attributes:
         sequences: n, the rows of the logits.
-        layers: How many layers have attended in the last pass.
     """
 
     def __init__(
@@ -61,7 +60,6 @@ class DecodePass:
         with torch.inference_mode(False):
             memory = torch.zeros(words, dtype=torch.int64, device=model.device)
         self.sequences = sequences
-        self.layers = 0
         self._model = model
         self._compiled = compiled
         self._handle = PassHandle.of(self, model.device)
@@ -89,7 +87,6 @@ class DecodePass:
         Raises:
             RuntimeError: A layer did not come by: the model has attention of its own.
         """
-        self.layers = 0
         if self._compiled is not None:
             return self._compiled(self._ids, self._positions, self._handle)
         return packed_forward(self._model, self._ids, self._positions, self, self._num_layers)
@@ -100,13 +97,14 @@ class DecodePass:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        options: tuple[float, int, float],
+        options: AttentionOptions,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """``[1, heads, n, size]`` to ``[1, n, heads, size]``; options: scale, window, softcap."""
-        self.layers += 1
+        """As in :class:`glimprouter.torch.AttendingPass`, packed."""
         _, heads, tokens, size = query.shape
         out = query.new_empty((1, tokens, heads, size))
         # Of torch's allocator: what a graph holds of it stays the graph's, and layers share it.
         scratch = query.new_empty(self._scratch_size, dtype=torch.float32)
-        self._tables.attend(layer, query, key, value, out, scratch, *options)
+        scale, window, softcap = options.scale, options.window, options.softcap
+        self._tables.attend(layer, query, key, value, out, scratch, scale, window, softcap)
         return out

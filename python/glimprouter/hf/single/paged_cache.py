@@ -8,9 +8,51 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from glimprouter.config import check_integer
-from glimprouter.hf.attention.paged import ATTENTION_NAME, kv_layout, leave_note
+from glimprouter.hf.attention.function import ATTENTION_NAME, leave_note
+from glimprouter.hf.attention.paged import kv_layout
 from glimprouter.hf.pair.facts import KNOWN_LAYERS, context_length
 from glimprouter.hf.single.paged_rows import PagedRows
+from glimprouter.torch import AttentionOptions
+
+
+class _CachePass:
+    """The forward pass under way in a cache: each layer announces its keys, then attends."""
+
+    def __init__(self, rows: PagedRows) -> None:
+        self.rows = rows
+        self._unread: list[int] = []  # layers whose keys no attention has taken yet
+
+    def announce(self, layer: int, key: torch.Tensor) -> None:
+        """Leaves a note on the keys, which brings the attention function here."""
+        if layer == 0:
+            self._unread.clear()
+        if self._unread:
+            raise RuntimeError(
+                "the model's attention does not read the pages of this PagedCache; call"
+                f' model.set_attn_implementation("{ATTENTION_NAME}")'
+            )
+        self._unread.append(layer)
+        leave_note(key, self)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: AttentionOptions,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As in :class:`glimprouter.torch.AttendingPass`, rows padded on the left."""
+        if torch.is_grad_enabled() and query.requires_grad:
+            raise RuntimeError(
+                "attention over pages has no gradients; run the model under torch.no_grad()"
+            )
+        if layer == 0:
+            self.rows.begin(query.shape[0], query.shape[2], mask)
+        out = self.rows.attend(layer, query, key, value, options)
+        self._unread.clear()
+        return out
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -21,11 +63,11 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     is_croppable = True
     supports_early_init = False
 
-    def __init__(self, rows: PagedRows, index: int, unread: list[int]) -> None:
+    def __init__(self, attending: _CachePass, index: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._rows = rows
+        self._attending = attending
+        self._rows = attending.rows
         self._index = index
-        self._unread = unread  # layers whose keys no attention has taken yet, of the whole cache
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing: pages are taken by the attention function."""
@@ -34,35 +76,8 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The new keys and values as they are."""
-        if self._index == 0:
-            self._unread.clear()
-        if self._unread:
-            raise RuntimeError(
-                "the model's attention does not read the pages of this PagedCache; call"
-                f' model.set_attn_implementation("{ATTENTION_NAME}")'
-            )
-        self._unread.append(self._index)
-        leave_note(key_states, self)
+        self._attending.announce(self._index, key_states)
         return key_states, value_states
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        options: tuple[float, int, float],
-    ) -> torch.Tensor:
-        """What the attention function does for this layer."""
-        if torch.is_grad_enabled() and query.requires_grad:
-            raise RuntimeError(
-                "attention over pages has no gradients; run the model under torch.no_grad()"
-            )
-        if self._index == 0:
-            self._rows.begin(query.shape[0], query.shape[2], mask)
-        out = self._rows.attend(self._index, query, key, value, options)
-        self._unread.clear()
-        return out
 
     def get_seq_length(self) -> int:
         """Tokens of each row, padding included."""
@@ -106,9 +121,9 @@ class PagedCache(Cache):
             check_integer("memory_bytes", memory_bytes, 1, high=2**63 - 1)
         _check_model(model)
         self._rows = PagedRows(kv_layout(model), context_length(model), max_sequences, memory_bytes)
-        unread: list[int] = []
+        attending = _CachePass(self._rows)
         layers = range(self._rows.layout.num_layers)
-        super().__init__(layers=[_Layer(self._rows, index, unread) for index in layers])
+        super().__init__(layers=[_Layer(attending, index) for index in layers])
 
     def reset(self) -> None:
         """Frees every page; the cache is as new."""

@@ -9,6 +9,7 @@ import torch
 from glimprouter import _C
 from glimprouter.hf.pair.devices import default_arena_bytes
 from glimprouter.kv import KvCache, KvLayout, OutOfPages, PagePool, RaggedBatch
+from glimprouter.torch import AttentionOptions
 
 
 class PagedRows:
@@ -140,7 +141,7 @@ class PagedRows:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        options: tuple[float, int, float],
+        options: AttentionOptions,
     ) -> torch.Tensor:
         """Writes and reads the pages of one layer: ``[B, heads, T, size]`` to ``[B, T, ...]``."""
         assert self._pool is not None
@@ -149,7 +150,8 @@ class PagedRows:
         query, key, value = (self._packed(states) for states in (query, key, value))
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         _C.append_kv(self._pool, layer, self._batch, key, value)
-        _C.paged_attention(self._pool, layer, self._batch, query, out, *options)
+        scale, window, softcap = options.scale, options.window, options.softcap
+        _C.paged_attention(self._pool, layer, self._batch, query, out, scale, window, softcap)
         if self._real is not None:  # what stands in place of padding is never looked at
             everything = out.new_zeros((batch_size * new, heads, size))
             out = everything.index_copy_(0, self._real, out)
