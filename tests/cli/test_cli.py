@@ -101,8 +101,21 @@ BAD_CALLS: dict[str, tuple[Sequence[str], str]] = {
     "comparison": (("-p", "a", "--comparison", "<"), "comparison must be one of"),
     "manual": (("-p", "a", "--route", "manual"), "--route manual is for programs"),
     "dtype": (("-p", "a", "--dtype", "float99"), "--dtype must be one of auto, .* got 'float99'"),
-    "json directory": (("-p", "a", "--json", "TMP"), "--json .*: give a file in a directory that"),
-    "json nowhere": (("-p", "a", "--json", "TMP/none/t.jsonl"), "a directory that exists"),
+    "json directory": (("-p", "a", "--json", "TMP"), "--json .* it is a directory; give a file"),
+    "json nowhere": (
+        ("-p", "a", "--json", "TMP/none/t.jsonl"),
+        "none/t.jsonl cannot be written: its directory does not exist",
+    ),
+    "device": (("-p", "a", "--device", "xpu:0"), r"device must be one of .*got 'xpu:0'"),
+    "execution": (("-p", "a", "--execution", "fast"), 'execution must be one of "auto"'),
+    "memory": (("-p", "a", "--kv-memory", "8 gib of it"), "--kv-memory must be a size such as"),
+    "no memory": (("-p", "a", "--kv-memory", "0"), "--kv-memory must be a size such as"),
+    "too much thinking": (
+        ("-p", "a", "--max-think-tokens", "5000"),
+        r"max_think_tokens=5000 does not fit.* of 1024; lower it, or leave it unset",
+    ),
+    "no prompts": (("-f", "TMP/blank.txt"), "blank.txt holds no prompt; give one a line"),
+    "bad line": (("-f", "TMP/bad.jsonl"), "bad.jsonl, line 3 is no JSON"),
     "long prompt": (("-p", "9" * 2000, *LIMITS), r"shorten the prompt or lower max_answer_tokens"),
     "marker": (("-p", "a", "--think-end", "<nope>"), "'<nope>' is not one token"),
 }
@@ -117,6 +130,8 @@ def test_an_error_is_one_line(
     message: str,
 ) -> None:
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "blank.txt").write_text("\n \n", encoding="utf-8")
+    (tmp_path / "bad.jsonl").write_text('"a"\n\n{"prompt": \n', encoding="utf-8")
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{", encoding="utf-8")

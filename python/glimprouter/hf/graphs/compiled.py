@@ -112,6 +112,7 @@ def compile_pair(small: Any, large: Any) -> dict[str, CompiledForward]:
             compiled[name] = CompiledForward(model)
         except Exception as error:  # whatever a compiler says of code that it does not understand
             raise RuntimeError(
-                f"the {name} model cannot be compiled ({type(error).__name__}); leave compile=False"
+                f"the {name} model cannot be compiled ({type(error).__name__});"
+                ' execution="eager" serves it'
             ) from error
     return compiled

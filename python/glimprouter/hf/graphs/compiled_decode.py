@@ -95,6 +95,7 @@ def compile_decode_pair(
             compiled[name] = CompiledDecode(model, device, max_sequences)
         except Exception as error:  # whatever a compiler says of code that it does not understand
             raise RuntimeError(
-                f"the {name} model cannot be compiled ({type(error).__name__}); leave compile=False"
+                f"the {name} model cannot be compiled ({type(error).__name__});"
+                ' execution="graphs" serves it'
             ) from error
     return compiled
