@@ -13,8 +13,8 @@ from glimprouter.config import RouterConfig, check_integer, check_random_key
 from glimprouter.hf.engine.choice import choose_engine, choose_graphs
 from glimprouter.hf.engine.gather_runner import ModelRunner
 from glimprouter.hf.engine.maker import EngineMaker
-from glimprouter.hf.graphs.compiled import CompiledForward, compile_pair
-from glimprouter.hf.graphs.compiled_decode import CompiledDecode, compile_decode_pair
+from glimprouter.hf.graphs.compiled import CompiledForward, compile_each
+from glimprouter.hf.graphs.compiled_decode import CompiledDecode
 from glimprouter.hf.pair.boundaries import boundaries_of, check_width
 from glimprouter.hf.pair.devices import choose_device
 from glimprouter.hf.pair.facts import context_length
@@ -147,9 +147,11 @@ class RoutedModel:
         self.compiled: dict[str, CompiledForward] | None = None
         decode: dict[str, CompiledDecode] | None = None
         if compile and self.device == "cpu":
-            self.compiled = compile_pair(small, large)
+            self.compiled = compile_each(models, CompiledForward)
         elif compile:
-            decode = compile_decode_pair(models, self.device, max_sequences)
+            decode = compile_each(
+                models, lambda model: CompiledDecode(model, self.device, max_sequences)
+            )
         self._engines = EngineMaker(
             models, chosen, max_sequences, self.translation, self.device, self.graphs, decode
         )
