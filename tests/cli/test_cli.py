@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -302,7 +303,8 @@ MISSING = {
 @pytest.mark.parametrize(("blocked", "words"), MISSING.items(), ids=MISSING)
 def test_a_missing_extra_is_one_line(tmp_path: Path, blocked: str, words: Sequence[str]) -> None:
     (tmp_path / "sitecustomize.py").write_text(BLOCKER.format(blocked=blocked), encoding="utf-8")
-    done = run(*words, environment={**ENVIRONMENT, "PYTHONPATH": str(tmp_path)})
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = run(*words, environment={**ENVIRONMENT, "PYTHONPATH": path})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"glimprouter: this command needs {blocked}, which is not installed here. Install the extra"

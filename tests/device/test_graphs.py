@@ -24,7 +24,7 @@ from device_pairs import DEVICES, pair_of, written
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.attention import paged
 from glimprouter.hf.engine import kept_pool
-from glimprouter.hf.graphs import compiled_decode, decode_graphs
+from glimprouter.hf.graphs import decode_graphs
 from glimprouter.hf.graphs.compiled_decode import CompiledDecode
 from glimprouter.hf.graphs.decode_graphs import DecodeGraphs
 from glimprouter.hf.graphs.decode_pass import DecodePass
@@ -263,7 +263,7 @@ def test_compiled_passes_are_captured(
     """
     if not device.startswith("cuda"):
         traced = partial(CompiledDecode, backend="eager")
-        monkeypatch.setattr(compiled_decode, "CompiledDecode", traced)
+        monkeypatch.setattr("glimprouter.hf.model.CompiledDecode", traced)
     models = (hf_pairs.random_model("qwen3", 1, 7),) * 2
     eager = routed(device, models=models, execution="eager")
     compiled = routed(device, models=models, execution="compiled")

@@ -13,8 +13,8 @@ from glimprouter.files import check_writable
 from glimprouter.hf.engine.choice import check_execution, choose_engine, choose_execution
 from glimprouter.hf.engine.gather_runner import ModelRunner
 from glimprouter.hf.engine.maker import EngineMaker
-from glimprouter.hf.graphs.compiled import CompiledForward, compile_pair
-from glimprouter.hf.graphs.compiled_decode import CompiledDecode, compile_decode_pair
+from glimprouter.hf.graphs.compiled import CompiledForward, compile_each
+from glimprouter.hf.graphs.compiled_decode import CompiledDecode
 from glimprouter.hf.pair.boundaries import boundaries_of, check_width
 from glimprouter.hf.pair.budgets import budgets_of
 from glimprouter.hf.pair.devices import choose_device
@@ -139,9 +139,11 @@ class RoutedModel:
             self._compiled: dict[str, CompiledForward] | None = None
             decode: dict[str, CompiledDecode] | None = None
             if self.execution == "compiled" and self.device == "cpu":
-                self._compiled = compile_pair(small, large)
+                self._compiled = compile_each(models, CompiledForward)
             elif self.execution == "compiled":
-                decode = compile_decode_pair(models, self.device, max_sequences)
+                decode = compile_each(
+                    models, lambda model: CompiledDecode(model, self.device, max_sequences)
+                )
         replays = self.execution != "eager" and self.device != "cpu"
         self._engines = EngineMaker(
             models, chosen, max_sequences, self.translation, self.device, replays, decode
