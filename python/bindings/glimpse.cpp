@@ -10,6 +10,7 @@
 #include "cpu/cpu_backend.hpp"
 #include "glimprouter/row_op.hpp"
 #include "glimprouter/thread_pool.hpp"
+#include "index_list.hpp"
 #include "sampling_parameters.hpp"
 #include "tensor_access.hpp"
 

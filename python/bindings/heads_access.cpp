@@ -43,6 +43,12 @@ HeadsView heads_view(const DeviceArena* arena, const BorrowedTensor& tensor, con
   view.head_dim = static_cast<std::int32_t>(tensor.shape[dimensions - 1]);
   view.token_stride = tensor.strides[token_axis];
   view.head_stride = tensor.strides[head_axis];
+  if (written &&
+      ((view.token_stride == 0 && view.tokens > 1) || (view.head_stride == 0 && view.heads > 1))) {
+    throw py::value_error(name +
+                          " has several elements in one place (stride 0), so it cannot be written; "
+                          "pass a tensor of its own memory");
+  }
   return view;
 }
 

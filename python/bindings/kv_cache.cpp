@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "device/device_arena.hpp"
+#include "index_list.hpp"
 #include "kv/page_tables.hpp"
 #include "kv_cache_docs.hpp"
 #include "tensor_access.hpp"

@@ -9,6 +9,7 @@
 
 #include "device/device_arena.hpp"
 #include "heads_access.hpp"
+#include "index_list.hpp"
 #include "ops/kv_layers.hpp"
 #include "tensor_access.hpp"
 

@@ -56,9 +56,9 @@ float* output(const BorrowedTensor& tensor, const char* what, const FloatTensor&
 
 void norm(const py::object& hidden, const py::object& weight, double epsilon, float offset,
           const py::object& out) {
-  const BorrowedTensor h(hidden.ptr(), "hidden");
-  const BorrowedTensor w(weight.ptr(), "weight");
-  const BorrowedTensor o(out.ptr(), "out");
+  const BorrowedTensor h(hidden.ptr(), "hidden", StorageCheck::kSkipped);
+  const BorrowedTensor w(weight.ptr(), "weight", StorageCheck::kSkipped);
+  const BorrowedTensor o(out.ptr(), "out", StorageCheck::kSkipped);
   const FloatTensor source = float_tensor(h, "hidden", 1);
   const FloatTensor weights = float_tensor(w, "weight", 1);
   float* const target = output(o, "out", source);
@@ -74,12 +74,12 @@ void norm(const py::object& hidden, const py::object& weight, double epsilon, fl
 // Queries and keys in one call: tensors are read once for both.
 void rotate(const py::object& queries, const py::object& keys, const py::object& cosine,
             const py::object& sine, const py::object& queries_out, const py::object& keys_out) {
-  const BorrowedTensor q(queries.ptr(), "queries");
-  const BorrowedTensor k(keys.ptr(), "keys");
-  const BorrowedTensor c(cosine.ptr(), "cosine");
-  const BorrowedTensor s(sine.ptr(), "sine");
-  const BorrowedTensor q_out(queries_out.ptr(), "queries_out");
-  const BorrowedTensor k_out(keys_out.ptr(), "keys_out");
+  const BorrowedTensor q(queries.ptr(), "queries", StorageCheck::kSkipped);
+  const BorrowedTensor k(keys.ptr(), "keys", StorageCheck::kSkipped);
+  const BorrowedTensor c(cosine.ptr(), "cosine", StorageCheck::kSkipped);
+  const BorrowedTensor s(sine.ptr(), "sine", StorageCheck::kSkipped);
+  const BorrowedTensor q_out(queries_out.ptr(), "queries_out", StorageCheck::kSkipped);
+  const BorrowedTensor k_out(keys_out.ptr(), "keys_out", StorageCheck::kSkipped);
   const FloatTensor query = float_tensor(q, "queries", 4);
   const FloatTensor key = float_tensor(k, "keys", 4);
   const FloatTensor cosines = float_tensor(c, "cosine", 3);

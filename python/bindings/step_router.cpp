@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "index_list.hpp"
 #include "step_router_docs.hpp"
 #include "tensor_access.hpp"
 

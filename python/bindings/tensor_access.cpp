@@ -1,49 +1,23 @@
 #include "tensor_access.hpp"
 
 #include <cstring>
-#include <limits>
 #include <string>
 #include <utility>
 
 #include "arithmetic/fixed_mass.hpp"
 #include "dlpack_abi.hpp"
+#include "tensor_type.hpp"
 
 namespace py = pybind11;
 
 namespace glimprouter::bindings {
 namespace {
 
-// The exchange table of a tensor type, or null. Looked up once per type; the types are kept alive,
-// so that an address cannot come to mean another type.
-const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
-  struct Entry {
-    PyTypeObject* type;
-    const dlpack::ExchangeApi* api;
-  };
-  static Entry cache[16];
-  static int used = 0;
-  for (int i = 0; i < used; ++i) {
-    if (cache[i].type == type) return cache[i].api;
-  }
-  const dlpack::ExchangeApi* api = nullptr;
-  if (PyObject* capsule =
-          PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__")) {
-    if (PyCapsule_IsValid(capsule, "dlpack_exchange_api")) {
-      auto* header = static_cast<dlpack::ExchangeHeader*>(
-          PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
-      while (header != nullptr && header->version.major != 1) header = header->previous;
-      api = reinterpret_cast<const dlpack::ExchangeApi*>(header);
-      if (api != nullptr && api->borrow_from_object == nullptr) api = nullptr;
-    }
-    Py_DECREF(capsule);
-  }
-  PyErr_Clear();
-  if (used < 16) {
-    Py_INCREF(type);
-    cache[used++] = {type, api};
-  }
-  return api;
-}
+constexpr const char* kNoMemory =
+    " has elements, but no memory for them: it is a fake, functional or zero tensor, or its "
+    "storage "
+    "was freed; pass a tensor that holds values (inside torch.compile and torch.export call the "
+    "operations of glimprouter.torch)";
 
 std::string type_name(PyObject* object) { return Py_TYPE(object)->tp_name; }
 
@@ -66,6 +40,8 @@ ElementKind kind_of_format(const char* format) {
   return ElementKind::kOther;
 }
 
+}  // namespace
+
 std::string element_name(const BorrowedTensor& tensor) {
   const char* const names[] = {"float", "bfloat", "int", "uint", "complex"};
   if (tensor.kind == ElementKind::kBool) return "bool";
@@ -73,10 +49,20 @@ std::string element_name(const BorrowedTensor& tensor) {
   return names[static_cast<int>(tensor.kind)] + std::to_string(tensor.bits);
 }
 
-}  // namespace
-
-BorrowedTensor::BorrowedTensor(PyObject* object, const char* what) : what_(what) {
-  if (from_exchange_api(object) || from_buffer(object) || from_capsule(object)) return;
+BorrowedTensor::BorrowedTensor(PyObject* object, const char* what, StorageCheck storage)
+    : what_(what) {
+  const TensorType& type = tensor_type(Py_TYPE(object));
+  if (!type.refusal.empty()) throw py::type_error(std::string(what) + type.refusal);
+  if (from_exchange_api(object, type.api) || from_buffer(object) || from_capsule(object)) {
+    if (data == nullptr && elements() > 0) {
+      throw py::value_error(std::string(what) + kNoMemory);
+    }
+    if (type.torch) {
+      check_sign(object, what);
+      if (storage == StorageCheck::kDone) check_storage(object, *this, what);
+    }
+    return;
+  }
   throw py::type_error(std::string(what) +
                        " must be a tensor (torch, NumPy, JAX, or anything with "
                        "__dlpack__ or a buffer), got " +
@@ -124,18 +110,27 @@ void BorrowedTensor::assign(const void* dl_tensor) {
   }
 }
 
-bool BorrowedTensor::from_exchange_api(PyObject* object) {
-  const dlpack::ExchangeApi* api = exchange_api(Py_TYPE(object));
+bool BorrowedTensor::from_exchange_api(PyObject* object, const dlpack::ExchangeApi* api) {
   if (api == nullptr) return false;
   dlpack::Tensor tensor{};
   if (api->borrow_from_object(object, &tensor) != 0) {
-    const py::error_already_set error;  // frameworks append pages of stack trace: keep one line
-    const std::string message = py::str(error.value()).cast<std::string>();
-    throw py::value_error(std::string(what_) + " has no memory that can be read: " +
-                          message.substr(0, message.find('\n')));
+    refuse(py::error_already_set());
   }
   assign(&tensor);
   return true;
+}
+
+// Frameworks append pages of stack trace: one line of it is kept.
+void BorrowedTensor::refuse(const py::error_already_set& error) const {
+  const std::string message = py::str(error.value()).cast<std::string>();
+  throw py::value_error(std::string(what_) + " has no memory that can be read: " +
+                        message.substr(0, message.find('\n')));
+}
+
+std::int64_t BorrowedTensor::elements() const {
+  std::int64_t count = 1;
+  for (int i = 0; i < dimensions; ++i) count *= shape[i];
+  return count;
 }
 
 bool BorrowedTensor::from_buffer(PyObject* object) {
@@ -183,8 +178,12 @@ bool BorrowedTensor::from_capsule(PyObject* object) {
   try {
     capsule = method(py::arg("max_version") = py::make_tuple(1, 0));
   } catch (py::error_already_set& error) {
-    if (!error.matches(PyExc_TypeError)) throw;
-    capsule = method();  // a producer from before DLPack 1.0
+    if (!error.matches(PyExc_TypeError)) refuse(error);
+    try {
+      capsule = method();  // a producer from before DLPack 1.0
+    } catch (py::error_already_set& again) {
+      refuse(again);
+    }
   }
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
     auto* managed = static_cast<dlpack::ManagedTensorVersioned*>(
@@ -233,7 +232,7 @@ std::optional<Device> device_of(const BorrowedTensor& tensor, const char* what) 
 
 DeviceStream current_stream(PyObject* tensor, const BorrowedTensor& borrowed) {
   if (borrowed.device_type == kCpuDevice) return nullptr;
-  const dlpack::ExchangeApi* api = exchange_api(Py_TYPE(tensor));
+  const dlpack::ExchangeApi* api = tensor_type(Py_TYPE(tensor)).api;
   void* stream = nullptr;
   if (api == nullptr || api->current_work_stream == nullptr ||
       api->current_work_stream(borrowed.device_type, borrowed.device_id, &stream) != 0) {
@@ -280,79 +279,6 @@ LogitsView logits_view(const BorrowedTensor& tensor, bool allow_vector,
                           std::to_string(kMaxVocabulary) + " are supported");
   }
   return view;
-}
-
-IndexList::IndexList(PyObject* object, const char* what) : what_(what) {
-  if (PyLong_Check(object) || PyUnicode_Check(object)) {
-    throw py::type_error(std::string(what) +
-                         " must be a list or a 1-D int32 or int64 tensor, got " +
-                         type_name(object));
-  }
-  if (PyList_Check(object) || PyTuple_Check(object) || PyRange_Check(object)) {
-    read_sequence(object);
-  } else {
-    read_tensor(object);
-  }
-}
-
-std::int32_t* IndexList::reserve(std::int64_t count) {
-  count_ = count;
-  if (count > kInline) large_.resize(static_cast<std::size_t>(count));
-  std::int32_t* const target = count > kInline ? large_.data() : inline_;
-  data_ = target;
-  return target;
-}
-
-std::int32_t IndexList::narrow(std::int64_t value) const {
-  if (value < std::numeric_limits<std::int32_t>::min() ||
-      value > std::numeric_limits<std::int32_t>::max()) {
-    throw py::value_error(std::string(what_) + " holds " + std::to_string(value) +
-                          ", which does not fit 32 bits");
-  }
-  return static_cast<std::int32_t>(value);
-}
-
-void IndexList::read_sequence(PyObject* object) {
-  const py::sequence values = py::reinterpret_borrow<py::sequence>(object);
-  std::int32_t* const target = reserve(static_cast<std::int64_t>(values.size()));
-  for (std::int64_t i = 0; i < count_; ++i) {
-    const py::object item = values[static_cast<std::size_t>(i)];
-    if (!PyIndex_Check(item.ptr()) || PyBool_Check(item.ptr())) {
-      throw py::type_error(std::string(what_) + " must hold integers, got " +
-                           type_name(item.ptr()));
-    }
-    const py::object integer = py::reinterpret_steal<py::object>(PyNumber_Index(item.ptr()));
-    if (!integer) throw py::error_already_set();
-    int overflow = 0;
-    const long long value = PyLong_AsLongLongAndOverflow(integer.ptr(), &overflow);
-    target[i] = narrow(overflow != 0 ? std::numeric_limits<std::int64_t>::max() : value);
-  }
-}
-
-void IndexList::read_tensor(PyObject* object) {
-  const BorrowedTensor tensor(object, what_);
-  if (tensor.device_type != kCpuDevice) {
-    throw py::value_error(std::string(what_) + " must be on the CPU");
-  }
-  if (tensor.dimensions != 1 || tensor.kind != ElementKind::kSigned ||
-      (tensor.bits != 32 && tensor.bits != 64)) {
-    throw py::type_error(std::string(what_) +
-                         " must be a 1-D int32 or int64 tensor, or a list, got " +
-                         std::to_string(tensor.dimensions) + "-D " + element_name(tensor));
-  }
-  std::int32_t* const target = reserve(tensor.shape[0]);
-  const char* source = static_cast<const char*>(tensor.data);
-  for (std::int64_t i = 0; i < count_; ++i, source += tensor.strides[0] * (tensor.bits / 8)) {
-    std::int64_t value = 0;
-    if (tensor.bits == 64) {
-      std::memcpy(&value, source, 8);
-    } else {
-      std::int32_t narrow_value = 0;
-      std::memcpy(&narrow_value, source, 4);
-      value = narrow_value;
-    }
-    target[i] = narrow(value);
-  }
 }
 
 }  // namespace glimprouter::bindings

@@ -11,11 +11,14 @@
 
 #include <cstdint>
 #include <optional>
-#include <span>
-#include <vector>
+#include <string>
 
 #include "device/device_backend.hpp"
 #include "glimprouter/row_view.hpp"
+
+namespace glimprouter::dlpack {
+struct ExchangeApi;
+}
 
 namespace glimprouter::bindings {
 
@@ -34,13 +37,21 @@ enum class ElementKind : std::uint8_t {
 // DLPack's device types that messages name.
 inline constexpr int kCpuDevice = 1;
 
+// Whether a torch tensor's storage is measured. It takes a quarter of a microsecond; tensors that a
+// model has just computed, several a layer, have not been resized.
+enum class StorageCheck { kDone, kSkipped };
+
 class BorrowedTensor {
  public:
-  // Throws pybind11::type_error when `object` is no tensor, pybind11::value_error for more than
-  // kMaxDimensions dimensions. `what` names the argument in messages.
-  BorrowedTensor(PyObject* object, const char* what);
+  // Throws pybind11::type_error when `object` is no tensor, or one whose type gives its memory
+  // another meaning (tensor_type.hpp); pybind11::value_error for more than kMaxDimensions
+  // dimensions, and for a tensor whose memory is not its values: there is none, there is less than
+  // its shape says, or they are to be negated. `what` names the argument in messages.
+  BorrowedTensor(PyObject* object, const char* what, StorageCheck storage = StorageCheck::kDone);
   BorrowedTensor(const BorrowedTensor&) = delete;
   BorrowedTensor& operator=(const BorrowedTensor&) = delete;
+
+  std::int64_t elements() const;
 
   void* data = nullptr;  // the first element
   ElementKind kind = ElementKind::kOther;
@@ -53,10 +64,11 @@ class BorrowedTensor {
   std::int64_t strides[kMaxDimensions] = {};  // in elements
 
  private:
-  bool from_exchange_api(PyObject* object);
+  bool from_exchange_api(PyObject* object, const dlpack::ExchangeApi* api);
   bool from_buffer(PyObject* object);
   bool from_capsule(PyObject* object);
   void assign(const void* dl_tensor);
+  [[noreturn]] void refuse(const pybind11::error_already_set& error) const;
 
   struct Buffer {  // released also when the constructor throws
     Buffer() = default;
@@ -72,6 +84,9 @@ class BorrowedTensor {
   pybind11::object capsule_;
   const char* what_;
 };
+
+// The element type in words, for messages.
+std::string element_name(const BorrowedTensor& tensor);
 
 // The element type of a tensor that holds one of the three. Throws pybind11::type_error.
 DataType float_type(const BorrowedTensor& tensor, const char* what);
@@ -91,31 +106,5 @@ bool lives_on(const BorrowedTensor& tensor, const Device& device);
 
 // The stream that the tensor's framework works on now; null is the default stream.
 DeviceStream current_stream(PyObject* tensor, const BorrowedTensor& borrowed);
-
-// Integers of one call (row numbers, token ids) as 32 bits, read from a 1-D int32 or int64 tensor,
-// or a list, tuple or range of ints. Allocates only for more than kInline of them.
-class IndexList {
- public:
-  // Throws pybind11::type_error or pybind11::value_error. `what` names the argument in messages.
-  IndexList(PyObject* object, const char* what);
-  IndexList(const IndexList&) = delete;
-  IndexList& operator=(const IndexList&) = delete;
-
-  std::span<const std::int32_t> span() const { return {data_, static_cast<std::size_t>(count_)}; }
-
- private:
-  static constexpr std::int64_t kInline = 256;
-
-  std::int32_t* reserve(std::int64_t count);
-  std::int32_t narrow(std::int64_t value) const;
-  void read_sequence(PyObject* object);
-  void read_tensor(PyObject* object);
-
-  const char* what_;
-  std::int64_t count_ = 0;
-  const std::int32_t* data_ = nullptr;
-  std::int32_t inline_[kInline];
-  std::vector<std::int32_t> large_;
-};
 
 }  // namespace glimprouter::bindings

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "index_list.hpp"
 #include "kv_cache_docs.hpp"
 #include "tensor_access.hpp"
 #include "token_bytes.hpp"

@@ -51,15 +51,14 @@ class StepBoundary(_C.StepBoundary):
                 write any delimiter.
         """
         names = (delimiters,) if isinstance(delimiters, str) else tuple(delimiters)
-        super().__init__(
-            token_bytes,
-            [name.encode() for name in names],
-            list(think_start_ids),
-            list(think_end_ids),
-            list(eos_ids),
-            list(close_ids),
-        )
+        markers = [list(ids) for ids in (think_start_ids, think_end_ids, eos_ids, close_ids)]
+        super().__init__(token_bytes, [name.encode() for name in names], *markers)
         self.delimiters = names
+        self._arguments = (tuple(token_bytes), names, *map(tuple, markers))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are built anew, from the same bytes."""
+        return type(self), self._arguments
 
     @classmethod
     def from_tokenizer(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import copy
+import multiprocessing
+import operator
+import pickle
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -176,3 +181,41 @@ def test_effect_checks_its_arguments():
         boundary.effect(0, 2)
     with pytest.raises(ValueError, match="state must lie in"):
         boundary.effect(boundary.num_states, 0)
+
+
+def _tables(boundary: gr.StepBoundary) -> tuple[Any, ...]:
+    """All that a boundary answers."""
+    states, tokens = range(boundary.num_states), range(boundary.vocab_size)
+    return (
+        [boundary.effect(state, token) for state in states for token in tokens],
+        [boundary.precedes_step(token) for token in tokens],
+        boundary.delimiters,
+        boundary.eos_ids,
+        boundary.close_ids,
+        boundary.think_start_ids,
+        boundary.think_end_ids,
+    )
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))]
+)
+def test_a_boundary_can_be_copied_and_pickled(copied: Any) -> None:
+    boundary = gr.StepBoundary(
+        [b"a", b"\n", b".\n\n", None, b" "], ("\n\n", ";"), [3], [3], eos_ids=[0], close_ids=[2]
+    )
+    twin = copied(boundary)
+    assert twin is not boundary
+    assert type(twin) is gr.StepBoundary
+    assert _tables(twin) == _tables(boundary)
+    routers = [gr.StepRouter(b, gr.RouterConfig(temperature=0.0)) for b in (boundary, twin)]
+    assert routers[0].state(routers[0].open()) == routers[1].state(routers[1].open())
+
+
+def test_a_boundary_reaches_another_process() -> None:
+    boundary = gr.StepBoundary([b"a", b"\n\n"], close_ids=[1])
+    with concurrent.futures.ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
+        assert pool.submit(operator.attrgetter("close_ids"), boundary).result() == [1]
+        assert _tables(pool.submit(copy.copy, boundary).result()) == _tables(boundary)
