@@ -11,14 +11,13 @@ from typing import Any, Literal
 from glimprouter.config import RouterConfig, check_integer
 from glimprouter.files import check_writable
 from glimprouter.hf.engine.choice import check_execution, choose_engine, choose_execution
-from glimprouter.hf.engine.gather_runner import ModelRunner
 from glimprouter.hf.engine.maker import EngineMaker
 from glimprouter.hf.graphs.compiled import CompiledForward, compile_each
 from glimprouter.hf.graphs.compiled_decode import CompiledDecode
 from glimprouter.hf.pair.boundaries import boundaries_of, check_width
 from glimprouter.hf.pair.budgets import budgets_of
 from glimprouter.hf.pair.devices import choose_device
-from glimprouter.hf.pair.facts import context_length
+from glimprouter.hf.pair.facts import check_layers, context_length
 from glimprouter.hf.pair.loading import check_device, load_pair
 from glimprouter.hf.pair.locks import exclusive
 from glimprouter.hf.pair.prompts import Prompt, encode_prompt, seeds_of
@@ -129,7 +128,7 @@ class RoutedModel:
         )
         for name, model, boundary in zip(MODELS, (small, large), boundaries, strict=True):
             check_width(name, model, boundary)
-            ModelRunner(name, model, 1)  # refuses layers that cannot be served
+            check_layers(name, model)
         models = {"small": small, "large": large}
         self.device = choose_device(device, models)
         with exclusive(small, large):  # the trials put their own layers on the models
