@@ -54,7 +54,7 @@ def test_permuted_ids_change_nothing(name: str, which: str) -> None:
 def final_lists(run: Run) -> Iterator[dict[int, tuple[list[int], list[int]]]]:
     """The lists of both models, as they are when a sequence ends, by sequence."""
     lists = {}
-    engine: Any = run._rounds.engine
+    engine: Any = run._sequences.engine
     close = engine.close
 
     def closing(record: Any) -> None:
@@ -132,7 +132,7 @@ def test_steps_are_those_of_a_loop_without_cache() -> None:
     prompts = hf_translated.prompts(small, large)
     engine_calls = 0
     run = routed.stream(prompts)
-    engine: Any = run._rounds.engine
+    engine: Any = run._sequences.engine
     forward = engine.forward
 
     def checked(model: str, records: Any) -> torch.Tensor:
