@@ -140,6 +140,8 @@ def test_the_answer_is_reserved_in_the_context() -> None:
         assert len(prompt) + len(result.token_ids) == 64
     short = pair.routed(max_think_tokens=5, max_answer_tokens=9).generate(pair.prompts)
     assert {result.trace.think_limit for result in short} == {5}
+    with pytest.raises(ValueError, match=r"max_think_tokens=1000 does not fit: prompt 0 .* unset"):
+        pair.routed(max_think_tokens=1000, max_answer_tokens=9).generate(pair.prompts)
 
 
 def test_no_position_lies_outside_the_context() -> None:
