@@ -245,8 +245,10 @@ def test_a_token_without_counterpart_ends_its_sequence_alone() -> None:
 
 
 def test_text_that_outgrows_a_context_ends_its_sequence() -> None:
-    """Sixty tokens of the small model are more of the large one, whose tokens are shorter."""
-    routed = hf_translated.routed("gpt2", "llama2", context=110, route="small")
+    """What the context leaves of one model's tokens is more of the other's, which are shorter."""
+    routed = hf_translated.routed(
+        "gpt2", "llama2", context=110, route="small", max_think_tokens=None
+    )
     results = routed.generate(hf_translated.prompts("gpt2", "llama2"))
     ended = [result for result in results if result.trace.error is not None]
     assert ended
