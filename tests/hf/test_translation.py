@@ -54,7 +54,7 @@ def test_permuted_ids_change_nothing(name: str, which: str) -> None:
 def final_lists(run: Run) -> Iterator[dict[int, tuple[list[int], list[int]]]]:
     """The lists of both models, as they are when a sequence ends, by sequence."""
     lists = {}
-    engine: Any = run._rounds.engine
+    engine: Any = run._sequences.engine
     close = engine.close
 
     def closing(record: Any) -> None:
@@ -132,7 +132,7 @@ def test_steps_are_those_of_a_loop_without_cache() -> None:
     prompts = hf_translated.prompts(small, large)
     engine_calls = 0
     run = routed.stream(prompts)
-    engine: Any = run._rounds.engine
+    engine: Any = run._sequences.engine
     forward = engine.forward
 
     def checked(model: str, records: Any) -> torch.Tensor:
@@ -245,8 +245,10 @@ def test_a_token_without_counterpart_ends_its_sequence_alone() -> None:
 
 
 def test_text_that_outgrows_a_context_ends_its_sequence() -> None:
-    """Sixty tokens of the small model are more of the large one, whose tokens are shorter."""
-    routed = hf_translated.routed("gpt2", "llama2", context=110, route="small")
+    """What the context leaves of one model's tokens is more of the other's, which are shorter."""
+    routed = hf_translated.routed(
+        "gpt2", "llama2", context=110, route="small", max_think_tokens=None
+    )
     results = routed.generate(hf_translated.prompts("gpt2", "llama2"))
     ended = [result for result in results if result.trace.error is not None]
     assert ended

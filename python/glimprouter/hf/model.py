@@ -11,21 +11,21 @@ from typing import Any, Literal
 from glimprouter.config import RouterConfig, check_integer
 from glimprouter.files import check_writable
 from glimprouter.hf.engine.choice import check_execution, choose_engine, choose_execution
-from glimprouter.hf.engine.gather_runner import ModelRunner
 from glimprouter.hf.engine.maker import EngineMaker
 from glimprouter.hf.graphs.compiled import CompiledForward, compile_each
 from glimprouter.hf.graphs.compiled_decode import CompiledDecode
 from glimprouter.hf.pair.boundaries import boundaries_of, check_width
 from glimprouter.hf.pair.budgets import budgets_of
 from glimprouter.hf.pair.devices import choose_device
-from glimprouter.hf.pair.facts import context_length
+from glimprouter.hf.pair.facts import check_layers, context_length
 from glimprouter.hf.pair.loading import check_device, load_pair
 from glimprouter.hf.pair.locks import exclusive
 from glimprouter.hf.pair.prompts import Prompt, encode_prompt, seeds_of
 from glimprouter.hf.pair.text import MODELS, SharedTokenizer
 from glimprouter.hf.pair.translation import Translation
-from glimprouter.hf.run.loop import Rounds, RunPair
+from glimprouter.hf.run.loop import Loop
 from glimprouter.hf.run.run import Run
+from glimprouter.hf.run.sequences import RunPair, RunSequences
 from glimprouter.hf.sequence.events import Result
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.saved import SavedSequence, pair_description
@@ -129,7 +129,7 @@ class RoutedModel:
         )
         for name, model, boundary in zip(MODELS, (small, large), boundaries, strict=True):
             check_width(name, model, boundary)
-            ModelRunner(name, model, 1)  # refuses layers that cannot be served
+            check_layers(name, model)
         models = {"small": small, "large": large}
         self.device = choose_device(device, models)
         with exclusive(small, large):  # the trials put their own layers on the models
@@ -295,7 +295,7 @@ class RoutedModel:
             )
             limits = {"max_think_tokens": budgets.think, "max_answer_tokens": budgets.answer}
             options.append({"seed": seed, "substream": index, **overrides, **limits})
-        return Run(self._rounds(records, stream_tokens), records, options)
+        return Run(self._loop(records, stream_tokens), records, options)
 
     def resume(self, saved: Sequence[bytes]) -> Run:
         """Goes on with sequences that :meth:`Run.save` has saved, as :meth:`stream` does.
@@ -315,7 +315,7 @@ class RoutedModel:
         states = [SavedSequence.from_bytes(entry) for entry in saved]
         options = self._record_options(stream_tokens=True)
         records = [SequenceRecord.from_state(s.record, 0, **options) for s in states]
-        run = Run(self._rounds(records, stream_tokens=True), [], [])
+        run = Run(self._loop(records, stream_tokens=True), [], [])
         for state in states:
             run.load(state)
         return run
@@ -329,7 +329,7 @@ class RoutedModel:
             "closing_writer": "small" if self.translation else None,
         }
 
-    def _rounds(self, records: list[SequenceRecord], stream_tokens: bool) -> Rounds:
+    def _loop(self, records: list[SequenceRecord], stream_tokens: bool) -> Loop:
         models = {"small": self.small, "large": self.large}
 
         def load_record(saved: SavedSequence, index: int) -> SequenceRecord:
@@ -349,17 +349,16 @@ class RoutedModel:
             engine = self._engines.make(
                 records, self.kv_memory_bytes, self._compiled, stream_tokens
             )
-        return Rounds(
-            StepRouter(
-                self.boundary,
-                self.config,
-                self.large_boundary,
-                max_sequences=rows,
-                device=self.device,
-            ),
-            engine,
-            pair,
-            max_rows=rows,
+        router = StepRouter(
+            self.boundary,
+            self.config,
+            self.large_boundary,
+            max_sequences=rows,
+            device=self.device,
+        )
+        return Loop(
+            RunSequences(router, engine, pair, rows),
+            max_sequences=rows,
             raise_on_invalid=self.on_invalid == "raise",
         )
 

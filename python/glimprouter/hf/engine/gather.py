@@ -42,7 +42,7 @@ class GatherEngine(Engine):
             list(self._runners.values()), max_sequences, translation.map if translation else None
         )
         super().__init__(self._slots, translation)
-        self._max_batch = max_sequences
+        self._max_sequences = max_sequences
 
     def open(self, record: SequenceRecord) -> bool:
         """There is a slot for every row of the router."""
@@ -74,7 +74,7 @@ class GatherEngine(Engine):
             (record for record in records if counts[record.index] > 1),
             key=lambda record: counts[record.index],
         )
-        for group, size in ((decoding, self._max_batch), (behind, _MAX_CATCH_UP)):
+        for group, size in ((decoding, self._max_sequences), (behind, _MAX_CATCH_UP)):
             step = size if self._runners[model].batches else 1
             for start in range(0, len(group), step):
                 yield group[start : start + step]

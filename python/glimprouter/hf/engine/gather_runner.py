@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from glimprouter.hf.engine.gather_cache import ForwardPlan, SlotCache
-from glimprouter.hf.pair.facts import KNOWN_LAYERS, rope_depends_on_length
+from glimprouter.hf.pair.facts import check_layers, rope_depends_on_length
 
 _MASKED_ATTENTION = {"sdpa", "eager"}  # implementations that take an explicit mask
 
@@ -27,16 +27,12 @@ class ModelRunner:
         Raises:
             ValueError: A layer keeps state other than keys and values.
         """
+        check_layers(name, model)
         self.name = name
         self.model = model
         self.device = model.device
         self.config = model.config.get_text_config()
         self.layer_types: list[str] = list(getattr(self.config, "layer_types", None) or ())
-        if unknown := set(self.layer_types) - KNOWN_LAYERS:
-            raise ValueError(
-                f"the {name} model has layers of type {sorted(unknown)[0]!r}, whose state this"
-                " engine cannot keep across hand-offs; it serves full and sliding attention"
-            )
         self.window: int | None = getattr(self.config, "sliding_window", None)
         if getattr(self.config, "use_sliding_window", True) is False:
             self.window = None

@@ -62,14 +62,15 @@ class PagedEngine(Engine):
         small: Any,
         large: Any,
         records: Sequence[SequenceRecord],
+        *,
         max_sequences: int,
-        arena_bytes: int | None = None,
-        translation: Translation | None = None,
-        compiled: Mapping[str, CompiledForward] | None = None,
-        device: str = "cpu",
-        spare_rows: bool = False,
-        kept: KeptPool | None = None,
-        fused: Mapping[str, FusedLayers] | None = None,
+        arena_bytes: int | None,
+        translation: Translation | None,
+        compiled: Mapping[str, CompiledForward] | None,
+        device: str,
+        spare_rows: bool,
+        kept: KeptPool | None,
+        fused: Mapping[str, FusedLayers],
     ) -> None:
         """An arena that holds the longest sequences, as far as it may.
 
@@ -95,7 +96,7 @@ class PagedEngine(Engine):
         """
         self._models = dict(zip(MODELS, (small, large), strict=True))
         self._compiled = compiled
-        self._fused = fused or {}
+        self._fused = fused
         self._device = device
         self._plan = plan = ArenaPlan([kv_layout(small), kv_layout(large)])
         self._graphs: Mapping[str, DecodeGraphs] = {}

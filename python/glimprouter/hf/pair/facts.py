@@ -5,7 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+_SERVED_LAYERS = {"full_attention", "sliding_attention"}
+
+
+def unserved_layer(model: Any) -> str | None:
+    """A type of layer whose state is more than keys and values; None where there is none."""
+    types = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return min(set(types) - _SERVED_LAYERS, default=None)
+
+
+def check_layers(name: str, model: Any) -> None:
+    """Checks that keys and values are all that a model keeps of a sequence.
+
+    Raises:
+        ValueError: A layer keeps other state.
+    """
+    if (unserved := unserved_layer(model)) is not None:
+        raise ValueError(
+            f"the {name} model has layers of type {unserved!r}, whose state this engine cannot keep"
+            " across hand-offs; it serves full and sliding attention"
+        )
 
 
 def context_length(model: Any) -> int:

@@ -1,83 +1,47 @@
-"""Rounds of forward passes over the sequences of a run: who runs next, and what comes of it."""
+"""The loop that drives two models: who runs next, and what comes of it."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from glimprouter.glimpse import Status
-from glimprouter.hf.engine.base import Engine
 from glimprouter.hf.pair.locks import exclusive
 from glimprouter.hf.pair.text import MODELS
-from glimprouter.hf.pair.translation import Translation
+from glimprouter.hf.run.sequences import RunSequences
 from glimprouter.hf.run.turns import WaitingTurns
-from glimprouter.hf.sequence.events import Event
+from glimprouter.hf.sequence.events import Event, Result, TokenCounts
 from glimprouter.hf.sequence.record import SequenceRecord, Signals
-from glimprouter.hf.sequence.saved import SavedSequence
 from glimprouter.kv import OutOfPages
-from glimprouter.router import OutputField, StepRouter
+from glimprouter.router import OutputField
 
 
-@dataclass(frozen=True)
-class RunPair:
-    """What a run knows of the two models.
-
-    Attributes:
-        engine: ``"paged"`` or ``"gather"``.
-        description: Of :func:`pair_description`.
-        models: The models themselves: a pass waits for those of other threads.
-        contexts: The most tokens that each model can see, by name.
-        translation: Of their vocabularies; None where both have the same.
-        record: Makes the record of a saved sequence, given its index.
-    """
-
-    engine: str
-    description: dict[str, dict[str, str]]
-    models: tuple[Any, Any]
-    contexts: dict[str, int]
-    translation: Translation | None
-    record: Callable[[SavedSequence, int], SequenceRecord]
-
-
-class Rounds:
-    """The sequences of a run by what they wait for, and the loop that drives two models.
-
-    Everything is consistent between two forward passes: that is when sequences may be added,
-    changed or taken away; :meth:`replan` comes after it.
+class Loop:
+    """Forward passes over the sequences of a run, one model at a time, and their events.
 
     Attributes:
-        router: Of all rows.
-        engine: Of all keys and values.
-        pair: The two models.
-        max_rows: Sequences in flight.
-        waiting: Sequences that have no row yet, with the options that open it.
+        sequences: Of the run; they may change between two calls.
         unread: Events that nobody has taken.
     """
 
     def __init__(
-        self,
-        router: StepRouter,
-        engine: Engine,
-        pair: RunPair,
-        *,
-        max_rows: int,
-        raise_on_invalid: bool,
+        self, sequences: RunSequences, *, max_sequences: int, raise_on_invalid: bool
     ) -> None:
-        """Takes a fresh router and a fresh engine."""
-        self.router = router
-        self.engine = engine
-        self.pair = pair
-        self.max_rows = max_rows
-        self.waiting: deque[tuple[SequenceRecord, dict[str, Any]]] = deque()
+        """Nothing is computed yet.
+
+        Args:
+            sequences: Of the run.
+            max_sequences: In flight.
+            raise_on_invalid: Whether invalid logits raise, or only end their sequence.
+        """
+        self.sequences = sequences
         self.unread: deque[Event] = deque()
-        self._active: dict[int, SequenceRecord] = {}  # by row
-        self._preempted: deque[SequenceRecord] = deque()  # in order of admission
         self._raise_on_invalid = raise_on_invalid
-        self._outputs = router.outputs(max_rows, OutputField.NONE)
+        self._outputs = sequences.router.outputs(max_sequences, OutputField.NONE)
         self._passes: deque[tuple[str, list[SequenceRecord]]] = deque()  # planned, of one model
+        self._planned_at = 0  # changes of the sequences until then
         self._turns = WaitingTurns()
         # Of the last pass: model, record, status, signals, seconds.
         self._signalled: deque[tuple[str, SequenceRecord, int, Signals, float]] = deque()
@@ -90,19 +54,34 @@ class Rounds:
             RuntimeError: Invalid logits, where those are to be raised.
         """
         self.settle()  # after an interrupt
+        if self._planned_at != self.sequences.changes:
+            self._passes.clear()
         while not self.unread:
-            with exclusive(*self.pair.models):
+            with exclusive(*self.sequences.pair.models):
                 if not self._passes:
-                    self._admit()
+                    self.sequences.admit()
                     self._plan()
                 if not self._passes:
                     return
                 name, records = self._passes.popleft()
                 self._forward(name, records)
 
-    def replan(self) -> None:
-        """Forgets planned passes: sequences have changed."""
-        self._passes.clear()
+    def cancel(self, record: SequenceRecord) -> Result:
+        """Ends a sequence that has not ended; its last events follow as always.
+
+        Raises:
+            ValueError: It has ended.
+        """
+        if self.sequences.withdraw(record):
+            self.unread.extend(record.finish("cancelled"))
+            result = record.result([], {name: TokenCounts(0, 0, 0) for name in MODELS})
+        else:
+            self.sequences.begun(record.index)
+            self.unread.extend(record.finish("cancelled"))
+            result = self.sequences.close(record)
+            self._passes.clear()
+        self.unread.append(Event(record.index, "done", result=result))
+        return result
 
     def drop_events(self, sequence: int, tokens: int) -> None:
         """Takes back the unread events of a sequence's last tokens, and what followed from them.
@@ -123,101 +102,42 @@ class Rounds:
             kept.appendleft(event)
         self.unread = kept
 
-    def add(self, record: SequenceRecord) -> None:
-        """A sequence with a row, open in the engine."""
-        self._active[record.row] = record
-        self.replan()
-
-    def add_preempted(self, record: SequenceRecord) -> None:
-        """A sequence with a row, restored in the engine."""
-        self._preempted.append(record)
-        self.replan()
-
-    def check_free_row(self) -> None:
-        """Raises RuntimeError when every row is in use."""
-        if len(self._active) + len(self._preempted) >= self.max_rows:
-            raise RuntimeError(
-                f"all {self.max_rows} rows of this run are in use; wait until a sequence ends,"
-                " cancel one, or make the RoutedModel with a larger max_sequences"
-            )
-
-    def bring_back(self, record: SequenceRecord) -> None:
-        """Opens a preempted sequence now; the youngest others make room."""
-        if record not in self._preempted:
-            return
-        while not self.engine.open(record):
-            self._preempt_youngest()
-        self._preempted.remove(record)
-        self.add(record)
-
-    def close(self, record: SequenceRecord) -> Event:
-        """Frees what a finished sequence holds; its last event."""
-        token_ids = self.engine.token_ids("large", record)
-        result = record.result(token_ids, self.engine.counts(record))
-        self.router.close(record.row)
-        self.engine.close(record)
-        del self._active[record.row]
-        return Event(record.index, "done", result=result)
-
     def _plan(self) -> None:
         """The forward passes of the model whose turn it is."""
-        pending = {name: self._pending(name) for name in MODELS}
+        self._planned_at = self.sequences.changes
+        pending = {name: self.sequences.pending(name) for name in MODELS}
         name = self._turns.choose({name: len(records) for name, records in pending.items()})
         if name is None:
             return
         records = pending[name]
-        if self.pair.translation is not None:
+        if self.sequences.pair.translation is not None:
             self._end_beyond_context(name, records)
             records = [record for record in records if not record.done]
-        self._passes.extend((name, group) for group in self.engine.groups(name, records))
-
-    def _pending(self, name: str) -> list[SequenceRecord]:
-        """Sequences in memory that wait for a model."""
-        rows = self.router.pending(name).tolist()
-        return [self._active[row] for row in rows if row in self._active]
-
-    def _admit(self) -> None:
-        """Opens rows while there is room: those that were preempted first."""
-        while self._preempted and self.engine.open(self._preempted[0]):
-            record = self._preempted.popleft()
-            self._active[record.row] = record
-        while self.waiting and not self._preempted and len(self._active) < self.max_rows:
-            record, options = self.waiting[0]
-            if not self.engine.open(record):
-                return
-            self.waiting.popleft()
-            record.row = self.router.open(**options)
-            self._active[record.row] = record
-
-    def _preempt_youngest(self) -> None:
-        """Makes room for the others; the oldest sequence always goes on, so every one ends."""
-        record = max(self._active.values(), key=lambda active: active.index)
-        self.engine.preempt(record)
-        del self._active[record.row]
-        self._preempted.appendleft(record)
+        self._passes.extend((name, group) for group in self.sequences.engine.groups(name, records))
 
     def _forward(self, name: str, records: Sequence[SequenceRecord]) -> None:
         """One token (or decision) for each of these rows."""
         started = time.perf_counter()
         logits: Any = None
         while logits is None:
-            records = [record for record in records if record.row in self._active]
+            records = [record for record in records if self.sequences.is_active(record)]
             if not records:
                 return
             try:
-                logits = self.engine.forward(name, records)
+                logits = self.sequences.engine.forward(name, records)
             except OutOfPages as error:
-                if len(self._active) > 1:
-                    self._preempt_youngest()
-                elif self.pair.translation is None:
+                if self.sequences.num_active > 1:
+                    self.sequences.preempt_youngest()
+                elif self.sequences.pair.translation is None:
                     raise
                 else:  # the text has more tokens in the other vocabulary than were planned for
                     self._fail(records[0], str(error))
                     return
         rows = [record.row for record in records]
-        if self.router.device == "cpu":  # models may be where no step can run: choose_device warned
+        router = self.sequences.router
+        if router.device == "cpu":  # models may be where no step can run: choose_device warned
             logits = logits.cpu()
-        self.router.step(name, logits.contiguous(), rows, self._outputs)
+        router.step(name, logits.contiguous(), rows, self._outputs)
         seconds = (time.perf_counter() - started) / len(records)
         values = zip(
             records, self._outputs.status.tolist(), self._signals(len(records)), strict=False
@@ -237,7 +157,9 @@ class Rounds:
             try:
                 fault = self._take(name, record, Status(status), signals, seconds)
             except BaseException:
-                position = self.router.state(record.row)["position"] if not record.done else -1
+                position = -1
+                if not record.done:
+                    position = self.sequences.router.state(record.row)["position"]
                 if position >= 0 and position != len(record.generated):
                     self._fail(record, f"sequence {record.index}: interrupted while text was read")
                 raise
@@ -269,18 +191,18 @@ class Rounds:
         else:
             self.unread.extend(record.advance(name, signals, seconds))
             if record.done:
-                self.unread.append(self.close(record))
+                self._close(record)
         return None
 
     def _inexpressible(self, name: str, token: int) -> bool:
-        if token < 0 or self.pair.translation is None:
-            return False
-        return not self.pair.translation.expressible(name, token)
+        translation = self.sequences.pair.translation
+        return token >= 0 and translation is not None and not translation.expressible(name, token)
 
     def _end_beyond_context(self, name: str, records: Sequence[SequenceRecord]) -> None:
         """Ends sequences that have become too long for a model in its own tokens."""
+        context = self.sequences.pair.contexts[name]
         for record in records:
-            length, context = self.engine.length(name, record), self.pair.contexts[name]
+            length = self.sequences.engine.length(name, record)
             if length > context:
                 message = (
                     f"sequence {record.index}: the {len(record.generated)} tokens generated, with"
@@ -292,7 +214,11 @@ class Rounds:
     def _fail(self, record: SequenceRecord, message: str) -> None:
         """Ends one sequence with an error; the others go on."""
         self.unread.extend(record.finish("error", message))
-        self.unread.append(self.close(record))
+        self._close(record)
+
+    def _close(self, record: SequenceRecord) -> None:
+        """Frees what a finished sequence holds; its last event."""
+        self.unread.append(Event(record.index, "done", result=self.sequences.close(record)))
 
     def _signals(self, count: int) -> list[Signals]:
         outputs = self._outputs

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from glimprouter.config import check_integer, check_random_key
-from glimprouter.hf.pair.text import MODELS
-from glimprouter.hf.run.loop import Rounds
-from glimprouter.hf.sequence.events import Event, Result, TokenCounts
+from glimprouter.hf.run.loop import Loop
+from glimprouter.hf.sequence.events import Event, Result
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.saved import SavedSequence
-from glimprouter.router import Phase
 from glimprouter.trace import Trace
 
 
@@ -25,14 +23,15 @@ class Run:
 
     def __init__(
         self,
-        rounds: Rounds,
+        loop: Loop,
         records: Sequence[SequenceRecord],
         options: Sequence[dict[str, object]],
     ) -> None:
-        """Takes fresh rounds; ``options[i]`` opens ``records[i]``."""
-        self._rounds = rounds
-        self._records = list(records)
-        rounds.waiting.extend(zip(records, options, strict=True))
+        """Takes a fresh loop; ``options[i]`` opens ``records[i]``."""
+        self._loop = loop
+        self._sequences = loop.sequences
+        for record, own in zip(records, options, strict=True):
+            self._sequences.add_prompt(record, own)
 
     def __iter__(self) -> Iterator[Event]:
         """The events that have not been taken yet."""
@@ -40,10 +39,10 @@ class Run:
 
     def __next__(self) -> Event:
         """The next event."""
-        self._rounds.compute()
-        if not self._rounds.unread:
+        self._loop.compute()
+        if not self._loop.unread:
             raise StopIteration
-        return self._rounds.unread.popleft()
+        return self._loop.unread.popleft()
 
     def step(self) -> list[Event]:
         """Goes on to the next event.
@@ -51,9 +50,9 @@ class Run:
         Returns:
             All events that have not been taken; empty when every sequence has ended.
         """
-        self._rounds.compute()
-        events = list(self._rounds.unread)
-        self._rounds.unread.clear()
+        self._loop.compute()
+        events = list(self._loop.unread)
+        self._loop.unread.clear()
         return events
 
     def trace(self, sequence: int) -> Trace:
@@ -62,7 +61,7 @@ class Run:
         Raises:
             IndexError: No such sequence.
         """
-        return self._record(sequence).interrupted_trace()
+        return self._sequences.record(sequence).interrupted_trace()
 
     def generated(self, sequence: int) -> list[int]:
         """Ids generated so far, each of its writer's vocabulary; also those of unread events.
@@ -70,12 +69,12 @@ class Run:
         Raises:
             IndexError: No such sequence.
         """
-        return list(self._record(sequence).generated)
+        return list(self._sequences.record(sequence).generated)
 
     @property
     def sequences(self) -> list[int]:
         """Sequences that have not ended, ascending."""
-        return [record.index for record in self._records if not record.done]
+        return self._sequences.unfinished()
 
     def fork(self, sequence: int, *, substream: int | None = None) -> int:
         """Copies a sequence; from here on the copy goes its own way.
@@ -99,19 +98,7 @@ class Run:
         """
         if substream is not None:
             check_random_key("substream", substream)
-        record = self._begun(sequence)
-        self._rounds.check_free_row()
-        row = self._rounds.router.fork(record.row, substream)
-        twin = record.copy(len(self._records), self._rounds.router.state(row)["substream"])
-        twin.row = row
-        try:
-            self._rounds.engine.fork(record, twin)
-        except BaseException:
-            self._rounds.router.close(row)
-            raise
-        self._records.append(twin)
-        self._rounds.add(twin)
-        return twin.index
+        return self._sequences.fork(self._begun(sequence), substream).index
 
     def rewind(self, sequence: int, count: int, *, exact: bool = True) -> None:
         """Drops the last generated tokens of a sequence; it goes on from there.
@@ -141,13 +128,8 @@ class Run:
                 f"cannot drop {count} tokens of sequence {sequence}: it has generated"
                 f" {len(record.generated)}"
             )
-        self._rounds.router.rewind(record.row, count)
-        record.repeats = exact
-        self._rounds.drop_events(sequence, count)
-        phase = Phase(self._rounds.router.state(record.row)["phase"])
-        record.rewind(len(record.generated) - count, phase)
-        self._rounds.engine.rewind(record)
-        self._rounds.replan()
+        self._sequences.rewind(record, count, exact=exact)
+        self._loop.drop_events(sequence, count)
 
     def save(self, sequence: int) -> bytes:
         """All of a sequence, keys and values included, for :meth:`load`; it goes on here.
@@ -156,14 +138,7 @@ class Run:
             IndexError: No such sequence.
             ValueError: It has ended, or not begun.
         """
-        record = self._begun(sequence)
-        return SavedSequence(
-            self._rounds.pair.engine,
-            self._rounds.pair.description,
-            record.state(),
-            self._rounds.router.save(record.row),
-            self._rounds.engine.save(record),
-        ).to_bytes()
+        return self._sequences.save(self._begun(sequence)).to_bytes()
 
     def load(self, saved: bytes | SavedSequence) -> int:
         """Goes on with a saved sequence, with its own options: also in another process.
@@ -182,18 +157,7 @@ class Run:
             RuntimeError: All rows are in use.
         """
         state = saved if isinstance(saved, SavedSequence) else SavedSequence.from_bytes(saved)
-        state.check_fits(self._rounds.pair.engine, self._rounds.pair.description)
-        self._rounds.check_free_row()
-        record = self._rounds.pair.record(state, len(self._records))
-        record.row = self._rounds.router.load(state.router)
-        try:
-            self._rounds.engine.restore(record, state.memory)
-        except BaseException:
-            self._rounds.router.close(record.row)
-            raise
-        self._records.append(record)
-        self._rounds.add_preempted(record)
-        return record.index
+        return self._sequences.load(state).index
 
     def cancel(self, sequence: int) -> Result:
         """Ends a sequence now; its last events follow as always.
@@ -205,38 +169,10 @@ class Run:
             IndexError: No such sequence.
             ValueError: It has ended.
         """
-        self._rounds.settle()
-        record = self._record(sequence)
-        waiting = next((entry for entry in self._rounds.waiting if entry[0] is record), None)
-        if waiting is None:
-            self._begun(sequence)
-        self._rounds.unread.extend(record.finish("cancelled"))
-        if waiting is None:
-            event = self._rounds.close(record)
-        else:
-            self._rounds.waiting.remove(waiting)
-            nothing = {name: TokenCounts(0, 0, 0) for name in MODELS}
-            event = Event(sequence, "done", result=record.result([], nothing))
-        self._rounds.unread.append(event)
-        self._rounds.replan()
-        assert event.result is not None
-        return event.result
-
-    def _record(self, sequence: int) -> SequenceRecord:
-        if not 0 <= sequence < len(self._records):
-            raise IndexError(f"this run has {len(self._records)} sequences, there is no {sequence}")
-        return self._records[sequence]
+        self._loop.settle()
+        return self._loop.cancel(self._sequences.record(sequence))
 
     def _begun(self, sequence: int) -> SequenceRecord:
         """A sequence that has begun and not ended, in memory."""
-        self._rounds.settle()
-        record = self._record(sequence)
-        if record.done:
-            raise ValueError(f"sequence {sequence} has ended")
-        if record.row < 0:
-            raise ValueError(
-                f"sequence {sequence} has not begun: it waits for one of"
-                f" {self._rounds.max_rows} rows"
-            )
-        self._rounds.bring_back(record)
-        return record
+        self._loop.settle()
+        return self._sequences.begun(sequence)

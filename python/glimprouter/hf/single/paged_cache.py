@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from glimprouter.config import check_integer
 from glimprouter.hf.attention.function import ATTENTION_NAME, leave_note
 from glimprouter.hf.attention.paged import kv_layout
-from glimprouter.hf.pair.facts import KNOWN_LAYERS, context_length
+from glimprouter.hf.pair.facts import context_length, unserved_layer
 from glimprouter.hf.single.paged_rows import PagedRows
 from glimprouter.torch import AttentionOptions
 
@@ -166,10 +166,9 @@ def _check_model(model: Any) -> None:
         raise ValueError(f"the model is on {model.device}, and the pages are on the CPU")
     if layout.head_dim % 16 != 0:
         raise ValueError(f"the model's head size of {layout.head_dim} is no multiple of 16")
-    if unknown := set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS:
+    if (unserved := unserved_layer(model)) is not None:
         raise ValueError(
-            f"the model has layers of type {sorted(unknown)[0]!r}; pages serve full and sliding"
-            " attention"
+            f"the model has layers of type {unserved!r}; pages serve full and sliding attention"
         )
     if config._attn_implementation != ATTENTION_NAME:
         raise ValueError(

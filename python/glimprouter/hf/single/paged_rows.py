@@ -25,7 +25,7 @@ class PagedRows:
         self.layout = layout
         self.length = 0
         self._context = context
-        self._max_batch_size = max_sequences
+        self._max_sequences = max_sequences
         self._pool = None if memory_bytes is None else PagePool([layout], memory_bytes)
         self._cache: KvCache | None = None
         self._rows: list[int | None] = []  # of the cache; None for a row of padding only
@@ -44,7 +44,7 @@ class PagedRows:
                 self._pool = PagePool(
                     [self.layout], min(sectors * sector, default_arena_bytes("cpu"))
                 )
-            self._cache = KvCache(self._pool, self._max_batch_size)
+            self._cache = KvCache(self._pool, self._max_sequences)
         return self._cache
 
     def begin(self, batch_size: int, new: int, mask: torch.Tensor | None) -> None:
@@ -60,9 +60,9 @@ class PagedRows:
             OutOfPages: Nothing has changed.
         """
         self.abandon()
-        if batch_size > self._max_batch_size:
+        if batch_size > self._max_sequences:
             raise ValueError(
-                f"{batch_size} rows are more than max_sequences={self._max_batch_size} of this"
+                f"{batch_size} rows are more than max_sequences={self._max_sequences} of this"
                 " PagedCache"
             )
         if self._rows and len(self._rows) != batch_size:
@@ -207,9 +207,9 @@ class PagedRows:
         self.abandon()
         if not self._rows:
             return
-        if len(indices) > self._max_batch_size:
+        if len(indices) > self._max_sequences:
             raise ValueError(
-                f"{len(indices)} rows are more than max_sequences={self._max_batch_size}"
+                f"{len(indices)} rows are more than max_sequences={self._max_sequences}"
             )
         assert self._cache is not None
         for index, row in enumerate(self._rows):

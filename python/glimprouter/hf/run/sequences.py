@@ -1,0 +1,232 @@
+"""The sequences of a run: router, engine and records change together, between two passes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from glimprouter.hf.engine.base import Engine
+from glimprouter.hf.pair.translation import Translation
+from glimprouter.hf.sequence.events import Result
+from glimprouter.hf.sequence.record import SequenceRecord
+from glimprouter.hf.sequence.saved import SavedSequence
+from glimprouter.router import Phase, StepRouter
+
+
+@dataclass(frozen=True)
+class RunPair:
+    """What a run knows of the two models.
+
+    Attributes:
+        engine: ``"paged"`` or ``"gather"``.
+        description: Of :func:`pair_description`.
+        models: The models themselves: a pass waits for those of other threads.
+        contexts: The most tokens that each model can see, by name.
+        translation: Of their vocabularies; None where both have the same.
+        record: Makes the record of a saved sequence, given its index.
+    """
+
+    engine: str
+    description: dict[str, dict[str, str]]
+    models: tuple[Any, Any]
+    contexts: dict[str, int]
+    translation: Translation | None
+    record: Callable[[SavedSequence, int], SequenceRecord]
+
+
+class RunSequences:
+    """All sequences of a run, by what they wait for.
+
+    A sequence waits for a row of the router, is active, or was preempted: it keeps its row then,
+    and waits for memory. Everything here is consistent between two forward passes.
+
+    Attributes:
+        router: Of all rows.
+        engine: Of all keys and values.
+        pair: The two models.
+        changes: How often sequences came, changed or were taken back in from outside of the loop:
+            what was planned before is void then.
+    """
+
+    def __init__(
+        self, router: StepRouter, engine: Engine, pair: RunPair, max_sequences: int
+    ) -> None:
+        """Takes a fresh router and a fresh engine, for so many sequences in flight."""
+        self.router = router
+        self.engine = engine
+        self.pair = pair
+        self.changes = 0
+        self._max_sequences = max_sequences
+        self._records: list[SequenceRecord] = []
+        # No row yet, with the options that open it.
+        self._waiting: deque[tuple[SequenceRecord, dict[str, Any]]] = deque()
+        self._active: dict[int, SequenceRecord] = {}  # by row
+        self._preempted: deque[SequenceRecord] = deque()  # in order of admission
+
+    def add_prompt(self, record: SequenceRecord, options: dict[str, Any]) -> None:
+        """A sequence that waits for a row; the options open it."""
+        self._records.append(record)
+        self._waiting.append((record, options))
+
+    def record(self, sequence: int) -> SequenceRecord:
+        """The record of a sequence.
+
+        Raises:
+            IndexError: No such sequence.
+        """
+        if not 0 <= sequence < len(self._records):
+            raise IndexError(f"this run has {len(self._records)} sequences, there is no {sequence}")
+        return self._records[sequence]
+
+    def unfinished(self) -> list[int]:
+        """Sequences that have not ended, ascending."""
+        return [record.index for record in self._records if not record.done]
+
+    def begun(self, sequence: int) -> SequenceRecord:
+        """The record of a sequence that has begun and not ended; it is in memory then.
+
+        Raises:
+            IndexError: No such sequence.
+            ValueError: It has ended, or not begun.
+        """
+        record = self.record(sequence)
+        if record.done:
+            raise ValueError(f"sequence {sequence} has ended")
+        if record.row < 0:
+            raise ValueError(
+                f"sequence {sequence} has not begun: it waits for one of {self._max_sequences} rows"
+            )
+        if record in self._preempted:  # the youngest others make room
+            while not self.engine.open(record):
+                self.preempt_youngest()
+            self._preempted.remove(record)
+            self._activate(record)
+        return record
+
+    def _activate(self, record: SequenceRecord) -> None:
+        self._active[record.row] = record
+        self.changes += 1
+
+    def _check_free_row(self) -> None:
+        if len(self._active) + len(self._preempted) >= self._max_sequences:
+            raise RuntimeError(
+                f"all {self._max_sequences} rows of this run are in use; wait until a sequence"
+                " ends, cancel one, or make the RoutedModel with a larger max_sequences"
+            )
+
+    def fork(self, record: SequenceRecord, substream: int | None) -> SequenceRecord:
+        """Copies a begun sequence.
+
+        Raises:
+            RuntimeError: All rows are in use.
+        """
+        self._check_free_row()
+        row = self.router.fork(record.row, substream)
+        twin = record.copy(len(self._records), self.router.state(row)["substream"])
+        twin.row = row
+        try:
+            self.engine.fork(record, twin)
+        except BaseException:
+            self.router.close(row)
+            raise
+        self._records.append(twin)
+        self._activate(twin)
+        return twin
+
+    def rewind(self, record: SequenceRecord, count: int, *, exact: bool) -> None:
+        """Drops the last generated tokens of a begun sequence.
+
+        Raises:
+            ValueError: A count that ends within the closing ids.
+        """
+        self.router.rewind(record.row, count)
+        record.repeats = exact
+        phase = Phase(self.router.state(record.row)["phase"])
+        record.rewind(len(record.generated) - count, phase)
+        self.engine.rewind(record)
+        self.changes += 1
+
+    def save(self, record: SequenceRecord) -> SavedSequence:
+        """All of a begun sequence; it goes on here."""
+        return SavedSequence(
+            self.pair.engine,
+            self.pair.description,
+            record.state(),
+            self.router.save(record.row),
+            self.engine.save(record),
+        )
+
+    def load(self, saved: SavedSequence) -> SequenceRecord:
+        """Goes on with a saved sequence, once there is memory.
+
+        Raises:
+            ValueError: It is of another pair or engine, or needs more memory than there is.
+            RuntimeError: All rows are in use.
+        """
+        saved.check_fits(self.pair.engine, self.pair.description)
+        self._check_free_row()
+        record = self.pair.record(saved, len(self._records))
+        record.row = self.router.load(saved.router)
+        try:
+            self.engine.restore(record, saved.memory)
+        except BaseException:
+            self.router.close(record.row)
+            raise
+        self._records.append(record)
+        self._preempted.append(record)
+        self.changes += 1
+        return record
+
+    def withdraw(self, record: SequenceRecord) -> bool:
+        """Takes a sequence out of those that wait for a row; whether it was one of them."""
+        waiting = next((entry for entry in self._waiting if entry[0] is record), None)
+        if waiting is None:
+            return False
+        self._waiting.remove(waiting)
+        self.changes += 1
+        return True
+
+    def close(self, record: SequenceRecord) -> Result:
+        """Frees what an active sequence holds, which is finished; what came of it."""
+        token_ids = self.engine.token_ids("large", record)
+        result = record.result(token_ids, self.engine.counts(record))
+        self.router.close(record.row)
+        self.engine.close(record)
+        del self._active[record.row]
+        return result
+
+    def admit(self) -> None:
+        """Opens sequences while there is room: those that were preempted first."""
+        while self._preempted and self.engine.open(self._preempted[0]):
+            record = self._preempted.popleft()
+            self._active[record.row] = record
+        while self._waiting and not self._preempted and len(self._active) < self._max_sequences:
+            record, options = self._waiting[0]
+            if not self.engine.open(record):
+                return
+            self._waiting.popleft()
+            record.row = self.router.open(**options)
+            self._active[record.row] = record
+
+    def preempt_youngest(self) -> None:
+        """Makes room for the others; the oldest sequence always goes on, so every one ends."""
+        record = max(self._active.values(), key=lambda active: active.index)
+        self.engine.preempt(record)
+        del self._active[record.row]
+        self._preempted.appendleft(record)
+
+    @property
+    def num_active(self) -> int:
+        """Sequences in memory."""
+        return len(self._active)
+
+    def is_active(self, record: SequenceRecord) -> bool:
+        """Whether a sequence is in memory."""
+        return self._active.get(record.row) is record
+
+    def pending(self, model: str) -> list[SequenceRecord]:
+        """Sequences in memory that wait for a model."""
+        rows = self.router.pending(model).tolist()
+        return [self._active[row] for row in rows if row in self._active]
