@@ -7,6 +7,7 @@
 
 #include "cpu/attention_task.hpp"
 #include "glimprouter/kv_layout.hpp"
+#include "glimprouter/kv_views.hpp"
 #include "glimprouter/row_view.hpp"
 
 namespace glimprouter {
@@ -25,12 +26,6 @@ struct DeviceHeads {
   std::int64_t layer_stride;
   std::int64_t token_stride;
   std::int64_t head_stride;
-};
-
-// The layers of an operation: one inside a forward pass, all of them elsewhere.
-struct LayerRange {
-  std::int32_t first;
-  std::int32_t count;
 };
 
 // New keys and values into their slot_mapping, cast to the pages' type.

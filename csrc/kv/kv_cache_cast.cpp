@@ -2,7 +2,6 @@
 #include <stdexcept>
 
 #include "glimprouter/kv_cache.hpp"
-#include "glimprouter/kv_ops.hpp"
 #include "kv/tail_copies.hpp"
 
 namespace glimprouter {
@@ -69,8 +68,8 @@ std::int32_t KvCache::cast_copy(std::int32_t source, std::int32_t target, std::i
   tails.keep();
   take_pages(target, to, from.num_computed_tokens);
   try {
-    cast_copy_kv(*pool_, {source, from.pages}, {target, to.pages}, first,
-                 from.num_computed_tokens - first);
+    pool_->arena().cast_copy({pool_->layout(source), from.pages}, {layout, to.pages}, first,
+                             from.num_computed_tokens - first);
   } catch (...) {
     release_from(target, to, first);
     throw;
