@@ -59,7 +59,7 @@ struct CastCopyArguments {
   std::int64_t end;
 };
 
-// Whole pages: fork and copy-on-write (both in the arena), offload and fetch (the other side is
+// Whole pages: fork and copy-on-write (both in the arena), reading and writing (the other side is
 // pinned host memory, where pages lie side by side).
 struct PageCopyArguments {
   const std::byte* source;
