@@ -16,6 +16,9 @@ _COMPARISONS = (">", ">=")
 _ROUTES = ("auto", "small", "large", "manual")
 _MODELS = ("small", "large")
 _MAX_INT = 2**31 - 1
+# Of the published code.
+DEFAULT_THINK_TOKENS = 8192
+DEFAULT_ANSWER_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,11 @@ class RouterConfig:
         top_k: Number of tokens kept, >= 0; 0 is off.
         min_p: Smallest probability kept, as a fraction of the largest, in [0, 1]; 0 is off.
         max_step_tokens: Tokens of one step, >= 1. A step cut by it gets no delimiter.
-        max_think_tokens: Tokens of all steps, >= 1. Then the thinking is closed by force.
-        max_answer_tokens: Tokens of the answer, >= 0; 0 ends the sequence with the thinking.
+        max_think_tokens: Tokens of all steps, >= 1. Then the thinking is closed by force. None:
+            8192 (published code); with a :class:`~glimprouter.hf.RoutedModel` at most what the
+            contexts of its models leave.
+        max_answer_tokens: Tokens of the answer, >= 0; 0 ends the sequence with the thinking. None:
+            2048 (published code); with a ``RoutedModel`` at most a quarter of the shorter context.
         first_steps_large: So many first steps go to the large model without a glimpse, >= 0.
         answer_model: Who writes the answer: ``"large"`` (paper) or ``"small"``.
         repetition_guard: Close the thinking when the last L steps equal the L before, L <= 8, from
@@ -58,8 +64,8 @@ class RouterConfig:
     top_k: int = 0
     min_p: float = 0.0
     max_step_tokens: int = 512
-    max_think_tokens: int = 8192
-    max_answer_tokens: int = 2048
+    max_think_tokens: int | None = None
+    max_answer_tokens: int | None = None
     first_steps_large: int = 0
     answer_model: ModelName = "large"
     repetition_guard: bool = True
@@ -73,8 +79,10 @@ class RouterConfig:
             check_integer("entropy_top_k", self.entropy_top_k, 1, "None for the full entropy")
         check_sampling(self.temperature, self.top_p, self.top_k, self.min_p)
         check_integer("max_step_tokens", self.max_step_tokens, 1)
-        check_integer("max_think_tokens", self.max_think_tokens, 1)
-        check_integer("max_answer_tokens", self.max_answer_tokens, 0)
+        if self.max_think_tokens is not None:
+            check_integer("max_think_tokens", self.max_think_tokens, 1)
+        if self.max_answer_tokens is not None:
+            check_integer("max_answer_tokens", self.max_answer_tokens, 0)
         check_integer("first_steps_large", self.first_steps_large, 0)
         _check_choice("answer_model", self.answer_model, _MODELS)
         _check_choice("route", self.route, _ROUTES)
@@ -104,6 +112,11 @@ def native_options(config: RouterConfig) -> dict[str, Any]:
     options["route"] = _ROUTES.index(config.route)
     options["answer_model"] = _MODELS.index(config.answer_model)
     options["entropy_top_k"] = config.entropy_top_k or 0
+    for name, default in (
+        ("max_think_tokens", DEFAULT_THINK_TOKENS),
+        ("max_answer_tokens", DEFAULT_ANSWER_TOKENS),
+    ):
+        options[name] = default if options[name] is None else options[name]
     return options
 
 

@@ -237,7 +237,10 @@ BAD_COMMANDS: dict[str, tuple[Sequence[str], str]] = {
     "share": ((*CALIBRATE, "--large-share", "1"), r"large_share must lie in \(0, 1\)"),
     "few": (CALIBRATE, "at least 4 different prompts .* got 2"),
     "prompts": ((*CALIBRATE, "-f", "TMP/none.txt"), "cannot read the prompts from .*none.txt"),
-    "out": ((*CALIBRATE, "--out", "TMP"), "--out .*: give a file in a directory that exists"),
+    "out": (
+        (*CALIBRATE, "--out", "TMP"),
+        "--out .* cannot be written: it is a directory; give a file",
+    ),
     "directory": ((*CALIBRATE, "--small", "TMP"), "--small .* has no config.json"),
     "dtype": ((*CALIBRATE, "-f", "TMP/four.txt", "--dtype", "int1"), "--dtype must be one of"),
 }

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,8 +89,8 @@ BAD_CALLS: dict[str, tuple[Sequence[str], str]] = {
     "no prompt": ((), "exactly one of --prompt TEXT and -f FILE"),
     "two prompts": (("-p", "a", "-f", "b.txt"), "exactly one of --prompt TEXT and -f FILE"),
     "empty prompt": (("-p", " "), "the prompt is empty; give some text"),
-    "missing file": (("-f", "TMP/none.txt"), "cannot read the prompt from .*none.txt"),
-    "binary file": (("-f", "TMP/binary.txt"), "cannot read the prompt from .*codec can't decode"),
+    "missing file": (("-f", "TMP/none.txt"), "cannot read the prompts from .*none.txt"),
+    "binary file": (("-f", "TMP/binary.txt"), "cannot read the prompts from .*codec can't decode"),
     "surrogate": (("-p", "a\udcff", *LIMITS), "the prompt is no valid Unicode text"),
     "missing directory": (("-p", "a", "--small", "TMP/none"), "--small .*none is not a directory"),
     "a file": (("-p", "a", "--large", "TMP/binary.txt"), "--large .* is not a directory; give a"),
@@ -101,8 +102,21 @@ BAD_CALLS: dict[str, tuple[Sequence[str], str]] = {
     "comparison": (("-p", "a", "--comparison", "<"), "comparison must be one of"),
     "manual": (("-p", "a", "--route", "manual"), "--route manual is for programs"),
     "dtype": (("-p", "a", "--dtype", "float99"), "--dtype must be one of auto, .* got 'float99'"),
-    "json directory": (("-p", "a", "--json", "TMP"), "--json .*: give a file in a directory that"),
-    "json nowhere": (("-p", "a", "--json", "TMP/none/t.jsonl"), "a directory that exists"),
+    "json directory": (("-p", "a", "--json", "TMP"), "--json .* it is a directory; give a file"),
+    "json nowhere": (
+        ("-p", "a", "--json", "TMP/none/t.jsonl"),
+        "none/t.jsonl cannot be written: its directory does not exist",
+    ),
+    "device": (("-p", "a", "--device", "xpu:0"), r"device must be one of .*got 'xpu:0'"),
+    "execution": (("-p", "a", "--execution", "fast"), 'execution must be one of "auto"'),
+    "memory": (("-p", "a", "--kv-memory", "8 gib of it"), "--kv-memory must be a size such as"),
+    "no memory": (("-p", "a", "--kv-memory", "0"), "--kv-memory must be a size such as"),
+    "too much thinking": (
+        ("-p", "a", "--max-think-tokens", "5000"),
+        r"max_think_tokens=5000 does not fit.* of 1024; lower it, or leave it unset",
+    ),
+    "no prompts": (("-f", "TMP/blank.txt"), "blank.txt holds no prompt; give one a line"),
+    "bad line": (("-f", "TMP/bad.jsonl"), "bad.jsonl, line 3 is no JSON"),
     "long prompt": (("-p", "9" * 2000, *LIMITS), r"shorten the prompt or lower max_answer_tokens"),
     "marker": (("-p", "a", "--think-end", "<nope>"), "'<nope>' is not one token"),
 }
@@ -117,6 +131,8 @@ def test_an_error_is_one_line(
     message: str,
 ) -> None:
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "blank.txt").write_text("\n \n", encoding="utf-8")
+    (tmp_path / "bad.jsonl").write_text('"a"\n\n{"prompt": \n', encoding="utf-8")
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{", encoding="utf-8")
@@ -287,7 +303,8 @@ MISSING = {
 @pytest.mark.parametrize(("blocked", "words"), MISSING.items(), ids=MISSING)
 def test_a_missing_extra_is_one_line(tmp_path: Path, blocked: str, words: Sequence[str]) -> None:
     (tmp_path / "sitecustomize.py").write_text(BLOCKER.format(blocked=blocked), encoding="utf-8")
-    done = run(*words, environment={**ENVIRONMENT, "PYTHONPATH": str(tmp_path)})
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = run(*words, environment={**ENVIRONMENT, "PYTHONPATH": path})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"glimprouter: this command needs {blocked}, which is not installed here. Install the extra"

@@ -55,11 +55,11 @@ def test_unknown_devices_are_refused() -> None:
 def test_graphs_need_pages_on_a_device() -> None:
     pair = hf_pairs.random_pair("qwen3")
     arguments = pair.small, pair.large, pair.tokenizer
-    assert not RoutedModel(*arguments).graphs
-    with pytest.raises(ValueError, match=r"graphs=True needs .* runs on 'paged' on cpu"):
-        RoutedModel(*arguments, graphs=True)
-    with pytest.raises(TypeError, match="graphs must be a bool or None"):
-        RoutedModel(*arguments, graphs=1)  # type: ignore[arg-type]
+    assert RoutedModel(*arguments).execution == "eager"
+    with pytest.raises(ValueError, match=r"execution=\"graphs\" needs .* runs on 'paged' on cpu"):
+        RoutedModel(*arguments, execution="graphs")
+    with pytest.raises(ValueError, match=r"execution must be one of .* got 'graph'"):
+        RoutedModel(*arguments, execution="graph")  # type: ignore[arg-type]
 
 
 def test_decode_tables_are_for_pages_on_a_device() -> None:

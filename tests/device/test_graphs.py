@@ -24,7 +24,7 @@ from device_pairs import DEVICES, pair_of, written
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.attention import paged
 from glimprouter.hf.engine import kept_pool
-from glimprouter.hf.graphs import compiled_decode, decode_graphs
+from glimprouter.hf.graphs import decode_graphs
 from glimprouter.hf.graphs.compiled_decode import CompiledDecode
 from glimprouter.hf.graphs.decode_graphs import DecodeGraphs
 from glimprouter.hf.graphs.decode_pass import DecodePass
@@ -113,9 +113,8 @@ def test_tokens_and_routes_of_eager_passes(
     device: str, family: str, recorders: list[CountingRecorder]
 ) -> None:
     """Batches of one, three and eight; sequences end one after the other."""
-    eager, graphs = routed(device, family, graphs=False), routed(device, family)
-    assert graphs.graphs
-    assert not eager.graphs
+    eager, graphs = routed(device, family, execution="eager"), routed(device, family)
+    assert (graphs.execution, eager.execution) == ("graphs", "eager")
     prompts = hf_pairs.raw_prompts((23, 5, 41, 12, 2, 67, 31, 17))
     for count in (1, 3, 8):
         assert written(graphs.generate(prompts[:count])) == written(eager.generate(prompts[:count]))
@@ -163,7 +162,7 @@ def test_runs_side_by_side_have_pools_of_their_own(
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_longer_run_has_a_larger_pool(device: str, recorders: list[CountingRecorder]) -> None:
-    model, eager = routed(device), routed(device, graphs=False)
+    model, eager = routed(device), routed(device, execution="eager")
     short = [[40, 41, 42]]
     long = hf_pairs.raw_prompts((300, 200, 350))
     for prompts in (short, long, short):
@@ -236,7 +235,7 @@ def test_what_cannot_be_captured_is_computed_eagerly(
 ) -> None:
     """The same tokens, and one warning for each model that says why."""
     prompts = pair_of("qwen3").prompts[:3]
-    want = written(routed(device, graphs=False).generate(prompts))
+    want = written(routed(device, execution="eager").generate(prompts))
     model = routed(device)
 
     def refuse(run: Callable[[], torch.Tensor]) -> Any:
@@ -264,10 +263,10 @@ def test_compiled_passes_are_captured(
     """
     if not device.startswith("cuda"):
         traced = partial(CompiledDecode, backend="eager")
-        monkeypatch.setattr(compiled_decode, "CompiledDecode", traced)
+        monkeypatch.setattr("glimprouter.hf.model.CompiledDecode", traced)
     models = (hf_pairs.random_model("qwen3", 1, 7),) * 2
-    eager = routed(device, models=models, graphs=False)
-    compiled = routed(device, models=models, compile=True)
+    eager = routed(device, models=models, execution="eager")
+    compiled = routed(device, models=models, execution="compiled")
     (decode,) = {*compiled._engines._kept._compiled.values()}  # type: ignore[union-attr]
 
     def compilations() -> int:
@@ -294,9 +293,3 @@ def test_strides_of_ids_and_positions_follow_from_the_size(device: str) -> None:
             assert column.shape == (1, size)
             assert column.stride() == (size, 1)
             assert column.data_ptr() % 16 == 0
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_only_captured_passes_are_compiled(device: str) -> None:
-    with pytest.raises(ValueError, match="for the passes that graphs=True captures"):
-        routed(device, compile=True, graphs=False)

@@ -131,7 +131,7 @@ def narrow_pair(context: int) -> Pair:
 def test_the_answer_is_reserved_in_the_context() -> None:
     """The thinking gets what prompt, closing ids and answer leave of the narrower context."""
     pair = narrow_pair(64)
-    results = pair.routed(max_think_tokens=1000, max_answer_tokens=9).generate(pair.prompts)
+    results = pair.routed(max_think_tokens=None, max_answer_tokens=9).generate(pair.prompts)
     for prompt, result in zip(pair.prompts, results, strict=True):
         room = 64 - len(prompt) - len(CLOSING) - 9
         assert result.trace.think_limit == room
@@ -140,12 +140,14 @@ def test_the_answer_is_reserved_in_the_context() -> None:
         assert len(prompt) + len(result.token_ids) == 64
     short = pair.routed(max_think_tokens=5, max_answer_tokens=9).generate(pair.prompts)
     assert {result.trace.think_limit for result in short} == {5}
+    with pytest.raises(ValueError, match=r"max_think_tokens=1000 does not fit: prompt 0 .* unset"):
+        pair.routed(max_think_tokens=1000, max_answer_tokens=9).generate(pair.prompts)
 
 
 def test_no_position_lies_outside_the_context() -> None:
     pair = narrow_pair(64)
     with watched(pair.large) as seen:
-        pair.routed(max_think_tokens=1000, max_answer_tokens=9).generate(pair.prompts)
+        pair.routed(max_think_tokens=None, max_answer_tokens=9).generate(pair.prompts)
     last = max(position for _, position, _ in seen)
     assert last == 64 - 2, "nobody computes the answer's last id"
 
@@ -156,9 +158,11 @@ def test_a_prompt_that_is_too_long() -> None:
     prompt = pair.prompts[2]
     largest = 64 - len(prompt) - len(CLOSING) - 1
     with watched(pair.small) as seen, pytest.raises(ValueError, match=r"prompt 1 has 41 tokens"):
-        pair.routed(max_answer_tokens=largest + 1).generate([pair.prompts[0], prompt])
+        pair.routed(max_think_tokens=None, max_answer_tokens=largest + 1).generate(
+            [pair.prompts[0], prompt]
+        )
     assert seen == []
-    result = pair.routed(max_answer_tokens=largest).generate([prompt])[0]
+    result = pair.routed(max_think_tokens=None, max_answer_tokens=largest).generate([prompt])[0]
     assert result.trace.think_limit == 1
 
 

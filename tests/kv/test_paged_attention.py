@@ -261,11 +261,12 @@ def golden_digest() -> str:
 
 def test_every_instruction_set_gives_the_same_bits() -> None:
     program = "import test_paged_attention as t; print(t.golden_digest())"
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
     digests = {}
     for name in gr.build_info()["instruction_sets_supported"]:
         finished = subprocess.run(
             [sys.executable, "-c", program],
-            env={**os.environ, "GLIMPROUTER_ISA": name, "PYTHONPATH": os.path.dirname(__file__)},
+            env={**os.environ, "GLIMPROUTER_ISA": name, "PYTHONPATH": path},
             capture_output=True,
             text=True,
             check=False,

@@ -254,7 +254,7 @@ OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
     ("max_step_tokens", 2**31, ValueError, r"lie in .* got 2147483648"),
     ("max_step_tokens", True, TypeError, "be an integer, got True"),
     ("max_think_tokens", 0, ValueError, r"lie in \[1"),
-    ("max_think_tokens", None, TypeError, "be an integer, got None"),
+    ("max_think_tokens", "9", TypeError, "be an integer, got '9'"),
     ("max_answer_tokens", -1, ValueError, r"lie in \[0"),
     ("max_answer_tokens", "9", TypeError, "be an integer, got '9'"),
     ("first_steps_large", -1, ValueError, r"lie in \[0"),

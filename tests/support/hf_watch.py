@@ -35,7 +35,7 @@ class Rows:
     def of(cls, arguments: dict[str, Any]) -> Rows:
         """Of either engine: padded rows over a cache, or packed rows over pages."""
         if "glimprouter_pass" in arguments:
-            batch = arguments["glimprouter_pass"].batch
+            batch = arguments["glimprouter_pass"].own.batch
             counts = np.diff(batch.cu_seqlens)
             starts = batch.seq_lens - counts
             return cls(*(tuple(x.tolist()) for x in (batch.sequences, starts, counts)))

@@ -53,7 +53,7 @@ def _hooked(model: Any, starts: list[float]) -> Iterator[None]:
 @contextmanager
 def _wrapped(routed: Any, starts: list[float]) -> Iterator[None]:
     """For compiled models: a hook of theirs would become part of the graph."""
-    before = routed.compiled
+    before = routed._compiled
 
     def watched(forward: Any) -> Any:
         def call(*arguments: Any) -> Any:
@@ -62,11 +62,11 @@ def _wrapped(routed: Any, starts: list[float]) -> Iterator[None]:
 
         return call
 
-    routed.compiled = {name: watched(forward) for name, forward in before.items()}
+    routed._compiled = {name: watched(forward) for name, forward in before.items()}
     try:
         yield
     finally:
-        routed.compiled = before
+        routed._compiled = before
 
 
 def _seconds_a_token(model: Any, run: Callable[[], object], routed: Any = None) -> float:
@@ -78,7 +78,7 @@ def _seconds_a_token(model: Any, run: Callable[[], object], routed: Any = None) 
     return statistics.median(gaps)
 
 
-def _routed(model: Any, engine: Any, compile: bool = False) -> Any:
+def _routed(model: Any, engine: Any, execution: str = "eager") -> Any:
     """A pair of the same model twice, forced to the small one."""
     from transformers import AutoTokenizer
 
@@ -95,7 +95,7 @@ def _routed(model: Any, engine: Any, compile: bool = False) -> Any:
         max_think_tokens=TOKENS,
         max_answer_tokens=0,
     )
-    return RoutedModel(model, model, tokenizer, config, engine=engine, compile=compile)
+    return RoutedModel(model, model, tokenizer, config, engine=engine, execution=execution)  # type: ignore[arg-type]
 
 
 def _measure(
@@ -103,7 +103,7 @@ def _measure(
 ) -> dict[str, float]:
     """Seconds a token of each engine and of `generate`, in turns."""
     contenders: dict[str, tuple[Callable[[], object], Any]] = {
-        name: (lambda e=engine: e.generate([prompt.tolist()]), engine if engine.compiled else None)  # type: ignore[misc]
+        name: (lambda e=engine: e.generate([prompt.tolist()]), engine if engine._compiled else None)  # type: ignore[misc]
         for name, engine in engines.items()
     }
     contenders["generate"] = (
@@ -126,7 +126,7 @@ def run(settings: Settings) -> list[Section]:
     with one_torch_thread():
         engines = {name: _routed(model, name) for name in ("paged", "gather")}
         if settings.compile:
-            engines["paged, compiled"] = _routed(model, "paged", compile=True)
+            engines["paged, compiled"] = _routed(model, "paged", "compiled")
         for context, least in CONTEXTS.items():
             with torch.inference_mode():
                 medians = _measure(model, engines, torch.arange(context) % 200 + 40, settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -14,32 +13,15 @@ import typer
 from rich.console import Console
 
 from glimprouter import calibration
-from glimprouter.cli import generate as shared
-from glimprouter.cli import render
-from glimprouter.cli.errors import UserError, clean_exit, require_model_directory
+from glimprouter.cli import options, render
+from glimprouter.cli.errors import clean_exit, require_model_directory
+from glimprouter.cli.options import DEFAULTS
+from glimprouter.cli.prompts import Prompt, read_prompts
 from glimprouter.cli.torch_setup import torch_dtype, use_threads
 from glimprouter.config import RouterConfig
 
 if TYPE_CHECKING:
     from glimprouter.hf import RoutedModel
-
-DEFAULTS = shared.DEFAULTS
-
-
-def read_prompts(file: Path) -> list[str]:
-    """The user messages of a file, one a line; empty lines are skipped.
-
-    Raises:
-        UserError: It cannot be read, or has too few different lines.
-    """
-    try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompts from {file}: {error}") from error
-    # Not splitlines(): a message may hold separators that are no newline.
-    prompts = [line.strip() for line in text.split("\n") if line.strip()]
-    calibration.distinct_prompts(prompts)  # before a model is loaded
-    return prompts
 
 
 @contextmanager
@@ -73,7 +55,7 @@ def _progress(console: Console) -> Iterator[calibration.Progress]:
 
 
 def _run(
-    bars: Console, model: RoutedModel, prompts: list[str], large_share: float, seed: int
+    bars: Console, model: RoutedModel, prompts: list[Prompt], large_share: float, seed: int
 ) -> calibration.Calibration:
     """Calibrates with progress; a warning becomes one line below it."""
     with warnings.catch_warnings(record=True) as caught, _progress(bars) as progress:
@@ -105,52 +87,58 @@ def _print_result(console: Console, result: calibration.Calibration, out: Path) 
 
 
 def calibrate(
-    small: shared.Small,
-    large: shared.Large,
-    file: Annotated[
-        Path, typer.Option("--file", "-f", help="User messages, one a line; - is stdin.")
-    ],
+    small: options.Small,
+    large: options.Large,
+    file: options.PromptFile,
     out: Annotated[Path, typer.Option("--out", help="Write the calibration here, as JSON.")],
     large_share: Annotated[
         float, typer.Option(help="Wanted share of glimpsed steps by the large model, in (0, 1).")
     ] = 0.25,
-    comparison: shared.ComparisonName = DEFAULTS.comparison,
-    entropy_top_k: shared.EntropyTopK = DEFAULTS.entropy_top_k,
-    temperature: shared.Temperature = DEFAULTS.temperature,
-    top_p: shared.TopP = DEFAULTS.top_p,
-    top_k: shared.TopK = DEFAULTS.top_k,
-    min_p: shared.MinP = DEFAULTS.min_p,
-    max_step_tokens: shared.MaxStep = DEFAULTS.max_step_tokens,
-    max_think_tokens: shared.MaxThink = DEFAULTS.max_think_tokens,
-    max_answer_tokens: shared.MaxAnswer = DEFAULTS.max_answer_tokens,
-    first_steps_large: shared.FirstLarge = DEFAULTS.first_steps_large,
-    repetition_guard: shared.Guard = DEFAULTS.repetition_guard,
+    comparison: options.ComparisonName = DEFAULTS.comparison,
+    entropy_top_k: options.EntropyTopK = DEFAULTS.entropy_top_k,
+    temperature: options.Temperature = DEFAULTS.temperature,
+    top_p: options.TopP = DEFAULTS.top_p,
+    top_k: options.TopK = DEFAULTS.top_k,
+    min_p: options.MinP = DEFAULTS.min_p,
+    max_step_tokens: options.MaxStep = DEFAULTS.max_step_tokens,
+    max_think_tokens: options.MaxThink = DEFAULTS.max_think_tokens,
+    max_answer_tokens: options.MaxAnswer = DEFAULTS.max_answer_tokens,
+    first_steps_large: options.FirstLarge = DEFAULTS.first_steps_large,
+    repetition_guard: options.Guard = DEFAULTS.repetition_guard,
     seed: Annotated[int, typer.Option(min=0, help="Of the split and the sampling.")] = 0,
-    dtype: shared.Dtype = "auto",
-    think_start: shared.ThinkStart = "<think>",
-    think_end: shared.ThinkEnd = "</think>",
-    threads: shared.Threads = None,
-    trust_remote_code: shared.TrustRemoteCode = False,
-    no_color: shared.NoColor = False,
-    plain: shared.Plain = False,
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    execution: options.Execution = "auto",
+    kv_memory: options.KvMemory = None,
+    think_start: options.ThinkStart = "<think>",
+    think_end: options.ThinkEnd = "</think>",
+    threads: options.Threads = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    no_color: options.NoColor = False,
+    plain: options.Plain = False,
 ) -> None:
     """Find the threshold that sends a wanted share of the steps to the large model."""
-    options = locals()
-    names = RouterConfig.__dataclass_fields__.keys() & options.keys()
+    given = locals()
+    names = RouterConfig.__dataclass_fields__.keys() & given.keys()
     with clean_exit():
-        config = DEFAULTS.replace(**{name: options[name] for name in names})
+        config = DEFAULTS.replace(**{name: given[name] for name in names})
         calibration.check_large_share(large_share)
-        shared.check_output_path("--out", out)
+        options.check_output_path("--out", out)
         require_model_directory("--small", small)
         require_model_directory("--large", large)
         prompts = read_prompts(file)
+        calibration.distinct_prompts(prompts)  # before a model is loaded
+        memory = options.bytes_of(kv_memory)
         if threads is not None:
             use_threads(threads)
-        model = shared.load_pair(
+        model = options.load_pair(
             small,
             large,
             config,
+            device=device,
             dtype=torch_dtype(dtype),
+            execution=execution,
+            kv_memory_bytes=memory,
             think_start=think_start or None,
             think_end=think_end or None,
             trust_remote_code=trust_remote_code,

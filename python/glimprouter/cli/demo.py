@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from glimprouter.cli import intervals, render
+from glimprouter.cli import intervals, options, render
 from glimprouter.cli.errors import clean_exit
 from glimprouter.cli.measure import Contender, Latency, Outcome, make_contenders, solve, time_alone
 from glimprouter.cli.torch_setup import (
@@ -149,7 +149,14 @@ def _print_summary(
         console.print("(A short run: the figures above mean little.)")
 
 
-def run_demo(console: Console, sizes: Sizes, threshold: float, seed: int, threads: int) -> None:
+def run_demo(
+    console: Console,
+    sizes: Sizes,
+    threshold: float,
+    seed: int,
+    threads: int,
+    **pair_options: Any,
+) -> None:
     """Shows some problems, then measures all three ways and prints the table.
 
     Args:
@@ -158,18 +165,22 @@ def run_demo(console: Console, sizes: Sizes, threshold: float, seed: int, thread
         threshold: tau in nats.
         seed: Chooses the held-out problems.
         threads: Threads of torch.
+        **pair_options: Of ``RoutedModel``: device, execution, kv_memory_bytes; and the models'
+            dtype.
 
     Raises:
-        ValueError: The threshold is out of range.
+        ValueError: The threshold is out of range, or an option cannot be had.
     """
     start = time.perf_counter()
     quiet_transformers()
-    small, tokenizer = load_causal_lm("the embedded small model", small_path(), "float32")
-    large, _ = load_causal_lm("the embedded large model", large_path(), "float32")
-    contenders = make_contenders(small, large, tokenizer, threshold)
+    dtype = pair_options.pop("dtype", "float32")
+    device = pair_options.get("device")
+    small, tokenizer = load_causal_lm("the embedded small model", small_path(), dtype, device)
+    large, _ = load_causal_lm("the embedded large model", large_path(), dtype, device)
+    contenders = make_contenders(small, large, tokenizer, threshold, **pair_options)
     sizes_text = " and ".join(f"{m.num_parameters():,}" for m in (small, large))
     console.print(
-        f"Embedded pair: {sizes_text} parameters, float32, greedy; tau = {threshold:g} nats; "
+        f"Embedded pair: {sizes_text} parameters, {dtype}, greedy; tau = {threshold:g} nats; "
         f"torch threads: {threads}",
         soft_wrap=True,
     )
@@ -215,6 +226,10 @@ def demo(
     plain: Annotated[
         bool, typer.Option("--plain", help="Plain text, as where the output is no terminal.")
     ] = False,
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
+    execution: options.Execution = "auto",
+    kv_memory: options.KvMemory = None,
     svg: Annotated[
         Path | None, typer.Option(help="Also write what is printed to this file, as a picture.")
     ] = None,
@@ -225,6 +240,16 @@ def demo(
         if quick:
             sizes = Sizes(QUICK_SHOWN, QUICK_PROBLEMS, QUICK_LATENCY_PROBLEMS)
         console = render.make_console(plain=plain, no_color=no_color, record=svg is not None)
-        run_demo(console, sizes, threshold, seed, threads)
+        run_demo(
+            console,
+            sizes,
+            threshold,
+            seed,
+            threads,
+            device=device,
+            dtype=dtype,
+            execution=execution,
+            kv_memory_bytes=options.bytes_of(kv_memory),
+        )
         if svg is not None:
             render.save_svg(console, svg, "glimprouter demo")

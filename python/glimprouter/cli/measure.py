@@ -62,7 +62,9 @@ class Latency:
         return 1e3 * self.seconds / max(self.tokens, 1)
 
 
-def make_contenders(small: Any, large: Any, tokenizer: Any, threshold: float) -> list[Contender]:
+def make_contenders(
+    small: Any, large: Any, tokenizer: Any, threshold: float, **pair_options: Any
+) -> list[Contender]:
     """Routed, small alone and large alone: greedy, with the same weights in memory.
 
     Args:
@@ -70,6 +72,7 @@ def make_contenders(small: Any, large: Any, tokenizer: Any, threshold: float) ->
         large: The large one.
         tokenizer: Of both.
         threshold: tau in nats.
+        **pair_options: Of ``RoutedModel``.
     """
     from glimprouter.hf import RoutedModel
 
@@ -86,7 +89,8 @@ def make_contenders(small: Any, large: Any, tokenizer: Any, threshold: float) ->
         "large alone": config.replace(route="large", answer_model="large"),
     }
     return [
-        Contender(name, RoutedModel(small, large, tokenizer, way)) for name, way in ways.items()
+        Contender(name, RoutedModel(small, large, tokenizer, way, **pair_options))
+        for name, way in ways.items()
     ]
 
 

@@ -42,19 +42,27 @@ def torch_dtype(name: str) -> torch.dtype | str:
     return "auto" if name == "auto" else getattr(torch, name)
 
 
-def load_causal_lm(what: str, directory: Path, dtype: str) -> tuple[Any, Any]:
+def load_causal_lm(
+    what: str, directory: Path, dtype: str, device: str | None = None
+) -> tuple[Any, Any]:
     """The model, in evaluation mode, and the tokenizer of a local directory.
 
     Args:
         what: Name of the model in an error.
         directory: A Hugging Face model directory.
         dtype: One of ``DTYPES``.
+        device: Where the model goes; None for the CPU.
 
     Raises:
+        ValueError: No such device.
         UserError: Something in the directory cannot be loaded.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from glimprouter.hf.pair.devices import torch_device
+    from glimprouter.hf.pair.loading import check_device
+
+    place = torch_device(check_device(device) or "cpu")
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -64,4 +72,4 @@ def load_causal_lm(what: str, directory: Path, dtype: str) -> tuple[Any, Any]:
         raise
     except Exception as error:  # transformers, safetensors and json each have their own kinds
         raise UserError(f"cannot load {what} from {directory}: {error}") from error
-    return model.eval(), tokenizer
+    return model.to(place).eval(), tokenizer

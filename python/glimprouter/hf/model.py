@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from glimprouter.config import RouterConfig, check_integer, check_random_key
-from glimprouter.hf.engine.choice import choose_engine, choose_graphs
+from glimprouter.config import RouterConfig, check_integer
+from glimprouter.files import check_writable
+from glimprouter.hf.engine.choice import check_execution, choose_engine, choose_execution
 from glimprouter.hf.engine.gather_runner import ModelRunner
 from glimprouter.hf.engine.maker import EngineMaker
-from glimprouter.hf.graphs.compiled import CompiledForward, compile_pair
-from glimprouter.hf.graphs.compiled_decode import CompiledDecode, compile_decode_pair
+from glimprouter.hf.graphs.compiled import CompiledForward, compile_each
+from glimprouter.hf.graphs.compiled_decode import CompiledDecode
 from glimprouter.hf.pair.boundaries import boundaries_of, check_width
+from glimprouter.hf.pair.budgets import budgets_of
 from glimprouter.hf.pair.devices import choose_device
 from glimprouter.hf.pair.facts import context_length
-from glimprouter.hf.pair.prompts import EncodedPrompt, Prompt, encode_prompt
+from glimprouter.hf.pair.loading import check_device, load_pair
+from glimprouter.hf.pair.locks import exclusive
+from glimprouter.hf.pair.prompts import Prompt, encode_prompt, seeds_of
 from glimprouter.hf.pair.text import MODELS, SharedTokenizer
 from glimprouter.hf.pair.translation import Translation
 from glimprouter.hf.run.loop import Rounds, RunPair
@@ -36,6 +39,11 @@ class RoutedModel:
     Keys and values of both models are kept across hand-offs, so that no token is computed twice by
     the same model. Chat templates may differ, and so may the tokenizers: each model then sees the
     text in its own tokens, and few are computed twice (``Result.counts``).
+
+    Threads may share a pair, and pairs may share models: forward passes of one model wait for one
+    another, also while another run is only half iterated, and loading a pair waits for all passes.
+    One :class:`Run` belongs to the thread that iterates over it. A model's own ``generate()`` does
+    not wait: do not call it in another thread meanwhile.
     """
 
     def __init__(
@@ -53,9 +61,8 @@ class RoutedModel:
         max_sequences: int = 64,
         engine: Literal["auto", "paged", "gather"] = "auto",
         kv_memory_bytes: int | None = None,
-        compile: bool = False,
+        execution: Literal["auto", "eager", "graphs", "compiled"] = "auto",
         device: str | None = None,
-        graphs: bool | None = None,
     ) -> None:
         """Checks that the pair fits together.
 
@@ -81,55 +88,40 @@ class RoutedModel:
                 the prompts of :meth:`generate` need, or ``max_sequences`` sequences as long as the
                 longest of :meth:`stream`, up to half of this machine's (or the device's free
                 memory). When it runs short, sequences are preempted and resumed.
-            compile: Whether passes over pages are compiled (``torch.compile``): all of them on the
-                CPU, on a device those that ``graphs`` captures. This is done here, in seconds to
-                minutes, on the CPU for the number of threads that torch has now. Logits differ
-                from the eager ones by rounding.
+            execution: How forward passes over pages run. ``"eager"``: by the models' own code.
+                ``"graphs"``: decode passes (one token of each sequence) on a device are captured
+                once for each size, and replayed, also in later runs, for which pages and graphs
+                are kept; hooks on the models do not see replays. ``"compiled"``: by
+                ``torch.compile``, on the CPU all of them, on a device those that are captured.
+                That is done here, in seconds to minutes, on the CPU for the number of threads that
+                torch has now; logits differ from the eager ones by rounding. ``"auto"``: graphs
+                where both models are on pages of one device, else eager. The attribute of this name
+                says what was chosen.
             device: Where steps run and pages lie, one of ``build_info()["devices"]``: None for
                 where the models are; ``"cpu"`` copies the logits of models that are elsewhere.
-            graphs: Whether decode passes (one token of each sequence) on a device are captured as
-                graphs, once for each size, and replayed, also in later runs, for which pages and
-                graphs are kept. Hooks on the models do not see replays. None: where both models
-                are on pages of one device.
 
         Raises:
             ValueError: Vocabularies that cannot be mapped, a model that is narrower than its
                 tokenizer, a layer type that cannot be served, a tokenizer that cannot write the
-                delimiter, an option out of range, ``compile`` without pages, ``graphs`` without
-                pages on a device, or a device that the models are not on.
+                delimiter, an option out of range, an ``execution`` that this pair cannot have, or a
+                device that the models are not on.
             RuntimeError: A model cannot be compiled.
 
         Warns:
             RuntimeWarning: ``engine="auto"`` falls back, or models are where no step can run. In
                 a run: a model's decode passes cannot be captured.
         """
-        if engine not in ("auto", "paged", "gather"):
-            raise ValueError(f'engine must be "auto", "paged" or "gather", got {engine!r}')
-        if kv_memory_bytes is not None:
-            check_integer("kv_memory_bytes", kv_memory_bytes, 1, high=2**63 - 1)
-        if on_invalid not in ("raise", "end"):
-            raise ValueError(f'on_invalid must be "raise" or "end", got {on_invalid!r}')
-        if config is not None and not isinstance(config, RouterConfig):
-            raise TypeError(f"config must be a RouterConfig, got {type(config).__name__}")
-        if not isinstance(max_sequences, int) or isinstance(max_sequences, bool):
-            raise TypeError(f"max_sequences must be an integer, got {max_sequences!r}")
-        if max_sequences < 1:
-            raise ValueError(f"max_sequences must be >= 1, got {max_sequences}")
+        _check_options(config, engine, execution, on_invalid, max_sequences, kv_memory_bytes)
         self.config = config or RouterConfig()
-        if self.config.route == "manual":
-            raise ValueError('route="manual" needs your own loop around StepRouter')
         self.small, self.large = small, large
         self.tokenizer = tokenizer
         self.large_tokenizer = large_tokenizer or tokenizer
         self.max_sequences = max_sequences
         self.on_invalid = on_invalid
+        self.kv_memory_bytes = kv_memory_bytes
         tokenizers = (self.tokenizer, self.large_tokenizer)
         boundaries = boundaries_of(
-            tokenizers,
-            (small, large),
-            eos_token_ids,
-            think_start,
-            think_end,
+            tokenizers, (small, large), eos_token_ids, think_start, think_end
         )
         self.boundary, self.large_boundary = boundaries
         self.translation = (
@@ -138,56 +130,78 @@ class RoutedModel:
         for name, model, boundary in zip(MODELS, (small, large), boundaries, strict=True):
             check_width(name, model, boundary)
             ModelRunner(name, model, 1)  # refuses layers that cannot be served
-        self.kv_memory_bytes = kv_memory_bytes
         models = {"small": small, "large": large}
         self.device = choose_device(device, models)
-        chosen = choose_engine(engine, models, self.device, not compile)
-        self.engine, self.fused = chosen.name, chosen.fused
-        self.graphs = choose_graphs(graphs, self.engine, self.device, compile)
-        self.compiled: dict[str, CompiledForward] | None = None
-        decode: dict[str, CompiledDecode] | None = None
-        if compile and self.device == "cpu":
-            self.compiled = compile_pair(small, large)
-        elif compile:
-            decode = compile_decode_pair(models, self.device, max_sequences)
+        with exclusive(small, large):  # the trials put their own layers on the models
+            chosen = choose_engine(engine, models, self.device, execution != "compiled")
+            self.engine, self.fused = chosen.name, chosen.fused
+            self.execution = choose_execution(execution, self.engine, self.device)
+            self._compiled: dict[str, CompiledForward] | None = None
+            decode: dict[str, CompiledDecode] | None = None
+            if self.execution == "compiled" and self.device == "cpu":
+                self._compiled = compile_each(models, CompiledForward)
+            elif self.execution == "compiled":
+                decode = compile_each(
+                    models, lambda model: CompiledDecode(model, self.device, max_sequences)
+                )
+        replays = self.execution != "eager" and self.device != "cpu"
         self._engines = EngineMaker(
-            models, chosen, max_sequences, self.translation, self.device, self.graphs, decode
+            models, chosen, max_sequences, self.translation, self.device, replays, decode
         )
 
     @classmethod
     def from_pretrained(
         cls,
-        small_directory: str | Path,
-        large_directory: str | Path,
+        small: str | Path,
+        large: str | Path,
         *,
-        dtype: Any = "auto",
         config: RouterConfig | None = None,
+        device: str | None = None,
+        device_map: Any = None,
+        dtype: Any = "auto",
+        attn_implementation: Any = None,
+        quantization_config: Any = None,
         trust_remote_code: bool = False,
         **options: Any,
     ) -> RoutedModel:
-        """Load a pair from two directories (or hub names).
+        """Load a pair from two directories (or hub names), and place it.
+
+        What ``transformers`` takes is for both models, or for each one as
+        ``{"small": ..., "large": ...}``.
 
         Args:
-            small_directory: Of the small model, with its tokenizer.
-            large_directory: Of the large model, with its tokenizer.
-            dtype: As in ``transformers``: ``"auto"``, ``torch.bfloat16``, ...
+            small: Of the small model, with its tokenizer.
+            large: Of the large model, with its tokenizer.
             config: As in the constructor.
+            device: Where both models go, and as in the constructor, such as ``"cuda:0"``; None for
+                where ``transformers`` puts them.
+            device_map: As in ``transformers``, where models are spread otherwise.
+            dtype: ``"auto"``, ``torch.bfloat16``, ...
+            attn_implementation: As in ``transformers``; of passes that do not run over pages.
+            quantization_config: As in ``transformers``.
             trust_remote_code: Run code that ships with the models; off unless you ask for it.
-            **options: Further arguments of the constructor.
+            **options: Further arguments of the constructor; all others are those of
+                ``from_pretrained`` in ``transformers`` (``revision``, ``token``, ...), which
+                refuses what it does not know.
+
+        Raises:
+            ValueError: As in the constructor, or no such device.
+            OSError: Nothing to load there.
         """
-        tokenizers: list[Any] = []
-        models: list[Any] = []
-        for directory in (small_directory, large_directory):
-            shared = {
-                "trust_remote_code": trust_remote_code,
-                "local_files_only": Path(directory).is_dir(),
-            }
-            tokenizers.append(AutoTokenizer.from_pretrained(directory, **shared))
-            model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **shared)
-            models.append(model.eval())
-        return cls(
-            models[0], models[1], tokenizers[0], config, large_tokenizer=tokenizers[1], **options
-        )
+        full_device = check_device(device)
+        check_execution(options.get("execution", "auto"))
+        own = {name: options.pop(name) for name in _constructor_options() & options.keys()}
+        loaded = {
+            "dtype": dtype,
+            "device_map": device_map,
+            "attn_implementation": attn_implementation,
+            "quantization_config": quantization_config,
+            "trust_remote_code": trust_remote_code,
+            **options,
+        }
+        models, tokenizers = load_pair(small, large, full_device, loaded)
+        own.setdefault("large_tokenizer", tokenizers[1])
+        return cls(models[0], models[1], tokenizers[0], config, device=full_device, **own)
 
     def generate(
         self,
@@ -215,9 +229,12 @@ class RoutedModel:
             ValueError: An empty prompt, one that leaves no room for the answer, seeds of another
                 number, a chat without template.
             RuntimeError: Invalid logits with ``on_invalid="raise"``.
+            OSError: ``trace_path`` cannot be written; found out before the models run.
         """
         if trace_path is not None and len(prompts) != 1:
             raise ValueError(f"trace_path takes one prompt, got {len(prompts)}")
+        if trace_path is not None:
+            check_writable(trace_path)
         run = self._start(prompts, seeds, overrides, stream_tokens=False)
         results: dict[int, Result] = {}
         try:
@@ -252,15 +269,19 @@ class RoutedModel:
         if config.route == "manual":
             raise ValueError('route="manual" needs your own loop around StepRouter')
         encoded = [encode_prompt(p, self.tokenizer, self.large_tokenizer) for p in prompts]
-        records, options = [], []
-        for index, (prompt, seed) in enumerate(zip(encoded, _seeds(seeds, prompts), strict=True)):
-            limit = self._think_limit(index, prompt, config)
+        closing = len(self.boundary.close_ids)
+        records: list[SequenceRecord] = []
+        options: list[dict[str, Any]] = []
+        for index, (prompt, seed) in enumerate(zip(encoded, seeds_of(seeds, prompts), strict=True)):
+            budgets = budgets_of(index, prompt, config, self._contexts, closing)
             trace = Trace(
                 prompt=prompt.text,
                 seed=seed,
                 substream=index,
                 threshold=config.threshold,
-                think_limit=limit,
+                think_limit=budgets.think,
+                answer_limit=budgets.answer,
+                derived_limits=list(budgets.derived),
                 answer_model=config.answer_model,
             )
             records.append(
@@ -268,13 +289,12 @@ class RoutedModel:
                     index,
                     prompt,
                     trace,
-                    max_new_tokens=limit + self._reserved(config),
+                    max_new_tokens=budgets.think + budgets.answer + closing,
                     **self._record_options(stream_tokens),
                 )
             )
-            options.append(
-                {"seed": seed, "substream": index, **overrides, "max_think_tokens": limit}
-            )
+            limits = {"max_think_tokens": budgets.think, "max_answer_tokens": budgets.answer}
+            options.append({"seed": seed, "substream": index, **overrides, **limits})
         return Run(self._rounds(records, stream_tokens), records, options)
 
     def resume(self, saved: Sequence[bytes]) -> Run:
@@ -319,11 +339,16 @@ class RoutedModel:
         pair = RunPair(
             engine=self.engine,
             description=pair_description(models),
-            contexts={name: context_length(model) for name, model in models.items()},
+            models=(self.small, self.large),
+            contexts=self._contexts,
             translation=self.translation,
             record=load_record,
         )
         rows = self.max_sequences
+        with exclusive(self.small, self.large):  # graphs and pages may be those of other runs
+            engine = self._engines.make(
+                records, self.kv_memory_bytes, self._compiled, stream_tokens
+            )
         return Rounds(
             StepRouter(
                 self.boundary,
@@ -332,50 +357,41 @@ class RoutedModel:
                 max_sequences=rows,
                 device=self.device,
             ),
-            self._engines.make(records, self.kv_memory_bytes, self.compiled, stream_tokens),
+            engine,
             pair,
             max_rows=rows,
             raise_on_invalid=self.on_invalid == "raise",
         )
 
-    def _reserved(self, config: RouterConfig) -> int:
-        """Tokens behind the thinking: the closing ids and the answer."""
-        return config.max_answer_tokens + len(self.boundary.close_ids)
-
-    def _think_limit(
-        self,
-        index: int,
-        prompt: EncodedPrompt,
-        config: RouterConfig,
-    ) -> int:
-        """The thinking budget: the configured one, or what prompt and answer leave of the context.
-
-        The answer's tokens and the closing ids are reserved from the start.
-        """
-        reserved = self._reserved(config)
-        limit = config.max_think_tokens
-        for name, model, ids in (
-            ("small", self.small, prompt.small),
-            ("large", self.large, prompt.large),
-        ):
-            context = context_length(model)
-            room = context - len(ids) - reserved
-            if room < 1:
-                raise ValueError(
-                    f"prompt {index} has {len(ids)} tokens; with {reserved} reserved for the answer"
-                    f" nothing is left of the {name} model's context of {context}; shorten the"
-                    " prompt or lower max_answer_tokens"
-                )
-            limit = min(limit, room)
-        return int(limit)
+    @property
+    def _contexts(self) -> dict[str, int]:
+        """Positions of each model."""
+        return {"small": context_length(self.small), "large": context_length(self.large)}
 
 
-def _seeds(seeds: int | Sequence[int] | None, prompts: Sequence[Prompt]) -> list[int]:
-    """One a prompt, all of them checked before the first prompt starts."""
-    if not isinstance(seeds, Sequence | np.ndarray):
-        seeds = [0 if seeds is None else seeds] * len(prompts)
-    if len(seeds) != len(prompts):
-        raise ValueError(f"got {len(seeds)} seeds for {len(prompts)} prompts")
-    for seed in seeds:
-        check_random_key("seed", seed)
-    return [int(seed) for seed in seeds]
+@functools.cache
+def _constructor_options() -> frozenset[str]:
+    """What the constructor takes by name and ``from_pretrained`` hands on."""
+    parameters = inspect.signature(RoutedModel.__init__).parameters.values()
+    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) - {"device"}
+
+
+def _check_options(
+    config: Any, engine: Any, execution: Any, on_invalid: Any, max_sequences: Any, memory: Any
+) -> None:
+    """Refuses what no pair could have, before anything is tried."""
+    if engine not in ("auto", "paged", "gather"):
+        raise ValueError(f'engine must be "auto", "paged" or "gather", got {engine!r}')
+    check_execution(execution)
+    if memory is not None:
+        check_integer("kv_memory_bytes", memory, 1, high=2**63 - 1)
+    if on_invalid not in ("raise", "end"):
+        raise ValueError(f'on_invalid must be "raise" or "end", got {on_invalid!r}')
+    if config is not None and not isinstance(config, RouterConfig):
+        raise TypeError(f"config must be a RouterConfig, got {type(config).__name__}")
+    if config is not None and config.route == "manual":
+        raise ValueError('route="manual" needs your own loop around StepRouter')
+    if not isinstance(max_sequences, int) or isinstance(max_sequences, bool):
+        raise TypeError(f"max_sequences must be an integer, got {max_sequences!r}")
+    if max_sequences < 1:
+        raise ValueError(f"max_sequences must be >= 1, got {max_sequences}")

@@ -14,6 +14,7 @@ __all__ = [
     "FINITE_OR_NULL",
     "SECONDS",
     "TEXT",
+    "TEXTS",
     "TEXT_OR_NULL",
     "THRESHOLD",
     "WRITER",
@@ -68,6 +69,10 @@ FINITE_OR_NULL = Kind("a finite number or null", lambda value: value is None or 
 # NaN: not recorded, as in the files of the published client.
 THRESHOLD = Kind("a number >= 0", lambda value: is_number(value) and not value < 0)
 TEXT = Kind("text", lambda value: isinstance(value, str))
+TEXTS = Kind(
+    "a list of texts",
+    lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
+)
 TEXT_OR_NULL = Kind("text or null", lambda value: value is None or isinstance(value, str))
 WRITER = Kind('"small" or "large"', lambda value: value in ("small", "large"))
 

@@ -17,6 +17,15 @@ __all__ = ["SCHEMA_VERSION", "Trace", "TraceStep", "parse_trace"]
 
 SCHEMA_VERSION = 2
 _KIND = "glimprouter.trace"
+_HEADER = (
+    "prompt",
+    "seed",
+    "substream",
+    "threshold",
+    "think_limit",
+    "answer_limit",
+    "derived_limits",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +63,10 @@ class Trace:
         seed: Of the run.
         substream: Of the sequence.
         threshold: tau in nats; NaN where the file that was read holds none.
-        think_limit: Budget of thinking tokens in force (the configured one, or what the context
-            left).
+        think_limit: Budget of thinking tokens in force.
+        answer_limit: Budget of answer tokens in force.
+        derived_limits: Which of the two nobody set, so that they follow the models' contexts:
+            ``"think"``, ``"answer"``.
         steps: The steps.
         answer: Text of the answer.
         answer_model: Who wrote it.
@@ -71,6 +82,8 @@ class Trace:
     substream: int = 0
     threshold: float = 1.0
     think_limit: int = 0
+    answer_limit: int = 0
+    derived_limits: list[str] = field(default_factory=list)
     steps: list[TraceStep] = field(default_factory=list)
     answer: str = ""
     answer_model: str = "large"
@@ -100,7 +113,7 @@ class Trace:
         record = dataclasses.asdict(self)
         steps = record.pop("steps")
         header = {"kind": _KIND, "schema_version": SCHEMA_VERSION}
-        for name in ("prompt", "seed", "substream", "threshold", "think_limit"):
+        for name in _HEADER:
             header[name] = record.pop(name)
         lines = [header, *({"kind": "step", **step} for step in steps)]
         lines.append({"kind": "end", "num_steps": len(steps), **record})
@@ -134,6 +147,8 @@ _TRACE_KINDS = {
     "substream": json_fields.COUNT,
     "threshold": json_fields.THRESHOLD,
     "think_limit": json_fields.COUNT,
+    "answer_limit": json_fields.COUNT,
+    "derived_limits": json_fields.TEXTS,
     "answer": json_fields.TEXT,
     "answer_model": json_fields.WRITER,
     "answer_tokens": json_fields.COUNT,

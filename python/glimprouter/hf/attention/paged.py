@@ -58,13 +58,19 @@ class PagedPass:
         return out
 
 
-class _CountedPass:
-    """Counts the layers that attend in a pass."""
+class CountedPass:
+    """Counts the layers that attend in a pass.
 
-    __slots__ = ("_own", "layers")
+    Attributes:
+        own: The pass.
+        layers: How many layers have attended.
+    """
+
+    __slots__ = ("layers", "own")
 
     def __init__(self, own: AttendingPass) -> None:
-        self._own = own
+        """A pass that has not begun."""
+        self.own = own
         self.layers = 0
 
     def attend(
@@ -76,8 +82,9 @@ class _CountedPass:
         options: AttentionOptions,
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """As the pass does."""
         self.layers += 1
-        return self._own.attend(layer, query, key, value, options, mask)
+        return self.own.attend(layer, query, key, value, options, mask)
 
 
 def kv_layout(model: Any) -> KvLayout:
@@ -139,7 +146,7 @@ def packed_forward(
     Raises:
         RuntimeError: A layer did not come by: the model has attention of its own.
     """
-    counted = _CountedPass(attending)
+    counted = CountedPass(attending)
     with own_attention(model.config.get_text_config()):
         output = model(
             input_ids=ids,

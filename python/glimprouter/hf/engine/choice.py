@@ -11,6 +11,8 @@ from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.trial import why_not_paged
 
 EngineName = Literal["paged", "gather"]
+Execution = Literal["eager", "graphs", "compiled"]
+EXECUTIONS = ("auto", "eager", "graphs", "compiled")
 
 
 @dataclass(frozen=True)
@@ -66,29 +68,39 @@ def choose_engine(
     return EngineChoice("paged", fused)
 
 
-def choose_graphs(wanted: bool | None, engine: EngineName, device: str, compile: bool) -> bool:
-    """Whether decode passes are replayed as graphs.
-
-    Args:
-        wanted: None for where it can be done.
-        engine: That serves the pair.
-        device: Where its pages lie.
-        compile: Whether passes are to be compiled: on a device those that are captured.
+def check_execution(wanted: str) -> None:
+    """Refuses a name that is none, before anything is tried.
 
     Raises:
-        TypeError: No bool.
-        ValueError: Something is wanted, and cannot be had.
+        ValueError: Another one.
     """
-    if wanted is not None and not isinstance(wanted, bool):
-        raise TypeError(f"graphs must be a bool or None, got {wanted!r}")
-    if compile and engine != "paged":
-        raise ValueError(f'compile=True needs engine="paged", this pair runs on {engine!r}')
-    possible = engine == "paged" and device != "cpu"
-    if wanted and not possible:
+    if wanted not in EXECUTIONS:
+        names = ", ".join(f'"{name}"' for name in EXECUTIONS)
+        raise ValueError(f"execution must be one of {names}, got {wanted!r}")
+
+
+def choose_execution(wanted: str, engine: EngineName, device: str) -> Execution:
+    """How forward passes over pages are computed.
+
+    Args:
+        wanted: One of :data:`EXECUTIONS`; ``"auto"`` is graphs where they can be had.
+        engine: That serves the pair.
+        device: Where its pages lie.
+
+    Raises:
+        ValueError: What is wanted cannot be had.
+    """
+    replays = engine == "paged" and device != "cpu"
+    if wanted == "graphs" and not replays:
         raise ValueError(
-            'graphs=True needs engine="paged" on a device, this pair runs on'
-            f" {engine!r} on {device}"
+            'execution="graphs" needs engine="paged" on a device, this pair runs on'
+            f' {engine!r} on {device}; "auto" takes what can be had'
         )
-    if compile and possible and wanted is False:
-        raise ValueError("compile=True on a device is for the passes that graphs=True captures")
-    return possible if wanted is None else wanted
+    if wanted == "compiled" and engine != "paged":
+        raise ValueError(
+            f'execution="compiled" needs engine="paged", this pair runs on {engine!r}; "auto" takes'
+            " what can be had"
+        )
+    if wanted == "auto":
+        return "graphs" if replays else "eager"
+    return wanted  # type: ignore[return-value]

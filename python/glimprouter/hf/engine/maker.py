@@ -42,7 +42,7 @@ class EngineMaker:
         """
         self._models = dict(models)
         self._choice = choice
-        self._max_batch_size = max_sequences
+        self._max_sequences = max_sequences
         self._translation = translation
         self._device = device
         self._kept = KeptPool(models, max_sequences, device, compiled_decode) if graphs else None
@@ -67,12 +67,12 @@ class EngineMaker:
         """
         small, large = self._models.values()
         if self._choice.name == "gather":
-            return GatherEngine(small, large, self._max_batch_size, self._translation)
+            return GatherEngine(small, large, self._max_sequences, self._translation)
         return PagedEngine(
             small,
             large,
             records,
-            self._max_batch_size,
+            self._max_sequences,
             kv_memory_bytes,
             self._translation,
             compiled,

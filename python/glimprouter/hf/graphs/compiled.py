@@ -4,44 +4,112 @@ from __future__ import annotations
 
 import itertools
 import types
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from glimprouter.hf.attention.function import own_attention
 from glimprouter.hf.attention.paged import kv_layout
 from glimprouter.kv import KvCache, PagePool, RaggedBatch
-from glimprouter.torch import PassTables, arena_of
+from glimprouter.torch import AttendingPass, PassTables, arena_of
 
 # Of the sequences that the first graph is made for: no two sizes of the pass are equal, or the
 # compiler would take them for one and the same.
 _WARM_UP_LENGTHS = (97, 3, 5)
 _numbers = itertools.count()
+_Made = TypeVar("_Made")
 
 
 def _forward(
-    model: Any, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor, tables: PassTables
+    model: Any,
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    keep: torch.Tensor | int,
+    attending: AttendingPass,
 ) -> torch.Tensor:
     output = model(
         input_ids=ids,
         position_ids=positions,
         use_cache=False,
         logits_to_keep=keep,
-        glimprouter_pass=tables,
+        glimprouter_pass=attending,
     )
     logits: torch.Tensor = output.logits[0]
     return logits
 
 
-def own_code(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def _own_code(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """The function with code of its own: graphs of all models would share one limit otherwise."""
     name = f"{function.__name__}_{next(_numbers)}"
     code = function.__code__.replace(co_name=name)
     return types.FunctionType(code, function.__globals__, name)
 
 
-class CompiledForward:
+class CompiledModel:
+    """A model's code over packed tokens, compiled for passes that a graph can hold.
+
+    Attributes:
+        model: The model.
+        function: What is compiled; its code belongs to this model alone.
+    """
+
+    def __init__(self, model: Any, backend: Any = "inductor") -> None:
+        """Compiles nothing yet: the first pass of a kind does.
+
+        Args:
+            model: A model that can be served on pages.
+            backend: Of ``torch.compile``.
+        """
+        self.model = model
+        self.function = _own_code(_forward)
+        self._config = model.config.get_text_config()
+        self._compiled = torch.compile(self.function, fullgraph=True, dynamic=True, backend=backend)
+
+    def logits(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        attending: AttendingPass,
+        keep: torch.Tensor | int = 0,
+    ) -> torch.Tensor:
+        """Logits ``[B, V]``.
+
+        Args:
+            ids: ``[1, T]``.
+            positions: ``[1, T]``.
+            attending: The pass, made of tensors and numbers.
+            keep: Tokens whose logits are wanted, ``[B]``; 0 for all.
+
+        Raises:
+            Exception: Whatever ``torch.compile(fullgraph=True)`` raises for the model's code.
+        """
+        with own_attention(self._config):
+            logits: torch.Tensor = self._compiled(self.model, ids, positions, keep, attending)
+        return logits
+
+
+def warm_up_cache(
+    model: Any, lengths: Sequence[int], device: str = "cpu"
+) -> tuple[PagePool, KvCache, list[int]]:
+    """Pages for passes that have the graphs made, and sequences of these lengths.
+
+    Args:
+        model: Whose pages they are.
+        lengths: Tokens of each sequence.
+        device: Of the pages.
+
+    Returns:
+        The pool, the cache, and its sequences: each has room for one more token.
+    """
+    layout = kv_layout(model)
+    pages = sum(length // layout.page_size + 1 for length in lengths)
+    pool = PagePool([layout], (pages + 2) * layout.page_bytes, layout.page_bytes, device)
+    cache = KvCache(pool, len(lengths))
+    return pool, cache, [cache.open([[0] * length]) for length in lengths]
+
+
+class CompiledForward(CompiledModel):
     """Does what :func:`glimprouter.hf.attention.paged.paged_forward` does for one model, compiled.
 
     Two graphs serve every pass: one for a single token (decoding one sequence), one for several
@@ -59,11 +127,13 @@ class CompiledForward:
         Raises:
             Exception: Whatever ``torch.compile(fullgraph=True)`` raises for the model's code.
         """
-        self._model = model
-        self._config = model.config.get_text_config()
-        self.function = own_code(_forward)
-        self._compiled = torch.compile(self.function, fullgraph=True, dynamic=True, backend=backend)
-        self._warm_up()
+        super().__init__(model, backend)
+        pool, cache, rows = warm_up_cache(model, _WARM_UP_LENGTHS)
+        for sequences in (rows, rows[:1]):
+            batch = cache.prepare(0, sequences)
+            self(pool, batch)
+            cache.complete(batch)
+            cache.append(0, rows[0], [0])
 
     def __call__(self, pool: PagePool, batch: RaggedBatch) -> torch.Tensor:
         """Computes the batch's tokens; logits of each sequence's last one, ``[B, V]``.
@@ -74,44 +144,34 @@ class CompiledForward:
         keep = torch.tensor(rows, dtype=torch.long)
         if len(rows) == 1 and len(batch.ids) > 1:
             keep = keep.repeat(2)  # a size of 1 would make a third graph
-        with torch.inference_mode(), own_attention(self._config):
-            logits: torch.Tensor = self._compiled(
-                self._model,
-                torch.tensor(batch.ids, dtype=torch.long)[None],
-                torch.tensor(batch.positions, dtype=torch.long)[None],
-                keep,
-                PassTables.of(pool, batch, arena_of(pool, self._model.dtype)),
-            )
-        return logits[: len(rows)]
-
-    def _warm_up(self) -> None:
-        layout = kv_layout(self._model)
-        pages = sum(length // layout.page_size + 1 for length in _WARM_UP_LENGTHS)
-        pool = PagePool([layout], (pages + 2) * layout.page_bytes, layout.page_bytes)
-        cache = KvCache(pool, len(_WARM_UP_LENGTHS))
-        rows = [cache.open([[0] * length]) for length in _WARM_UP_LENGTHS]
-        for sequences in (rows, rows[:1]):
-            batch = cache.prepare(0, sequences)
-            self(pool, batch)
-            cache.complete(batch)
-            cache.append(0, rows[0], [0])
+        ids = torch.tensor(batch.ids, dtype=torch.long)[None]
+        positions = torch.tensor(batch.positions, dtype=torch.long)[None]
+        with torch.inference_mode():
+            tables = PassTables.of(pool, batch, arena_of(pool, self.model.dtype))
+            return self.logits(ids, positions, tables, keep)[: len(rows)]
 
 
-def compile_pair(small: Any, large: Any) -> dict[str, CompiledForward]:
-    """Both models of a pair by name; a model that is both is compiled once.
+def compile_each(models: Mapping[str, Any], make: Callable[[Any], _Made]) -> dict[str, _Made]:
+    """The models of a pair, compiled; a model that is both is compiled once.
+
+    Args:
+        models: By name.
+        make: Compiles one.
 
     Raises:
         RuntimeError: A model's code cannot be compiled.
     """
-    compiled: dict[str, CompiledForward] = {}
-    for name, model in (("small", small), ("large", large)):
-        if name == "large" and large is small:
-            compiled[name] = compiled["small"]
+    compiled: dict[str, _Made] = {}
+    for name, model in models.items():
+        twin = next((other for other in compiled if models[other] is model), None)
+        if twin is not None:
+            compiled[name] = compiled[twin]
             continue
         try:
-            compiled[name] = CompiledForward(model)
+            compiled[name] = make(model)
         except Exception as error:  # whatever a compiler says of code that it does not understand
             raise RuntimeError(
-                f"the {name} model cannot be compiled ({type(error).__name__}); leave compile=False"
+                f"the {name} model cannot be compiled ({type(error).__name__});"
+                ' execution="eager" serves it'
             ) from error
     return compiled

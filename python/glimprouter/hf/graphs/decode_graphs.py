@@ -140,7 +140,7 @@ class DecodeGraphs:
         self._buckets.clear()
         warnings.warn(
             f"decode passes of the {self._name} model are computed eagerly, not as graphs:"
-            f" {reason}; graphs=False asks for that",
+            f' {reason}; execution="eager" asks for that',
             RuntimeWarning,
             stacklevel=2,
         )

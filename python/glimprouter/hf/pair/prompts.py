@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any, SupportsIndex, TypeAlias
 
+import numpy as np
+
+from glimprouter.config import check_random_key
 from glimprouter.hf.pair.translation import same_vocabulary
 
 
@@ -114,3 +117,19 @@ def _render(chat: list[dict[str, Any]], tokenizer: Any) -> list[int]:
         chat, tokenize=True, add_generation_prompt=True, return_dict=False
     )
     return [int(token) for token in ids]
+
+
+def seeds_of(seeds: int | Sequence[int] | None, prompts: Sequence[Prompt]) -> list[int]:
+    """One a prompt, all of them checked before the first prompt starts.
+
+    Raises:
+        TypeError: No integers.
+        ValueError: Another number than prompts, or one outside [0, 2^64).
+    """
+    if not isinstance(seeds, Sequence | np.ndarray):
+        seeds = [0 if seeds is None else seeds] * len(prompts)
+    if len(seeds) != len(prompts):
+        raise ValueError(f"got {len(seeds)} seeds for {len(prompts)} prompts")
+    for seed in seeds:
+        check_random_key("seed", seed)
+    return [int(seed) for seed in seeds]

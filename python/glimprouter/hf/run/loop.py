@@ -10,6 +10,7 @@ from typing import Any
 
 from glimprouter.glimpse import Status
 from glimprouter.hf.engine.base import Engine
+from glimprouter.hf.pair.locks import exclusive
 from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.pair.translation import Translation
 from glimprouter.hf.run.turns import WaitingTurns
@@ -27,6 +28,7 @@ class RunPair:
     Attributes:
         engine: ``"paged"`` or ``"gather"``.
         description: Of :func:`pair_description`.
+        models: The models themselves: a pass waits for those of other threads.
         contexts: The most tokens that each model can see, by name.
         translation: Of their vocabularies; None where both have the same.
         record: Makes the record of a saved sequence, given its index.
@@ -34,6 +36,7 @@ class RunPair:
 
     engine: str
     description: dict[str, dict[str, str]]
+    models: tuple[Any, Any]
     contexts: dict[str, int]
     translation: Translation | None
     record: Callable[[SavedSequence, int], SequenceRecord]
@@ -88,13 +91,14 @@ class Rounds:
         """
         self.settle()  # after an interrupt
         while not self.unread:
-            if not self._passes:
-                self._admit()
-                self._plan()
-            if not self._passes:
-                return
-            name, records = self._passes.popleft()
-            self._forward(name, records)
+            with exclusive(*self.pair.models):
+                if not self._passes:
+                    self._admit()
+                    self._plan()
+                if not self._passes:
+                    return
+                name, records = self._passes.popleft()
+                self._forward(name, records)
 
     def replan(self) -> None:
         """Forgets planned passes: sequences have changed."""

@@ -43,7 +43,7 @@ class SequenceRecord:
     Attributes:
         index: Of the sequence in its run; prompts come first.
         prompt: Ids for both models.
-        row: Of the router, which is also the slot in both caches.
+        row: Of the router.
         generated: Ids after the prompt, each of its writer's vocabulary; the shared frontier is
             their number.
         writers: Who wrote each, as an index of ``MODELS``.

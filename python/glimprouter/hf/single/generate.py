@@ -15,7 +15,7 @@ from transformers.generation.logits_process import (
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from glimprouter.config import RouterConfig
+from glimprouter.config import DEFAULT_THINK_TOKENS, RouterConfig
 from glimprouter.hf.model import RoutedModel
 from glimprouter.hf.pair.boundaries import eos_ids as own_eos_ids
 from glimprouter.hf.pair.prompts import EncodedPrompt
@@ -88,7 +88,9 @@ def routed_generate(
         ),
         engine=engine,
     )
-    limits = router_config or RouterConfig(max_answer_tokens=room // _DEFAULT_ANSWER_SHARE)
+    limits = router_config or RouterConfig()
+    if limits.max_answer_tokens is None:
+        limits = limits.replace(max_answer_tokens=room // _DEFAULT_ANSWER_SHARE)
     routed.config = _with_call(limits, generation_config, room, len(routed.boundary.close_ids))
     prompts = _prompts(input_ids, model_kwargs.get("attention_mask"))
     if routed.translation is not None:
@@ -129,6 +131,7 @@ def _check_options(processors: Any, criteria: Any, config: Any) -> None:
 
 def _with_call(limits: RouterConfig, config: Any, room: int, closing: int) -> RouterConfig:
     """The call's sampling options, and limits that fit into what it may generate."""
+    assert limits.max_answer_tokens is not None
     thinking = room - limits.max_answer_tokens - closing
     if thinking < 1:
         raise ValueError(
@@ -144,7 +147,8 @@ def _with_call(limits: RouterConfig, config: Any, room: int, closing: int) -> Ro
             "top_k": int(config.top_k or 0),
             "min_p": float(config.min_p or 0.0),
         }
-    return limits.replace(**sampling, max_think_tokens=min(limits.max_think_tokens, thinking))
+    wanted = DEFAULT_THINK_TOKENS if limits.max_think_tokens is None else limits.max_think_tokens
+    return limits.replace(**sampling, max_think_tokens=min(wanted, thinking))
 
 
 def _prompts(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[Any]:

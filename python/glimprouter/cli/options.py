@@ -1,0 +1,195 @@
+"""Options that several commands share, and what they stand for: a pair of models, a calibration."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glimprouter.calibration import Calibration
+from glimprouter.cli.errors import UserError
+from glimprouter.cli.torch_setup import DTYPES, quiet_transformers
+from glimprouter.config import RouterConfig
+from glimprouter.files import check_writable
+
+if TYPE_CHECKING:
+    from glimprouter.hf import RoutedModel
+
+DEFAULTS = RouterConfig()
+
+Small = Annotated[Path, typer.Option("--small", help="Directory of the small model.")]
+Large = Annotated[Path, typer.Option("--large", help="Directory of the large model.")]
+Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help="One user message.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the trace here, as JSON lines.")]
+Threshold = Annotated[
+    float, typer.Option(help="tau in nats; not portable between small models.", metavar="NATS")
+]
+ComparisonName = Annotated[
+    str, typer.Option(help="H > tau (paper) or H >= tau (published code) goes to the large model.")
+]
+EntropyTopK = Annotated[
+    int | None,
+    typer.Option(
+        help="Entropy of the k most likely only; 20 is the published code's.", metavar="K"
+    ),
+]
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        help="File of `glimprouter calibrate`: its threshold, comparison and entropy.",
+    ),
+]
+Temperature = Annotated[float, typer.Option(help="Of the sampling; 0 is greedy.")]
+TopP = Annotated[float, typer.Option(help="Nucleus mass in (0, 1]; 1 is off.")]
+TopK = Annotated[int, typer.Option(help="Tokens kept; 0 is off.")]
+MinP = Annotated[float, typer.Option(help="Least probability over the largest; 0 is off.")]
+MaxStep = Annotated[int, typer.Option(help="Tokens of one step.")]
+MaxThink = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens of all steps; then the thinking is closed.",
+        show_default="8192, or what the contexts leave",
+    ),
+]
+MaxAnswer = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens of the answer.", show_default="2048, or a quarter of the shorter context"
+    ),
+]
+FirstLarge = Annotated[int, typer.Option(help="First steps that go to the large model unseen.")]
+AnswerModel = Annotated[str, typer.Option(help="Who writes the answer: large or small.")]
+Guard = Annotated[bool, typer.Option(help="Close the thinking when steps repeat in a cycle.")]
+Route = Annotated[str, typer.Option(help="auto, or every step by one model: small, large.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the sampling.")]
+Dtype = Annotated[str, typer.Option(help=f"Of the weights: {', '.join(DTYPES)}.")]
+ThinkStart = Annotated[str, typer.Option(help="Token that opens thinking; empty: there is none.")]
+ThinkEnd = Annotated[str, typer.Option(help="Token that ends thinking; empty: there is none.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Threads of torch.", show_default="one a core"),
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code found in the directories.")
+]
+NoColor = Annotated[bool, typer.Option("--no-color", help="No colours.")]
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Plain text, as where the output is no terminal.")
+]
+_FILE = typer.Option(
+    "--file",
+    "-f",
+    help="Prompts, one a line; in a .jsonl file each line is a JSON string, a chat (a list of"
+    ' messages), or an object with "prompt" or "messages". - is stdin, as text.',
+)
+File = Annotated[Path | None, _FILE]
+PromptFile = Annotated[Path, _FILE]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where both models go, such as cuda:0.", show_default="the CPU"),
+]
+KvMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-memory",
+        help="Memory for keys and values, in bytes or as 512MiB, 8GiB, 8GB.",
+        show_default="what the prompts need",
+    ),
+]
+Execution = Annotated[
+    str,
+    typer.Option(
+        help="How forward passes run: auto (graphs on a GPU), eager, graphs, compiled.",
+    ),
+]
+_UNITS = {"": 1, "b": 1} | {
+    f"{prefix}{suffix}": base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for suffix, base in (("b", 1000), ("ib", 1024))
+}
+
+
+def bytes_of(text: str | None) -> int | None:
+    """A size such as ``8GiB``, ``500 MB`` or ``1048576``, in bytes; None without one.
+
+    Raises:
+        UserError: It is none, or less than a byte.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
+    unit = _UNITS.get(found[2].lower()) if found else None
+    count = int(float(found[1]) * unit) if found and unit else 0
+    if count < 1:
+        raise UserError(f"--kv-memory must be a size such as 512MiB or 8GiB, got {text!r}")
+    return count
+
+
+def check_output_path(option: str, path: Path | None) -> None:
+    """Finds out before the run, not after it, that a file cannot be written.
+
+    Args:
+        option: That the path was given by.
+        path: Of the file, or None.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if path is None:
+        return
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise UserError(f"{option} {path} cannot be written: {error.strerror}") from error
+
+
+def load_pair(small: Path, large: Path, config: RouterConfig, **options: Any) -> RoutedModel:
+    """The pair in two local directories.
+
+    Args:
+        small: Of the small model.
+        large: Of the large model.
+        config: As ``RoutedModel`` takes it.
+        **options: Of ``RoutedModel.from_pretrained``.
+
+    Raises:
+        UserError: Something in the directories cannot be loaded.
+    """
+    from glimprouter.hf import RoutedModel
+
+    quiet_transformers()
+    try:
+        return RoutedModel.from_pretrained(small, large, config=config, **options)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # transformers, safetensors and json each have their own kinds
+        raise UserError(f"cannot load {small} and {large}: {error}") from error
+
+
+def read_calibration(context: typer.Context, path: Path | None) -> Calibration | None:
+    """What a calibration file holds, None without one.
+
+    Args:
+        context: Of the command, which knows the options that were typed.
+        path: Of the file, or None.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no calibration.
+        UserError: An option was typed that the file settles.
+    """
+    if path is None:
+        return None
+    calibration = Calibration.from_json(path)
+    for name in calibration.router_options():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            option = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{option} and --calibration exclude each other: the threshold in {path} belongs to"
+                " the comparison and the entropy that it was found with"
+            )
+    return calibration

@@ -1,0 +1,87 @@
+"""Who may use a model now: one forward pass at a time, and none while weights are loaded.
+
+A pass over pages puts its own attention and its own layers on a model for as long as it lasts, and
+graphs have buffers of their own; so passes of one model must not overlap, whatever threads, runs
+and pairs they belong to. While a model is loaded, torch has another default dtype in the whole
+process.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+
+class _Gate:
+    """Many passes, or one load: who loads waits for the passes and holds the next ones up."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._passes = 0
+        self._loading = False
+        self._own = threading.local()  # how deep this thread is inside passes
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        depth = getattr(self._own, "depth", 0)
+        if depth == 0:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._loading)
+                self._passes += 1
+        self._own.depth = depth + 1
+        try:
+            yield
+        finally:
+            self._own.depth = depth
+            if depth == 0:
+                with self._changed:
+                    self._passes -= 1
+                    self._changed.notify_all()
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._loading)
+            self._loading = True
+            self._changed.wait_for(lambda: self._passes == 0)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._loading = False
+                self._changed.notify_all()
+
+
+_gate = _Gate()
+_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+
+def _lock_of(model: Any) -> Any:
+    with _locks_guard:
+        return _locks.setdefault(model, threading.RLock())
+
+
+@contextmanager
+def exclusive(*models: Any) -> Iterator[None]:
+    """Holds these models: other threads wait. A thread may hold what it holds already.
+
+    Args:
+        *models: The models; one object may be named twice.
+    """
+    with ExitStack() as held:
+        held.enter_context(_gate.passing())
+        # In one order everywhere, or two pairs that share models could wait for one another.
+        for model in sorted({id(model): model for model in models}.values(), key=id):
+            held.enter_context(_lock_of(model))
+        yield
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """No forward pass of any pair begins or goes on, and nobody else loads."""
+    with _gate.loading():
+        yield

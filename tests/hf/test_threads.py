@@ -1,0 +1,113 @@
+"""Threads that share a pair, or models: each writes what it writes alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+import hf_pairs
+from glimprouter.demo_pair import large_path, small_path
+from glimprouter.hf import RoutedModel
+from glimprouter.hf.pair.locks import exclusive, loading
+
+pytestmark = pytest.mark.both_engines
+
+THREADS = 4
+
+
+def ids(results: list[Any]) -> list[list[int]]:
+    return [result.token_ids for result in results]
+
+
+def together(*calls: Callable[[], Any]) -> list[Any]:
+    """All calls at once, each in a thread of its own."""
+    start = threading.Barrier(len(calls))
+
+    def run(call: Callable[[], Any]) -> Any:
+        start.wait()
+        return call()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(run, call) for call in calls]]
+
+
+def test_one_pair_in_several_threads() -> None:
+    pair = hf_pairs.random_pair("qwen3")
+    routed = pair.routed()
+    prompts = pair.prompts[:THREADS]
+    alone = [ids(routed.generate([prompt])) for prompt in prompts]
+    found = together(*(lambda p=prompt: ids(routed.generate([p])) for prompt in prompts))
+    assert found == alone
+
+
+def test_pairs_that_share_models() -> None:
+    """The large model of one pair is the small one of another, and the other way round."""
+    pair = hf_pairs.random_pair("qwen3")
+    there = pair.routed()
+    back = RoutedModel(pair.large, pair.small, pair.tokenizer, there.config, engine=there.engine)
+    prompts = pair.prompts[:2]
+    alone = [ids(there.generate(prompts)), ids(back.generate(prompts))]
+    calls = [lambda: ids(there.generate(prompts)), lambda: ids(back.generate(prompts))]
+    assert together(*calls, *calls) == alone * 2
+
+
+def test_a_stream_that_is_half_read_holds_nobody_up() -> None:
+    pair = hf_pairs.random_pair("qwen3")
+    routed = pair.routed()
+    alone = ids(routed.generate(pair.prompts[:1]))
+    run = routed.stream(pair.prompts[:1])
+    for _ in range(3):
+        next(run)
+    assert together(lambda: ids(routed.generate(pair.prompts[:1])))[0] == alone
+    rest = [event.result for event in run if event.result is not None]
+    assert [result.token_ids for result in rest] == alone
+
+
+def test_pairs_are_loaded_and_made_while_others_run() -> None:
+    pair = hf_pairs.random_pair("qwen3")
+    routed = pair.routed()
+    alone = ids(routed.generate(pair.prompts[:2]))
+
+    def load() -> Any:
+        loaded = RoutedModel.from_pretrained(
+            small_path(), large_path(), dtype={"small": torch.bfloat16, "large": torch.float32}
+        )
+        return {str(loaded.small.dtype), str(loaded.large.dtype)}
+
+    found = together(lambda: ids(routed.generate(pair.prompts[:2])), load, load)
+    assert found[0] == alone
+    assert found[1] == found[2] == {"torch.bfloat16", "torch.float32"}
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_who_holds_a_model_may_hold_it_again_and_others_wait() -> None:
+    first, second = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    entered: list[str] = []
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with exclusive(first, second), exclusive(second, first), exclusive(first, first):
+            entered.append("pass")
+            inside.set()
+            leave.wait()
+
+    def other(name: str, context: Callable[[], Any]) -> None:
+        with context():
+            entered.append(name)
+
+    threads = [threading.Thread(target=hold)]
+    threads[0].start()
+    inside.wait()
+    for name, context in (("model", lambda: exclusive(second)), ("load", loading)):
+        threads.append(threading.Thread(target=other, args=(name, context)))
+        threads[-1].start()
+    assert entered == ["pass"]
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(entered[1:]) == ["load", "model"]
