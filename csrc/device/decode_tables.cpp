@@ -6,7 +6,7 @@
 #include <string>
 #include <utility>
 
-#include "ops/heads_view.hpp"
+#include "ops/kv_checks.hpp"
 
 namespace glimprouter {
 namespace {
@@ -46,10 +46,14 @@ std::string counted(std::int64_t count, const char* what) {
   return std::to_string(count) + " " + what;
 }
 
+DeviceArena& arena_of(const PagePool& pool) {
+  auto* const arena = dynamic_cast<DeviceArena*>(&pool.arena());
+  if (arena != nullptr) return *arena;
+  throw std::invalid_argument("decode tables are for pages on a device; this pool is on the CPU");
+}
+
 void check_room(const PagePool& pool, const DecodeRoom& room) {
-  if (pool.device_arena() == nullptr) {
-    throw std::invalid_argument("decode tables are for pages on a device; this pool is on the CPU");
-  }
+  arena_of(pool);
   if (room.model < 0 || room.model >= pool.num_models()) {
     throw std::invalid_argument("the pool has " + counted(pool.num_models(), "models") +
                                 ", there is no " + std::to_string(room.model));
@@ -77,7 +81,7 @@ std::int64_t DecodeTables::words(const PagePool& pool, const DecodeRoom& room) {
 
 DecodeTables::DecodeTables(std::shared_ptr<PagePool> pool, const DecodeRoom& room,
                            std::int64_t* memory)
-    : pool_(std::move(pool)), room_(room), memory_(memory) {
+    : pool_(std::move(pool)), arena_(arena_of(*pool_)), room_(room), memory_(memory) {
   check_room(*pool_, room_);
   const std::int64_t wide = wide_words(room_);
   const auto* const narrow = reinterpret_cast<const std::int32_t*>(memory_ + 3 * wide);
@@ -132,16 +136,14 @@ void DecodeTables::fill(const RaggedBatch& batch, DeviceStream stream) {
   for (std::int32_t i = 0; i <= room_.sequences; ++i) narrow[columns.cu_seqlens + i] = i;
   std::fill(narrow + columns.seq_lens, narrow + columns.end, 1);
   std::ranges::copy(batch.seq_lens, narrow + columns.seq_lens);
-  pool_->device_arena()->write(memory_, std::as_bytes(std::span(packed_)), stream);
+  arena_.write(memory_, std::as_bytes(std::span(packed_)), stream);
 }
 
 void DecodeTables::append(std::int32_t layer, const HeadsView& keys, const HeadsView& values,
                           DeviceStream stream) {
   const KvLayout& layout = pool_->layout(room_.model);
-  check_layer(layout, layer);
-  check_heads(keys, "keys", room_.sequences, layout.num_kv_heads, layout.head_dim);
-  check_heads(values, "values", room_.sequences, layout.num_kv_heads, layout.head_dim);
-  pool_->device_arena()->append(layout, {layer, 1}, tables_, keys, values, stream);
+  check_keys_and_values(layout, {layer}, room_.sequences, keys, values);
+  arena_.append(layout, {layer}, tables_, keys, values, stream);
 }
 
 void DecodeTables::attend(std::int32_t layer, const AttentionOptions& options,
@@ -153,9 +155,8 @@ void DecodeTables::attend(std::int32_t layer, const AttentionOptions& options,
     throw std::invalid_argument("these tables are for " + counted(room_.heads, "query heads") +
                                 ", got " + std::to_string(queries.heads));
   }
-  pool_->device_arena()->attend(layout, layer, tables_, options, queries, out,
-                                attention_workspace(scratch, tickets_, shape(), room_.sequences),
-                                stream);
+  arena_.attend(layout, layer, tables_, options, queries, out,
+                attention_workspace(scratch, tickets_, shape(), room_.sequences), stream);
 }
 
 }  // namespace glimprouter

@@ -8,7 +8,8 @@
 #include <vector>
 
 #include "device/device_arena.hpp"
-#include "glimprouter/kv_ops.hpp"
+#include "glimprouter/device_stream.hpp"
+#include "glimprouter/kv_views.hpp"
 #include "glimprouter/page_pool.hpp"
 #include "glimprouter/ragged_batch.hpp"
 
@@ -59,6 +60,7 @@ class DecodeTables {
   AttentionArguments shape() const;
 
   std::shared_ptr<PagePool> pool_;
+  DeviceArena& arena_;  // of the pool
   DecodeRoom room_;
   std::int64_t* memory_;
   DeviceTables tables_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <vector>
 
@@ -41,6 +42,10 @@ DeviceArena::DeviceArena(const Device& device, std::size_t bytes)
   device.backend->wait(device.index, stream_);
 }
 
+ArenaFactory device_arena(const Device& device) {
+  return [device](std::size_t bytes) { return std::make_unique<DeviceArena>(device, bytes); };
+}
+
 // What is in flight may still use the memory that goes now. An error has no one to go to.
 DeviceArena::~DeviceArena() {
   try {
@@ -57,32 +62,8 @@ void DeviceArena::follow(DeviceStream stream) {
   stream_ = stream;
 }
 
-void DeviceArena::refuse_capture(DeviceStream stream) const {
-  if (!device_.backend->capturing(device_.index, stream)) return;
-  throw std::runtime_error(
-      "this needs memory or tables that are not on the device yet, and they cannot be brought "
-      "there "
-      "while a graph is captured; call stage_batch() for the batch before the capture (gathering "
-      "and "
-      "copying cannot be captured)");
-}
-
-// Zeros, when it has to grow.
-void DeviceArena::reserve(DeviceMemory& memory, std::size_t bytes, DeviceStream stream) {
-  if (memory.bytes() >= bytes) return;
-  refuse_capture(stream);
-  DeviceMemory larger(device_, std::max(bytes, 2 * memory.bytes()));
-  device_.backend->clear(device_.index, larger.as<void>(), larger.bytes(), stream_);
-  device_.backend->wait(device_.index, stream_);  // the old memory is in use until then
-  memory = std::move(larger);
-}
-
-const PageId* DeviceArena::upload(std::span<const PageId> pages, DeviceStream stream) {
-  refuse_capture(stream);
-  reserve(page_list_, pages.size_bytes(), stream);
-  device_.backend->copy(device_.index, page_list_.as<void>(), pages.data(), pages.size_bytes(),
-                        stream_);
-  return page_list_.as<const PageId>();
+bool DeviceArena::reaches(std::int32_t device_type, std::int32_t device_id) const {
+  return device_type == device_.backend->dlpack_type && device_id == device_.index;
 }
 
 void DeviceArena::copy_page(const KvLayout& layout, PageId from, PageId to) {
@@ -99,8 +80,9 @@ void DeviceArena::fill_page(const KvLayout& layout, PageId page, int byte) {
   device_.backend->wait(device_.index, stream_);
 }
 
-void DeviceArena::transfer(const KvLayout& layout, std::span<const PageId> pages, std::byte* pinned,
-                           bool to_host) {
+void DeviceArena::transfer(const SequencePages& moved, std::byte* pinned, bool to_host) {
+  const KvLayout& layout = moved.layout;
+  const std::span<const PageId> pages = moved.pages;
   const std::vector<PageRun> runs = runs_of(layout, pages);
   const auto count = static_cast<std::int64_t>(pages.size());
   if (count * layout.page_bytes / static_cast<std::int64_t>(runs.size()) < kCopyEngineBytes) {
@@ -131,11 +113,12 @@ std::size_t DeviceArena::pages_together(const KvLayout& layout, std::size_t page
   return staging_bytes_ / page_bytes;
 }
 
-void DeviceArena::offload(const KvLayout& layout, std::span<const PageId> pages,
-                          std::byte* target) {
+void DeviceArena::read_pages(const SequencePages& source, std::byte* target) {
+  const KvLayout& layout = source.layout;
+  std::span<const PageId> pages = source.pages;
   while (!pages.empty()) {
     const std::size_t count = std::min(pages_together(layout, pages.size()), pages.size());
-    transfer(layout, pages.first(count), staging_->data(), /*to_host=*/true);
+    transfer({layout, pages.first(count)}, staging_->data(), /*to_host=*/true);
     device_.backend->wait(device_.index, stream_);
     const std::size_t bytes = count * static_cast<std::size_t>(layout.page_bytes);
     std::memcpy(target, staging_->data(), bytes);
@@ -144,13 +127,14 @@ void DeviceArena::offload(const KvLayout& layout, std::span<const PageId> pages,
   }
 }
 
-void DeviceArena::fetch(const KvLayout& layout, std::span<const PageId> pages,
-                        const std::byte* source) {
+void DeviceArena::write_pages(const SequencePages& target, const std::byte* source) {
+  const KvLayout& layout = target.layout;
+  std::span<const PageId> pages = target.pages;
   while (!pages.empty()) {
     const std::size_t count = std::min(pages_together(layout, pages.size()), pages.size());
     const std::size_t bytes = count * static_cast<std::size_t>(layout.page_bytes);
     std::memcpy(staging_->data(), source, bytes);
-    transfer(layout, pages.first(count), staging_->data(), /*to_host=*/false);
+    transfer({layout, pages.first(count)}, staging_->data(), /*to_host=*/false);
     device_.backend->wait(device_.index, stream_);
     source += bytes;
     pages = pages.subspan(count);

@@ -10,11 +10,9 @@
 
 #include "device/device_kv.hpp"
 #include "device/device_rows.hpp"
+#include "glimprouter/device_stream.hpp"
 
 namespace glimprouter {
-
-// A cudaStream_t without its header; null is the default stream.
-using DeviceStream = void*;
 
 // One launch each, enqueued on the stream.
 template <typename Arguments>

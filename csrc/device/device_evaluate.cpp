@@ -7,34 +7,27 @@
 #include <tuple>
 
 #include "arithmetic/tile_statistics.hpp"
+#include "device/stream_scratch.hpp"
 
 namespace glimprouter {
 namespace {
 
 constexpr std::int64_t kMaxRows = 65535;  // of a grid
 
+constexpr const char* kGrowsInCapture =
+    "this batch needs more scratch memory than its stream has, and memory cannot be taken while a "
+    "graph is captured; call once with the largest batch on the capturing stream before, or use "
+    "StepRouter.launch";
+constexpr const char* kRequestsInCapture =
+    "rows with parameters of their own cannot be captured into a graph, which would read them from "
+    "memory that is gone when it is replayed; use StepRouter.launch";
+
 // Scratch memory of one stream.
 struct StreamWorkspace {
-  DeviceMemory tiles;
-  DeviceMemory tickets;
-  DeviceMemory requests;
+  StreamScratch tiles;
+  StreamScratch tickets;
+  StreamScratch requests;
 };
-
-// Makes room; what is in flight may still use the old memory.
-void grow(DeviceMemory& memory, const Device& device, std::size_t bytes, DeviceStream stream) {
-  if (memory.bytes() >= bytes) return;
-  if (device.backend->capturing(device.index, stream)) {
-    throw std::runtime_error(
-        "this batch needs more scratch memory than its stream has, and memory cannot be taken "
-        "while "
-        "a graph is captured; call once with the largest batch on the capturing stream before, or "
-        "use StepRouter.launch");
-  }
-  DeviceMemory larger(device, bytes);
-  device.backend->clear(device.index, larger.as<void>(), bytes, stream);
-  device.backend->wait(device.index, stream);
-  memory = std::move(larger);
-}
 
 // Never destroyed: at the end of the process the device may be gone before it.
 StreamWorkspace& workspace_of(const Device& device, DeviceStream stream) {
@@ -59,8 +52,8 @@ void evaluate_rows(const Device& device, const LogitsView& logits, const RowRequ
   StreamWorkspace& workspace = workspace_of(device, stream);
   const auto rows = static_cast<std::size_t>(logits.rows);
   const auto tiles = static_cast<std::size_t>(tiles_of(logits.width));
-  grow(workspace.tickets, device, rows * sizeof(std::uint32_t), stream);
-  grow(workspace.tiles, device, rows * tiles * sizeof(TileStatistics), stream);
+  workspace.tickets.reserve(device, rows * sizeof(std::uint32_t), stream, kGrowsInCapture);
+  workspace.tiles.reserve(device, rows * tiles * sizeof(TileStatistics), stream, kGrowsInCapture);
   EvaluateArguments arguments{
       {workspace.tiles.as<TileStatistics>(), workspace.tickets.as<std::uint32_t>()},
       logits,
@@ -69,13 +62,8 @@ void evaluate_rows(const Device& device, const LogitsView& logits, const RowRequ
       results,
       logprobs};
   if (!requests.empty()) {
-    if (device.backend->capturing(device.index, stream)) {
-      throw std::runtime_error(
-          "rows with parameters of their own cannot be captured into a graph, which would read "
-          "them "
-          "from memory that is gone when it is replayed; use StepRouter.launch");
-    }
-    grow(workspace.requests, device, requests.size_bytes(), stream);
+    refuse_capture(device, stream, kRequestsInCapture);
+    workspace.requests.reserve(device, requests.size_bytes(), stream, kGrowsInCapture);
     device.backend->copy(device.index, workspace.requests.as<void>(), requests.data(),
                          requests.size_bytes(), stream);
     arguments.requests = workspace.requests.as<const RowRequest>();

@@ -47,17 +47,22 @@ void check_attention_layout(const KvLayout& layout) {
       std::to_string(kMaxDevicePageSize) + " tokens, got " + layout.describe());
 }
 
-// What the launch of a batch's attention depends on, whatever the heads and where the columns are.
-AttentionArguments attention_of(const DevicePages& pages, const RaggedBatch& batch) {
+constexpr const char* kNotStaged =
+    "this needs memory or tables that are not on the device yet, and they cannot be brought there "
+    "while a graph is captured; call stage_batch() for the batch before the capture (gathering and "
+    "copying cannot be captured)";
+
+// What the launch of a pass's attention depends on, whatever the heads and where the columns are.
+AttentionArguments attention_of(const DevicePages& pages, const PageTables& tables) {
   AttentionArguments arguments{};
   arguments.pages = pages;
-  arguments.table_width = batch.table_width;
-  arguments.sequences = static_cast<std::int32_t>(batch.seq_lens.size());
-  for (std::size_t i = 0; i + 1 < batch.cu_seqlens.size(); ++i) {
+  arguments.table_width = tables.table_width;
+  arguments.sequences = static_cast<std::int32_t>(tables.sequences());
+  for (std::size_t i = 0; i + 1 < tables.cu_seqlens.size(); ++i) {
     arguments.most_tokens =
-        std::max(arguments.most_tokens, batch.cu_seqlens[i + 1] - batch.cu_seqlens[i]);
+        std::max(arguments.most_tokens, tables.cu_seqlens[i + 1] - tables.cu_seqlens[i]);
   }
-  for (const std::int32_t length : batch.seq_lens) {
+  for (const std::int32_t length : tables.seq_lens) {
     arguments.most_keys = std::max(arguments.most_keys, length);
   }
   return arguments;
@@ -65,51 +70,61 @@ AttentionArguments attention_of(const DevicePages& pages, const RaggedBatch& bat
 
 }  // namespace
 
-DeviceTables DeviceArena::upload(const RaggedBatch& batch, DeviceStream stream) {
+// The columns stay where they are until those of another batch come.
+DeviceTables DeviceArena::upload(const PageTables& tables, DeviceStream stream) {
   const std::span<const std::byte> columns[] = {
-      std::as_bytes(std::span(batch.slot_mapping)), std::as_bytes(std::span(batch.block_table)),
-      std::as_bytes(std::span(batch.cu_seqlens)), std::as_bytes(std::span(batch.seq_lens))};
+      std::as_bytes(tables.slot_mapping), std::as_bytes(tables.block_table),
+      std::as_bytes(tables.cu_seqlens), std::as_bytes(tables.seq_lens)};
   std::size_t offsets[std::size(columns) + 1] = {};
   for (std::size_t i = 0; i < std::size(columns); ++i) {
     offsets[i + 1] = offsets[i] + column_bytes(columns[i].size());
   }
-  if (batch.upload == 0) batch.upload = next_upload();
-  if (uploaded_ != batch.upload) {
-    refuse_capture(stream);
+  if (tables.upload != nullptr && *tables.upload == 0) *tables.upload = next_upload();
+  const std::uint64_t wanted = tables.upload != nullptr ? *tables.upload : next_upload();
+  if (uploaded_ != wanted) {
+    refuse_capture(device_, stream, kNotStaged);
     std::vector<std::byte> packed(offsets[std::size(columns)]);
     for (std::size_t i = 0; i < std::size(columns); ++i) {
       std::ranges::copy(columns[i], packed.begin() + static_cast<std::ptrdiff_t>(offsets[i]));
     }
     uploaded_ = 0;
-    reserve(tables_, packed.size(), stream);
+    tables_.reserve(device_, packed.size(), stream, kNotStaged);
     device_.backend->copy(device_.index, tables_.as<void>(), packed.data(), packed.size(), stream_);
-    uploaded_ = batch.upload;
+    uploaded_ = wanted;
   }
   const std::byte* const base = tables_.as<const std::byte>();
-  const AttentionArguments shape = attention_of({}, batch);
+  const AttentionArguments shape = attention_of({}, tables);
   return {reinterpret_cast<const std::int64_t*>(base + offsets[0]),
           reinterpret_cast<const PageId*>(base + offsets[1]),
           reinterpret_cast<const std::int32_t*>(base + offsets[2]),
           reinterpret_cast<const std::int32_t*>(base + offsets[3]),
           shape.table_width,
           shape.sequences,
-          static_cast<std::int64_t>(batch.slot_mapping.size()),
+          tables.tokens(),
           shape.most_tokens,
           shape.most_keys};
 }
 
+const PageId* DeviceArena::upload(std::span<const PageId> pages, DeviceStream stream) {
+  refuse_capture(device_, stream, kNotStaged);
+  page_list_.reserve(device_, pages.size_bytes(), stream, kNotStaged);
+  device_.backend->copy(device_.index, page_list_.as<void>(), pages.data(), pages.size_bytes(),
+                        stream_);
+  return page_list_.as<const PageId>();
+}
+
 void DeviceArena::write(void* target, std::span<const std::byte> source, DeviceStream stream) {
-  refuse_capture(stream);
+  refuse_capture(device_, stream, kNotStaged);
   follow(stream);
   device_.backend->copy(device_.index, target, source.data(), source.size(), stream_);
 }
 
-void DeviceArena::append(const KvLayout& layout, const LayerRange& layers, const RaggedBatch& batch,
+void DeviceArena::append(const KvLayout& layout, const LayerRange& layers, const PageTables& tables,
                          const HeadsView& keys, const HeadsView& values, DeviceStream stream) {
   check_aligned(keys, "keys");
   check_aligned(values, "values");
   follow(stream);
-  append(layout, layers, upload(batch, stream), keys, values, stream);
+  append(layout, layers, upload(tables, stream), keys, values, stream);
 }
 
 void DeviceArena::append(const KvLayout& layout, const LayerRange& layers,
@@ -122,65 +137,64 @@ void DeviceArena::append(const KvLayout& layout, const LayerRange& layers,
   device_.backend->pages->append(device_.index, arguments, stream);
 }
 
-void DeviceArena::gather(const KvLayout& layout, const LayerRange& layers,
-                         std::span<const PageId> pages, const HeadsView& keys,
-                         const HeadsView& values, DeviceStream stream) {
-  GatherArguments arguments{{data(), layout},
-                            layers,
-                            nullptr,
-                            keys.tokens,
-                            device_heads(keys, "keys"),
-                            device_heads(values, "values")};
+void DeviceArena::gather(const SequencePages& source, const LayerRange& layers,
+                         const HeadsView& keys, const HeadsView& values, DeviceStream stream) {
+  GatherArguments arguments{
+      {data(), source.layout},       layers, nullptr, keys.tokens, device_heads(keys, "keys"),
+      device_heads(values, "values")};
   follow(stream);
-  arguments.table = upload(pages, stream);
+  arguments.table = upload(source.pages, stream);
   device_.backend->pages->gather(device_.index, arguments, stream);
 }
 
-void DeviceArena::cast_copy(const KvLayout& from, std::span<const PageId> source,
-                            const KvLayout& to, std::span<const PageId> target, std::int64_t first,
-                            std::int64_t tokens) {
-  std::vector<PageId> tables(source.begin(), source.end());
-  tables.insert(tables.end(), target.begin(), target.end());
+void DeviceArena::cast_copy(const SequencePages& source, const SequencePages& target,
+                            std::int32_t first, std::int32_t count) {
+  std::vector<PageId> tables(source.pages.begin(), source.pages.end());
+  tables.insert(tables.end(), target.pages.begin(), target.pages.end());
   const PageId* const uploaded = upload(tables, stream_);
-  device_.backend->pages->cast_copy(
-      device_.index,
-      {{data(), from}, uploaded, {data(), to}, uploaded + source.size(), first, first + tokens},
-      stream_);
+  device_.backend->pages->cast_copy(device_.index,
+                                    {{data(), source.layout},
+                                     uploaded,
+                                     {data(), target.layout},
+                                     uploaded + source.pages.size(),
+                                     first,
+                                     std::int64_t{first} + count},
+                                    stream_);
 }
 
 AttentionWorkspace DeviceArena::workspace(const AttentionArguments& arguments, std::int64_t tokens,
                                           DeviceStream stream) {
   const auto floats = static_cast<std::size_t>(attention_scratch(arguments, tokens));
   const auto tickets = static_cast<std::size_t>(attention_tickets(arguments));
-  reserve(partials_, floats * sizeof(float), stream);
-  reserve(tickets_, tickets * sizeof(std::uint32_t), stream);
+  partials_.reserve(device_, floats * sizeof(float), stream, kNotStaged);
+  tickets_.reserve(device_, tickets * sizeof(std::uint32_t), stream, kNotStaged);
   return attention_workspace(partials_.as<float>(), tickets_.as<std::uint32_t>(), arguments,
                              tokens);
 }
 
-void DeviceArena::stage(const KvLayout& layout, const RaggedBatch& batch, std::int32_t heads,
+void DeviceArena::stage(const KvLayout& layout, const PageTables& tables, std::int32_t heads,
                         std::int32_t window, DeviceStream stream) {
   check_attention_layout(layout);
-  AttentionArguments arguments = attention_of({data(), layout}, batch);
+  AttentionArguments arguments = attention_of({data(), layout}, tables);
   arguments.heads = heads;
   arguments.window = window;
   follow(stream);
-  workspace(arguments, static_cast<std::int64_t>(batch.ids.size()), stream);
-  upload(batch, stream);
+  workspace(arguments, tables.tokens(), stream);
+  upload(tables, stream);
 }
 
-void DeviceArena::attend(const KvLayout& layout, std::int32_t layer, const RaggedBatch& batch,
+void DeviceArena::attend(const KvLayout& layout, std::int32_t layer, const PageTables& tables,
                          const AttentionOptions& options, const HeadsView& queries,
                          const HeadsView& out, DeviceStream stream) {
   check_attention_layout(layout);
   check_aligned(queries, "queries");
   check_aligned(out, "out");
-  AttentionArguments shape = attention_of({data(), layout}, batch);
+  AttentionArguments shape = attention_of({data(), layout}, tables);
   shape.heads = queries.heads;
   shape.window = options.window;
   follow(stream);
   const AttentionWorkspace memory = workspace(shape, queries.tokens, stream);
-  attend(layout, layer, upload(batch, stream), options, queries, out, memory, stream);
+  attend(layout, layer, upload(tables, stream), options, queries, out, memory, stream);
 }
 
 void DeviceArena::attend(const KvLayout& layout, std::int32_t layer, const DeviceTables& tables,

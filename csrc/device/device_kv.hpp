@@ -7,6 +7,7 @@
 
 #include "cpu/attention_task.hpp"
 #include "glimprouter/kv_layout.hpp"
+#include "glimprouter/kv_views.hpp"
 #include "glimprouter/row_view.hpp"
 
 namespace glimprouter {
@@ -25,12 +26,6 @@ struct DeviceHeads {
   std::int64_t layer_stride;
   std::int64_t token_stride;
   std::int64_t head_stride;
-};
-
-// The layers of an operation: one inside a forward pass, all of them elsewhere.
-struct LayerRange {
-  std::int32_t first;
-  std::int32_t count;
 };
 
 // New keys and values into their slot_mapping, cast to the pages' type.
@@ -64,7 +59,7 @@ struct CastCopyArguments {
   std::int64_t end;
 };
 
-// Whole pages: fork and copy-on-write (both in the arena), offload and fetch (the other side is
+// Whole pages: fork and copy-on-write (both in the arena), reading and writing (the other side is
 // pinned host memory, where pages lie side by side).
 struct PageCopyArguments {
   const std::byte* source;

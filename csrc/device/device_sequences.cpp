@@ -107,13 +107,15 @@ DeviceSequences::DeviceSequences(const Device& device, std::int32_t max_sequence
     copy(texts_[model].as<void>(), boundary.table().texts, texts_[model].bytes());
   }
   const std::int64_t widest = std::max(small.vocabulary_size(), large.vocabulary_size());
-  tiles_ = DeviceMemory(
-      device, count * static_cast<std::size_t>(tiles_of(widest)) * sizeof(TileStatistics));
-  tickets_ = DeviceMemory(device, count * sizeof(std::uint32_t));
+  // All that any step needs: a captured one finds it there.
+  const auto reserve = [&](StreamScratch& scratch, std::size_t bytes) {
+    scratch.reserve(device, bytes, stream_, "a router cannot be made while a graph is captured");
+  };
+  reserve(tiles_, count * static_cast<std::size_t>(tiles_of(widest)) * sizeof(TileStatistics));
+  reserve(tickets_, count * sizeof(std::uint32_t));
+  reserve(row_numbers_, count * sizeof(std::int32_t));
   cores_ = DeviceMemory(device, count * sizeof(SequenceCore));
   open_ = DeviceMemory(device, count);
-  row_numbers_ = DeviceMemory(device, count * sizeof(std::int32_t));
-  device.backend->clear(device.index, tickets_.as<void>(), tickets_.bytes(), stream_);
   device.backend->clear(device.index, open_.as<void>(), open_.bytes(), stream_);
   device.backend->wait(device.index, stream_);
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "device/device_backend.hpp"
+#include "device/stream_scratch.hpp"
 #include "glimprouter/step_outputs.hpp"
 #include "glimprouter/step_router.hpp"
 
@@ -81,12 +82,12 @@ class DeviceSequences {
   DeviceMemory tables_[2];
   DeviceMemory texts_[2];
   std::int32_t num_states_[2];
-  DeviceMemory tiles_;
-  DeviceMemory tickets_;
+  StreamScratch tiles_;
+  StreamScratch tickets_;
   DeviceMemory cores_;
   DeviceMemory open_;
   std::vector<std::uint8_t> known_open_;  // what open_ holds
-  DeviceMemory row_numbers_;
+  StreamScratch row_numbers_;
   DeviceMemory log_;
   std::int64_t log_capacity_ = 0;
   DeviceStream stream_ = nullptr;  // of the last launch

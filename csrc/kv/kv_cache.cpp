@@ -4,7 +4,7 @@
 #include <map>
 #include <stdexcept>
 
-#include "kv/tail_copies.hpp"
+#include "kv/page_plan.hpp"
 
 namespace glimprouter {
 namespace {
@@ -165,28 +165,6 @@ void KvCache::forget(std::int32_t model, std::int32_t sequence, std::int32_t cou
   release_from(model, cache, cache.num_computed_tokens - count);
 }
 
-PageCounts KvCache::pages_wanted(std::int32_t model,
-                                 std::span<const std::int32_t> sequences) const {
-  const KvLayout& layout = pool_->layout(model);
-  PageCounts wanted(static_cast<std::size_t>(pool_->num_models()), 0);
-  // Of two forks in one batch only the first needs a copy of the page that they share.
-  std::map<PageId, std::int32_t> references;
-  for (const std::int32_t index : sequences) {
-    const CachedSequence& entry = sequence(index);
-    const ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
-    std::int64_t& count = wanted[static_cast<std::size_t>(model)];
-    count += layout.pages_for(entry.length(model)) - static_cast<std::int64_t>(cache.pages.size());
-    if (cache.num_computed_tokens % layout.page_size == 0) continue;
-    const PageId tail = cache.pages.back();
-    const auto found = references.try_emplace(tail, pool_->references(tail)).first;
-    if (found->second > 1) {
-      --found->second;
-      ++count;
-    }
-  }
-  return wanted;
-}
-
 void KvCache::check_model(std::int32_t model) const {
   if (model >= 0 && model < pool_->num_models()) return;
   throw std::invalid_argument("model must lie in [0, " + std::to_string(pool_->num_models()) +
@@ -200,8 +178,9 @@ RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> s
   batch.model = model;
   batch.sequences.assign(sequences.begin(), sequences.end());
   std::size_t total = 0;
+  PagePlan plan(*pool_);
   for (std::size_t i = 0; i < sequences.size(); ++i) {
-    const CachedSequence& entry = idle(sequences[i]);
+    CachedSequence& entry = idle(sequences[i]);
     if (std::find(sequences.begin(), sequences.begin() + static_cast<std::ptrdiff_t>(i),
                   sequences[i]) != sequences.begin() + static_cast<std::ptrdiff_t>(i)) {
       throw std::invalid_argument("sequence " + std::to_string(sequences[i]) +
@@ -212,18 +191,18 @@ RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> s
                                   " has text that model " + std::to_string(model) +
                                   " has no tokens for; call resolve() with its pending spans");
     }
-    const std::int32_t num_computed_tokens =
-        entry.caches[static_cast<std::size_t>(model)].num_computed_tokens;
+    ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
     const std::int32_t length = entry.length(model);
-    if (num_computed_tokens == length) {
+    if (cache.num_computed_tokens == length) {
       throw std::invalid_argument("sequence " + std::to_string(sequences[i]) +
                                   " has no token that model " + std::to_string(model) +
                                   " has not computed; append one, or truncate by one");
     }
-    total += static_cast<std::size_t>(length - num_computed_tokens);
+    total += static_cast<std::size_t>(length - cache.num_computed_tokens);
     batch.table_width = std::max(batch.table_width, layout.pages_for(length));
+    plan.add(model, cache, length);
   }
-  pool_->check_available(pages_wanted(model, sequences));
+  plan.check_available();
   // Everything that may fail comes before the first sequence changes.
   for (auto* column : {&batch.ids, &batch.positions}) column->reserve(total);
   batch.slot_mapping.reserve(total);
@@ -232,35 +211,19 @@ RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> s
   for (auto* column : {&batch.cu_seqlens, &batch.seq_lens, &batch.last_rows}) {
     column->reserve(sequences.size() + 1);
   }
-  TailCopies tails(*pool_, sequences.size());
-  for (const std::int32_t index : sequences) {
-    ModelCache& cache = at(index).caches[static_cast<std::size_t>(model)];
-    cache.pages.reserve(static_cast<std::size_t>(layout.pages_for(at(index).length(model))));
-    tails.add(model, cache);
-  }
-  tails.keep();
+  plan.commit();
   batch.cu_seqlens.push_back(0);
   batch.ticket = ++last_ticket_;
   for (std::size_t i = 0; i < sequences.size(); ++i) place(batch, i);
   return batch;
 }
 
-// Pages for so many tokens: the plan has found them available, and the list has room.
-void KvCache::take_pages(std::int32_t model, ModelCache& cache, std::int32_t length) noexcept {
-  const KvLayout& layout = pool_->layout(model);
-  while (static_cast<std::int32_t>(cache.pages.size()) < layout.pages_for(length)) {
-    cache.pages.push_back(pool_->take(model));
-  }
-  cache.allocated = length;
-}
-
 void KvCache::place(RaggedBatch& batch, std::size_t row) noexcept {
   CachedSequence& entry = sequences_[static_cast<std::size_t>(batch.sequences[row])];
   const auto model = static_cast<std::size_t>(batch.model);
   const std::int32_t page_size = pool_->layout(batch.model).page_size;
-  ModelCache& cache = entry.caches[model];
+  const ModelCache& cache = entry.caches[model];
   const std::int32_t length = entry.length(batch.model);
-  take_pages(batch.model, cache, length);
   entry.in_flight = batch.ticket;
   const std::vector<std::int32_t>& prompt = entry.prompts[model];
   const auto prompt_length = static_cast<std::int32_t>(prompt.size());

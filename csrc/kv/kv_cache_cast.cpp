@@ -2,8 +2,7 @@
 #include <stdexcept>
 
 #include "glimprouter/kv_cache.hpp"
-#include "glimprouter/kv_ops.hpp"
-#include "kv/tail_copies.hpp"
+#include "kv/page_plan.hpp"
 
 namespace glimprouter {
 namespace {
@@ -50,27 +49,19 @@ std::int32_t KvCache::cast_copy(std::int32_t source, std::int32_t target, std::i
   check_model(source);
   check_model(target);
   CachedSequence& entry = idle(sequence);
-  const KvLayout& layout = pool_->layout(target);
-  check_geometry(pool_->layout(source), layout);
+  check_geometry(pool_->layout(source), pool_->layout(target));
   const ModelCache& from = entry.caches[static_cast<std::size_t>(source)];
   ModelCache& to = entry.caches[static_cast<std::size_t>(target)];
   const std::int32_t first = to.num_computed_tokens;
   if (from.num_computed_tokens <= first) return 0;
   check_ids(entry, source, target, from.num_computed_tokens);
-  PageCounts wanted(static_cast<std::size_t>(pool_->num_models()), 0);
-  const bool shared_tail = first % layout.page_size != 0 && pool_->shared(to.pages.back());
-  wanted[static_cast<std::size_t>(target)] = layout.pages_for(from.num_computed_tokens) -
-                                             static_cast<std::int64_t>(to.pages.size()) +
-                                             (shared_tail ? 1 : 0);
-  pool_->check_available(wanted);
-  to.pages.reserve(static_cast<std::size_t>(layout.pages_for(from.num_computed_tokens)));
-  TailCopies tails(*pool_, 1);
-  tails.add(target, to);
-  tails.keep();
-  take_pages(target, to, from.num_computed_tokens);
+  PagePlan plan(*pool_);
+  plan.add(target, to, from.num_computed_tokens);
+  plan.check_available();
+  plan.commit();
   try {
-    cast_copy_kv(*pool_, {source, from.pages}, {target, to.pages}, first,
-                 from.num_computed_tokens - first);
+    pool_->arena().cast_copy({pool_->layout(source), from.pages}, {pool_->layout(target), to.pages},
+                             first, from.num_computed_tokens - first);
   } catch (...) {
     release_from(target, to, first);
     throw;

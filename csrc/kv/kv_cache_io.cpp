@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "glimprouter/kv_cache.hpp"
+#include "kv/page_plan.hpp"
 #include "kv/token_ledger_io.hpp"
 
 namespace glimprouter {
@@ -87,8 +88,8 @@ std::string KvCache::save(std::int32_t sequence) {
 // A saved sequence that has been checked, with no page yet.
 struct KvCache::Parsed {
   CachedSequence entry;
-  PageCounts pages;                        // [models]
-  std::vector<std::string_view> contents;  // [models] of the pages, side by side
+  std::vector<std::int32_t> computed;      // [models] tokens whose keys and values were saved
+  std::vector<std::string_view> contents;  // [models] of their pages, side by side
 };
 
 KvCache::Parsed KvCache::parse(std::string_view saved) const {
@@ -109,14 +110,13 @@ KvCache::Parsed KvCache::parse(std::string_view saved) const {
     entry.prompts.push_back(reader.many<std::int32_t>(saved_model.prompt));
     if (map_) map_->check_ids(model, entry.prompts.back(), "a prompt of the saved sequence");
     ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
-    cache.num_computed_tokens = cache.allocated =
-        static_cast<std::int32_t>(saved_model.num_computed_tokens);
+    const auto computed = static_cast<std::int32_t>(saved_model.num_computed_tokens);
     cache.excess = saved_model.excess;
-    if (cache.num_computed_tokens < 0 || cache.num_computed_tokens > entry.length(model)) {
+    if (computed < 0 || computed > entry.length(model)) {
       throw std::invalid_argument("the saved sequence is damaged: it holds more than its tokens");
     }
-    parsed.pages.push_back(layout.pages_for(cache.num_computed_tokens));
-    parsed.contents.push_back(reader.take(parsed.pages.back() * layout.page_bytes));
+    parsed.computed.push_back(computed);
+    parsed.contents.push_back(reader.take(layout.pages_for(computed) * layout.page_bytes));
   }
   reader.check_end();
   entry.open = true;
@@ -124,25 +124,19 @@ KvCache::Parsed KvCache::parse(std::string_view saved) const {
 }
 
 std::vector<std::int32_t> KvCache::check_saved(std::string_view saved) const {
-  std::vector<std::int32_t> computed;
-  for (const ModelCache& cache : parse(saved).entry.caches)
-    computed.push_back(cache.num_computed_tokens);
-  return computed;
+  return parse(saved).computed;
 }
 
 std::int32_t KvCache::load(std::string_view saved) {
   Parsed parsed = parse(saved);
   const std::int32_t index = free_sequence();
-  pool_->check_available(parsed.pages);
   std::vector<ModelCache>& caches = parsed.entry.caches;
+  PagePlan plan(*pool_);
   for (std::size_t model = 0; model < caches.size(); ++model) {
-    caches[model].pages.reserve(static_cast<std::size_t>(parsed.pages[model]));
+    plan.add(static_cast<std::int32_t>(model), caches[model], parsed.computed[model]);
   }
-  for (std::size_t model = 0; model < caches.size(); ++model) {
-    for (std::int64_t i = 0; i < parsed.pages[model]; ++i) {
-      caches[model].pages.push_back(pool_->take(static_cast<std::int32_t>(model)));
-    }
-  }
+  plan.check_available();
+  plan.commit();
   try {  // memory on a device can fail
     for (std::size_t model = 0; model < caches.size(); ++model) {
       pool_->write_pages(static_cast<std::int32_t>(model), caches[model].pages,
@@ -154,6 +148,7 @@ std::int32_t KvCache::load(std::string_view saved) {
     }
     throw;
   }
+  for (ModelCache& cache : caches) cache.num_computed_tokens = cache.allocated;
   sequences_[static_cast<std::size_t>(index)] = std::move(parsed.entry);
   return index;
 }

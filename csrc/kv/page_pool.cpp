@@ -1,15 +1,9 @@
 #include "glimprouter/page_pool.hpp"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstring>
 #include <limits>
-#include <new>
 #include <string>
 #include <utility>
-
-#include "device/device_arena.hpp"
 
 namespace glimprouter {
 namespace {
@@ -21,28 +15,6 @@ constexpr int kMaxPagesPerSector = 64;  // of the largest layout, when the secto
 }
 
 }  // namespace
-
-ArenaMemory::ArenaMemory(std::size_t bytes) : bytes_(bytes) {
-  void* const mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (mapped == MAP_FAILED) throw std::bad_alloc();
-  data_ = static_cast<std::byte*>(mapped);
-#if defined(MADV_HUGEPAGE)
-  // One layer and head of a page is a few kilobytes, far from that of the next page: with small
-  // pages of the system, attention would miss its translation for every one of them.
-  madvise(mapped, bytes, MADV_HUGEPAGE);
-#endif
-}
-
-ArenaMemory& ArenaMemory::operator=(ArenaMemory&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(bytes_, other.bytes_);
-  return *this;
-}
-
-ArenaMemory::~ArenaMemory() {
-  if (data_ != nullptr) munmap(data_, bytes_);
-}
 
 std::int64_t PagePool::default_sector_bytes(const std::vector<KvLayout>& layouts) {
   std::int64_t largest = 0;
@@ -65,22 +37,9 @@ std::int64_t PagePool::default_sector_bytes(const std::vector<KvLayout>& layouts
 }
 
 PagePool::PagePool(std::vector<KvLayout> layouts, std::int64_t arena_bytes,
-                   std::int64_t sector_bytes, std::byte* memory)
+                   const ArenaFactory& make_arena, std::int64_t sector_bytes)
     : layouts_(std::move(layouts)) {
-  const std::size_t bytes = cut_sectors(arena_bytes, sector_bytes);
-  if (memory == nullptr) {
-    owned_memory_ = ArenaMemory(bytes);
-    memory = owned_memory_.data();
-  }
-  memory_ = memory;
-}
-
-PagePool::PagePool(std::vector<KvLayout> layouts, std::int64_t arena_bytes,
-                   std::int64_t sector_bytes, const Device& device)
-    : layouts_(std::move(layouts)) {
-  const std::size_t bytes = cut_sectors(arena_bytes, sector_bytes);
-  device_arena_ = std::make_shared<DeviceArena>(device, bytes);
-  memory_ = device_arena_->data();
+  arena_ = make_arena(cut_sectors(arena_bytes, sector_bytes));
 }
 
 std::size_t PagePool::cut_sectors(std::int64_t arena_bytes, std::int64_t sector_bytes) {
@@ -220,48 +179,24 @@ void PagePool::release(PageId page) noexcept {
 
 void PagePool::copy_page(PageId from, PageId to) {
   const std::int32_t model = sectors_[static_cast<std::size_t>(sector_of(from))].model;
-  if (device_arena_) {
-    device_arena_->copy_page(layout(model), from, to);
-    return;
-  }
-  std::memcpy(address(to), address(from), static_cast<std::size_t>(layout(model).page_bytes));
+  arena_->copy_page(layout(model), from, to);
 }
 
 void PagePool::read_pages(std::int32_t model, std::span<const PageId> pages,
                           std::byte* target) const {
-  if (device_arena_) {
-    device_arena_->offload(layout(model), pages, target);
-    return;
-  }
-  const auto bytes = static_cast<std::size_t>(layout(model).page_bytes);
-  for (const PageId page : pages) {
-    std::memcpy(target, address(page), bytes);
-    target += bytes;
-  }
+  arena_->read_pages({layout(model), pages}, target);
 }
 
 void PagePool::write_pages(std::int32_t model, std::span<const PageId> pages,
                            const std::byte* source) {
-  if (device_arena_) {
-    device_arena_->fetch(layout(model), pages, source);
-    return;
-  }
-  const auto bytes = static_cast<std::size_t>(layout(model).page_bytes);
-  for (const PageId page : pages) {
-    std::memcpy(address(page), source, bytes);
-    source += bytes;
-  }
+  arena_->write_pages({layout(model), pages}, source);
 }
 
 void PagePool::reclaim(PageId page) noexcept {
   const std::int32_t index = sector_of(page);
   Sector& sector = sectors_[static_cast<std::size_t>(index)];
   ModelPages& pages = models_[static_cast<std::size_t>(sector.model)];
-  if (poison_ >= 0 && device_arena_) {
-    device_arena_->fill_page(layout(sector.model), page, poison_);
-  } else if (poison_ >= 0) {
-    std::memset(address(page), poison_, static_cast<std::size_t>(layout(sector.model).page_bytes));
-  }
+  if (poison_ >= 0) arena_->fill_page(layout(sector.model), page, poison_);
   if (sector.free.empty()) list_sector(index);
   sector.free.push_back(slot_of(page));
   ++pages.free;

@@ -1,4 +1,4 @@
-#include "kv/page_tables.hpp"
+#include "glimprouter/page_tables.hpp"
 
 #include <algorithm>
 #include <stdexcept>
@@ -19,8 +19,8 @@ void check_page(std::int64_t page, const KvLayout& layout, std::int64_t arena_by
 }  // namespace
 
 PageTables tables_of(const RaggedBatch& batch) {
-  return {batch.slot_mapping, batch.block_table, batch.table_width, batch.cu_seqlens,
-          batch.seq_lens};
+  return {batch.slot_mapping, batch.block_table, batch.table_width,
+          batch.cu_seqlens,   batch.seq_lens,    &batch.upload};
 }
 
 void check_tables(const PageTables& tables, const KvLayout& layout, std::int64_t arena_bytes) {

@@ -1,16 +1,14 @@
 // Cuts attention over pages into tasks: some query rows of one sequence against one KV head.
+#include "ops/paged_attention.hpp"
+
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "arithmetic/element.hpp"
 #include "cpu/attention_task.hpp"
 #include "cpu/cpu_backend.hpp"
-#include "device/device_arena.hpp"
-#include "glimprouter/kv_ops.hpp"
 #include "glimprouter/thread_pool.hpp"
-#include "ops/heads_view.hpp"
+#include "ops/head_address.hpp"
 
 namespace glimprouter {
 namespace {
@@ -31,16 +29,15 @@ struct Scratch {
 
 class AttentionPass {
  public:
-  AttentionPass(const PagedMemory& pages, std::int32_t layer, const PageTables& tables,
-                const AttentionOptions& options, const HeadsView& queries, const HeadsView& out)
-      : arena_(pages.arena),
-        layout_(pages.layout),
-        layer_(layer),
-        tables_(tables),
-        options_(options),
-        queries_(queries),
-        out_(out),
-        group_(queries.heads / layout_.num_kv_heads) {}
+  explicit AttentionPass(const HostAttention& attention)
+      : arena_(attention.arena),
+        layout_(attention.layout),
+        layer_(attention.layer),
+        tables_(attention.tables),
+        options_(attention.options),
+        queries_(attention.queries),
+        out_(attention.out),
+        group_(queries_.heads / layout_.num_kv_heads) {}
 
   std::vector<TaskPlace> places() const {
     std::vector<TaskPlace> result;
@@ -119,46 +116,12 @@ class AttentionPass {
 
 }  // namespace
 
-void check_attention(const KvLayout& layout, std::int32_t layer, std::int64_t tokens,
-                     const HeadsView& queries, const HeadsView& out) {
-  check_layer(layout, layer);
-  if (layout.head_dim % kAttentionLanes != 0) {
-    throw std::invalid_argument(
-        "attention over pages needs a head size that is a multiple of 16, "
-        "got " +
-        std::to_string(layout.head_dim));
-  }
-  if (queries.heads < 1 || queries.heads % layout.num_kv_heads != 0) {
-    throw std::invalid_argument("the number of query heads must be a multiple of the " +
-                                std::to_string(layout.num_kv_heads) + " KV heads, got " +
-                                std::to_string(queries.heads));
-  }
-  check_heads(queries, "queries", tokens, queries.heads, layout.head_dim);
-  check_heads(out, "out", tokens, queries.heads, layout.head_dim);
-}
-
-void paged_attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
-                     const AttentionOptions& options, const HeadsView& queries,
-                     const HeadsView& out, DeviceStream stream) {
-  const KvLayout& layout = pool.layout(batch.model);
-  if (DeviceArena* const arena = pool.device_arena()) {
-    check_attention(layout, layer, static_cast<std::int64_t>(batch.ids.size()), queries, out);
-    arena->attend(layout, layer, batch, options, queries, out, stream);
-    return;
-  }
-  paged_attention({pool.address(kNullPage), layout}, layer, tables_of(batch), options, queries,
-                  out);
-}
-
-void paged_attention(const PagedMemory& pages, std::int32_t layer, const PageTables& tables,
-                     const AttentionOptions& options, const HeadsView& queries,
-                     const HeadsView& out) {
-  const KvLayout& layout = pages.layout;
-  check_attention(layout, layer, tables.tokens(), queries, out);
-  const AttentionPass pass(pages, layer, tables, options, queries, out);
+void attend_on_host(const HostAttention& attention) {
+  const KvLayout& layout = attention.layout;
+  const AttentionPass pass(attention);
   const std::vector<TaskPlace> places = pass.places();
   std::int64_t keys = 0;
-  for (const std::int32_t length : tables.seq_lens) keys += length;
+  for (const std::int32_t length : attention.tables.seq_lens) keys += length;
   auto body = [&](std::int64_t index, int) noexcept {
     pass.run(places[static_cast<std::size_t>(index)]);
   };

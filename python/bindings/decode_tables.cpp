@@ -19,7 +19,7 @@ namespace {
 // Compact memory on the pool's device, of `count` elements of 4 or 8 bytes.
 void* compact(const PagePool& pool, const BorrowedTensor& tensor, const char* what, int bits,
               std::int64_t count) {
-  check_place(pool.device_arena(), tensor, what);
+  check_place(pool.arena(), tensor, what);
   if (tensor.dimensions != 1 || tensor.bits != bits || tensor.shape[0] < count ||
       (count > 1 && tensor.strides[0] != 1)) {
     throw py::value_error(std::string(what) + " must be compact, of one dimension, with at least " +
@@ -40,7 +40,7 @@ class HeldTables {
               const py::object& values, const py::object& out, const py::object& scratch,
               float scale, std::int32_t window, float softcap) {
     const AttentionOptions options = attention_options(scale, window, softcap);
-    const DeviceArena* const arena = tables_.pool().device_arena();
+    const Arena& arena = tables_.pool().arena();
     const BorrowedTensor q(queries.ptr(), "queries");
     const BorrowedTensor k(keys.ptr(), "keys");
     const BorrowedTensor v(values.ptr(), "values");

@@ -8,17 +8,15 @@ namespace py = pybind11;
 
 namespace glimprouter::bindings {
 
-void check_place(const DeviceArena* arena, const BorrowedTensor& tensor, const std::string& name) {
-  if (arena != nullptr ? lives_on(tensor, arena->device()) : tensor.device_type == kCpuDevice) {
-    return;
-  }
-  throw py::value_error(name + " must be on " +
-                        (arena != nullptr ? arena->device().name() : "the CPU") +
+void check_place(const Arena& arena, const BorrowedTensor& tensor, const std::string& name) {
+  if (arena.reaches(tensor.device_type, tensor.device_id)) return;
+  const std::string place = arena.name();
+  throw py::value_error(name + " must be on " + (place == "cpu" ? "the CPU" : place) +
                         ", where the pages are; move it there, or let the pool live where it is");
 }
 
-HeadsView heads_view(const DeviceArena* arena, const BorrowedTensor& tensor, const char* what,
-                     Axes axes, bool written) {
+HeadsView heads_view(const Arena& arena, const BorrowedTensor& tensor, const char* what, Axes axes,
+                     bool written) {
   const std::string name(what);
   HeadsView view{};
   check_place(arena, tensor, name);

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <string>
 
-#include "device/device_arena.hpp"
-#include "glimprouter/kv_ops.hpp"
+#include "glimprouter/arena.hpp"
+#include "glimprouter/kv_views.hpp"
 #include "tensor_access.hpp"
 
 namespace glimprouter::bindings {
@@ -14,13 +14,13 @@ namespace glimprouter::bindings {
 // Which axes of a four-dimensional tensor hold heads and tokens (the batch axis has one entry).
 enum class Axes : std::uint8_t { kHeadsFirst, kTokensFirst };
 
-// arena: of the pages; null: they are in host memory. All throw pybind11::value_error.
-void check_place(const DeviceArena* arena, const BorrowedTensor& tensor, const std::string& name);
+// arena: of the pages. All throw pybind11::value_error.
+void check_place(const Arena& arena, const BorrowedTensor& tensor, const std::string& name);
 
 // [T, H, D]; or [1, H, T, D] / [1, T, H, D], which is what attention functions of transformers take
 // and return.
-HeadsView heads_view(const DeviceArena* arena, const BorrowedTensor& tensor, const char* what,
-                     Axes axes, bool written);
+HeadsView heads_view(const Arena& arena, const BorrowedTensor& tensor, const char* what, Axes axes,
+                     bool written);
 
 AttentionOptions attention_options(float scale, std::int32_t window, float softcap);
 

@@ -10,9 +10,9 @@
 #include <utility>
 #include <vector>
 
-#include "device/device_arena.hpp"
+#include "glimprouter/arena_on.hpp"
+#include "glimprouter/page_tables.hpp"
 #include "index_list.hpp"
-#include "kv/page_tables.hpp"
 #include "kv_cache_docs.hpp"
 #include "tensor_access.hpp"
 #include "token_bytes.hpp"
@@ -77,23 +77,18 @@ void bind_layout(py::module_& module) {
            [](const KvLayout& layout) { return "<KvLayout " + layout.describe() + ">"; });
 }
 
-std::string device_name(const PagePool& pool) {
-  return pool.device_arena() != nullptr ? pool.device_arena()->device().name() : "cpu";
-}
-
 void bind_pool(py::module_& module) {
   py::class_<PagePool, std::shared_ptr<PagePool>>(module, "PagePool", docs::kPagePool)
       .def(py::init([](std::vector<KvLayout> layouts, std::int64_t arena_bytes,
                        std::int64_t sector_bytes, const std::string& device) {
-             if (device == "cpu") {
-               return std::make_shared<PagePool>(std::move(layouts), arena_bytes, sector_bytes);
-             }
-             return std::make_shared<PagePool>(std::move(layouts), arena_bytes, sector_bytes,
-                                               find_device(device));
+             return std::make_shared<PagePool>(std::move(layouts), arena_bytes, arena_on(device),
+                                               sector_bytes);
            }),
            py::arg("layouts"), py::arg("arena_bytes"), py::arg("sector_bytes") = 0,
            py::arg("device") = "cpu")
-      .def_property_readonly("device", &device_name, "Where the pages are, as \"cuda:0\".")
+      .def_property_readonly(
+          "device", [](const PagePool& pool) { return pool.arena().name(); },
+          "Where the pages are, as \"cuda:0\".")
       .def_property_readonly("sector_bytes", &PagePool::sector_bytes)
       .def_property_readonly("num_sectors", &PagePool::num_sectors)
       .def_property_readonly("num_free_sectors", &PagePool::num_free_sectors)
@@ -121,8 +116,9 @@ void bind_pool(py::module_& module) {
           "memory",
           [](const py::object& self) {
             auto& pool = self.cast<PagePool&>();
-            if (pool.device_arena() != nullptr) {
-              throw py::value_error("the arena is in the memory of " + device_name(pool) +
+            const std::string place = pool.arena().name();
+            if (place != "cpu") {
+              throw py::value_error("the arena is in the memory of " + place +
                                     "; gather_kv copies keys and values out of it");
             }
             const auto bytes = (pool.num_sectors() + 1) * pool.sector_bytes();

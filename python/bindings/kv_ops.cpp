@@ -7,10 +7,10 @@
 #include <span>
 #include <string>
 
-#include "device/device_arena.hpp"
 #include "heads_access.hpp"
 #include "index_list.hpp"
-#include "ops/kv_layers.hpp"
+#include "ops/host_arena.hpp"
+#include "ops/kv_checks.hpp"
 #include "tensor_access.hpp"
 
 namespace py = pybind11;
@@ -18,14 +18,8 @@ namespace py = pybind11;
 namespace glimprouter::bindings {
 namespace {
 
-// Where the work on a device goes: the stream that the tensor's framework works on now.
-DeviceStream stream_of(const PagePool& pool, const py::object& object,
-                       const BorrowedTensor& tensor) {
-  return pool.device_arena() != nullptr ? current_stream(object.ptr(), tensor) : nullptr;
-}
-
 // [layers, T, H, D] of the pages' layers.
-HeadsView layers_view(const DeviceArena* arena, const BorrowedTensor& tensor, const char* what,
+HeadsView layers_view(const Arena& arena, const BorrowedTensor& tensor, const char* what,
                       std::int32_t layers, bool written) {
   if (tensor.dimensions != 4 || tensor.shape[0] != layers) {
     throw py::value_error(std::string(what) + " must have the shape [" + std::to_string(layers) +
@@ -49,14 +43,14 @@ HeadsView layers_view(const DeviceArena* arena, const BorrowedTensor& tensor, co
   return view;
 }
 
+// Work on a device goes where the tensors' framework works now (current_stream).
 void append(PagePool& pool, std::int32_t layer, const RaggedBatch& batch, const py::object& keys,
             const py::object& values) {
   const BorrowedTensor k(keys.ptr(), "keys");
   const BorrowedTensor v(values.ptr(), "values");
-  append_kv(pool, layer, batch,
-            heads_view(pool.device_arena(), k, "keys", Axes::kHeadsFirst, false),
-            heads_view(pool.device_arena(), v, "values", Axes::kHeadsFirst, false),
-            stream_of(pool, keys, k));
+  const HeadsView key = heads_view(pool.arena(), k, "keys", Axes::kHeadsFirst, false);
+  const HeadsView value = heads_view(pool.arena(), v, "values", Axes::kHeadsFirst, false);
+  append_kv(pool, {layer}, batch, key, value, current_stream(keys.ptr(), k));
 }
 
 void attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
@@ -65,9 +59,9 @@ void attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batc
   const AttentionOptions options = attention_options(scale, window, softcap);
   const BorrowedTensor q(queries.ptr(), "queries");
   const BorrowedTensor o(out.ptr(), "out");
-  const HeadsView query = heads_view(pool.device_arena(), q, "queries", Axes::kHeadsFirst, false);
-  const HeadsView target = heads_view(pool.device_arena(), o, "out", Axes::kTokensFirst, true);
-  const DeviceStream stream = stream_of(pool, queries, q);
+  const HeadsView query = heads_view(pool.arena(), q, "queries", Axes::kHeadsFirst, false);
+  const HeadsView target = heads_view(pool.arena(), o, "out", Axes::kTokensFirst, true);
+  const DeviceStream stream = current_stream(queries.ptr(), q);
   const py::gil_scoped_release release;
   paged_attention(pool, layer, batch, options, query, target, stream);
 }
@@ -77,55 +71,43 @@ const KvLayout& layout_of(const PagePool& pool, std::int32_t model) {
   return pool.layout(model);
 }
 
-void check_page_count(const IndexList& pages, std::int64_t tokens, const KvLayout& layout) {
-  const std::int64_t needed = (tokens + layout.page_size - 1) / layout.page_size;
-  if (static_cast<std::int64_t>(pages.span().size()) >= needed) return;
-  throw py::value_error(std::to_string(tokens) + " tokens lie in " + std::to_string(needed) +
-                        " pages, got " + std::to_string(pages.span().size()));
-}
-
 void append_layers(PagePool& pool, const RaggedBatch& batch, const py::object& keys,
                    const py::object& values) {
-  const std::int32_t layers = pool.layout(batch.model).num_layers;
+  const LayerRange layers = all_layers(pool.layout(batch.model));
   const BorrowedTensor k(keys.ptr(), "keys");
   const BorrowedTensor v(values.ptr(), "values");
-  append_kv_layers(pool, batch, layers_view(pool.device_arena(), k, "keys", layers, false),
-                   layers_view(pool.device_arena(), v, "values", layers, false),
-                   stream_of(pool, keys, k));
+  const HeadsView key = layers_view(pool.arena(), k, "keys", layers.count, false);
+  const HeadsView value = layers_view(pool.arena(), v, "values", layers.count, false);
+  append_kv(pool, layers, batch, key, value, current_stream(keys.ptr(), k));
 }
 
 void gather_layers(const PagePool& pool, std::int32_t model, const py::object& pages,
                    const py::object& keys, const py::object& values) {
-  const KvLayout& layout = layout_of(pool, model);
+  const LayerRange layers = all_layers(layout_of(pool, model));
   const IndexList list(pages.ptr(), "pages");
   const BorrowedTensor k(keys.ptr(), "keys");
   const BorrowedTensor v(values.ptr(), "values");
-  const HeadsView key = layers_view(pool.device_arena(), k, "keys", layout.num_layers, true);
-  check_page_count(list, key.tokens, layout);
-  gather_kv_layers(pool, model, list.span().data(), key,
-                   layers_view(pool.device_arena(), v, "values", layout.num_layers, true),
-                   stream_of(pool, keys, k));
+  const HeadsView key = layers_view(pool.arena(), k, "keys", layers.count, true);
+  const HeadsView value = layers_view(pool.arena(), v, "values", layers.count, true);
+  gather_kv(pool, model, layers, list.span(), key, value, current_stream(keys.ptr(), k));
 }
 
 // like: a tensor of the pool's device, whose framework's current stream is meant.
 void stage(const PagePool& pool, const RaggedBatch& batch, std::int32_t heads, std::int32_t window,
            const py::object& like) {
   const BorrowedTensor tensor(like.ptr(), "like");
-  check_place(pool.device_arena(), tensor, "like");
-  stage_batch(pool, batch, heads, window, stream_of(pool, like, tensor));
+  check_place(pool.arena(), tensor, "like");
+  stage_batch(pool, batch, heads, window, current_stream(like.ptr(), tensor));
 }
 
 void gather(const PagePool& pool, std::int32_t model, std::int32_t layer, const py::object& pages,
             const py::object& keys, const py::object& values) {
-  const KvLayout& layout = layout_of(pool, model);
   const IndexList list(pages.ptr(), "pages");
   const BorrowedTensor k(keys.ptr(), "keys");
   const BorrowedTensor v(values.ptr(), "values");
-  const HeadsView key = heads_view(pool.device_arena(), k, "keys", Axes::kHeadsFirst, true);
-  check_page_count(list, key.tokens, layout);
-  gather_kv(pool, model, layer, list.span().data(), key,
-            heads_view(pool.device_arena(), v, "values", Axes::kHeadsFirst, true),
-            stream_of(pool, keys, k));
+  const HeadsView key = heads_view(pool.arena(), k, "keys", Axes::kHeadsFirst, true);
+  const HeadsView value = heads_view(pool.arena(), v, "values", Axes::kHeadsFirst, true);
+  gather_kv(pool, model, {layer}, list.span(), key, value, current_stream(keys.ptr(), k));
 }
 
 // Integers of one table, contiguous; a view.
@@ -149,49 +131,56 @@ std::span<const Integer> integers(const BorrowedTensor& tensor, const char* what
 // Arena and tables of a forward pass that come as tensors; borrowed and checked.
 class TensorPages {
  public:
-  // tables: slot_mapping, block_table, cu_seqlens, seq_lens. geometry: layers, KV heads, page
-  // tokens.
+  // tables: slot_mapping, block_table, cu_seqlens, seq_lens. geometry: layers, KV heads, page size.
   TensorPages(const py::object& arena, const py::tuple& tables, const py::tuple& geometry,
               std::int32_t head_dim)
-      : arena_(arena.ptr(), "arena"),
-        slots_(py::object(tables[0]).ptr(), "slot_mapping"),
+      : tensor_(arena.ptr(), "arena"),
+        slot_mapping_(py::object(tables[0]).ptr(), "slot_mapping"),
         block_table_(py::object(tables[1]).ptr(), "block_table"),
         cu_seqlens_(py::object(tables[2]).ptr(), "cu_seqlens"),
-        key_lengths_(py::object(tables[3]).ptr(), "seq_lens") {
-    const DataType dtype = float_type(arena_, "arena");
-    if (arena_.device_type != kCpuDevice || arena_.dimensions != 1 || arena_.strides[0] != 1) {
+        seq_lens_(py::object(tables[3]).ptr(), "seq_lens"),
+        arena_(static_cast<std::byte*>(tensor_.data)) {
+    const DataType dtype = float_type(tensor_, "arena");
+    if (tensor_.device_type != kCpuDevice || tensor_.dimensions != 1 || tensor_.strides[0] != 1) {
       throw py::value_error("arena must be contiguous, of one dimension, on the CPU");
     }
     layout = KvLayout::make(geometry[0].cast<std::int32_t>(), geometry[1].cast<std::int32_t>(),
                             head_dim, geometry[2].cast<std::int32_t>(), dtype);
     view.block_table = integers<PageId>(block_table_, "block_table", 2);
     view.table_width = static_cast<std::int32_t>(block_table_.shape[1]);
-    view.slot_mapping = integers<std::int64_t>(slots_, "slot_mapping", 1);
+    view.slot_mapping = integers<std::int64_t>(slot_mapping_, "slot_mapping", 1);
     view.cu_seqlens = integers<std::int32_t>(cu_seqlens_, "cu_seqlens", 1);
-    view.seq_lens = integers<std::int32_t>(key_lengths_, "seq_lens", 1);
-    check_tables(view, layout, arena_.shape[0] * element_size(dtype));
+    view.seq_lens = integers<std::int32_t>(seq_lens_, "seq_lens", 1);
+    check_tables(view, layout, tensor_.shape[0] * element_size(dtype));
   }
 
-  PagedMemory memory(bool written) const {
-    if (written && arena_.read_only) throw py::value_error("arena is read-only");
-    return {static_cast<std::byte*>(arena_.data), layout};
+  PagedMemory memory(bool written) {
+    if (written && tensor_.read_only) throw py::value_error("arena is read-only");
+    return {arena_, layout};
   }
 
   KvLayout layout;
   PageTables view;
 
  private:
-  BorrowedTensor arena_, slots_, block_table_, cu_seqlens_, key_lengths_;
+  BorrowedTensor tensor_, slot_mapping_, block_table_, cu_seqlens_, seq_lens_;
+  HostArena arena_;
 };
+
+// The tensors of torch's operations, which are on the CPU.
+HeadsView host_view(const BorrowedTensor& tensor, const char* what, Axes axes, bool written) {
+  static const HostArena host(nullptr);
+  return heads_view(host, tensor, what, axes, written);
+}
 
 void append_to(const py::object& arena, const py::tuple& tables, const py::tuple& geometry,
                std::int32_t layer, const py::object& keys, const py::object& values) {
   const BorrowedTensor k(keys.ptr(), "keys");
   const BorrowedTensor v(values.ptr(), "values");
-  const HeadsView key = heads_view(nullptr, k, "keys", Axes::kHeadsFirst, false);
-  const HeadsView value = heads_view(nullptr, v, "values", Axes::kHeadsFirst, false);
-  const TensorPages pages(arena, tables, geometry, key.head_dim);
-  append_kv(pages.memory(true), layer, pages.view, key, value);
+  const HeadsView key = host_view(k, "keys", Axes::kHeadsFirst, false);
+  const HeadsView value = host_view(v, "values", Axes::kHeadsFirst, false);
+  TensorPages pages(arena, tables, geometry, key.head_dim);
+  append_kv(pages.memory(true), {layer}, pages.view, key, value);
 }
 
 // keys: None when they are in the pages by now.
@@ -202,16 +191,17 @@ void attend(const py::object& arena, const py::tuple& tables, const py::tuple& g
   const AttentionOptions options = attention_options(scale, window, softcap);
   const BorrowedTensor q(queries.ptr(), "queries");
   const BorrowedTensor o(out.ptr(), "out");
-  const HeadsView query = heads_view(nullptr, q, "queries", Axes::kHeadsFirst, false);
-  const HeadsView target = heads_view(nullptr, o, "out", Axes::kTokensFirst, true);
-  const TensorPages pages(arena, tables, geometry, query.head_dim);
+  const HeadsView query = host_view(q, "queries", Axes::kHeadsFirst, false);
+  const HeadsView target = host_view(o, "out", Axes::kTokensFirst, true);
+  TensorPages pages(arena, tables, geometry, query.head_dim);
   if (!keys.is_none()) {
+    // Before the pages change: attention that is refused leaves them as they were.
     check_attention(pages.layout, layer, pages.view.tokens(), query, target);
     const BorrowedTensor k(keys.ptr(), "keys");
     const BorrowedTensor v(values.ptr(), "values");
-    append_kv(pages.memory(true), layer, pages.view,
-              heads_view(nullptr, k, "keys", Axes::kHeadsFirst, false),
-              heads_view(nullptr, v, "values", Axes::kHeadsFirst, false));
+    const HeadsView key = host_view(k, "keys", Axes::kHeadsFirst, false);
+    const HeadsView value = host_view(v, "values", Axes::kHeadsFirst, false);
+    append_kv(pages.memory(true), {layer}, pages.view, key, value);
   }
   const py::gil_scoped_release release;
   paged_attention(pages.memory(false), layer, pages.view, options, query, target);

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "glimprouter/arena_on.hpp"
 #include "glimprouter/kv_cache.hpp"
 
 namespace glimprouter {
@@ -27,7 +28,7 @@ class CacheTape {
             std::make_shared<PagePool>(std::vector{KvLayout::make(2, 1, 2, 4, DataType::kFloat32),
                                                    KvLayout::make(3, 2, 4, 8, DataType::kBFloat16),
                                                    KvLayout::make(2, 1, 2, 8, DataType::kFloat32)},
-                                       16 * 2304, 2304)),
+                                       16 * 2304, arena_on("cpu"), 2304)),
         cache_(pool_, kSequences) {
     pool_->poison_freed_pages(0xA5);
   }

@@ -7,9 +7,11 @@
 #include <stdexcept>
 #include <vector>
 
+#include "glimprouter/arena_on.hpp"
 #include "glimprouter/kv_cache.hpp"
 #include "glimprouter/kv_ops.hpp"
-#include "kv/page_tables.hpp"
+#include "glimprouter/page_tables.hpp"
+#include "ops/host_arena.hpp"
 
 namespace glimprouter {
 namespace {
@@ -20,8 +22,8 @@ constexpr std::int32_t kPageSize = 4;
 
 struct Fixture {
   KvLayout layout = KvLayout::make(2, kHeads, kHeadSize, kPageSize, DataType::kFloat32);
-  std::shared_ptr<PagePool> pool =
-      std::make_shared<PagePool>(std::vector<KvLayout>{layout}, 40 * layout.page_bytes);
+  std::shared_ptr<PagePool> pool = std::make_shared<PagePool>(
+      std::vector<KvLayout>{layout}, 40 * layout.page_bytes, arena_on("cpu"));
   KvCache cache{pool, 3};
   RaggedBatch batch;
 
@@ -77,14 +79,15 @@ TEST(PageTables, TheSameBytesAsTheBatch) {
   std::vector<float> out[2] = {std::vector<float>(queries.size()),
                                std::vector<float>(queries.size())};
   const AttentionOptions options{0.2f, 3, 0.0f};
-  append_kv(*by_batch.pool, 1, by_batch.batch, view_of(keys, 14), view_of(values, 14));
+  append_kv(*by_batch.pool, {1}, by_batch.batch, view_of(keys, 14), view_of(values, 14));
   paged_attention(*by_batch.pool, 1, by_batch.batch, options, view_of(queries, 14),
                   view_of(out[0], 14));
-  const PagedMemory pages{by_tables.pool->address(kNullPage), by_tables.layout};
-  append_kv(pages, 1, tables, view_of(keys, 14), view_of(values, 14));
+  HostArena borrowed(by_tables.pool->address(kNullPage));  // as a tensor's memory is
+  const PagedMemory pages{borrowed, by_tables.layout};
+  append_kv(pages, {1}, tables, view_of(keys, 14), view_of(values, 14));
   paged_attention(pages, 1, tables, options, view_of(queries, 14), view_of(out[1], 14));
   EXPECT_EQ(0, std::memcmp(out[0].data(), out[1].data(), out[0].size() * sizeof(float)));
-  EXPECT_EQ(0, std::memcmp(by_batch.pool->address(kNullPage), pages.arena,
+  EXPECT_EQ(0, std::memcmp(by_batch.pool->address(kNullPage), borrowed.data(),
                            static_cast<std::size_t>(by_tables.arena_bytes())));
 }
 

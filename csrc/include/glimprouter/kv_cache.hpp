@@ -104,9 +104,7 @@ class KvCache {
   std::int32_t free_sequence() const;
   void land(const RaggedBatch& batch);
   void check_model(std::int32_t model) const;
-  PageCounts pages_wanted(std::int32_t model, std::span<const std::int32_t> sequences) const;
   void place(RaggedBatch& batch, std::size_t row) noexcept;
-  void take_pages(std::int32_t model, ModelCache& cache, std::int32_t length) noexcept;
   void drop_beyond(CachedSequence& entry, std::int32_t model, std::int32_t kept,
                    std::int32_t spoiled) noexcept;
   void release_from(std::int32_t model, ModelCache& cache,

@@ -10,33 +10,15 @@
 #include <utility>
 #include <vector>
 
+#include "glimprouter/arena.hpp"
 #include "glimprouter/kv_layout.hpp"
 
 namespace glimprouter {
-
-class DeviceArena;
-struct Device;
 
 // Not enough pages; nothing has changed. The message says what was wanted and what there is.
 class OutOfPages : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
-};
-
-// Zeros that the system maps when they are first written: a large arena costs nothing until then.
-class ArenaMemory {
- public:
-  ArenaMemory() = default;
-  explicit ArenaMemory(std::size_t bytes);  // throws std::bad_alloc
-  ~ArenaMemory();
-  ArenaMemory(ArenaMemory&& other) noexcept { *this = std::move(other); }
-  ArenaMemory& operator=(ArenaMemory&& other) noexcept;
-
-  std::byte* data() const { return data_; }
-
- private:
-  std::byte* data_ = nullptr;
-  std::size_t bytes_ = 0;
 };
 
 // Pages wanted of each model's layout.
@@ -47,16 +29,12 @@ using PageCounts = std::vector<std::int64_t>;  // [models]
 // Not thread-safe.
 class PagePool {
  public:
-  // layouts: one a model. arena_bytes: rounded down to whole sectors; sector 0 is kept for the null
-  // page. sector_bytes: 0 chooses one that wastes little for all layouts. The memory is allocated
-  // here, or borrowed when `memory` is given (aligned to kPageUnit, arena_bytes long).
-  // Throws std::invalid_argument for no layout, or an arena that holds no page of each.
-  PagePool(std::vector<KvLayout> layouts, std::int64_t arena_bytes, std::int64_t sector_bytes = 0,
-           std::byte* memory = nullptr);
-  // The same with the arena in the memory of a device. Throws std::runtime_error when the device
-  // has not as much memory.
-  PagePool(std::vector<KvLayout> layouts, std::int64_t arena_bytes, std::int64_t sector_bytes,
-           const Device& device);
+  // layouts: one a model. arena_bytes: rounded down to whole sectors, which make_arena is asked
+  // for; sector 0 is kept for the null page. sector_bytes: 0 chooses one that wastes little for all
+  // layouts. Throws std::invalid_argument for no layout, or an arena that holds no page of each,
+  // and what make_arena throws.
+  PagePool(std::vector<KvLayout> layouts, std::int64_t arena_bytes, const ArenaFactory& make_arena,
+           std::int64_t sector_bytes = 0);
 
   // The sector that is chosen where none is named.
   static std::int64_t default_sector_bytes(const std::vector<KvLayout>& layouts);
@@ -71,10 +49,10 @@ class PagePool {
   std::int64_t pages_per_sector(std::int32_t model) const {
     return sector_bytes_ / layout(model).page_bytes;
   }
+  // Where the pages are, and what is done with them there.
+  Arena& arena() const { return *arena_; }
   // In the memory of the device, if there is one.
-  std::byte* address(PageId page) const { return memory_ + page * KvLayout::kPageUnit; }
-  // Null: the pages are in host memory.
-  DeviceArena* device_arena() const { return device_arena_.get(); }
+  std::byte* address(PageId page) const { return arena_->data() + page * KvLayout::kPageUnit; }
 
   // Pages of this model that could be allocated now, if no other model took any.
   std::int64_t available(std::int32_t model) const;
@@ -124,7 +102,7 @@ class PagePool {
     std::int64_t owned = 0;
   };
 
-  // Checks the sizes and cuts the arena into sectors; its memory follows. Returns its bytes.
+  // Checks the sizes and cuts the arena into sectors. Returns its bytes.
   std::size_t cut_sectors(std::int64_t arena_bytes, std::int64_t sector_bytes);
   std::int64_t takeable_sectors() const;
   std::int32_t sector_of(PageId page) const {
@@ -143,9 +121,7 @@ class PagePool {
   std::vector<KvLayout> layouts_;
   std::int64_t sector_bytes_ = 0;
   std::int64_t sector_limit_ = 0;
-  ArenaMemory owned_memory_;
-  std::shared_ptr<DeviceArena> device_arena_;
-  std::byte* memory_ = nullptr;
+  std::unique_ptr<Arena> arena_;
   std::vector<Sector> sectors_;             // [0] holds the null page
   std::vector<std::int32_t> free_sectors_;  // the next one last
   std::vector<ModelPages> models_;

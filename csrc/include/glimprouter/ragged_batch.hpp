@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "glimprouter/page_pool.hpp"
+#include "glimprouter/kv_layout.hpp"
 
 namespace glimprouter {
 

@@ -13,6 +13,7 @@
 #include "kernels/attention/launch.cuh"
 #include "kv_tensors.hpp"
 #include "lanes.hpp"
+#include "ops/host_arena.hpp"
 
 namespace glimprouter {
 namespace {
@@ -43,7 +44,7 @@ class Scene {
       : shape_(shape),
         layout_(
             KvLayout::make(kLayers, shape.kv_heads, shape.head_dim, shape.page_size, shape.dtype)),
-        pool_({layout_}, arena_bytes()),
+        pool_({layout_}, arena_bytes(), host_arena()),
         queries_(seed, {1, tokens(), shape.heads, shape.head_dim}, query_type()) {
     queries_.fill(seed + 1);
     std::mt19937_64 random(seed);

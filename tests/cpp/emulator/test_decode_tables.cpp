@@ -15,6 +15,7 @@
 #include "glimprouter/kv_cache.hpp"
 #include "glimprouter/kv_ops.hpp"
 #include "kv_tensors.hpp"
+#include "ops/host_arena.hpp"
 
 namespace glimprouter {
 namespace {
@@ -27,8 +28,8 @@ const Device kDevice{&simt::backend(), 0};
 struct Sequences {
   explicit Sequences(std::span<const std::int32_t> lengths)
       : pool(std::make_shared<PagePool>(
-            std::vector{KvLayout::make(1, 1, kSize, kPageSize, DataType::kFloat32)}, 1 << 18, 0,
-            kDevice)),
+            std::vector{KvLayout::make(1, 1, kSize, kPageSize, DataType::kFloat32)}, 1 << 18,
+            device_arena(kDevice))),
         cache(pool, static_cast<std::int32_t>(lengths.size())) {
     for (const std::int32_t length : lengths) {
       std::vector<std::int32_t> prompt(static_cast<std::size_t>(length));
@@ -38,7 +39,7 @@ struct Sequences {
       HeadsTensor keys(static_cast<std::uint64_t>(length), {1, length, 1, kSize},
                        DataType::kFloat32);
       keys.fill(static_cast<std::uint64_t>(length));
-      append_kv(*pool, 0, batch, keys.cpu_view(0), keys.cpu_view(0));
+      append_kv(*pool, {0}, batch, keys.cpu_view(0), keys.cpu_view(0));
       cache.complete(batch);
     }
   }
@@ -101,7 +102,7 @@ TEST(DecodeTables, PaddingChangesNoBit) {
     HeadsTensor got(4, {1, sequences, kHeads, kSize}, DataType::kFloat32);
     HeadsView few = keys.cpu_view(0), few_queries = queries.cpu_view(0);
     few.tokens = few_queries.tokens = 3;
-    append_kv(*plain.pool, 0, batch, few, few);
+    append_kv(*plain.pool, {0}, batch, few, few);
     paged_attention(*plain.pool, 0, batch, {.window = 40}, few_queries, want.cpu_view(0));
     tables.own.fill(same, nullptr);
     for (int replay = 0; replay < 2; ++replay) {  // tickets are zero again
@@ -146,7 +147,8 @@ TEST(DecodeTables, WhatDoesNotFitIsRefused) {
   Tables few(sequences.pool, 1, 8), narrow(sequences.pool, 2, 2);
   EXPECT_THROW(few.own.fill(batch, nullptr), std::invalid_argument);
   EXPECT_THROW(narrow.own.fill(batch, nullptr), std::invalid_argument);
-  PagePool host({KvLayout::make(1, 1, kSize, kPageSize, DataType::kFloat32)}, 1 << 18);
+  PagePool host({KvLayout::make(1, 1, kSize, kPageSize, DataType::kFloat32)}, 1 << 18,
+                host_arena());
   EXPECT_THROW(DecodeTables::words(host, few.room), std::invalid_argument);
   EXPECT_THROW(DecodeTables::words(*sequences.pool, {0, 1, 1, 0}), std::invalid_argument);
 }

@@ -15,7 +15,7 @@
 #include "glimprouter/kv_ops.hpp"
 #include "kv_tensors.hpp"
 #include "lanes.hpp"
-#include "ops/kv_layers.hpp"
+#include "ops/host_arena.hpp"
 
 namespace glimprouter {
 namespace {
@@ -44,8 +44,8 @@ class TwoCaches {
  public:
   explicit TwoCaches(std::uint32_t seed)
       : random_(seed),
-        cpu_(std::make_shared<PagePool>(layouts(), kArenaBytes)),
-        device_(std::make_shared<PagePool>(layouts(), kArenaBytes, 0, kDevice)) {
+        cpu_(std::make_shared<PagePool>(layouts(), kArenaBytes, host_arena())),
+        device_(std::make_shared<PagePool>(layouts(), kArenaBytes, device_arena(kDevice))) {
     cpu_.pool->poison_freed_pages(0xA5);
     device_.pool->poison_freed_pages(0xA5);
   }
@@ -121,8 +121,8 @@ class TwoCaches {
     HeadsTensor cpu_out(seed, heads, dtype), device_out(seed, heads, dtype);
     for (std::int32_t layer = 0; layer < layout.num_layers; ++layer) {
       const AttentionOptions options{0.25f, seed % 3 == 0 ? 9 : 0, 0.0f};
-      append_kv(*cpu_.pool, layer, expected, keys.cpu_view(layer), values.cpu_view(layer));
-      append_kv(*device_.pool, layer, batch, keys.cpu_view(layer), values.cpu_view(layer));
+      append_kv(*cpu_.pool, {layer}, expected, keys.cpu_view(layer), values.cpu_view(layer));
+      append_kv(*device_.pool, {layer}, batch, keys.cpu_view(layer), values.cpu_view(layer));
       paged_attention(*cpu_.pool, layer, expected, options, queries.cpu_view(layer),
                       cpu_out.cpu_view(layer));
       paged_attention(*device_.pool, layer, batch, options, queries.cpu_view(layer),
@@ -144,9 +144,8 @@ class TwoCaches {
                                  layout.head_dim};
     HeadsTensor cpu_keys(7, shape, DataType::kFloat32), cpu_values(8, shape, DataType::kFloat16);
     HeadsTensor keys(7, shape, DataType::kFloat32), values(8, shape, DataType::kFloat16);
-    gather_kv(*cpu_.pool, model, 0, cache.pages.data(), cpu_keys.cpu_view(0),
-              cpu_values.cpu_view(0));
-    gather_kv(*device_.pool, model, 0, other.pages.data(), keys.cpu_view(0), values.cpu_view(0));
+    gather_kv(*cpu_.pool, model, {0}, cache.pages, cpu_keys.cpu_view(0), cpu_values.cpu_view(0));
+    gather_kv(*device_.pool, model, {0}, other.pages, keys.cpu_view(0), values.cpu_view(0));
     EXPECT_EQ(cpu_keys.bytes(), keys.bytes());
     EXPECT_EQ(cpu_values.bytes(), values.bytes());
   }
@@ -178,7 +177,7 @@ struct CastSide {
     HeadsView key = keys.cpu_view(0), value = values.cpu_view(0);
     key.layer_stride = keys.layer_stride();
     value.layer_stride = values.layer_stride();
-    append_kv_layers(*pool, batch, key, value);
+    append_kv(*pool, all_layers(pool->layout(batch.model)), batch, key, value);
     cache.complete(batch);
   }
   std::vector<std::byte> gathered(std::int32_t model, const simt::HeadsShape& shape) const {
@@ -187,7 +186,7 @@ struct CastSide {
     key.layer_stride = keys.layer_stride();
     value.layer_stride = values.layer_stride();
     const auto& held = cache.sequence(sequence).caches[static_cast<std::size_t>(model)];
-    gather_kv_layers(*pool, model, held.pages.data(), key, value);
+    gather_kv(*pool, model, all_layers(pool->layout(model)), held.pages, key, value);
     std::vector<std::byte> all = keys.bytes();
     all.insert(all.end(), values.bytes().begin(), values.bytes().end());
     return all;
@@ -200,8 +199,8 @@ struct CastSide {
 TEST(DeviceKv, AllLayersAtOnceAndTheCastCopyGiveTheBytesOfTheCpu) {
   const std::vector pages{KvLayout::make(3, 2, 16, 4, DataType::kFloat32),
                           KvLayout::make(3, 2, 16, 3, DataType::kBFloat16)};
-  CastSide cpu(std::make_shared<PagePool>(pages, 1 << 20));
-  CastSide device(std::make_shared<PagePool>(pages, 1 << 20, 0, kDevice));
+  CastSide cpu(std::make_shared<PagePool>(pages, 1 << 20, host_arena()));
+  CastSide device(std::make_shared<PagePool>(pages, 1 << 20, device_arena(kDevice)));
   const simt::HeadsShape shape{3, 11, 2, 16};
   HeadsTensor keys(21, shape, DataType::kFloat32), values(22, shape, DataType::kFloat16);
   keys.fill(1);
@@ -219,7 +218,7 @@ TEST(DeviceKv, AllLayersAtOnceAndTheCastCopyGiveTheBytesOfTheCpu) {
 // What a graph may hold is launches alone: the first use of a batch needs memory and tables.
 TEST(DeviceKv, ACaptureTakesOnlyWhatWasStagedAndRefusesTheRest) {
   const KvLayout layout = KvLayout::make(2, 1, 16, 4, DataType::kFloat32);
-  const auto pool = std::make_shared<PagePool>(std::vector{layout}, 1 << 20, 0, kDevice);
+  const auto pool = std::make_shared<PagePool>(std::vector{layout}, 1 << 20, device_arena(kDevice));
   KvCache cache(pool, 1);
   const std::int32_t sequence = cache.open({{1, 2, 3, 4, 5}});
   const RaggedBatch batch = cache.prepare(0, std::span(&sequence, 1));
@@ -231,7 +230,7 @@ TEST(DeviceKv, ACaptureTakesOnlyWhatWasStagedAndRefusesTheRest) {
   queries.fill(2);
   const std::vector<std::byte> before = out.bytes();
   const auto pass = [&] {
-    append_kv(*pool, 0, batch, keys.cpu_view(0), keys.cpu_view(0));
+    append_kv(*pool, {0}, batch, keys.cpu_view(0), keys.cpu_view(0));
     paged_attention(*pool, 0, batch, {}, queries.cpu_view(0), out.cpu_view(0));
   };
   simt::pretend_capture(true);
@@ -242,10 +241,10 @@ TEST(DeviceKv, ACaptureTakesOnlyWhatWasStagedAndRefusesTheRest) {
   EXPECT_EQ(out.bytes(), before);
   simt::pretend_capture(false);
   stage_batch(*pool, batch, 2);
-  gather_kv(*pool, 0, 0, batch.block_table.data(), gathered.cpu_view(0), values.cpu_view(0));
+  gather_kv(*pool, 0, {0}, batch.block_table, gathered.cpu_view(0), values.cpu_view(0));
   simt::pretend_capture(true);
   EXPECT_NO_THROW(pass());
-  EXPECT_THROW(gather_kv(*pool, 0, 0, batch.block_table.data(), keys.cpu_view(0), keys.cpu_view(0)),
+  EXPECT_THROW(gather_kv(*pool, 0, {0}, batch.block_table, keys.cpu_view(0), keys.cpu_view(0)),
                std::runtime_error);
   simt::pretend_capture(false);
   EXPECT_NE(out.bytes(), before);
@@ -254,19 +253,19 @@ TEST(DeviceKv, ACaptureTakesOnlyWhatWasStagedAndRefusesTheRest) {
   const RaggedBatch next = cache.prepare(0, std::span(&sequence, 1));
   HeadsTensor key(4, {1, 1, 1, 16}, DataType::kFloat32);
   simt::pretend_capture(true);  // there is memory for it, but its tables are not there
-  EXPECT_THROW(append_kv(*pool, 0, next, key.cpu_view(0), key.cpu_view(0)), std::runtime_error);
+  EXPECT_THROW(append_kv(*pool, {0}, next, key.cpu_view(0), key.cpu_view(0)), std::runtime_error);
   simt::pretend_capture(false);
   EXPECT_THROW(stage_batch(*pool, batch, 0), std::invalid_argument);
 }
 
 TEST(DeviceKv, APoolThatDoesNotFitIsOneClearError) {
   simt::limit_allocations(1 << 20);
-  EXPECT_THROW(PagePool(layouts(), 8 << 20, 0, kDevice), std::runtime_error);
+  EXPECT_THROW(PagePool(layouts(), 8 << 20, device_arena(kDevice)), std::runtime_error);
   simt::limit_allocations(~std::size_t{0});
 }
 
 TEST(DeviceKv, ACopyThatFailsChangesNothing) {
-  const auto pool = std::make_shared<PagePool>(layouts(), 1 << 20, 0, kDevice);
+  const auto pool = std::make_shared<PagePool>(layouts(), 1 << 20, device_arena(kDevice));
   KvCache cache(pool, kSequences);
   std::vector<std::int32_t> forks{cache.open({{1, 2, 3, 4, 5, 6}, {1}})};
   cache.complete(cache.prepare(0, forks));
@@ -288,7 +287,7 @@ TEST(DeviceKv, ACopyThatFailsChangesNothing) {
 
 TEST(DeviceKv, RefusesLayoutsThatTheKernelDoesNotServe) {
   const KvLayout layout = KvLayout::make(1, 1, 272, 4, DataType::kFloat32);
-  PagePool pool({layout}, 1 << 20, 0, kDevice);
+  PagePool pool({layout}, 1 << 20, device_arena(kDevice));
   RaggedBatch batch;
   batch.ids = {1};
   batch.cu_seqlens = {0, 1};

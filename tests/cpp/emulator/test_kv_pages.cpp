@@ -9,6 +9,7 @@
 
 #include "arithmetic/element.hpp"
 #include "emulator/grid.hpp"
+#include "glimprouter/arena_on.hpp"
 #include "glimprouter/kv_ops.hpp"
 #include "kernels/kv/launch.cuh"
 #include "kv_tensors.hpp"
@@ -44,7 +45,8 @@ PagePool pool_of(const std::vector<KvLayout>& layouts, std::int64_t tokens) {
     bytes += (tokens / layout.page_size + 4) * layout.page_bytes;
   }
   const std::int64_t sector = PagePool::default_sector_bytes(layouts);
-  return PagePool(layouts, bytes + 3 * sector * static_cast<std::int64_t>(layouts.size()));
+  return PagePool(layouts, bytes + 3 * sector * static_cast<std::int64_t>(layouts.size()),
+                  arena_on("cpu"));
 }
 
 void fill_arena(PagePool& pool, std::uint64_t seed) {
@@ -176,7 +178,7 @@ TEST(KvPages, AppendEqualsTheCpu) {
       keys.fill(seed);
       values.fill(seed + 1);
       for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
-        append_kv(cpu, layer, batch, keys.cpu_view(layer), values.cpu_view(layer));
+        append_kv(cpu, {layer}, batch, keys.cpu_view(layer), values.cpu_view(layer));
       }
       ASSERT_EQ(device::launch_append({{pool.address(kNullPage), layout},
                                        {0, shape.layers},
@@ -213,8 +215,7 @@ TEST(KvPages, GatherReadsPagesAndEqualsTheCpu) {
                                         {2, false}, nullptr),
                   0);
         for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
-          gather_kv(pool, 0, layer, pages.data(), cpu_keys.cpu_view(layer),
-                    cpu_values.cpu_view(layer));
+          gather_kv(pool, 0, {layer}, pages, cpu_keys.cpu_view(layer), cpu_values.cpu_view(layer));
         }
         EXPECT_EQ(keys.bytes(), cpu_keys.bytes()) << seed;
         EXPECT_EQ(values.bytes(), cpu_values.bytes()) << seed;

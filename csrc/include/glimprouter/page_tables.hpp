@@ -1,5 +1,5 @@
-// The tables of a forward pass over pages as views: for callers that keep arena and tables in
-// tensors of their own, where a RaggedBatch cannot go (a compiled graph).
+// The tables of a forward pass over pages as views: of a batch, or of a caller that keeps arena and
+// tables in tensors of its own, where a RaggedBatch cannot go (a compiled graph).
 #pragma once
 
 #include <cstdint>
@@ -18,6 +18,8 @@ struct PageTables {
   std::int32_t table_width = 0;
   std::span<const std::int32_t> cu_seqlens;  // [B + 1]
   std::span<const std::int32_t> seq_lens;    // [B]
+  // RaggedBatch::upload of the columns, so that a device takes them once; null: with every call.
+  std::uint64_t* upload = nullptr;
 
   std::size_t sequences() const { return seq_lens.size(); }
   std::int64_t tokens() const { return static_cast<std::int64_t>(slot_mapping.size()); }

@@ -1,0 +1,35 @@
+// What an operation on pages works on: keys, values or queries outside of them, and which layers.
+#pragma once
+
+#include <cstdint>
+
+#include "glimprouter/kv_layout.hpp"
+
+namespace glimprouter {
+
+// [tokens, heads, head_dim] with contiguous head elements; strides in elements. Non-owning.
+struct HeadsView {
+  void* data;
+  DataType dtype;
+  std::int64_t tokens;
+  std::int32_t heads;
+  std::int32_t head_dim;
+  std::int64_t token_stride;
+  std::int64_t head_stride;
+  std::int64_t layer_stride = 0;  // where there are several, [layers, tokens, heads, head_dim]
+};
+
+// The layers of an operation: one inside a forward pass, all of them elsewhere.
+struct LayerRange {
+  std::int32_t first;
+  std::int32_t count = 1;
+};
+inline LayerRange all_layers(const KvLayout& layout) { return {0, layout.num_layers}; }
+
+struct AttentionOptions {
+  float scale = 1.0f;
+  std::int32_t window = 0;  // keys that a token sees, itself included; 0: all before it
+  float softcap = 0.0f;     // 0: off; else scores become softcap tanh(score / softcap)
+};
+
+}  // namespace glimprouter

@@ -1,0 +1,27 @@
+// Attention over pages in host memory. Internal.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "glimprouter/kv_layout.hpp"
+#include "glimprouter/kv_views.hpp"
+#include "glimprouter/page_tables.hpp"
+
+namespace glimprouter {
+
+// The tokens of the tables in one layer; checked. Non-owning, for the duration of a call.
+struct HostAttention {
+  const std::byte* arena;
+  const KvLayout& layout;
+  std::int32_t layer;
+  const PageTables& tables;
+  const AttentionOptions& options;
+  const HeadsView& queries;  // [T, heads, head_dim]
+  const HeadsView& out;
+};
+
+// On the library's threads. What it promises is said at paged_attention() (kv_ops.hpp).
+void attend_on_host(const HostAttention& attention);
+
+}  // namespace glimprouter
