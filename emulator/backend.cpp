@@ -8,7 +8,7 @@
 #include <string>
 
 #include "kernels/attention/operations.cuh"
-#include "kernels/row/operations.cuh"
+#include "kernels/step/operations.cuh"
 
 namespace glimprouter::simt {
 namespace {

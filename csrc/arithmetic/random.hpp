@@ -5,17 +5,9 @@
 #include <cstdint>
 
 #include "glimprouter/host_device.hpp"
+#include "glimprouter/row_types.hpp"
 
 namespace glimprouter {
-
-// seed and substream name the sequence, position counts its generated tokens, purpose separates the
-// draws that one position may need (0: a token by the small model, 1: by the large one).
-struct RandomKey {
-  std::uint64_t seed = 0;
-  std::uint64_t substream = 0;
-  std::uint64_t position = 0;
-  std::uint32_t purpose = 0;
-};
 
 struct PhiloxBlock {
   std::uint32_t word[4];

@@ -9,7 +9,7 @@
 #include "arithmetic/numeric.hpp"
 #include "arithmetic/tile_statistics.hpp"
 #include "glimprouter/host_device.hpp"
-#include "glimprouter/row_op.hpp"
+#include "glimprouter/row_types.hpp"
 
 namespace glimprouter {
 

@@ -8,7 +8,7 @@
 
 #include "arithmetic/tile_statistics.hpp"
 #include "cpu/attention_task.hpp"
-#include "glimprouter/row_op.hpp"
+#include "glimprouter/row_types.hpp"
 #include "glimprouter/row_view.hpp"
 
 namespace glimprouter {

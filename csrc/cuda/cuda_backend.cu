@@ -9,7 +9,7 @@
 
 #include "cuda/cuda_device.hpp"
 #include "device/device_backend.hpp"
-#include "kernels/row/operations.cuh"
+#include "kernels/step/operations.cuh"
 
 namespace glimprouter {
 namespace cuda {

@@ -5,10 +5,10 @@
 #include <cstdint>
 
 #include "arithmetic/tile_statistics.hpp"
-#include "glimprouter/row_op.hpp"
+#include "glimprouter/row_types.hpp"
 #include "glimprouter/row_view.hpp"
 #include "glimprouter/step_boundary.hpp"
-#include "glimprouter/transition.hpp"
+#include "glimprouter/step_columns.hpp"
 #include "router/sequence_step.hpp"
 
 namespace glimprouter {
@@ -29,22 +29,8 @@ struct EvaluateArguments {
   float* logprobs;             // [rows, request.num_logprob_ids]
 };
 
-// What a step says about each row, one array a field; null where it is not asked for.
-struct DeviceStepOutputs {
-  std::int32_t* token;
-  std::uint8_t* status;
-  std::uint8_t* route;
-  std::uint8_t* phase;
-  std::uint8_t* end_reason;
-  std::int32_t* step_index;
-  std::int32_t* forced;
-  float* entropy;
-  float* logprob;
-  float* logsumexp;
-  float* max_prob;
-  float* margin;
-  float* varentropy;
-  float* logprobs;                  // [rows, num_logprob_ids]
+// What a step says about each row, in memory that the device writes.
+struct DeviceStepOutputs : ColumnPointers {
   const std::int32_t* logprob_ids;  // [num_logprob_ids]
   std::int32_t num_logprob_ids;
 };

@@ -14,25 +14,6 @@ static_assert(std::is_trivially_copyable_v<TokenRecord>);
 
 constexpr std::size_t kFieldAlignment = 16;
 
-// Calls visit(host field, pointer of the view) for every field that the outputs have.
-template <typename Outputs, typename View, typename Visit>
-void for_fields(Outputs& outputs, View& view, Visit visit) {
-  visit(outputs.token, view.token);
-  visit(outputs.status, view.status);
-  visit(outputs.route, view.route);
-  visit(outputs.phase, view.phase);
-  visit(outputs.end_reason, view.end_reason);
-  visit(outputs.step_index, view.step_index);
-  visit(outputs.forced, view.forced);
-  visit(outputs.entropy, view.entropy);
-  visit(outputs.logprob, view.logprob);
-  visit(outputs.logsumexp, view.logsumexp);
-  visit(outputs.max_prob, view.max_prob);
-  visit(outputs.margin, view.margin);
-  visit(outputs.varentropy, view.varentropy);
-  visit(outputs.logprobs, view.logprobs);
-}
-
 template <typename Field>
 std::size_t field_bytes(const Field& field) {
   const std::size_t bytes = field.size() * sizeof(field[0]);
@@ -41,8 +22,9 @@ std::size_t field_bytes(const Field& field) {
 
 std::size_t block_bytes(const StepOutputs& outputs) {
   std::size_t bytes = 0;
-  DeviceStepOutputs view{};
-  for_fields(outputs, view, [&](const auto& field, auto*&) { bytes += field_bytes(field); });
+  for_columns(outputs, outputs, [&](const char*, std::uint32_t, const auto& column, const auto&) {
+    bytes += field_bytes(column);
+  });
   return bytes;
 }
 
@@ -53,11 +35,10 @@ DeviceOutputs::DeviceOutputs(const Device& device, const StepOutputs& outputs)
       logprob_ids_(device, outputs.logprob_ids.size() * sizeof(std::int32_t)),
       block_(device, block_bytes(outputs)) {
   std::size_t offset = 0;
-  for_fields(outputs, view_, [&](const auto& field, auto*& pointer) {
+  for_columns(outputs, view_, [&](const char*, std::uint32_t, const auto& column, auto& pointer) {
     using Value = std::remove_reference_t<decltype(*pointer)>;
-    pointer = nullptr;
-    if (!field.empty()) pointer = reinterpret_cast<Value*>(block_.data() + offset);
-    offset += field_bytes(field);
+    pointer = column.empty() ? nullptr : reinterpret_cast<Value*>(block_.data() + offset);
+    offset += field_bytes(column);
   });
   view_.logprob_ids = logprob_ids_.as<const std::int32_t>();
   view_.num_logprob_ids = static_cast<std::int32_t>(outputs.logprob_ids.size());
@@ -78,13 +59,10 @@ DeviceOutputs::~DeviceOutputs() {
 
 void DeviceOutputs::unpack(StepOutputs& outputs, std::int64_t rows) const {
   const std::byte* source = block_.data();
-  DeviceStepOutputs view{};
-  const auto ids = static_cast<std::int64_t>(outputs.logprob_ids.size());
-  for_fields(outputs, view, [&](auto& field, auto*&) {
-    const bool by_ids = static_cast<const void*>(&field) == &outputs.logprobs;
-    const auto count = static_cast<std::size_t>(rows * (by_ids ? ids : 1));
-    if (!field.empty()) std::memcpy(field.data(), source, count * sizeof(field[0]));
-    source += field_bytes(field);
+  for_columns(outputs, outputs, [&](const char*, std::uint32_t asked, auto& column, auto&) {
+    const std::size_t count = outputs.size_of(asked, rows);
+    if (count > 0) std::memcpy(column.data(), source, count * sizeof(column[0]));
+    source += field_bytes(column);
   });
 }
 

@@ -1,18 +1,17 @@
 // The sequences of a StepRouter in the memory of a device, and the launches over them. Internal.
-//
-// The device holds what a step reads and writes; the host's copy is brought up to date when someone
-// asks for it, and written back when a call other than a step has changed it.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "device/device_backend.hpp"
 #include "device/stream_scratch.hpp"
 #include "glimprouter/step_outputs.hpp"
 #include "glimprouter/step_router.hpp"
+#include "router/step_device.hpp"
 
 namespace glimprouter {
 
@@ -38,42 +37,27 @@ class DeviceOutputs {
   PinnedMemory block_;
 };
 
-// Tokens that a sequence may commit, or has committed.
-inline std::int64_t most_tokens(const Sequence& sequence) {
-  const SequenceLimits& limits = sequence.options.limits;
-  const std::int64_t allowed =
-      static_cast<std::int64_t>(limits.max_think_tokens) + limits.max_answer_tokens;
-  const auto committed = static_cast<std::int64_t>(sequence.log.size());
-  return allowed > committed ? allowed : committed;
-}
-
-class DeviceSequences {
+class DeviceSequences final : public StepDevice {
  public:
   DeviceSequences(const Device& device, std::int32_t max_sequences, const StepBoundary& small,
                   const StepBoundary& large);
 
-  const Device& device() const { return device_; }
-
-  // Room for the log of a sequence of so many tokens. May allocate.
-  void reserve_tokens(std::int64_t tokens);
-  // The log, then the core, then whether the row is open: if it fails, the row is as it was but for
-  // records behind its log.
-  void upload(std::int32_t row, const Sequence& sequence);
-  void download(std::int32_t row, Sequence& sequence);
-  // Memory that this device writes, for outputs that have none yet.
-  bool attached(const StepOutputs& outputs) const;
-  void attach(StepOutputs& outputs) const;
-
-  // Row numbers: `rows`, or `device_rows` [logits.rows] in device memory. Returns when the launch
-  // is enqueued.
+  std::string name() const override { return device_.name(); }
+  bool reaches(std::int32_t device_type, std::int32_t device_id) const override {
+    return device_type == device_.backend->dlpack_type && device_id == device_.index;
+  }
+  void reserve_tokens(std::int64_t tokens) override;
+  void upload(std::int32_t row, const Sequence& sequence) override;
+  void download(std::int32_t row, Sequence& sequence) override;
+  void attach(StepOutputs& outputs) const override;
   void launch(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
-              const std::int32_t* device_rows, StepOutputs& outputs, DeviceStream stream);
-  // Waits for the last launch, or for everything that the device does, and fills the outputs.
-  void collect(StepOutputs& outputs) const;
-  void collect_all(StepOutputs& outputs) const;
+              const std::int32_t* device_rows, StepOutputs& outputs, DeviceStream stream) override;
+  void collect(StepOutputs& outputs) const override;
+  void collect_all(StepOutputs& outputs) const override;
 
  private:
   BoundaryTable table(Model model) const;
+  bool attached(const StepOutputs& outputs) const;
   void check_capture(std::size_t rows, const StepOutputs& outputs, DeviceStream stream) const;
   void copy(void* target, const void* source, std::size_t bytes);
 
@@ -92,5 +76,8 @@ class DeviceSequences {
   std::int64_t log_capacity_ = 0;
   DeviceStream stream_ = nullptr;  // of the last launch
 };
+
+// Makes routers on a device (steps_on.hpp takes it by name).
+StepDeviceFactory device_steps(const Device& device);
 
 }  // namespace glimprouter

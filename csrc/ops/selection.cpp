@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "arithmetic/numeric.hpp"
+#include "arithmetic/random.hpp"
 #include "arithmetic/row_statistics.hpp"
 
 namespace glimprouter {

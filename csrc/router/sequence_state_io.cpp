@@ -4,8 +4,9 @@
 #include <type_traits>
 
 #include "base/saved_bytes.hpp"
-#include "device/device_sequences.hpp"
 #include "glimprouter/step_router.hpp"
+#include "router/sequence.hpp"
+#include "router/step_device.hpp"
 
 namespace glimprouter {
 namespace {

@@ -5,19 +5,12 @@
 #include <cstdint>
 
 #include "glimprouter/host_device.hpp"
-#include "glimprouter/row_op.hpp"
+#include "glimprouter/row_types.hpp"
 #include "glimprouter/step_boundary.hpp"
-#include "glimprouter/transition.hpp"
+#include "glimprouter/step_columns.hpp"
+#include "router/transition.hpp"
 
 namespace glimprouter {
-
-struct SequenceOptions {
-  SequenceLimits limits;
-  SamplingParameters sampling;
-  std::int32_t entropy_top_k = 0;  // 0: full entropy
-  std::uint64_t seed = 0;
-  std::uint64_t substream = 0;
-};
 
 // A committed token, enough to replay the transition and the sums of its step.
 struct TokenRecord {
@@ -103,6 +96,42 @@ GR_HOST_DEVICE inline StepDecision advance(SequenceCore& sequence, const Boundar
   decision.token = result.token;
   decision.forced = transition.forced_tokens;
   decision.end_reason = transition.end_reason;
+  return decision;
+}
+
+// Writes what a row's statistics say, into the columns that there are.
+GR_HOST_DEVICE inline void write_statistics(const ColumnPointers& out, std::int64_t index,
+                                            const RowResult& result) {
+  out.entropy[index] = result.entropy;
+  if (out.logprob != nullptr) out.logprob[index] = result.logprob;
+  if (out.logsumexp != nullptr) out.logsumexp[index] = result.logsumexp;
+  if (out.max_prob != nullptr) out.max_prob[index] = result.max_prob;
+  if (out.margin != nullptr) out.margin[index] = result.margin;
+  if (out.varentropy != nullptr) out.varentropy[index] = result.varentropy;
+}
+
+GR_HOST_DEVICE inline void write_decision(const ColumnPointers& out, std::int64_t index,
+                                          const StepDecision& decision, Phase phase) {
+  out.token[index] = decision.token;
+  out.route[index] = decision.route;
+  out.end_reason[index] = static_cast<std::uint8_t>(decision.end_reason);
+  out.forced[index] = decision.forced;
+  out.phase[index] = static_cast<std::uint8_t>(phase);
+}
+
+// One evaluated row: moves its sequence on, unless the row is invalid, and writes every column but
+// logprobs. The caller logs the token that the decision commits.
+GR_HOST_DEVICE inline StepDecision step_sequence(SequenceCore& sequence,
+                                                 const BoundaryTable& boundary, Model model,
+                                                 const RowResult& result, const ColumnPointers& out,
+                                                 std::int64_t index) {
+  write_statistics(out, index, result);
+  out.status[index] = static_cast<std::uint8_t>(result.status);
+  const bool answers = sequence.state.phase == Phase::kAnswer;
+  out.step_index[index] = answers ? -1 : sequence.state.step_index;
+  StepDecision decision;
+  if (result.status == RowStatus::kOk) decision = advance(sequence, boundary, model, result);
+  write_decision(out, index, decision, sequence.state.phase);
   return decision;
 }
 

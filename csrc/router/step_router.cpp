@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "arithmetic/random.hpp"
 #include "arithmetic/row_statistics.hpp"
-#include "device/device_sequences.hpp"
+#include "router/sequence.hpp"
+#include "router/step_device.hpp"
 
 namespace glimprouter {
 namespace {
@@ -32,8 +34,8 @@ const char* describe(Phase phase) {
 
 StepRouter::StepRouter(std::shared_ptr<const StepBoundary> boundary,
                        std::shared_ptr<const StepBoundary> large_boundary,
-                       std::int32_t max_sequences, std::optional<Device> device)
-    : boundary_(std::move(boundary)), large_boundary_(std::move(large_boundary)), device_(device) {
+                       std::int32_t max_sequences, const StepDeviceFactory& device)
+    : boundary_(std::move(boundary)), large_boundary_(std::move(large_boundary)) {
   if (!boundary_) throw std::invalid_argument("a boundary is needed");
   if (!large_boundary_) large_boundary_ = boundary_;
   if (large_boundary_->delimiters() != boundary_->delimiters()) {
@@ -45,15 +47,23 @@ StepRouter::StepRouter(std::shared_ptr<const StepBoundary> boundary,
     throw std::invalid_argument("max_sequences must be >= 1, got " + std::to_string(max_sequences));
   }
   sequences_.resize(static_cast<std::size_t>(max_sequences));
-  if (device_) {
-    on_device_ =
-        std::make_unique<DeviceSequences>(*device_, max_sequences, *boundary_, *large_boundary_);
+  if (device) {
+    on_device_ = device(max_sequences, *boundary_, *large_boundary_);
     return;
   }
   workspaces_.reserve(std::max(boundary_->vocabulary_size(), large_boundary_->vocabulary_size()));
 }
 
 StepRouter::~StepRouter() = default;
+
+std::string StepRouter::device() const { return on_device_ ? on_device_->name() : "cpu"; }
+
+bool StepRouter::reaches(std::int32_t device_type, std::int32_t device_id) const {
+  constexpr std::int32_t kDlpackCpu = 1;
+  return on_device_ ? on_device_->reaches(device_type, device_id) : device_type == kDlpackCpu;
+}
+
+Phase StepRouter::phase(std::int32_t row) { return sequence(row).state.phase; }
 
 // The claim comes first, so that of two threads at most one is past it.
 StepRouter::Claim::Claim(StepRouter& router) : router_(router) {
@@ -283,6 +293,7 @@ void StepRouter::step(Model model, const LogitsView& logits, std::span<const std
     return;
   }
   const auto num_ids = static_cast<std::int32_t>(outputs.logprob_ids.size());
+  const ColumnPointers columns = outputs.pointers();
   auto body = [&](std::int64_t i, RowWorkspace& workspace) noexcept {
     const auto index = static_cast<std::size_t>(i);
     Sequence& sequence = sequences_[static_cast<std::size_t>(rows[index])];
@@ -292,38 +303,13 @@ void StepRouter::step(Model model, const LogitsView& logits, std::span<const std
     request.num_logprob_ids = num_ids;
     const RowResult result = evaluate_row(logits.row(i, vocabulary), request, workspace,
                                           outputs.logprobs.data() + i * num_ids);
-    step_row(model, result, sequence, index, outputs);
+    const StepDecision decision =
+        step_sequence(sequence, boundary(model).table(), model, result, columns, i);
+    if (decision.token >= 0) {
+      log(sequence, {decision.token, result.logprob, result.entropy, model});
+    }
   };
   parallel_rows(logits.rows, vocabulary, workspaces_, RowBody(body));
-}
-
-void StepRouter::step_row(Model model, const RowResult& result, Sequence& sequence,
-                          std::size_t index, StepOutputs& outputs) const noexcept {
-  SequenceState& state = sequence.state;
-  outputs.token[index] = -1;
-  outputs.status[index] = static_cast<std::uint8_t>(result.status);
-  outputs.route[index] = 0;
-  outputs.end_reason[index] = 0;
-  outputs.forced[index] = 0;
-  outputs.step_index[index] = state.phase == Phase::kAnswer ? -1 : state.step_index;
-  outputs.entropy[index] = result.entropy;
-  if (outputs.wants(OutputField::kLogprob)) outputs.logprob[index] = result.logprob;
-  if (outputs.wants(OutputField::kLogsumexp)) outputs.logsumexp[index] = result.logsumexp;
-  if (outputs.wants(OutputField::kMaxProb)) outputs.max_prob[index] = result.max_prob;
-  if (outputs.wants(OutputField::kMargin)) outputs.margin[index] = result.margin;
-  if (outputs.wants(OutputField::kVarentropy)) outputs.varentropy[index] = result.varentropy;
-  outputs.phase[index] = static_cast<std::uint8_t>(state.phase);
-  if (result.status != RowStatus::kOk) return;
-
-  const StepDecision decision = advance(sequence, boundary(model).table(), model, result);
-  if (decision.token >= 0) {
-    log(sequence, {decision.token, result.logprob, result.entropy, model});
-  }
-  outputs.token[index] = decision.token;
-  outputs.route[index] = decision.route;
-  outputs.end_reason[index] = static_cast<std::uint8_t>(decision.end_reason);
-  outputs.forced[index] = decision.forced;
-  outputs.phase[index] = static_cast<std::uint8_t>(state.phase);
 }
 
 void StepRouter::decide(Model model, std::span<const std::int32_t> rows, StepOutputs& outputs) {
@@ -336,43 +322,35 @@ void StepRouter::decide(Model model, std::span<const std::int32_t> rows, StepOut
                                   describe(phase));
     }
   }
-  for (std::size_t index = 0; index < rows.size(); ++index) {
-    Sequence& sequence = at(rows[index]);
-    outputs.token[index] = -1;
-    outputs.status[index] = 0;
-    outputs.end_reason[index] = 0;
-    outputs.forced[index] = 0;
-    outputs.step_index[index] = sequence.state.step_index;
-    outputs.entropy[index] = sequence.candidate_entropy;
-    if (outputs.wants(OutputField::kLogprob)) {
-      outputs.logprob[index] = sequence.candidate_logprob;
-    }
-    for (auto* field :
-         {&outputs.logsumexp, &outputs.max_prob, &outputs.margin, &outputs.varentropy}) {
-      if (!field->empty()) (*field)[index] = kNotANumber;
-    }
-    const auto ids = static_cast<std::ptrdiff_t>(outputs.logprob_ids.size());
-    const auto own = outputs.logprobs.begin() + static_cast<std::ptrdiff_t>(index) * ids;
-    std::fill(own, own + ids, kNotANumber);
+  const ColumnPointers columns = outputs.pointers();
+  const auto ids = static_cast<std::int64_t>(outputs.logprob_ids.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    Sequence& sequence = at(rows[i]);
+    const auto index = static_cast<std::int64_t>(i);
+    // Of the row that was glimpsed only what its candidate needs was kept.
+    RowResult glimpsed = invalid_result(RowStatus::kOk);
+    glimpsed.entropy = sequence.candidate_entropy;
+    glimpsed.logprob = sequence.candidate_logprob;
+    write_statistics(columns, index, glimpsed);
+    columns.status[index] = static_cast<std::uint8_t>(RowStatus::kOk);
+    columns.step_index[index] = sequence.state.step_index;
+    std::fill_n(columns.logprobs + index * ids, ids, kNotANumber);
+    StepDecision decision;
+    decision.route = model == Model::kLarge ? 2 : 1;
     const std::int32_t token = sequence.candidate_token;
     sequence.candidate_token = -1;
-    if (model == Model::kLarge) {
-      sequence.state.phase = Phase::kLargeStep;
-      outputs.route[index] = 2;
-      outputs.phase[index] = static_cast<std::uint8_t>(sequence.state.phase);
-    } else {
-      sequence.state.phase = Phase::kGlimpse;
-      outputs.route[index] = 1;
+    sequence.state.phase = model == Model::kLarge ? Phase::kLargeStep : Phase::kGlimpse;
+    if (model == Model::kSmall) {
       const TokenRecord record{token, sequence.candidate_logprob, sequence.candidate_entropy,
                                Model::kSmall};
       log(sequence, record);
       const TransitionResult transition = commit_record(sequence, boundary_->table(), record);
-      outputs.token[index] = token;
-      outputs.end_reason[index] = static_cast<std::uint8_t>(transition.end_reason);
-      outputs.forced[index] = transition.forced_tokens;
-      outputs.phase[index] = static_cast<std::uint8_t>(sequence.state.phase);
+      decision.token = token;
+      decision.end_reason = transition.end_reason;
+      decision.forced = transition.forced_tokens;
     }
-    publish(rows[index]);
+    write_decision(columns, index, decision, sequence.state.phase);
+    publish(rows[i]);
   }
 }
 

@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cstddef>
 #include <optional>
 #include <string>
 #include <vector>
@@ -101,11 +102,20 @@ void sample_on_device(const py::object& object, float temperature, float top_p, 
   evaluate_rows(device, logits, request, requests, out, nullptr, stream);
 }
 
-// The device of a tensor by name; "cpu" for the host.
-std::string device_name_of(const py::object& object) {
-  const BorrowedTensor tensor(object.ptr(), "logits");
-  const std::optional<Device> device = device_of(tensor, "logits");
-  return device ? device->name() : "cpu";
+// Where each value of a row's result lies, in words of 32 bits.
+py::dict result_fields() {
+  py::dict fields;
+  const auto add = [&](const char* name, std::size_t offset) { fields[name] = offset / 4; };
+  add("status", offsetof(RowResult, status));
+  add("argmax", offsetof(RowResult, argmax));
+  add("token", offsetof(RowResult, token));
+  add("entropy", offsetof(RowResult, entropy));
+  add("logsumexp", offsetof(RowResult, logsumexp));
+  add("max_prob", offsetof(RowResult, max_prob));
+  add("margin", offsetof(RowResult, margin));
+  add("logprob", offsetof(RowResult, logprob));
+  add("varentropy", offsetof(RowResult, varentropy));
+  return fields;
 }
 
 }  // namespace
@@ -127,7 +137,7 @@ void bind_device(py::module_& module) {
   add_backend(simt::row_backend());
 #endif
   module.attr("ROW_RESULT_WORDS") = kResultWords;
-  module.def("device_of", &device_name_of, py::arg("logits"));
+  module.attr("ROW_RESULT_FIELDS") = result_fields();
   module.def("glimpse_on_device", &glimpse_on_device, py::arg("logits"), py::arg("entropy_top_k"),
              py::arg("varentropy"), py::arg("logprob_ids"), py::arg("results"), py::arg("logprobs"),
              py::arg("device"));

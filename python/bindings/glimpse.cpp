@@ -53,11 +53,11 @@ std::vector<std::int32_t> read_logprob_ids(const py::object& ids, std::int64_t v
   return result;
 }
 
-// None when the logits live on a device: glimpse_on_device is told where the results go.
+// The device's name when the logits live on one: glimpse_on_device is told where the results go.
 py::object glimpse(const py::object& object, int entropy_top_k, bool varentropy,
                    const py::object& logprob_ids) {
   const BorrowedTensor tensor(object.ptr(), "logits");
-  if (device_of(tensor, "logits")) return py::none();
+  if (const auto device = device_of(tensor, "logits")) return py::str(device->name());
   const LogitsView logits = logits_view(tensor, /*allow_vector=*/false);
   if (entropy_top_k < 0) {
     throw py::value_error("entropy_top_k must be >= 1 or None, got " +
@@ -118,7 +118,7 @@ using Keys = py::array_t<std::uint64_t, py::array::c_style>;
 py::object sample(const py::object& object, float temperature, float top_p, int top_k, float min_p,
                   std::uint64_t seed, const Keys& streams, const Keys& positions) {
   const BorrowedTensor tensor(object.ptr(), "logits");
-  if (device_of(tensor, "logits")) return py::none();
+  if (const auto device = device_of(tensor, "logits")) return py::str(device->name());
   const LogitsView logits = logits_view(tensor, /*allow_vector=*/false);
   RowRequest request;
   request.sampling = sampling_parameters(temperature, top_p, top_k, min_p);

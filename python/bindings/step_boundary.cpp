@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-#include "glimprouter/transition.hpp"
+#include "router/transition.hpp"
 #include "token_bytes.hpp"
 
 namespace py = pybind11;

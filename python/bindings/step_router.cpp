@@ -9,7 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "glimprouter/steps_on.hpp"
 #include "index_list.hpp"
+#include "router/sequence.hpp"
 #include "step_router_docs.hpp"
 #include "tensor_access.hpp"
 
@@ -37,15 +39,22 @@ StepOutputs& outputs_of(const py::object& object) {
   return object.cast<StepOutputs&>();
 }
 
+LogitsView logits_of(const StepRouter& router, const BorrowedTensor& tensor) {
+  if (!router.reaches(tensor.device_type, tensor.device_id)) {
+    throw_elsewhere(tensor, router.on_cpu() ? "the CPU" : router.device());
+  }
+  return logits_view(tensor, /*allow_vector=*/false, !router.on_cpu());
+}
+
 void step(StepRouter& router, const py::object& model, const py::object& logits,
           const py::object& rows, const py::object& out) {
   StepOutputs& outputs = outputs_of(out);
   const Model writer = model_of(model);
   const BorrowedTensor tensor(logits.ptr(), "logits");
-  const LogitsView view = logits_view(tensor, /*allow_vector=*/false, router.device());
+  const LogitsView view = logits_of(router, tensor);
   const IndexList list(rows.ptr(), "rows");
   const DeviceStream stream = current_stream(logits.ptr(), tensor);
-  if (!router.device() && view.rows * view.width < kMinElementsToReleaseGil) {
+  if (router.on_cpu() && view.rows * view.width < kMinElementsToReleaseGil) {
     router.step(writer, view, list.span(), outputs);
     return;
   }
@@ -59,13 +68,13 @@ void launch(StepRouter& router, const py::object& model, const py::object& logit
   StepOutputs& outputs = outputs_of(out);
   const Model writer = model_of(model);
   const BorrowedTensor tensor(logits.ptr(), "logits");
-  const LogitsView view = logits_view(tensor, /*allow_vector=*/false, router.device());
+  const LogitsView view = logits_of(router, tensor);
   const DeviceStream stream = current_stream(logits.ptr(), tensor);
   const bool is_list = PySequence_Check(rows.ptr()) && !py::hasattr(rows, "__dlpack__");
   if (!is_list) {
     const BorrowedTensor numbers(rows.ptr(), "rows");
     if (numbers.device_type != kCpuDevice) {
-      if (!router.device() || !lives_on(numbers, *router.device()) || numbers.dimensions != 1 ||
+      if (!router.reaches(numbers.device_type, numbers.device_id) || numbers.dimensions != 1 ||
           numbers.kind != ElementKind::kSigned || numbers.bits != 32 || numbers.strides[0] != 1 ||
           numbers.shape[0] != view.rows) {
         throw py::value_error(
@@ -85,10 +94,6 @@ void wait(StepRouter& router, const py::object& out) {
   StepOutputs& outputs = outputs_of(out);
   const py::gil_scoped_release release;
   router.wait(outputs);
-}
-
-std::string device_name(const StepRouter& router) {
-  return router.device() ? router.device()->name() : "cpu";
 }
 
 void decide(StepRouter& router, const py::object& model, const py::object& rows,
@@ -111,27 +116,15 @@ py::array field_view(std::vector<Value>& field, const py::object& owner) {
 py::dict output_fields(const py::object& self) {
   auto& outputs = self.cast<StepOutputs&>();
   py::dict fields;
-  fields["token"] = field_view(outputs.token, self);
-  fields["status"] = field_view(outputs.status, self);
-  fields["route"] = field_view(outputs.route, self);
-  fields["phase"] = field_view(outputs.phase, self);
-  fields["end_reason"] = field_view(outputs.end_reason, self);
-  fields["step_index"] = field_view(outputs.step_index, self);
-  fields["forced"] = field_view(outputs.forced, self);
-  fields["entropy"] = field_view(outputs.entropy, self);
-  const auto add_if_wanted = [&](OutputField field, const char* name, std::vector<float>& values) {
-    if (outputs.wants(field)) fields[name] = field_view(values, self);
-  };
-  add_if_wanted(OutputField::kLogprob, "logprob", outputs.logprob);
-  add_if_wanted(OutputField::kLogsumexp, "logsumexp", outputs.logsumexp);
-  add_if_wanted(OutputField::kMaxProb, "max_prob", outputs.max_prob);
-  add_if_wanted(OutputField::kMargin, "margin", outputs.margin);
-  add_if_wanted(OutputField::kVarentropy, "varentropy", outputs.varentropy);
-  if (!outputs.logprob_ids.empty()) {
-    const auto ids = static_cast<py::ssize_t>(outputs.logprob_ids.size());
-    fields["logprobs"] = field_view(outputs.logprobs, self)
-                             .reshape({static_cast<py::ssize_t>(outputs.capacity), ids});
-  }
+  const auto rows = static_cast<py::ssize_t>(outputs.capacity);
+  const auto ids = static_cast<py::ssize_t>(outputs.logprob_ids.size());
+  for_columns(outputs, outputs, [&](const char* name, std::uint32_t asked, auto& column, auto&) {
+    if (asked == kByIds) {
+      if (ids > 0) fields[name] = field_view(column, self).reshape({rows, ids});
+    } else if (asked == 0 || (outputs.fields & asked) != 0) {
+      fields[name] = field_view(column, self);
+    }
+  });
   return fields;
 }
 
@@ -144,8 +137,8 @@ Enum checked_enum(int value, int count, const char* what) {
 }
 
 // The values have been validated by RouterConfig; `options` is its flat form.
-std::int32_t _open(StepRouter& router, std::uint64_t seed, std::uint64_t substream,
-                   const py::dict& options) {
+std::int32_t open_sequence(StepRouter& router, std::uint64_t seed, std::uint64_t substream,
+                           const py::dict& options) {
   const auto number = [&](const char* key) { return options[key].cast<float>(); };
   const auto integer = [&](const char* key) { return options[key].cast<std::int32_t>(); };
   SequenceOptions result;
@@ -202,15 +195,15 @@ void bind_step_router(py::module_& module) {
       .def(py::init([](std::shared_ptr<StepBoundary> boundary,
                        std::shared_ptr<StepBoundary> large_boundary, std::int32_t max_sequences,
                        const std::string& device) {
-             std::optional<Device> where;
-             if (device != "cpu") where = find_device(device);
-             return std::make_unique<StepRouter>(boundary, large_boundary, max_sequences, where);
+             return std::make_unique<StepRouter>(boundary, large_boundary, max_sequences,
+                                                 steps_on(device));
            }),
            py::arg("boundary"), py::arg("large_boundary"), py::arg("max_sequences"),
            py::arg("device"))
-      .def_property_readonly("device", &device_name, "Where the sequences live, as \"cuda:0\".")
+      .def_property_readonly("device", &StepRouter::device,
+                             "Where the sequences live, as \"cuda:0\".")
       .def("_attach_outputs", &StepRouter::attach_outputs, py::arg("out"))
-      .def("_open", &_open, py::arg("seed"), py::arg("substream"), py::arg("options"))
+      .def("_open", &open_sequence, py::arg("seed"), py::arg("substream"), py::arg("options"))
       .def("close", &StepRouter::close, py::arg("row"), docs::kClose)
       .def("fork", &StepRouter::fork, py::arg("row"), py::arg("substream") = std::nullopt,
            docs::kFork)

@@ -244,13 +244,20 @@ DeviceStream current_stream(PyObject* tensor, const BorrowedTensor& borrowed) {
   return stream;
 }
 
+void throw_elsewhere(const BorrowedTensor& tensor, const std::string& wanted) {
+  throw py::value_error("logits are on " + device_name(tensor) + ", but are wanted on " + wanted +
+                        "; move them there, or let everything live where they are");
+}
+
 LogitsView logits_view(const BorrowedTensor& tensor, bool allow_vector,
                        const std::optional<Device>& device) {
   if (device ? !lives_on(tensor, *device) : tensor.device_type != kCpuDevice) {
-    const std::string wanted = device ? device->name() : "the CPU";
-    throw py::value_error("logits are on " + device_name(tensor) + ", but are wanted on " + wanted +
-                          "; move them there, or let everything live where they are");
+    throw_elsewhere(tensor, device ? device->name() : "the CPU");
   }
+  return logits_view(tensor, allow_vector, device.has_value());
+}
+
+LogitsView logits_view(const BorrowedTensor& tensor, bool allow_vector, bool aligned) {
   LogitsView view{};
   view.dtype = float_type(tensor, "logits");
   const bool vector = tensor.dimensions == 1 && allow_vector;
@@ -270,7 +277,7 @@ LogitsView logits_view(const BorrowedTensor& tensor, bool allow_vector,
                           std::to_string(tensor.strides[inner]) + "; call .contiguous() first");
   }
   const std::int64_t size = element_size(view.dtype);
-  if (device && reinterpret_cast<std::uintptr_t>(view.data) % size != 0) {
+  if (aligned && reinterpret_cast<std::uintptr_t>(view.data) % size != 0) {
     throw py::value_error("logits are not aligned to their element size; copy them first");
   }
   if (view.width < 1) throw py::value_error("logits have an empty vocabulary dimension");

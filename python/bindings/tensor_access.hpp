@@ -96,6 +96,10 @@ DataType float_type(const BorrowedTensor& tensor, const char* what);
 // what to do.
 LogitsView logits_view(const BorrowedTensor& tensor, bool allow_vector,
                        const std::optional<Device>& device = std::nullopt);
+// The same for logits that are where they are wanted. aligned: they must be, to their element.
+LogitsView logits_view(const BorrowedTensor& tensor, bool allow_vector, bool aligned);
+// That they are not, as pybind11::value_error.
+[[noreturn]] void throw_elsewhere(const BorrowedTensor& tensor, const std::string& wanted);
 
 // The device that a tensor lives on; none: the CPU. Throws pybind11::value_error for one that this
 // build does not serve.

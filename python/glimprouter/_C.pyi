@@ -10,8 +10,8 @@ _Float = npt.NDArray[np.float32]
 _Int = npt.NDArray[np.int32]
 
 ROW_RESULT_WORDS: int
+ROW_RESULT_FIELDS: dict[str, int]
 
-def device_of(logits: Any) -> str: ...
 def glimpse_on_device(
     logits: Any,
     entropy_top_k: int,
@@ -46,7 +46,7 @@ def glimpse(
         _Float | None,
         _Float | None,
     ]
-    | None
+    | str
 ): ...
 def sample(
     logits: Any,
@@ -57,7 +57,7 @@ def sample(
     seed: int,
     substream: npt.NDArray[np.uint64],
     position: npt.NDArray[np.uint64],
-) -> _Int | None: ...
+) -> _Int | str: ...
 def nucleus(
     logits: Any, temperature: float, top_p: float = ..., top_k: int = ..., min_p: float = ...
 ) -> tuple[_Int, _Float]: ...

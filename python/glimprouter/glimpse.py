@@ -120,10 +120,9 @@ def glimpse(
     if entropy_top_k is not None:
         check_integer("entropy_top_k", entropy_top_k, 1, "None for the full entropy")
     fields = _C.glimpse(logits, entropy_top_k or 0, varentropy, logprob_ids)
-    if fields is None:
-        device = _C.device_of(logits)
+    if isinstance(fields, str):  # the device where the logits are: results need memory there
         return Glimpse(
-            *on_device.glimpse_fields(logits, device, entropy_top_k or 0, varentropy, logprob_ids)
+            *on_device.glimpse_fields(logits, fields, entropy_top_k or 0, varentropy, logprob_ids)
         )
     entropy, logsumexp, max_prob, margin, token, status, variance, logprobs = fields
     like = _converter(logits)  # looked up once: it would cost as much as a tenth of the kernel
@@ -186,9 +185,9 @@ def sample(
     check_random_key("seed", seed)
     keys = _keys("substream", substream), _keys("position", position)
     tokens = _C.sample(logits, temperature, top_p, top_k, min_p, seed, *keys)
-    if tokens is None:
+    if isinstance(tokens, str):  # as in glimpse()
         filters = (temperature, top_p, top_k, min_p)
-        return on_device.sample_tokens(logits, _C.device_of(logits), filters, int(seed), *keys)
+        return on_device.sample_tokens(logits, tokens, filters, int(seed), *keys)
     return _converter(logits)(tokens)
 
 

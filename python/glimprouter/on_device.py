@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from glimprouter import _C
 
-# Words of a row's result: what the kernel writes, in the order of the C++ struct.
-_STATUS, _ARGMAX, _TOKEN, _ENTROPY, _LOGSUMEXP, _MAX_PROB, _MARGIN, _, _VARENTROPY = range(9)
+_WORD = _C.ROW_RESULT_FIELDS  # where a row's result holds what
 
 
 def _new(logits: Any, shape: tuple[int, int], dtype: str) -> Any:
@@ -72,13 +71,13 @@ def glimpse_fields(
     _C.glimpse_on_device(logits, entropy_top_k, varentropy, ids, results, logprobs, device)
     floats = _as(results, "float32")
     return (
-        floats[:, _ENTROPY],
-        floats[:, _LOGSUMEXP],
-        floats[:, _MAX_PROB],
-        floats[:, _MARGIN],
-        results[:, _ARGMAX],
-        _as(results, "uint8")[:, 4 * _STATUS],  # one byte, padded to a word
-        floats[:, _VARENTROPY] if varentropy else None,
+        floats[:, _WORD["entropy"]],
+        floats[:, _WORD["logsumexp"]],
+        floats[:, _WORD["max_prob"]],
+        floats[:, _WORD["margin"]],
+        results[:, _WORD["argmax"]],
+        _as(results, "uint8")[:, 4 * _WORD["status"]],  # one byte, padded to a word
+        floats[:, _WORD["varentropy"]] if varentropy else None,
         logprobs,
     )
 
@@ -104,4 +103,4 @@ def sample_tokens(
     rows = int(logits.shape[0]) if getattr(logits, "ndim", 0) else 0
     results = _new(logits, (rows, _C.ROW_RESULT_WORDS), "int32")
     _C.sample_on_device(logits, *filters, seed, streams, positions, results, device)
-    return results[:, _TOKEN]
+    return results[:, _WORD["token"]]

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "glimprouter/step_router.hpp"
+#include "router/sequence.hpp"
 #include "tape_vocabulary.hpp"
 
 namespace glimprouter {

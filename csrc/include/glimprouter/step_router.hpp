@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -11,26 +12,20 @@
 #include <thread>
 #include <vector>
 
-#include "device/device_backend.hpp"
+#include "glimprouter/device_stream.hpp"
 #include "glimprouter/row_op.hpp"
 #include "glimprouter/step_boundary.hpp"
 #include "glimprouter/step_outputs.hpp"
+#include "glimprouter/step_types.hpp"
 #include "glimprouter/thread_pool.hpp"
-#include "glimprouter/transition.hpp"
-#include "router/sequence_step.hpp"
 
 namespace glimprouter {
 
-class DeviceSequences;
-
-struct Sequence : SequenceCore {
-  bool open = false;
-  std::uint64_t forks = 0;       // makes the default streams of forks distinct
-  std::vector<TokenRecord> log;  // reserved when the sequence is opened
-  std::uint64_t last_call = 0;   // finds a row named twice in one call
-  bool stale = false;            // the device has a newer core and log
-  bool phase_known = true;       // state.phase is that of the device
-};
+class StepDevice;
+struct Sequence;
+// Makes the device of a router: steps_on.hpp. Empty: the CPU.
+using StepDeviceFactory = std::function<std::unique_ptr<StepDevice>(
+    std::int32_t max_sequences, const StepBoundary& small, const StepBoundary& large)>;
 
 // One router belongs to one thread: the first that uses it, until attach() is called by another.
 //
@@ -47,7 +42,7 @@ class StepRouter {
   // device: where the logits live and the steps run; none: the CPU.
   StepRouter(std::shared_ptr<const StepBoundary> boundary,
              std::shared_ptr<const StepBoundary> large_boundary, std::int32_t max_sequences,
-             std::optional<Device> device = std::nullopt);
+             const StepDeviceFactory& device = {});
   ~StepRouter();
 
   std::int32_t open(const SequenceOptions& options);
@@ -77,10 +72,17 @@ class StepRouter {
   void wait(StepOutputs& outputs);
   // Device memory for the outputs ahead of the first launch.
   void attach_outputs(StepOutputs& outputs);
-  const std::optional<Device>& device() const { return device_; }
+  // "cpu", or a device as "cuda:0".
+  std::string device() const;
+  // Whether logits on this device, by DLPack's type and number, are where the steps run.
+  bool reaches(std::int32_t device_type, std::int32_t device_id) const;
+  bool on_cpu() const { return on_device_ == nullptr; }
   // Continues rows in kAwaitDecision: kSmall commits the candidate, kLarge discards it.
   void decide(Model model, std::span<const std::int32_t> rows, StepOutputs& outputs);
 
+  // Where a row stands, up to date.
+  Phase phase(std::int32_t row);
+  // All of it; the type is internal (router/sequence.hpp).
   const Sequence& sequence(std::int32_t row);
   const StepBoundary& boundary(Model model) const {
     return model == Model::kLarge ? *large_boundary_ : *boundary_;
@@ -121,14 +123,11 @@ class StepRouter {
   void start(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
              const std::int32_t* device_rows, StepOutputs& outputs, DeviceStream stream);
   void mark_stale(const StepOutputs& outputs);
-  void step_row(Model model, const RowResult& result, Sequence& sequence, std::size_t index,
-                StepOutputs& outputs) const noexcept;
 
   std::shared_ptr<const StepBoundary> boundary_;
   std::shared_ptr<const StepBoundary> large_boundary_;
   std::vector<Sequence> sequences_;
-  std::optional<Device> device_;
-  std::unique_ptr<DeviceSequences> on_device_;
+  std::unique_ptr<StepDevice> on_device_;  // null: the CPU
   WorkspaceSet workspaces_;
   std::thread::id owner_;  // written under a claim only
   std::atomic<bool> in_use_{false};

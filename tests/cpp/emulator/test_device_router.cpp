@@ -12,9 +12,11 @@
 #include "../tape_vocabulary.hpp"
 #include "device/device_backend.hpp"
 #include "device/device_evaluate.hpp"
+#include "device/device_sequences.hpp"
 #include "emulator/backend.hpp"
 #include "glimprouter/step_router.hpp"
 #include "lanes.hpp"
+#include "router/sequence.hpp"
 
 namespace glimprouter {
 namespace {
@@ -59,7 +61,8 @@ class TwoRouters {
   explicit TwoRouters(std::uint32_t seed)
       : random_(seed),
         cpu_(make_boundary(kVocabulary), make_boundary(kVocabulary + 300), kRows),
-        device_(make_boundary(kVocabulary), make_boundary(kVocabulary + 300), kRows, kDevice),
+        device_(make_boundary(kVocabulary), make_boundary(kVocabulary + 300), kRows,
+                device_steps(kDevice)),
         cpu_outputs_(kRows, kAllOutputFields, {0, 5}),
         device_outputs_(kRows, kAllOutputFields, {0, 5}) {}
 
@@ -197,7 +200,7 @@ TEST(DeviceRouter, FollowsTheCpuRouterToTheBit) {
 }
 
 TEST(DeviceRouter, ReportsRowsThatDoNotWaitAndLeavesThemAlone) {
-  StepRouter router(make_boundary(kVocabulary), nullptr, 4, kDevice);
+  StepRouter router(make_boundary(kVocabulary), nullptr, 4, device_steps(kDevice));
   const std::int32_t row = router.open({});
   const std::string before = router.save(row);
   const std::vector<float> values(4 * kVocabulary, 0.0f);
@@ -222,7 +225,7 @@ TEST(DeviceRouter, ReportsRowsThatDoNotWaitAndLeavesThemAlone) {
 TEST(DeviceRouter, ManyRowsOfOneCall) {
   constexpr std::int32_t kMany = kReduced ? 20 : kRowsByValue + 44;
   const auto boundary = make_boundary(kVocabulary);
-  StepRouter device(boundary, nullptr, kMany, kDevice);
+  StepRouter device(boundary, nullptr, kMany, device_steps(kDevice));
   StepRouter cpu(boundary, nullptr, kMany);
   std::vector<std::int32_t> rows;
   for (std::int32_t i = 0; i < kMany; ++i) {
@@ -243,14 +246,14 @@ TEST(DeviceRouter, ManyRowsOfOneCall) {
 }
 
 TEST(DeviceRouter, OutOfDeviceMemoryIsOneErrorAndChangesNothing) {
-  StepRouter router(make_boundary(kVocabulary), nullptr, 2, kDevice);
+  StepRouter router(make_boundary(kVocabulary), nullptr, 2, device_steps(kDevice));
   SequenceOptions options;
   const std::int32_t row = router.open(options);
   const std::string before = router.save(row);
   simt::limit_allocations(1 << 20);
   options.limits.max_think_tokens = 1 << 20;
   EXPECT_THROW(router.open(options), std::runtime_error);
-  EXPECT_THROW(StepRouter(make_boundary(kVocabulary), nullptr, 1 << 12, kDevice),
+  EXPECT_THROW(StepRouter(make_boundary(kVocabulary), nullptr, 1 << 12, device_steps(kDevice)),
                std::runtime_error);
   simt::limit_allocations(~std::size_t{0});
   EXPECT_EQ(router.rows(), std::vector<std::int32_t>{row});
@@ -258,8 +261,8 @@ TEST(DeviceRouter, OutOfDeviceMemoryIsOneErrorAndChangesNothing) {
 }
 
 TEST(DeviceRouter, ACopyThatFailsChangesNothing) {
-  StepRouter router(make_boundary(kVocabulary), nullptr, 3, kDevice);
-  StepRouter untroubled(make_boundary(kVocabulary), nullptr, 3, kDevice);
+  StepRouter router(make_boundary(kVocabulary), nullptr, 3, device_steps(kDevice));
+  StepRouter untroubled(make_boundary(kVocabulary), nullptr, 3, device_steps(kDevice));
   std::vector<std::int32_t> rows{router.open({})};
   untroubled.open({});
   const std::string before = router.save(rows[0]);
@@ -291,7 +294,7 @@ TEST(DeviceRouter, ACopyThatFailsChangesNothing) {
 }
 
 TEST(DeviceRouter, WhatAGraphCannotHoldIsRefusedBeforeAnythingChanges) {
-  StepRouter router(make_boundary(kVocabulary), nullptr, kRowsByValue + 1, kDevice);
+  StepRouter router(make_boundary(kVocabulary), nullptr, kRowsByValue + 1, device_steps(kDevice));
   std::vector<std::int32_t> rows;
   for (std::int32_t i = 0; i <= kRowsByValue; ++i) rows.push_back(router.open({}));
   const std::string before = router.save(0);

@@ -15,7 +15,7 @@
 #include "../golden_rows.hpp"
 #include "emulator/grid.hpp"
 #include "glimprouter/row_op.hpp"
-#include "kernels/row/launch.cuh"
+#include "kernels/step/launch.cuh"
 #include "lanes.hpp"
 
 namespace glimprouter {

@@ -7,7 +7,7 @@
 #include "arithmetic/row_statistics.hpp"
 #include "device/device_rows.hpp"
 #include "kernels/base/device.cuh"
-#include "kernels/row/kernel.cuh"
+#include "kernels/step/kernel.cuh"
 #include "router/sequence_step.hpp"
 
 namespace glimprouter::device {
@@ -87,27 +87,12 @@ struct StepJob {
   }
 
   GR_DEVICE void refuse(std::uint32_t index) const {
-    arguments.outputs.token[index] = -1;
+    write_statistics(arguments.outputs, index, invalid_result(RowStatus::kNotWaiting));
+    write_decision(arguments.outputs, index, StepDecision{}, Phase::kDone);
     arguments.outputs.status[index] = static_cast<std::uint8_t>(RowStatus::kNotWaiting);
-    arguments.outputs.route[index] = 0;
-    arguments.outputs.end_reason[index] = 0;
-    arguments.outputs.forced[index] = 0;
     arguments.outputs.step_index[index] = -1;
-    arguments.outputs.phase[index] = static_cast<std::uint8_t>(Phase::kDone);
-    write_statistics(index, invalid_result(RowStatus::kNotWaiting));
     for (std::int32_t i = 0; i < arguments.outputs.num_logprob_ids; ++i)
       logprobs(index)[i] = kNotANumber;
-  }
-
-  GR_DEVICE void write_statistics(std::uint32_t index, const RowResult& result) const {
-    arguments.outputs.entropy[index] = result.entropy;
-    if (arguments.outputs.logprob != nullptr) arguments.outputs.logprob[index] = result.logprob;
-    if (arguments.outputs.logsumexp != nullptr)
-      arguments.outputs.logsumexp[index] = result.logsumexp;
-    if (arguments.outputs.max_prob != nullptr) arguments.outputs.max_prob[index] = result.max_prob;
-    if (arguments.outputs.margin != nullptr) arguments.outputs.margin[index] = result.margin;
-    if (arguments.outputs.varentropy != nullptr)
-      arguments.outputs.varentropy[index] = result.varentropy;
   }
 
   GR_DEVICE std::uint64_t* words_of(std::uint32_t index) const {
@@ -138,24 +123,13 @@ struct StepJob {
 
   GR_DEVICE void advance_sequence(std::uint32_t index, SequenceCore& sequence,
                                   const RowResult& result) const {
-    write_statistics(index, result);
-    arguments.outputs.status[index] = static_cast<std::uint8_t>(result.status);
-    arguments.outputs.step_index[index] =
-        sequence.state.phase == Phase::kAnswer ? -1 : sequence.state.step_index;
-    StepDecision decision;
-    if (result.status == RowStatus::kOk) {
-      const std::int32_t logged = sequence.state.think_tokens + sequence.state.answer_tokens;
-      decision = advance(sequence, arguments.boundary, arguments.model, result);
-      if (decision.token >= 0) {
-        arguments.log[sequence_of(index) * arguments.log_capacity + logged] = {
-            decision.token, result.logprob, result.entropy, arguments.model};
-      }
+    const std::int32_t logged = sequence.state.think_tokens + sequence.state.answer_tokens;
+    const StepDecision decision = step_sequence(sequence, arguments.boundary, arguments.model,
+                                                result, arguments.outputs, index);
+    if (decision.token >= 0) {
+      arguments.log[sequence_of(index) * arguments.log_capacity + logged] = {
+          decision.token, result.logprob, result.entropy, arguments.model};
     }
-    arguments.outputs.token[index] = decision.token;
-    arguments.outputs.route[index] = decision.route;
-    arguments.outputs.end_reason[index] = static_cast<std::uint8_t>(decision.end_reason);
-    arguments.outputs.forced[index] = decision.forced;
-    arguments.outputs.phase[index] = static_cast<std::uint8_t>(sequence.state.phase);
   }
 };
 

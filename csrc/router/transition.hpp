@@ -12,47 +12,9 @@
 
 #include "glimprouter/host_device.hpp"
 #include "glimprouter/step_boundary.hpp"
+#include "glimprouter/step_types.hpp"
 
 namespace glimprouter {
-
-enum class Model : std::uint8_t { kSmall = 0, kLarge = 1 };
-
-enum class Phase : std::uint8_t {
-  kGlimpse = 0,        // the small model's logits at a step's start are wanted
-  kSmallStep = 1,      // the small model writes
-  kLargeStep = 2,      // the large model writes, also the step's first token after a decision
-  kAwaitDecision = 3,  // manual route: decide() is wanted
-  kAnswer = 4,
-  kDone = 5,
-};
-
-enum class EndReason : std::uint8_t {
-  kNone = 0,
-  kDelimiter = 1,
-  kCap = 2,
-  kThinkEnd = 3,
-  kBudget = 4,
-  kRepetition = 5,
-  kEndOfSequence = 6,
-  kAnswerBudget = 7,
-};
-
-enum class RouteMode : std::uint8_t { kAuto = 0, kSmall = 1, kLarge = 2, kManual = 3 };
-enum class Comparison : std::uint8_t { kGreater = 0, kGreaterEqual = 1 };
-
-// A sequence's own rules. Lengths in tokens, threshold in nats.
-struct SequenceLimits {
-  float threshold = 1.0f;
-  Comparison comparison = Comparison::kGreater;
-  RouteMode route = RouteMode::kAuto;
-  Model answer_model = Model::kLarge;
-  bool repetition_guard = true;
-  std::int32_t max_step_tokens = 512;
-  std::int32_t max_think_tokens = 8192;
-  std::int32_t max_answer_tokens = 2048;
-  std::int32_t first_steps_large = 0;
-  std::int32_t num_close_tokens = 0;
-};
 
 inline constexpr std::int32_t kMaxCycle = 8;  // steps of the longest repetition that is noticed
 

@@ -5,7 +5,7 @@
 
 #include "device/device_rows.hpp"
 #include "kernels/base/launch.cuh"
-#include "kernels/row/jobs.cuh"
+#include "kernels/step/jobs.cuh"
 
 namespace glimprouter::device {
 

@@ -1,9 +1,10 @@
-// StepRouter's steps on a device.
+// StepRouter's steps elsewhere than on the CPU.
 #include <stdexcept>
 #include <string>
 
-#include "device/device_sequences.hpp"
 #include "glimprouter/step_router.hpp"
+#include "router/sequence.hpp"
+#include "router/step_device.hpp"
 
 namespace glimprouter {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels/base/operation.cuh"
-#include "kernels/row/launch.cuh"
+#include "kernels/step/launch.cuh"
 
 namespace glimprouter::device {
 
