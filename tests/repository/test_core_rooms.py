@@ -1,4 +1,4 @@
-"""The rooms of the C++ core and of the kernels: an include never points back up, nor in a circle."""
+"""Rooms of the C++ core and of the kernels: an include never points back up, nor in a circle."""
 
 from __future__ import annotations
 
