@@ -18,7 +18,7 @@ from glimprouter.torch import operations
 PAIR = hf_pairs.random_pair("qwen3", "llama")  # the small model is a Qwen3, the large one a Llama
 
 
-def routed(compile: bool, **options: Any) -> RoutedModel:
+def routed(execution: Any, **options: Any) -> RoutedModel:
     config = gr.RouterConfig(
         threshold=PAIR.threshold,
         temperature=0.0,
@@ -27,26 +27,28 @@ def routed(compile: bool, **options: Any) -> RoutedModel:
         max_think_tokens=40,
         max_answer_tokens=8,
     )
-    return RoutedModel(PAIR.small, PAIR.large, PAIR.tokenizer, config, compile=compile, **options)
+    return RoutedModel(
+        PAIR.small, PAIR.large, PAIR.tokenizer, config, execution=execution, **options
+    )
 
 
 @pytest.fixture(scope="module")
 def compiled() -> RoutedModel:
-    return routed(compile=True, engine="paged")
+    return routed("compiled", engine="paged")
 
 
 def graphs(model: RoutedModel) -> list[int]:
     """Graphs that there are by now, of each model."""
     return [
         len(_debug_get_cache_entry_list(forward.function.__code__))
-        for forward in model.compiled.values()
+        for forward in model._compiled.values()
     ]
 
 
 def test_tokens_and_routes_of_the_eager_engine(compiled: RoutedModel) -> None:
     """Prompts and batches of many sizes, one sequence alone too; nothing is compiled again."""
     assert graphs(compiled) == [2, 2]
-    eager = routed(compile=False, engine="paged")
+    eager = routed("eager", engine="paged")
     writers: set[str] = set()
     for prompts in (PAIR.prompts, PAIR.prompts[:1], PAIR.prompts[2:4], [[70]]):
         want, got = eager.generate(prompts), compiled.generate(prompts)
@@ -63,7 +65,7 @@ class Twin:
 
     def __init__(self, compiled: RoutedModel, name: str) -> None:
         self.model = PAIR.model(name)
-        self.forward = compiled.compiled[name]
+        self.forward = compiled._compiled[name]
         layout = kv_layout(self.model)
         self.pools = [gr.PagePool([layout], 200 * layout.page_bytes) for _ in range(2)]
         self.caches = [gr.KvCache(pool, 8) for pool in self.pools]
@@ -146,8 +148,8 @@ def test_memory_of_a_run_is_let_go(compiled: RoutedModel) -> None:
 
 
 def test_needs_pages() -> None:
-    with pytest.raises(ValueError, match='compile=True needs engine="paged"'):
-        routed(compile=True, engine="gather")
+    with pytest.raises(ValueError, match='execution="compiled" needs engine="paged"'):
+        routed("compiled", engine="gather")
 
 
 def test_code_that_cannot_be_compiled() -> None:
@@ -156,8 +158,8 @@ def test_code_that_cannot_be_compiled() -> None:
         lambda *_: torch._dynamo.graph_break()
     )
     try:
-        with pytest.raises(RuntimeError, match=r"small model cannot be compiled.*compile=False"):
-            routed(compile=True)
-        assert routed(compile=False).generate(PAIR.prompts[:1])
+        with pytest.raises(RuntimeError, match='small model cannot be compiled.*"eager"'):
+            routed("compiled")
+        assert routed("eager").generate(PAIR.prompts[:1])
     finally:
         handle.remove()
