@@ -12,7 +12,14 @@ assert importlib.util.find_spec("torch") is None, "this check wants an environme
 row = np.zeros((2, 1000), np.float32)
 np.testing.assert_allclose(gr.glimpse(row).entropy, np.log(1000), rtol=1e-6)
 files = importlib.resources.files("glimprouter")
-for name in ("py.typed", "_C.pyi", "include/glimprouter/row_op.hpp"):
+WANTED = (
+    "py.typed",
+    "_C.pyi",
+    "include/glimprouter/glimprouter.hpp",
+    "lib/libglimprouter.a",
+    "lib/cmake/glimprouter/glimprouterConfig.cmake",
+)
+for name in WANTED:
     assert files.joinpath(name).is_file(), f"the wheel lacks {name}"
 # Device code comes with the CUDA runtime inside and asks for no driver.
 needed = subprocess.run(["ldd", gr._C.__file__], capture_output=True, text=True, check=True).stdout

@@ -11,7 +11,7 @@
 #include "sampling_parameters.hpp"
 #include "tensor_access.hpp"
 
-#if defined(GLIMPROUTER_SIMT_DEVICE)
+#if defined(GLIMPROUTER_EMULATOR)
 #include "cpu/cpu_backend.hpp"
 #include "emulator/backend.hpp"
 #include "emulator/row_backend.hpp"
@@ -132,7 +132,7 @@ py::tuple device_names() {
 }
 
 void bind_device(py::module_& module) {
-#if defined(GLIMPROUTER_SIMT_DEVICE)
+#if defined(GLIMPROUTER_EMULATOR)
   add_device_backend(simt::backend());
   add_backend(simt::row_backend());
 #endif

@@ -188,6 +188,11 @@ py::dict build_info() {
   info["instruction_sets_supported"] = supported;
   info["compiler"] = std::string(__VERSION__);
   info["devices"] = device_names();
+#if defined(GLIMPROUTER_CUDA_ARCHITECTURES)
+  info["cuda_architectures"] = std::string(GLIMPROUTER_CUDA_ARCHITECTURES);
+#else
+  info["cuda_architectures"] = std::string();
+#endif
   return info;
 }
 

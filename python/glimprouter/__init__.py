@@ -66,6 +66,7 @@ __all__ = [
     "build_info",
     "calibrate",
     "gather_kv",
+    "get_cmake_dir",
     "get_include",
     "get_num_threads",
     "glimpse",
@@ -98,10 +99,23 @@ def get_include() -> str:
     Raises:
         FileNotFoundError: The package was installed without its headers.
     """
-    include = Path(__file__).parent / "include"
-    if not (include / "glimprouter").is_dir():
-        source_tree = Path(__file__).parents[2] / "csrc" / "include"
-        if not (source_tree / "glimprouter").is_dir():
-            raise FileNotFoundError(f"no glimprouter headers at {include}; reinstall the wheel")
-        include = source_tree
-    return str(include)
+    return _installed("include", "glimprouter.hpp")
+
+
+def get_cmake_dir() -> str:
+    """Directory of the CMake package: ``-Dglimprouter_DIR=...`` of ``find_package(glimprouter)``.
+
+    Raises:
+        FileNotFoundError: The package was installed without its library.
+    """
+    return _installed("lib/cmake/glimprouter", "glimprouterConfig.cmake")
+
+
+def _installed(folder: str, name: str) -> str:
+    """A folder of the installed package that holds a file, or holds it in ``glimprouter/``."""
+    path = Path(__file__).parent / folder
+    if not (path / name).is_file() and not (path / "glimprouter" / name).is_file():
+        raise FileNotFoundError(
+            f"{path} has no {name}: this is no installed wheel; install glimprouter with pip"
+        )
+    return str(path)
