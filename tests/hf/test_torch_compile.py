@@ -158,7 +158,7 @@ def test_code_that_cannot_be_compiled() -> None:
         lambda *_: torch._dynamo.graph_break()
     )
     try:
-        with pytest.raises(RuntimeError, match='small model cannot be compiled.*"eager"'):
+        with pytest.raises(RuntimeError, match=r'small model cannot be compiled.*"eager"'):
             routed("compiled")
         assert routed("eager").generate(PAIR.prompts[:1])
     finally:
