@@ -1,0 +1,26 @@
+"""Every public name is on the API page, which CI builds with strict links."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import glimprouter
+import glimprouter.calibration
+import glimprouter.hf
+import glimprouter.kv
+import glimprouter.trace
+
+PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+NAMED = set(re.findall(r"\w+", PAGE))
+MODULES = (glimprouter, glimprouter.kv, glimprouter.hf)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_every_public_name_is_on_the_page(module: object) -> None:
+    names: list[str] = module.__all__  # type: ignore[attr-defined]
+    assert not sorted(set(names) - NAMED)
+    for name in names:
+        assert hasattr(module, name)
