@@ -21,7 +21,7 @@ GR_HOST_DEVICE inline Mass mass_of(float weight) {
   return static_cast<Mass>(static_cast<std::int64_t>(weight * kMassUnits));
 }
 
-// Of a sum of weights.
+// Converts a sum of weights.
 GR_HOST_DEVICE inline Mass mass_of_sum(double weights) {
   return static_cast<Mass>(static_cast<std::int64_t>(weights * static_cast<double>(kMassUnits)));
 }

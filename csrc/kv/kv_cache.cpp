@@ -132,7 +132,7 @@ void KvCache::resolve(std::int32_t model, std::int32_t sequence,
   drop_beyond(entry, model, kept, cache.num_computed_tokens);
 }
 
-// Of a model's generated tokens the first `kept` are as before; of the next, `spoiled` at most
+// The first `kept` of a model's generated tokens are as before; of the next, `spoiled` at most
 // stood for text that stays and that the model must compute again.
 void KvCache::drop_beyond(CachedSequence& entry, std::int32_t model, std::int32_t kept,
                           std::int32_t spoiled) noexcept {

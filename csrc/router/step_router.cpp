@@ -327,7 +327,7 @@ void StepRouter::decide(Model model, std::span<const std::int32_t> rows, StepOut
   for (std::size_t i = 0; i < rows.size(); ++i) {
     Sequence& sequence = at(rows[i]);
     const auto index = static_cast<std::int64_t>(i);
-    // Of the row that was glimpsed only what its candidate needs was kept.
+    // Only what the candidate needs was kept of the row that was glimpsed.
     RowResult glimpsed = invalid_result(RowStatus::kOk);
     glimpsed.entropy = sequence.candidate_entropy;
     glimpsed.logprob = sequence.candidate_logprob;

@@ -12,7 +12,7 @@ and their slot_mapping, each of these columns [sequences], rounded up to an even
 and position 0.
 
 Args:
-    pool: Of pages on a device.
+    pool: A pool of pages on a device.
     model: Index of the model.
     sequences: The most of a pass.
     pages: The most of a sequence.
@@ -46,7 +46,7 @@ Args:
     values: Likewise.
     out: Written: [1, sequences, heads, size] or [sequences, heads, size].
     scratch: float32 [scratch_size] or more; free again when the launches are over.
-    scale: Of the scores.
+    scale: Factor of the scores.
     window: Tokens that a token sees, itself included; 0 for all before it.
     softcap: 0 is off.
 

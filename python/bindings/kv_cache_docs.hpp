@@ -4,10 +4,10 @@
 namespace glimprouter::bindings::docs {
 
 inline constexpr const char* kKvLayout =
-    R"(How one model's keys and values lie in a page: [layer][key, value][head][token][element].
+    R"(How one model's keys and values lie in a page: (layer, key or value, head, token, element).
 
 Args:
-    num_layers, num_kv_heads, head_dim: Of the model, each >= 1.
+    num_layers, num_kv_heads, head_dim: Sizes of the model, each >= 1.
     page_size: Tokens of a page, >= 1.
     dtype: "float32", "bfloat16" or "float16".
 

@@ -17,7 +17,7 @@ inline constexpr const char* kFork =
 
 Args:
     row: An open row.
-    substream: Of the copy, in [0, 2^64); None derives one from the parent's.
+    substream: Random key of the copy, in [0, 2^64); None derives one from the parent's.
 
 Returns:
     The row of the copy.
@@ -116,7 +116,7 @@ inline constexpr const char* kWait =
     R"(wait(out): waits for the device and fills the outputs of the last launch that wrote them.
 
 Args:
-    out: Of a launch() of this router, or of a graph that holds one.
+    out: Outputs of a launch() of this router, or of a graph that holds one.
 
 Raises:
     ValueError: No launch of this router has written them.

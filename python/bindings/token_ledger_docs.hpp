@@ -44,7 +44,7 @@ until that model is about to run: pending_spans(), resolve(). Which ids stand fo
 remembered, so that truncate() is exact for every model.
 
 Args:
-    vocabulary_map: Of the models' vocabularies; None where all share one.
+    vocabulary_map: Map of the models' vocabularies; None where all share one.
 
 len() is the frontier: the number of tokens written, by whichever model.
 )";

@@ -33,8 +33,8 @@ class RouterConfig:
         comparison: ``">"`` as in the paper, or ``">="`` as in the published code.
         entropy_top_k: None for the full entropy (paper); k >= 1 for the entropy of the renormalised
             k largest probabilities (published code: 20). Thresholds are not interchangeable.
-        temperature: Of the sampling, 0 (greedy) or in [1e-4, 1e4]. The entropy is always that of
-            temperature 1.
+        temperature: Temperature of the sampling, 0 (greedy) or in [1e-4, 1e4]. The entropy is
+            always that of temperature 1.
         top_p: Nucleus mass in (0, 1]; 1 is off.
         top_k: Number of tokens kept, >= 0; 0 is off.
         min_p: Smallest probability kept, as a fraction of the largest, in [0, 1]; 0 is off.

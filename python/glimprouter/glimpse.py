@@ -170,8 +170,8 @@ def sample(
         top_p: In (0, 1]; 1 is off.
         top_k: Number of tokens kept; 0 is off.
         min_p: In [0, 1], a fraction of the largest probability; 0 is off.
-        seed: Of the run, in [0, 2^64).
-        substream: Of each sequence, an integer or ``[B]``.
+        seed: Seed of the run, in [0, 2^64).
+        substream: Random key of each sequence, an integer or ``[B]``.
         position: Number of tokens generated before, an integer or ``[B]``.
 
     Returns:

@@ -81,7 +81,7 @@ def paged_attention(
         queries: ``[T, heads, size]`` or ``[1, heads, T, size]``; ``heads`` is a multiple of the KV
             heads, ``size`` a multiple of 16.
         out: Written: ``[T, heads, size]`` or ``[1, T, heads, size]``.
-        scale: Of the scores, usually ``size ** -0.5``.
+        scale: Factor of the scores, usually ``size ** -0.5``.
         window: Tokens that a token sees, itself included; 0 for all before it.
         softcap: Scores become ``softcap * tanh(score / softcap)``; 0 is off.
 

@@ -96,7 +96,7 @@ def sample_tokens(
         logits: ``[B, V]`` on the device.
         device: Its name.
         filters: Temperature, top-p, top-k, min-p.
-        seed: Of the run.
+        seed: Seed of the run.
         streams: One, or one a row.
         positions: Likewise.
     """

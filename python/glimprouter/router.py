@@ -143,7 +143,8 @@ class StepRouter(_C.StepRouter):
         Args:
             boundary: Where steps end, of the small model's tokenizer.
             config: Options of every sequence (default: ``RouterConfig()``).
-            large_boundary: Of the large model's tokenizer where that differs; same delimiters.
+            large_boundary: Boundary of the large model's tokenizer where that differs; it has
+                the same delimiters.
             max_sequences: Rows that can be open at a time, >= 1.
             device: Where the logits will live and the sequences are kept: ``"cpu"``, or for example
                 ``"cuda:0"`` (``build_info()["devices"]`` lists them). The results are the same to
@@ -173,8 +174,9 @@ class StepRouter(_C.StepRouter):
         """Start a sequence at the end of its prompt.
 
         Args:
-            seed: Of the run, in [0, 2^64).
-            substream: Of this sequence, in [0, 2^64); distinct streams draw independently.
+            seed: Seed of the run, in [0, 2^64).
+            substream: Random key of this sequence, in [0, 2^64); sequences with distinct ones
+                draw independently.
             **overrides: Fields of :class:`RouterConfig` for this sequence alone.
 
         Returns:

@@ -92,7 +92,7 @@ class KvCache {
 
   const CachedSequence& sequence(std::int32_t sequence) const;
   std::vector<std::int32_t> sequences() const;
-  // Of the pool and of every sequence. Throws std::logic_error.
+  // Checks the pool and every sequence. Throws std::logic_error.
   void check_invariants() const;
 
  private:

@@ -51,7 +51,7 @@ struct StepOutputs : StepColumns<ColumnVector> {
   std::uint32_t fields;                   // OutputField bits
   std::vector<std::int32_t> logprob_ids;  // [ids]
 
-  // Of a router on a device: where its launches leave them, and the rows of the last launch.
+  // For a router on a device: where its launches leave them, and the rows of the last launch.
   std::shared_ptr<DeviceOutputs> device;
   std::vector<std::int32_t> launched_rows;
   std::int64_t launched = 0;

@@ -63,7 +63,7 @@ class StepRouter {
   // stream: of the device, which has the logits by then.
   void step(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
             StepOutputs& outputs, DeviceStream stream = nullptr);
-  // Of a router on a device: starts a step and returns; wait() fills the outputs. May be captured
+  // For a router on a device: starts a step and returns; wait() fills the outputs. May be captured
   // into a graph and replayed. A row that does not wait for `model` is unchanged and reported as
   // kNotWaiting. device_rows: [logits.rows] distinct row numbers in device memory, instead of
   // `rows`.

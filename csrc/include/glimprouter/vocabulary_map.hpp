@@ -21,7 +21,7 @@ class VocabularyMap {
   struct Vocabulary {
     // [ids] bytes of each token; none for special tokens.
     std::vector<std::optional<std::string>> token_bytes;
-    // Of several tokens with the same bytes these are the last choice: added tokens and the bytes
+    // These are the last choice among tokens with the same bytes: added tokens and the bytes
     // of byte fallback, which a tokenizer uses only where it has nothing else.
     std::vector<std::int32_t> secondary_ids;
   };

@@ -137,7 +137,7 @@ def clustered_share(large: Sequence[int], steps: Sequence[int], seed: int) -> Sh
     Args:
         large: Glimpsed steps of each prompt that the large model wrote.
         steps: All its glimpsed steps; prompts without any do not count.
-        seed: Of the resampling, >= 0.
+        seed: Seed of the resampling, >= 0.
 
     Raises:
         ValueError: Fewer than two prompts with steps.

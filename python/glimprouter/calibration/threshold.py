@@ -58,7 +58,7 @@ def calibrate(
         prompts: As ``RoutedModel.generate`` takes them, at least 4 different ones (repetitions are
             dropped); some dozens or more for an interval of a few points.
         large_share: Wanted share in (0, 1).
-        seed: Of the split, the sampling of the runs and the interval, in [0, 2^64); every
+        seed: Seed of the split, the sampling of the runs and the interval, in [0, 2^64); every
             calibration run draws the same random numbers, the verification run others.
         max_rounds: Routed calibration runs at most, >= 1.
         tolerance: Share of calibration steps, in [0, 1], that may lie between the threshold and

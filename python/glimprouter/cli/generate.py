@@ -76,7 +76,7 @@ def run_generate(
         console: Where the text goes; the summary goes to stderr.
         model: The pair.
         prompt: One user message, or a chat.
-        seed: Of the sampling.
+        seed: Seed of the sampling.
         json: Where the trace goes, or None.
 
     Raises:

@@ -70,9 +70,9 @@ def make_contenders(
     Args:
         small: The small Hugging Face model.
         large: The large one.
-        tokenizer: Of both.
+        tokenizer: Tokenizer of both.
         threshold: tau in nats.
-        **pair_options: Of ``RoutedModel``.
+        **pair_options: Options of ``RoutedModel``.
     """
     from glimprouter.hf import RoutedModel
 

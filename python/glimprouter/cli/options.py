@@ -133,7 +133,7 @@ def check_output_path(option: str, path: Path | None) -> None:
 
     Args:
         option: That the path was given by.
-        path: Of the file, or None.
+        path: Path of the file, or None.
 
     Raises:
         UserError: It cannot.
@@ -150,10 +150,10 @@ def load_pair(small: Path, large: Path, config: RouterConfig, **options: Any) ->
     """The pair in two local directories.
 
     Args:
-        small: Of the small model.
-        large: Of the large model.
+        small: Directory of the small model.
+        large: Directory of the large model.
         config: As ``RoutedModel`` takes it.
-        **options: Of ``RoutedModel.from_pretrained``.
+        **options: Options of ``RoutedModel.from_pretrained``.
 
     Raises:
         UserError: Something in the directories cannot be loaded.
@@ -173,8 +173,8 @@ def read_calibration(context: typer.Context, path: Path | None) -> Calibration |
     """What a calibration file holds, None without one.
 
     Args:
-        context: Of the command, which knows the options that were typed.
-        path: Of the file, or None.
+        context: Context of the command, which knows the options that were typed.
+        path: Path of the file, or None.
 
     Raises:
         OSError: The file cannot be read.

@@ -69,10 +69,10 @@ class RoutedModel:
         Args:
             small: A ``transformers`` causal language model in evaluation mode.
             large: Another.
-            tokenizer: Of the small model.
+            tokenizer: Tokenizer of the small model.
             config: Routing, sampling and limits (default: ``RouterConfig()``).
-            large_tokenizer: Of the large model (default: ``tokenizer``); another vocabulary is
-                mapped by the bytes of its tokens.
+            large_tokenizer: Tokenizer of the large model (default: ``tokenizer``); another
+                vocabulary is mapped by the bytes of its tokens.
             think_start: The token that opens thinking, None when there is none.
             think_end: The token that ends thinking, None when there is none.
             eos_token_ids: Ids that end a sequence, as ``{"small": [...], "large": [...]}`` where
@@ -170,8 +170,8 @@ class RoutedModel:
         ``{"small": ..., "large": ...}``.
 
         Args:
-            small: Of the small model, with its tokenizer.
-            large: Of the large model, with its tokenizer.
+            small: Directory of the small model, with its tokenizer.
+            large: Directory of the large model, with its tokenizer.
             config: As in the constructor.
             device: Where both models go, and as in the constructor, such as ``"cuda:0"``; None for
                 where ``transformers`` puts them.
@@ -301,7 +301,7 @@ class RoutedModel:
         """Goes on with sequences that :meth:`Run.save` has saved, as :meth:`stream` does.
 
         Args:
-            saved: Of runs of this pair, here or in another process; each goes on with its own
+            saved: Bytes of runs of this pair, here or in another process; each goes on with its own
                 options.
 
         Raises:

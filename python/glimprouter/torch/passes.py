@@ -28,8 +28,8 @@ def arena_of(pool: PagePool, dtype: torch.dtype) -> torch.Tensor:
     """The pool's memory as a tensor ``[elements]``, without a copy; it keeps the pool alive.
 
     Args:
-        pool: Of pages of this element type.
-        dtype: Of the pages.
+        pool: A pool of pages of this element type.
+        dtype: Element type of the pages.
     """
     with torch.inference_mode(False):  # a graph tells inference tensors from others
         return torch.from_numpy(pool.memory).view(dtype)
@@ -65,7 +65,7 @@ class AttendingPass(Protocol):
         """Keeps the keys and values of new tokens, then attends over them and those before.
 
         Args:
-            layer: Of the model.
+            layer: A layer of the model.
             query: ``[B, heads, T, size]``; B is 1 in a packed pass, whose rows stand side by side.
             key: ``[B, KV heads, T, size]``.
             value: ``[B, KV heads, T, size]``.
@@ -87,8 +87,8 @@ class PassTables(NamedTuple):
         block_table: int32 ``[B, pages]``.
         cu_seqlens: int32 ``[B + 1]``.
         seq_lens: int32 ``[B]``.
-        num_layers: Of the layout.
-        page_size: Of the layout.
+        num_layers: Layers of the layout.
+        page_size: Page size of the layout.
     """
 
     arena: torch.Tensor
@@ -104,7 +104,7 @@ class PassTables(NamedTuple):
         """The padded tables of a batch: no size but that of ``slot_mapping`` is ever 1.
 
         Args:
-            pool: Of the cache that prepared the batch.
+            pool: A pool of the cache that prepared the batch.
             batch: The forward pass.
             arena: ``arena_of(pool, ...)``.
         """
@@ -147,7 +147,7 @@ class PassHandle(NamedTuple):
 
         Args:
             owner: The pass.
-            device: Of torch, where the pages are.
+            device: The device of torch, where the pages are.
         """
         with torch.inference_mode(False):  # a graph tells inference tensors from others
             name = torch.zeros(1, dtype=torch.uint8, device=device)

@@ -36,8 +36,8 @@ def mark_path(model: str, x: float, y: float, radius: float) -> str:
 
     Args:
         model: ``"small"`` or ``"large"``.
-        x: Of the centre, in pixels.
-        y: Of the centre, in pixels.
+        x: Place of the centre, in pixels.
+        y: Place of the centre, in pixels.
         radius: In pixels; the diamond reaches a quarter further, for an equal area.
     """
     if model == "small":
@@ -163,7 +163,7 @@ def entropy_chart(steps: Sequence[TraceStep]) -> str:
     """Draws the timeline.
 
     Args:
-        steps: Of the trace; each ``model`` is ``"small"`` or ``"large"``.
+        steps: Steps of the trace; each ``model`` is ``"small"`` or ``"large"``.
 
     Returns:
         An ``<svg>`` element without text of the trace in it; classes are styled by the page.

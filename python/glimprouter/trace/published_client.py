@@ -73,7 +73,7 @@ def detect_format(text: str, name: str) -> TraceFormat:
 
     Args:
         text: The whole file, or its beginning.
-        name: Of the file, for the message.
+        name: Name of the file, for the message.
 
     Raises:
         ValueError: It is neither.
@@ -121,7 +121,7 @@ def parse_published_client(text: str, name: str) -> Trace:
 
     Args:
         text: The whole file.
-        name: Of the file, for messages.
+        name: Name of the file, for messages.
 
     Returns:
         The trace. What the file does not hold is "not recorded": ``threshold`` NaN, all seconds 0,

@@ -35,7 +35,7 @@ class TraceStep:
     Attributes:
         index: From 0.
         model: Who wrote it, ``"small"`` or ``"large"``.
-        entropy: Of the glimpse in nats; None when nothing was glimpsed (forced route).
+        entropy: Entropy of the glimpse in nats; None when nothing was glimpsed (forced route).
         threshold: tau of the decision in nats; NaN where the file that was read holds none.
         text: What was written, delimiter included.
         num_tokens: Its tokens.
@@ -60,8 +60,8 @@ class Trace:
 
     Attributes:
         prompt: The user's message as text, or None for raw ids.
-        seed: Of the run.
-        substream: Of the sequence.
+        seed: Seed of the run.
+        substream: Random key of the sequence.
         threshold: tau in nats; NaN where the file that was read holds none.
         think_limit: Budget of thinking tokens in force.
         answer_limit: Budget of answer tokens in force.
@@ -164,7 +164,7 @@ def parse_trace(text: str, name: str) -> Trace:
 
     Args:
         text: The whole file.
-        name: Of the file, for messages.
+        name: Name of the file, for messages.
 
     Raises:
         ValueError: It is no trace, of another schema version, cut short, or a value is of another

@@ -12,7 +12,7 @@ __all__ = ["Totals", "TraceTotals", "format_share", "settings_recorded", "unfini
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Of some steps.
+    """Totals of some steps.
 
     Attributes:
         steps: How many.

@@ -39,11 +39,11 @@ def gathered_attention(
 
     Args:
         pool: On a device.
-        layer: Of the model.
+        layer: A layer of the model.
         batch: T tokens of B sequences.
         query: ``[1, heads, T, size]``.
         out: Written, ``[1, T, heads, size]``.
-        scale: Of the scores.
+        scale: Factor of the scores.
         window: Tokens that a token sees, itself included; 0 for all before it.
     """
     layout = pool.layout(batch.model)

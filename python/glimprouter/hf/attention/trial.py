@@ -26,8 +26,8 @@ def why_not_paged(model: Any, device: str = "cpu", fused: FusedLayers | None = N
     attention: a model that drops our arguments, has attention sinks, or keeps other state differs.
 
     Args:
-        model: Of transformers.
-        device: Of the pages.
+        model: A model of transformers.
+        device: The device of the pages.
         fused: Tried too: layers in their fused form on pages, against the model's own.
     """
     if str(model.device) != torch_device(device):

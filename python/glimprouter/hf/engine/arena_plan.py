@@ -14,7 +14,7 @@ class ArenaPlan:
     """Pages and sectors for tokens of both models.
 
     Attributes:
-        layouts: Of both models.
+        layouts: Layouts of both models.
         sector_bytes: What the arena hands out at a time.
     """
 

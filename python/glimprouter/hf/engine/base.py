@@ -83,8 +83,8 @@ class Engine(ABC):
         """No sequences.
 
         Args:
-            tokens: Of open sequences.
-            translation: Of the models' vocabularies; None where both have the same.
+            tokens: Tokens of open sequences.
+            translation: Translation of the models' vocabularies; None where both have the same.
         """
         self._tokens = tokens
         self._translation = translation

@@ -20,7 +20,7 @@ class EngineChoice:
     """What the trials found.
 
     Attributes:
-        name: Of the engine.
+        name: Name of the engine.
         fused: Layers that eager passes over pages compute in their fused form, by the name of the
             model. The gathering engine has none: it is the reference for the other one, and what
             both had would be tested by neither.
@@ -38,7 +38,7 @@ def choose_engine(
     Args:
         wanted: ``"paged"``, ``"gather"`` or ``"auto"``.
         models: By name.
-        device: Of the pages.
+        device: The device of the pages.
         fuse: Whether layers may run in their fused form; not in compiled graphs, where the compiler
             fuses.
 

@@ -29,7 +29,7 @@ class GatherEngine(Engine):
             small: The small model.
             large: The large model.
             max_sequences: Sequences in flight.
-            translation: Of their vocabularies; None where both have the same.
+            translation: Translation of their vocabularies; None where both have the same.
 
         Raises:
             ValueError: A layer keeps state other than keys and values.

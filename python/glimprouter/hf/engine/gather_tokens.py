@@ -21,9 +21,9 @@ class _Sequence:
     """One of them.
 
     Attributes:
-        prompts: Of each model.
+        prompts: Prompts of each model.
         ledger: What was generated.
-        excess: Of each model.
+        excess: Excess tokens of each model.
     """
 
     prompts: list[list[int]]
@@ -40,9 +40,9 @@ class GatherTokens:
         """No sequences.
 
         Args:
-            runners: Of both models: a sequence has the same slot in the caches of both.
-            num_slots: Of these caches.
-            vocabulary_map: Of the models; None where both have the same.
+            runners: Runners of both models: a sequence has the same slot in the caches of both.
+            num_slots: Slots of these caches.
+            vocabulary_map: Map of the models; None where both have the same.
         """
         self._runners = runners
         self._caches = [runner.cache for runner in runners]

@@ -14,7 +14,7 @@ from glimprouter.kv import KvLayout, PagePool
 
 
 def _addresses(model: Any) -> tuple[int, ...]:
-    """Of a model's weights: graphs read them there."""
+    """Addresses of a model's weights: graphs read them there."""
     return tuple(tensor.data_ptr() for tensor in chain(model.parameters(), model.buffers()))
 
 
@@ -35,7 +35,7 @@ class KeptPool:
         """Nothing is allocated yet.
 
         Args:
-            models: Of the pair by name, in the order of the pool's layouts.
+            models: The models of the pair by name, in the order of the pool's layouts.
             max_sequences: The most of a pass.
             device: Other than the CPU.
             compiled: The decode passes of the models, by name; None for the models' own code.
@@ -52,7 +52,7 @@ class KeptPool:
 
     @property
     def free_bytes(self) -> int:
-        """Of the pool, when nobody uses it: what the next run may have besides free memory."""
+        """Bytes of an unused pool: what the next run may have besides free memory."""
         if self._pool is None or self._in_use():
             return 0
         return (self._pool.num_sectors + 1) * self._pool.sector_bytes
@@ -64,7 +64,7 @@ class KeptPool:
 
         Args:
             user: Who has it to itself while it lives.
-            layouts: Of the models.
+            layouts: Layouts of the models.
             sectors: That the run may use, the one of the null page included.
             most: That may be allocated for it and for longer runs to come.
         """

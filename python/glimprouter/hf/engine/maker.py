@@ -35,7 +35,7 @@ class EngineMaker:
             models: By name: small, large.
             choice: The engine that serves both, and the layers that it computes in fused form.
             max_sequences: Sequences in flight.
-            translation: Of their vocabularies; None where both have the same.
+            translation: Translation of their vocabularies; None where both have the same.
             device: Where the pages lie.
             graphs: Whether decode passes are replayed as graphs.
             compiled_decode: These passes, compiled, by name; None for the models' own code.
@@ -58,7 +58,7 @@ class EngineMaker:
 
         Args:
             records: The sequences to come.
-            kv_memory_bytes: Of keys and values on pages; None for what the sequences need.
+            kv_memory_bytes: Memory of keys and values on pages; None for what the sequences need.
             compiled: Forward passes by name; None computes eagerly.
             spare_rows: Whether more sequences may come.
 

@@ -30,7 +30,7 @@ _SAVED = "kv"  # name in what is saved
 
 
 def _most_tokens(record: SequenceRecord) -> list[int]:
-    """Of each model, prompt included."""
+    """Most tokens of each model, prompt included."""
     return [len(record.prompt_of(name)) + record.max_new_tokens for name in MODELS]
 
 
@@ -81,7 +81,7 @@ class PagedEngine(Engine):
             max_sequences: Sequences in flight.
             arena_bytes: Memory for keys and values of both models; None for what
                 ``max_sequences`` of the longest sequences need, up to half of the device's.
-            translation: Of the models' vocabularies; None where both have the same.
+            translation: Translation of the models' vocabularies; None where both have the same.
             compiled: Forward passes of both models as graphs, by name; None computes eagerly.
             device: Where the pages lie: beside the models.
             spare_rows: Whether more sequences may come, forks or loaded ones: ``max_sequences`` as

@@ -59,7 +59,7 @@ class CompiledModel:
 
         Args:
             model: A model that can be served on pages.
-            backend: Of ``torch.compile``.
+            backend: Backend of ``torch.compile``.
         """
         self.model = model
         self.function = _own_code(_forward)
@@ -97,7 +97,7 @@ def warm_up_cache(
     Args:
         model: Whose pages they are.
         lengths: Tokens of each sequence.
-        device: Of the pages.
+        device: The device of the pages.
 
     Returns:
         The pool, the cache, and its sequences: each has room for one more token.
@@ -122,7 +122,7 @@ class CompiledForward(CompiledModel):
 
         Args:
             model: A model that can be served on pages.
-            backend: Of ``torch.compile``.
+            backend: Backend of ``torch.compile``.
 
         Raises:
             Exception: Whatever ``torch.compile(fullgraph=True)`` raises for the model's code.

@@ -25,7 +25,7 @@ class CompiledDecode(CompiledModel):
             model: A model that can be served on pages.
             device: Where it is, other than the CPU.
             max_sequences: The most of a pass.
-            backend: Of ``torch.compile``.
+            backend: Backend of ``torch.compile``.
 
         Raises:
             Exception: Whatever ``torch.compile(fullgraph=True)`` raises for the model's code.

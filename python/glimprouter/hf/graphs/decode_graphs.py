@@ -67,12 +67,12 @@ class DecodeGraphs:
         """Captures nothing yet.
 
         Args:
-            name: Of the model, for messages.
+            name: Name of the model, for messages.
             model: That is served on pages.
-            pool: Of pages on the model's device.
-            index: Of the model's layout in the pool.
+            pool: A pool of pages on the model's device.
+            index: Index of the model's layout in the pool.
             max_sequences: The most of a pass.
-            recorder: Of the pool's device.
+            recorder: The recorder of the pool's device.
             compiled: The model's decode pass; None for the model's own code.
         """
         self.refused: str | None = None

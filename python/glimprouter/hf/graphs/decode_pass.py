@@ -45,8 +45,8 @@ class DecodePass:
 
         Args:
             model: That is served on pages.
-            pool: Of pages on the model's device.
-            index: Of the model's layout in the pool.
+            pool: A pool of pages on the model's device.
+            index: Index of the model's layout in the pool.
             sequences: The most of a pass.
             pages: The most of a sequence.
             compiled: The model's decode pass; None for the model's own code.

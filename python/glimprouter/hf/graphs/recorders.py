@@ -135,7 +135,7 @@ class RepeatingRecorder:
 
 
 def recorder_for(device: str) -> Recorder:
-    """Of a device of this build other than the CPU."""
+    """The recorder of a device of this build other than the CPU."""
     return CudaRecorder(device) if device.startswith("cuda") else RepeatingRecorder()
 
 

@@ -29,7 +29,7 @@ def boundaries_of(
     """Where steps end, for the small and the large model's tokenizer; the same one if they agree.
 
     Args:
-        tokenizers: Of the small and the large model.
+        tokenizers: Tokenizers of the small and the large model.
         models: Both models, whose generation configs name ends of sequence.
         eos_token_ids: As in :class:`RoutedModel`.
         think_start: Likewise.

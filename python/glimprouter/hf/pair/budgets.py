@@ -16,8 +16,8 @@ class Budgets:
     """Limits of one sequence, in tokens.
 
     Attributes:
-        think: Of all steps, >= 1.
-        answer: Of the answer, >= 0; reserved from the start.
+        think: Budget of all steps, >= 1.
+        answer: Budget of the answer, >= 0; reserved from the start.
         derived: Names of those that nobody set: ``"think"``, ``"answer"``.
     """
 
@@ -40,7 +40,7 @@ def budgets_of(
     closing ids leave of both contexts, at most the published 8192.
 
     Args:
-        index: Of the prompt, for messages.
+        index: Index of the prompt, for messages.
         prompt: Its ids for each model.
         config: With None for what was not set.
         contexts: Positions of each model, by name.

@@ -63,7 +63,7 @@ def default_arena_bytes(device: str, held: int = 0) -> int:
     The host's is only taken as pages are written.
 
     Args:
-        device: Of this build.
+        device: The device of this build.
         held: Bytes that are not free, but may be had as well.
     """
     if device.startswith("cuda"):

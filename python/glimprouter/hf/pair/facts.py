@@ -40,7 +40,8 @@ def rope_depends_on_length(config: Any) -> bool:
     no sequence here exceeds.)
 
     Args:
-        config: Of the text model; the parameters may be nested, one mapping a type of layer.
+        config: Configuration of the text model; the parameters may be nested, a mapping for each
+            type of layer.
     """
     parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     parameters = parameters or {}

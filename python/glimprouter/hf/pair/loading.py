@@ -64,8 +64,8 @@ def load_pair(
         large: Likewise.
         device: Where the models go; None for where ``transformers`` puts them. With a
             ``device_map`` that decides.
-        options: Of ``from_pretrained`` in ``transformers``, each for both models or for each one
-            (:func:`option_of`); None is left out.
+        options: Options of ``from_pretrained`` in ``transformers``, each for both models or for
+            each one (:func:`option_of`); None is left out.
 
     Returns:
         The models and the tokenizers, small before large.

@@ -38,8 +38,8 @@ def encode_prompt(prompt: Prompt, small_tokenizer: Any, large_tokenizer: Any) ->
     Args:
         prompt: A string is one user message, a list of dicts a chat, a list of ids is raw; an
             :class:`EncodedPrompt` is taken as it is, its ids as lists of int.
-        small_tokenizer: Of the small model.
-        large_tokenizer: Of the large model.
+        small_tokenizer: Tokenizer of the small model.
+        large_tokenizer: Tokenizer of the large model.
 
     Raises:
         TypeError: None of these forms.

@@ -34,7 +34,7 @@ class Translation:
         """Maps the tokens of the small and the large model, in this order.
 
         Args:
-            tokenizers: Of both models.
+            tokenizers: Tokenizers of both models.
             boundaries: Made from them: the markers of thinking and the ends of sequence.
 
         Raises:

@@ -22,7 +22,7 @@ class Loop:
     """Forward passes over the sequences of a run, one model at a time, and their events.
 
     Attributes:
-        sequences: Of the run; they may change between two calls.
+        sequences: Sequences of the run; they may change between two calls.
         unread: Events that nobody has taken.
     """
 
@@ -32,7 +32,7 @@ class Loop:
         """Nothing is computed yet.
 
         Args:
-            sequences: Of the run.
+            sequences: Sequences of the run.
             max_sequences: In flight.
             raise_on_invalid: Whether invalid logits raise, or only end their sequence.
         """

@@ -21,10 +21,10 @@ class RunPair:
 
     Attributes:
         engine: ``"paged"`` or ``"gather"``.
-        description: Of :func:`pair_description`.
+        description: What comes of :func:`pair_description`.
         models: The models themselves: a pass waits for those of other threads.
         contexts: The most tokens that each model can see, by name.
-        translation: Of their vocabularies; None where both have the same.
+        translation: Translation of their vocabularies; None where both have the same.
         record: Makes the record of a saved sequence, given its index.
     """
 
@@ -43,8 +43,8 @@ class RunSequences:
     and waits for memory. Everything here is consistent between two forward passes.
 
     Attributes:
-        router: Of all rows.
-        engine: Of all keys and values.
+        router: The router of all rows.
+        engine: The engine of all keys and values.
         pair: The two models.
         changes: How often sequences came, changed or were taken back in from outside of the loop:
             what was planned before is void then.

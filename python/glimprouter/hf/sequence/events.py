@@ -16,7 +16,7 @@ class TokenCounts:
 
     Attributes:
         tokens: How many stand for what was generated, as far as the model was asked for.
-        retokenized: Of those it was given, how many come from text that was tokenized anew: the
+        retokenized: Among those it was given, how many come from text that was tokenized anew: the
             other model had written it in tokens that this one does not have.
         excess: Tokens that it had computed and that such text replaced, so that it computed more
             than ``tokens``. With one vocabulary both are 0.

@@ -41,9 +41,9 @@ class SequenceRecord:
     """Bookkeeping of one sequence; the router decides, this remembers.
 
     Attributes:
-        index: Of the sequence in its run; prompts come first.
+        index: Index of the sequence in its run; prompts come first.
         prompt: Ids for both models.
-        row: Of the router.
+        row: Row of the router.
         generated: Ids after the prompt, each of its writer's vocabulary; the shared frontier is
             their number.
         writers: Who wrote each, as an index of ``MODELS``.
@@ -51,7 +51,7 @@ class SequenceRecord:
         closing_writer: Whose vocabulary the closing ids are of; None: both models'.
         max_new_tokens: Tokens that it may generate, all told.
         step_starts: Index of the first generated id of each step of the trace.
-        passes: Of each model: how many of its tokens it had computed when a forward pass began.
+        passes: For each model, how many of its tokens it had computed when a forward pass began.
         repeats: After a rewind: whether passes are computed again as a whole.
     """
 
@@ -243,7 +243,7 @@ class SequenceRecord:
         )
 
     def _text(self, start: int, end: int, *, skip_special: bool = False) -> str:
-        """Of a part of what was generated."""
+        """Text of a part of what was generated."""
         return self.reader.decode(
             self.generated[start:end], self.writers[start:end], skip_special=skip_special
         )

@@ -53,10 +53,10 @@ class SavedSequence:
 
     Attributes:
         engine: ``"paged"`` or ``"gather"``: whose memory it is.
-        pair: Of :func:`pair_description`.
-        record: Of ``SequenceRecord.state``.
+        pair: What comes of :func:`pair_description`.
+        record: What comes of ``SequenceRecord.state``.
         router: Bytes of ``StepRouter.save``.
-        memory: Of ``Engine.save``: keys and values of both models, and the ledger.
+        memory: What comes of ``Engine.save``: keys and values of both models, and the ledger.
     """
 
     engine: str

@@ -51,11 +51,11 @@ def routed_generate(
         input_ids: int64 ``[B, T]``, padded on the left where ``attention_mask`` says so.
         logits_processor: Only what mirrors the sampling options.
         stopping_criteria: Only length and end of sequence.
-        generation_config: Of the call.
+        generation_config: Configuration of the call.
         small: The small model.
         small_tokenizer: Its tokenizer; None loads it from where the small model came from.
-        large_tokenizer: Of the large model, where it has another vocabulary; prompts and results
-            are in that one.
+        large_tokenizer: Tokenizer of the large model, where it has another vocabulary; prompts and
+            results are in that one.
         router_config: Threshold and limits; its sampling options are not used. The thinking gets
             what ``max_new_tokens`` leaves of ``max_answer_tokens`` (None: a quarter) and the
             closing ids.

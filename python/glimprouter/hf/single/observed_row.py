@@ -15,7 +15,7 @@ class ObservedStep:
         start: Index of its first generated token, white space included.
         end: Index behind its last one; grows.
         glimpse: Index of its first real token, -1 before it.
-        entropy: Of that token's distribution in nats.
+        entropy: Entropy of that token's distribution in nats.
         end_reason: ``"none"`` while it is written.
     """
 

@@ -29,7 +29,7 @@ class ObservedGlimpse:
         step: Index of the step, from 0.
         token_index: Index among the generated tokens.
         token_id: The token that was chosen.
-        entropy: Of the distribution that it came from, in nats.
+        entropy: Entropy of the distribution that it came from, in nats.
         route: Who would write the step at the threshold, ``"small"`` or ``"large"``.
     """
 
@@ -47,8 +47,8 @@ class GlimpseSummary:
     Attributes:
         glimpses: How many.
         large_share: Share of them that would go to a large model, in [0, 1].
-        mean: Of the entropies in nats.
-        quartiles: Of the entropies in nats: a quarter, half, three quarters lie below.
+        mean: Mean of the entropies in nats.
+        quartiles: Quartiles of the entropies in nats: a quarter, half, three quarters lie below.
     """
 
     glimpses: int
@@ -222,7 +222,7 @@ class GlimpseObserver(LogitsProcessor):
         return row.entropies[: len(row.tokens)]
 
     def entropies(self) -> npt.NDArray[np.float32]:
-        """Of all glimpses of all sequences in nats, ascending."""
+        """Entropies of all glimpses of all sequences in nats, ascending."""
         values = [step.entropy for row in self._rows for step in row.steps]
         return np.sort(np.array(values, np.float32))
 
