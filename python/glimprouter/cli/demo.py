@@ -165,8 +165,8 @@ def run_demo(
         threshold: tau in nats.
         seed: Chooses the held-out problems.
         threads: Threads of torch.
-        **pair_options: Options of ``RoutedModel``: device, execution, kv_memory_bytes; and the dtype
-            of the models.
+        **pair_options: Options of ``RoutedModel`` (device, execution, kv_memory_bytes), and the
+            dtype of the models.
 
     Raises:
         ValueError: The threshold is out of range, or an option cannot be had.
