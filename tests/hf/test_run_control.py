@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from glimprouter.hf.engine.paged import PagedEngine
+from hf_pairs import random_pair
 from hf_runs import begun, entropies, finish, rewound, routed, written
 from hf_watch import watched
 
@@ -151,3 +152,20 @@ def test_a_prompt_may_be_tried_many_times(monkeypatch: pytest.MonkeyPatch) -> No
     assert preempted == []
     assert Counter(token.position for token in small)[len(prompts[0]) - 1] == 16
     assert min(token.position for token in small) == len(prompts[0]) - 1
+
+
+@pytest.mark.parametrize(
+    ("front", "message"),
+    [
+        (
+            b"GRRUN\x01\r\n",
+            "of another version of glimprouter: its format is 01, this one reads 02",
+        ),
+        (b"GRRUN", "of another version of glimprouter: its format is cut off"),
+        (b"GGUF", "are not a saved sequence"),
+    ],
+)
+def test_a_saved_sequence_of_another_version_is_refused(front: bytes, message: str) -> None:
+    routed = random_pair("qwen3").routed()
+    with pytest.raises(ValueError, match=message):
+        routed.resume([front + bytes(100) if front != b"GRRUN" else front])

@@ -12,7 +12,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-_MAGIC = b"GRRUN\x01\r\n"
+_FORMAT = 2
+_FAMILY = b"GRRUN"
+_MAGIC = _FAMILY + bytes([_FORMAT]) + b"\r\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _RECORD, _ROUTER, _MEMORY = "record", "router", "memory."
 # What decides the shape of keys and values, and their meaning as far as a config tells.
@@ -82,10 +84,16 @@ class SavedSequence:
 
         Raises:
             TypeError: No bytes.
-            ValueError: Foreign, damaged or shortened bytes.
+            ValueError: Foreign, damaged or shortened bytes, or those of another version.
         """
         if not isinstance(saved, bytes):
             raise TypeError(f"a saved sequence is bytes, got {type(saved).__name__}")
+        if saved.startswith(_FAMILY) and not saved.startswith(_MAGIC):
+            raise ValueError(
+                "the saved sequence is of another version of glimprouter: its format is"
+                f" {saved[len(_FAMILY) : len(_FAMILY) + 1].hex() or 'cut off'}, this one reads"
+                f" {_FORMAT:02x}; begin it again"
+            )
         if not saved.startswith(_MAGIC):
             raise ValueError("these bytes are not a saved sequence (they come from Run.save)")
         start = len(_MAGIC) + _DIGEST_BYTES
