@@ -99,6 +99,9 @@ def get_include() -> str:
     Raises:
         FileNotFoundError: The package was installed without its headers.
     """
+    source_tree = Path(__file__).parents[2] / "csrc" / "include"  # of an editable installation
+    if (source_tree / "glimprouter").is_dir():
+        return str(source_tree)
     return _installed("include", "glimprouter.hpp")
 
 
@@ -116,6 +119,7 @@ def _installed(folder: str, name: str) -> str:
     path = Path(__file__).parent / folder
     if not (path / name).is_file() and not (path / "glimprouter" / name).is_file():
         raise FileNotFoundError(
-            f"{path} has no {name}: this is no installed wheel; install glimprouter with pip"
+            f"{path} has no {name}: it comes with an installed wheel, not with a source tree; run"
+            " pip install ."
         )
     return str(path)
