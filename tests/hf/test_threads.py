@@ -111,3 +111,16 @@ def test_who_holds_a_model_may_hold_it_again_and_others_wait() -> None:
     for thread in threads:
         thread.join()
     assert sorted(entered[1:]) == ["load", "model"]
+
+
+def test_loading_inside_of_a_pass_is_refused() -> None:
+    """It would wait for itself."""
+    model = torch.nn.Linear(1, 1)
+    with (
+        exclusive(model),
+        pytest.raises(RuntimeError, match="cannot be loaded inside of a forward pass"),
+        loading(),
+    ):
+        pass
+    with loading():  # nothing is held any more
+        pass

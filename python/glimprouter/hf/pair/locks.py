@@ -43,6 +43,11 @@ class _Gate:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
+        if getattr(self._own, "depth", 0) > 0:
+            raise RuntimeError(
+                "a pair cannot be loaded inside of a forward pass (a hook of a model?): loading"
+                " waits for all passes; load it before"
+            )
         with self._changed:
             self._changed.wait_for(lambda: not self._loading)
             self._loading = True
@@ -82,6 +87,10 @@ def exclusive(*models: Any) -> Iterator[None]:
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """No forward pass of any pair begins or goes on, and nobody else loads."""
+    """No forward pass of any pair begins or goes on, and nobody else loads.
+
+    Raises:
+        RuntimeError: The calling thread is inside of a forward pass, and would wait for itself.
+    """
     with _gate.loading():
         yield
