@@ -1,5 +1,6 @@
 """Run with the interpreter of an environment that holds the wheel and NumPy, but no torch."""
 
+import importlib.metadata
 import importlib.resources
 import importlib.util
 import subprocess
@@ -25,4 +26,5 @@ for name in WANTED:
 needed = subprocess.run(["ldd", gr._C.__file__], capture_output=True, text=True, check=True).stdout
 assert "libcuda" not in needed, needed
 assert gr.build_info()["devices"][0] == "cpu"
+assert gr.__version__ == importlib.metadata.version("glimprouter")
 print(gr.build_info())

@@ -11,11 +11,19 @@ import glimprouter
 import glimprouter.calibration
 import glimprouter.hf
 import glimprouter.kv
+import glimprouter.torch
 import glimprouter.trace
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 NAMED = set(re.findall(r"\w+", PAGE))
-MODULES = (glimprouter, glimprouter.kv, glimprouter.hf)
+MODULES = (
+    glimprouter,
+    glimprouter.calibration,
+    glimprouter.hf,
+    glimprouter.kv,
+    glimprouter.torch,
+    glimprouter.trace,
+)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
