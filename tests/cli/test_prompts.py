@@ -25,6 +25,13 @@ def test_a_line_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_prompts(Path("-")) == wanted
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\ufefffirst", encoding="utf-8")
+    (tmp_path / "prompts.jsonl").write_text('\ufeff"first"', encoding="utf-8")
+    for name in ("prompts.txt", "prompts.jsonl"):
+        assert read_prompts(tmp_path / name) == ["first"]
+
+
 def test_json_lines(tmp_path: Path) -> None:
     lines = ["several\nlines", CHAT, {"messages": CHAT, "id": 3}, {"prompt": "text"}]
     path = tmp_path / "prompts.jsonl"
@@ -68,7 +75,9 @@ def test_sizes(text: str | None, count: int | None) -> None:
     assert bytes_of(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "-1", "GiB", "8GX", "0.1B", "1e9", "8 GiB of it"])
+@pytest.mark.parametrize(
+    "text", ["", "-1", "GiB", "8GX", "0.1B", "1e9", "8 GiB of it", "9" * 400 + "GiB"]
+)
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="--kv-memory must be a size such as"):
         bytes_of(text)

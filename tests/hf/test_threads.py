@@ -13,6 +13,7 @@ import torch
 import hf_pairs
 from glimprouter.demo_pair import large_path, small_path
 from glimprouter.hf import RoutedModel
+from glimprouter.hf.pair import locks
 from glimprouter.hf.pair.locks import exclusive, loading
 
 pytestmark = pytest.mark.both_engines
@@ -123,4 +124,33 @@ def test_loading_inside_of_a_pass_is_refused() -> None:
     ):
         pass
     with loading():  # nothing is held any more
+        pass
+
+
+def test_an_interrupted_load_opens_the_gate_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(1, 1)
+    waits = locks._gate._changed.wait_for
+
+    def interrupted(condition: Callable[[], bool]) -> bool:
+        if not condition():
+            raise KeyboardInterrupt
+        return waits(condition)
+
+    with ThreadPoolExecutor(1) as pool:
+        inside, leave = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with exclusive(model):
+                inside.set()
+                leave.wait()
+
+        held = pool.submit(hold)
+        inside.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(locks._gate._changed, "wait_for", interrupted)
+            with pytest.raises(KeyboardInterrupt), loading():
+                pass
+        leave.set()
+        held.result()
+    with exclusive(model), exclusive(model):
         pass

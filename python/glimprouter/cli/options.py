@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -122,8 +123,8 @@ def bytes_of(text: str | None) -> int | None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
     unit = _UNITS.get(found[2].lower()) if found else None
-    count = int(float(found[1]) * unit) if found and unit else 0
-    if count < 1:
+    count = int(Fraction(found[1]) * unit) if found and unit else 0
+    if not 1 <= count < 2**63:
         raise UserError(f"--kv-memory must be a size such as 512MiB or 8GiB, got {text!r}")
     return count
 

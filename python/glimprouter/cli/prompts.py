@@ -27,7 +27,7 @@ def read_prompts(file: Path) -> list[Prompt]:
         UserError: It cannot be read, holds no prompt, or a line is none.
     """
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the prompts from {file}: {error}") from error
     # Not splitlines(): a message may hold separators that are no newline.

@@ -51,8 +51,9 @@ class _Gate:
         with self._changed:
             self._changed.wait_for(lambda: not self._loading)
             self._loading = True
-            self._changed.wait_for(lambda: self._passes == 0)
-        try:
+        try:  # an interrupt of the wait opens the gate again
+            with self._changed:
+                self._changed.wait_for(lambda: self._passes == 0)
             yield
         finally:
             with self._changed:
