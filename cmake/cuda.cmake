@@ -6,6 +6,17 @@
 # device code, too, where nvcc is found.
 set(GLIMPROUTER_ALL_ARCHITECTURES 80-real 86-real 89-real 90-real 100-real 120)
 
+# AUTO, or any of CMake's words for true and false.
+if(NOT GLIMPROUTER_CUDA STREQUAL "AUTO")
+  if(NOT GLIMPROUTER_CUDA MATCHES "^([Oo][Nn]|[Yy][Ee][Ss]|[Tt][Rr][Uu][Ee]|1|[Oo][Ff][Ff]|[Nn][Oo]|[Ff][Aa][Ll][Ss][Ee]|0)$")
+    message(FATAL_ERROR "GLIMPROUTER_CUDA must be AUTO, ON or OFF, got ${GLIMPROUTER_CUDA}")
+  elseif(GLIMPROUTER_CUDA)
+    set(GLIMPROUTER_CUDA ON)
+  else()
+    set(GLIMPROUTER_CUDA OFF)
+  endif()
+endif()
+
 # The emulator gives the same kernels other bodies: the two do not go into one binary.
 if(GLIMPROUTER_BUILD_TESTS OR GLIMPROUTER_EMULATOR)
   if(GLIMPROUTER_CUDA STREQUAL "ON")
@@ -29,17 +40,26 @@ elseif(GLIMPROUTER_CUDA STREQUAL "AUTO")
     execute_process(
       COMMAND ${GLIMPROUTER_NVIDIA_SMI} --query-gpu=compute_cap --format=csv,noheader
       OUTPUT_VARIABLE capabilities RESULT_VARIABLE status ERROR_QUIET)
+    execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-arch OUTPUT_VARIABLE known ERROR_QUIET)
     if(status EQUAL 0)
       string(REGEX MATCHALL "[0-9]+\\.[0-9]+" capabilities "${capabilities}")
       foreach(capability ${capabilities})
         string(REPLACE "." "" capability ${capability})
-        list(APPEND architectures ${capability}-real)
+        # Ampere is the first that is served; a GPU may also be newer than this nvcc.
+        if(capability GREATER_EQUAL 80 AND known MATCHES "compute_${capability}[^0-9]")
+          list(APPEND architectures ${capability}-real)
+        else()
+          list(APPEND unserved ${capability})
+        endif()
       endforeach()
       list(REMOVE_DUPLICATES architectures)
     endif()
   endif()
   if(CMAKE_CUDA_COMPILER AND NOT architectures)
     set(why_none "no GPU was found; -DGLIMPROUTER_CUDA=ON builds it for all")
+    if(unserved)
+      set(why_none "GPUs of compute capability ${unserved}: older than 80, or unknown to this nvcc")
+    endif()
   endif()
 endif()
 if(GLIMPROUTER_CUDA STREQUAL "OFF")

@@ -1,4 +1,4 @@
-// The host SIMT shim as a device, whose memory is the host's: for the tests of everything that
+// The emulator as a device, whose memory is the host's: for the tests of everything that
 // drives a device.
 #include "emulator/backend.hpp"
 

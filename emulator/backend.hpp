@@ -1,4 +1,4 @@
-// The host SIMT shim as a device of the core.
+// The emulator as a device of the core.
 #pragma once
 
 #include <cstddef>

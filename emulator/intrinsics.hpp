@@ -1,5 +1,5 @@
 // CUDA's built-in names, for a host compiler. Semantics as in the CUDA C++ Programming Guide and
-// the PTX instructions behind them; where those leave behaviour undefined, the shim aborts.
+// the PTX instructions behind them; where those leave behaviour undefined, the emulator aborts.
 #pragma once
 
 #include <bit>

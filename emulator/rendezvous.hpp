@@ -1,4 +1,4 @@
-// What a running CUDA thread asks of the shim.
+// What a running CUDA thread asks of the emulator.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// How the shim says what a kernel did wrong.
+// How the emulator says what a kernel did wrong.
 #pragma once
 
 #include "emulator/thread.hpp"

@@ -1,5 +1,5 @@
-// A CUDA thread as the shim sees it. Nothing here is visible to ThreadSanitizer: only the kernel's
-// own accesses are.
+// A CUDA thread as the emulator sees it. Nothing here is visible to ThreadSanitizer: only the
+// kernel's own accesses are.
 #pragma once
 
 #include <cstdint>

@@ -42,7 +42,7 @@ struct CpuKernels {
   // Elements side by side as those of another type (cast.hpp).
   void (*cast)(const std::byte* source, DataType source_type, std::byte* target,
                DataType target_type, std::int64_t count);
-  // Replaces the whole row operation (the tests' host SIMT shim); null otherwise.
+  // Replaces the whole row operation (the emulator); null otherwise.
   RowResult (*evaluate)(const RowView& row, const RowRequest& request, float* logprobs) = nullptr;
 };
 

@@ -1,5 +1,5 @@
 // What one kind of device does for the core: memory, copies, launches. Filled by csrc/cuda, and by
-// the host SIMT shim in the tests; nothing here needs a device's headers or libraries.
+// the emulator in the tests; nothing here needs a device's headers or libraries.
 #pragma once
 
 #include <cstddef>
@@ -63,7 +63,7 @@ struct DeviceBackend {
 
 // Every kind of device in this build.
 std::span<const DeviceBackend* const> device_backends();
-// For the tests' shim. Before the first use of device_backends().
+// For the emulator. Before the first use of device_backends().
 void add_device_backend(const DeviceBackend& backend);
 
 // A device by its name, such as "cuda:1" or "cuda" for the first.

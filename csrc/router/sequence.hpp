@@ -10,7 +10,7 @@ namespace glimprouter {
 
 struct Sequence : SequenceCore {
   bool open = false;
-  std::uint64_t forks = 0;       // makes the default streams of forks distinct
+  std::uint64_t forks = 0;       // makes the default substreams of forks distinct
   std::vector<TokenRecord> log;  // reserved when the sequence is opened
   std::uint64_t last_call = 0;   // finds a row named twice in one call
   bool stale = false;            // the device has a newer core and log

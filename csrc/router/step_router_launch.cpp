@@ -12,9 +12,10 @@ void StepRouter::start(Model model, const LogitsView& logits, std::span<const st
                        const std::int32_t* device_rows, StepOutputs& outputs, DeviceStream stream) {
   LogitsView cut = logits;
   cut.width = boundary(model).vocabulary_size();
+  outputs.launched_rows.reserve(rows.size());  // what may fail comes before the launch
+  on_device_->launch(model, cut, rows, device_rows, outputs, stream);
   outputs.launched_rows.assign(rows.begin(), rows.end());
   outputs.launched = logits.rows;
-  on_device_->launch(model, cut, rows, device_rows, outputs, stream);
   mark_stale(outputs);
 }
 

@@ -1,6 +1,6 @@
 // What a kernel may use of the machine: the one header that every kernel includes. Under nvcc the
-// names have their CUDA meaning (device_cuda.cuh); any other compiler gets the host SIMT shim of
-// the tests, found as "simt/simt.hpp" on the include path (docs/device-testing.md).
+// names have their CUDA meaning (device_cuda.cuh); any other compiler gets the emulator
+// (emulator/simt.hpp, docs/device-testing.md).
 //
 // As in CUDA, on both sides:
 //   threadIdx, blockIdx, blockDim, gridDim                   .x .y .z; blocks are one-dimensional
@@ -10,7 +10,7 @@
 //   __reduce_add_sync, __reduce_min_sync, __reduce_max_sync            of unsigned
 //   __popc, __popcll, __ffs, __ffsll, __clz, __clzll, __brev, __brevll
 //
-// Stricter than CUDA, because the shim checks it: every thread of a block reaches every
+// Stricter than CUDA, because the emulator checks it: every thread of a block reaches every
 // __syncthreads(), at the same call; every lane of a mask exists, has not returned and makes the
 // same call; a shuffle reads only lanes of its mask. Only __syncthreads and __syncwarp order
 // memory; a shuffle or a vote does not. No thread waits for another in a loop.

@@ -1,4 +1,4 @@
-// How a kernel is started: one function for nvcc and for the host SIMT shim.
+// How a kernel is started: one function for nvcc and for the emulator.
 #pragma once
 
 #include <tuple>
@@ -50,7 +50,7 @@ inline LaunchShape shape_on(const DeviceShape& device, Stream stream) {
 }
 
 // Starts the kernel, whose parameters take copies of the arguments. A grid of no blocks (an empty
-// batch) is legal and does nothing. The shim runs the whole grid before it returns.
+// batch) is legal and does nothing. The emulator runs the whole grid before it returns.
 template <typename... Parameters, typename... Arguments>
 LaunchStatus launch(void (*kernel)(Parameters...), const LaunchShape& shape,
                     Arguments&&... arguments) {

@@ -149,8 +149,8 @@ void head_copy_kernel(const Job job) {
 inline constexpr std::int64_t kVectorsTogether = 4;
 
 // grid: (blocks a page, pages); more pages than the grid has rows are taken in turns. Pages are
-// whole multiples of 256 bytes. (A template, as every kernel: a program may hold the shim's beside
-// nvcc's, and the linker takes a plain one of nvcc's for both.)
+// whole multiples of 256 bytes. (A template, as every kernel: a program may hold the emulator's
+// beside nvcc's, and the linker takes a plain one of nvcc's for both.)
 template <typename Arguments>
 GR_KERNEL(kCopyThreads)
 void page_copy_kernel(const Arguments arguments) {

@@ -53,11 +53,12 @@ BorrowedTensor::BorrowedTensor(PyObject* object, const char* what, StorageCheck 
     : what_(what) {
   const TensorType& type = tensor_type(Py_TYPE(object));
   if (!type.refusal.empty()) throw py::type_error(std::string(what) + type.refusal);
+  const bool torch = type.torch;
   if (from_exchange_api(object, type.api) || from_buffer(object) || from_capsule(object)) {
     if (data == nullptr && elements() > 0) {
       throw py::value_error(std::string(what) + kNoMemory);
     }
-    if (type.torch) {
+    if (torch) {
       check_sign(object, what);
       if (storage == StorageCheck::kDone) check_storage(object, *this, what);
     }

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 
 #include "tensor_access.hpp"
 
@@ -125,12 +126,13 @@ const TensorType& tensor_type(PyTypeObject* type) {
   if (type == last) return *last_found;
   auto place = known->find(type);
   if (place == known->end()) {
+    TensorType found = examine(py::handle(reinterpret_cast<PyObject*>(type)));
     if (known->size() == kMostTypes) {
-      for (const auto& [old, found] : *known) Py_DECREF(old);
+      last = nullptr;
+      for (const auto& [old, forgotten] : *known) Py_DECREF(old);
       known->clear();
     }
-    const py::handle handle(reinterpret_cast<PyObject*>(type));
-    place = known->emplace(type, examine(handle)).first;
+    place = known->emplace(type, std::move(found)).first;
     Py_INCREF(type);
   }
   last = type;

@@ -20,7 +20,7 @@ struct TensorType {
   std::string refusal;
 };
 
-// Looked up once a type. The GIL is held.
+// Looked up once a type. The GIL is held; the reference is good until Python code runs.
 const TensorType& tensor_type(PyTypeObject* type);
 
 // Of one torch tensor. Throw pybind11::value_error when its values are the negation of what is in

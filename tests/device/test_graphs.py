@@ -1,6 +1,6 @@
 """Decode passes of a pair as graphs on a device: what they write, and when they are captured.
 
-On the host SIMT shim a replay runs the pass again, over the same buffers.
+On the emulator a replay runs the pass again, over the same buffers.
 """
 
 from __future__ import annotations

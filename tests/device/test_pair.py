@@ -1,6 +1,6 @@
 """A pair whose steps run and whose pages lie on a device: what the CPU does, done there.
 
-On the host SIMT shim the models compute on the CPU, in the memory that the device works on.
+On the emulator the models compute on the CPU, in the memory that the device works on.
 """
 
 from __future__ import annotations

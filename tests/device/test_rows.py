@@ -1,6 +1,6 @@
 """Glimpse, sample and router on every device of this build, beside the CPU: the same bits.
 
-On a machine without a GPU, and outside the build with the host SIMT shim, the only device is the
+On a machine without a GPU, and outside the build with the emulator, the only device is the
 CPU itself, where the device functions must refuse.
 """
 
@@ -48,7 +48,7 @@ def on_host(values: Any) -> NDArray[Any]:
 
 
 def glimpse_there(logits: Any, device: str, **options: Any) -> gr.Glimpse:
-    """By the public function where the tensor tells its device; the shim's memory is the host's."""
+    """By the public function where the tensor tells its device; emulated memory is the host's."""
     if device.startswith("cuda"):
         return gr.glimpse(logits, **options)
     ids = options.get("logprob_ids")

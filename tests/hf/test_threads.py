@@ -154,3 +154,30 @@ def test_an_interrupted_load_opens_the_gate_again(monkeypatch: pytest.MonkeyPatc
         held.result()
     with exclusive(model), exclusive(model):
         pass
+
+
+def test_a_run_goes_from_thread_to_thread() -> None:
+    pair = hf_pairs.random_pair("qwen3")
+    routed = pair.routed()
+    alone = ids(routed.generate(pair.prompts[:2]))
+    run = routed.stream(pair.prompts[:2])
+    events = [next(run)]
+    saved: list[bytes] = []
+    together(lambda: events.extend(next(run) for _ in range(5)))
+    together(lambda: saved.append(run.save(0)))
+    together(lambda: events.extend(run))
+    results = sorted((e for e in events if e.result is not None), key=lambda e: e.sequence)
+    assert ids([event.result for event in results]) == alone
+    rest = together(lambda: list(routed.resume(saved)))[0]
+    assert ids([event.result for event in rest if event.result is not None]) == alone[:1]
+
+
+def test_threads_share_one_run() -> None:
+    """Each event goes to one of them."""
+    pair = hf_pairs.random_pair("qwen3")
+    routed = pair.routed()
+    alone = ids(routed.generate(pair.prompts[:2]))
+    run = routed.stream(pair.prompts[:2])
+    events = [event for part in together(*[lambda: list(run)] * 3) for event in part]
+    results = sorted((e for e in events if e.result is not None), key=lambda e: e.sequence)
+    assert ids([event.result for event in results]) == alone

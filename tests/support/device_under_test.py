@@ -14,7 +14,7 @@ DEVICE = os.environ.get("GLIMPROUTER_TEST_DEVICE", "cpu")
 
 
 def on_device(array: NDArray[Any], device: str = DEVICE) -> Any:
-    """The array where a router on that device wants it; the shim's memory is the host's."""
+    """The array where a router on that device wants it; the emulator's memory is the host's."""
     if not device.startswith("cuda"):
         return array
     if array.dtype == ml_dtypes.bfloat16:

@@ -44,7 +44,7 @@ class Ufuncs(np.ndarray):
     """An array whose ufuncs are its own."""
 
     def __array_ufunc__(self, *arguments: Any, **options: Any) -> Any:
-        raise NotImplementedError
+        return NotImplemented
 
 
 class PlainArray(np.ndarray):

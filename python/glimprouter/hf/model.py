@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from glimprouter.config import RouterConfig, check_integer
+from glimprouter.config import RouterConfig
 from glimprouter.files import check_writable
-from glimprouter.hf.engine.choice import check_execution, choose_engine, choose_execution
+from glimprouter.hf.engine.choice import choose_engine, choose_execution
 from glimprouter.hf.engine.maker import EngineMaker
+from glimprouter.hf.engine.options import check_options
 from glimprouter.hf.graphs.compiled import CompiledForward, compile_each
 from glimprouter.hf.graphs.compiled_decode import CompiledDecode
 from glimprouter.hf.pair.boundaries import boundaries_of, check_width
@@ -20,7 +21,7 @@ from glimprouter.hf.pair.devices import choose_device
 from glimprouter.hf.pair.facts import check_layers, context_length
 from glimprouter.hf.pair.loading import check_device, load_pair
 from glimprouter.hf.pair.locks import exclusive
-from glimprouter.hf.pair.prompts import Prompt, encode_prompt, seeds_of
+from glimprouter.hf.pair.prompts import Prompt, check_prompts, encode_prompt, seeds_of
 from glimprouter.hf.pair.text import MODELS, SharedTokenizer
 from glimprouter.hf.pair.translation import Translation
 from glimprouter.hf.run.loop import Loop
@@ -42,8 +43,9 @@ class RoutedModel:
 
     Threads may share a pair, and pairs may share models: forward passes of one model wait for one
     another, also while another run is only half iterated, and loading a pair waits for all passes.
-    One :class:`Run` belongs to the thread that iterates over it. A model's own ``generate()`` does
-    not wait: do not call it in another thread meanwhile.
+    A model's own ``generate()`` does not wait: do not call it in another thread meanwhile, nor make
+    the first runs of two pairs with graphs on one GPU at once (each watches the process for code
+    that waits for the device).
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class RoutedModel:
             RuntimeWarning: ``engine="auto"`` falls back, or models are where no step can run. In
                 a run: a model's decode passes cannot be captured.
         """
-        _check_options(config, engine, execution, on_invalid, max_sequences, kv_memory_bytes)
+        check_options(config, engine, execution, on_invalid, max_sequences, kv_memory_bytes)
         self.config = config or RouterConfig()
         self.small, self.large = small, large
         self.tokenizer = tokenizer
@@ -189,8 +191,15 @@ class RoutedModel:
             OSError: Nothing to load there.
         """
         full_device = check_device(device)
-        check_execution(options.get("execution", "auto"))
         own = {name: options.pop(name) for name in _constructor_options() & options.keys()}
+        check_options(
+            config,
+            own.get("engine", "auto"),
+            own.get("execution", "auto"),
+            own.get("on_invalid", "raise"),
+            own.get("max_sequences", 1),
+            own.get("kv_memory_bytes"),
+        )
         loaded = {
             "dtype": dtype,
             "device_map": device_map,
@@ -231,6 +240,7 @@ class RoutedModel:
             RuntimeError: Invalid logits with ``on_invalid="raise"``.
             OSError: ``trace_path`` cannot be written; found out before the models run.
         """
+        check_prompts(prompts)
         if trace_path is not None and len(prompts) != 1:
             raise ValueError(f"trace_path takes one prompt, got {len(prompts)}")
         if trace_path is not None:
@@ -263,8 +273,7 @@ class RoutedModel:
         *,
         stream_tokens: bool,
     ) -> Run:
-        if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
-            raise TypeError("prompts must be a list of prompts; for one prompt pass [prompt]")
+        check_prompts(prompts)
         config = self.config.replace(**overrides)
         if config.route == "manual":
             raise ValueError('route="manual" needs your own loop around StepRouter')
@@ -373,24 +382,3 @@ def _constructor_options() -> frozenset[str]:
     """What the constructor takes by name and ``from_pretrained`` hands on."""
     parameters = inspect.signature(RoutedModel.__init__).parameters.values()
     return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) - {"device"}
-
-
-def _check_options(
-    config: Any, engine: Any, execution: Any, on_invalid: Any, max_sequences: Any, memory: Any
-) -> None:
-    """Refuses what no pair could have, before anything is tried."""
-    if engine not in ("auto", "paged", "gather"):
-        raise ValueError(f'engine must be "auto", "paged" or "gather", got {engine!r}')
-    check_execution(execution)
-    if memory is not None:
-        check_integer("kv_memory_bytes", memory, 1, high=2**63 - 1)
-    if on_invalid not in ("raise", "end"):
-        raise ValueError(f'on_invalid must be "raise" or "end", got {on_invalid!r}')
-    if config is not None and not isinstance(config, RouterConfig):
-        raise TypeError(f"config must be a RouterConfig, got {type(config).__name__}")
-    if config is not None and config.route == "manual":
-        raise ValueError('route="manual" needs your own loop around StepRouter')
-    if not isinstance(max_sequences, int) or isinstance(max_sequences, bool):
-        raise TypeError(f"max_sequences must be an integer, got {max_sequences!r}")
-    if max_sequences < 1:
-        raise ValueError(f"max_sequences must be >= 1, got {max_sequences}")

@@ -1,5 +1,5 @@
 // Kernels with one planted bug each, and their fixed twins: kBroken is the only difference. For the
-// shim only.
+// emulator only.
 #pragma once
 
 #include <bit>

@@ -1,4 +1,4 @@
-// Attention over pages by the kernel's own source, run by the host SIMT shim: the bits of the CPU,
+// Attention over pages by the kernel's own source, run by the emulator: the bits of the CPU,
 // for any batch and schedule; and within a bound of a softmax in double precision.
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-// Blocks of the shim: barriers, shared memory, atomics.
+// Blocks of the emulator: barriers, shared memory, atomics.
 #include <gtest/gtest.h>
 
 #include <cmath>

@@ -1,4 +1,4 @@
-// Tables of decode passes on the device (here: the host SIMT shim): padded passes over fixed
+// Tables of decode passes on the device (here: the emulator): padded passes over fixed
 // addresses give the bits of the others, and a capture launches kernels only.
 #include <gtest/gtest.h>
 

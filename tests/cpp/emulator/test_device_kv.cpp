@@ -1,4 +1,4 @@
-// A KV cache whose pages live on the device (here: the host SIMT shim) beside one on the CPU: the
+// A KV cache whose pages live on the device (here: the emulator) beside one on the CPU: the
 // same tape of forks, truncations, preemptions and forward passes leaves the same bytes.
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-// A StepRouter whose sequences live on the device (here: the host SIMT shim) beside one on the CPU:
+// A StepRouter whose sequences live on the device (here: the emulator) beside one on the CPU:
 // the same tape of calls gives the same outputs and the same saved bytes, so the same state.
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-// Grids of the shim: launches, orders, and the last-block-done pattern of the kernels.
+// Grids of the emulator: launches, orders, and the last-block-done pattern of the kernels.
 #include <gtest/gtest.h>
 
 #include <algorithm>

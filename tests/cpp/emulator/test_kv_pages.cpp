@@ -1,4 +1,4 @@
-// The kernels that move keys and values, run by the host SIMT shim: against a model that knows the
+// The kernels that move keys and values, run by the emulator: against a model that knows the
 // order of a page's elements and casts in double precision, and against the CPU's own functions.
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
-// The shim must see bugs, or it proves nothing: each planted bug ends the process with the message
-// that names it, in the builds that can see it, and the fixed twin passes everywhere.
+// The emulator must see bugs, or it proves nothing: each planted bug ends the process with the
+// message that names it, in the builds that can see it, and the fixed twin passes everywhere.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -102,7 +102,7 @@ TEST_F(PlantedBug, UnwrittenSharedMemoryIsNotANumber) {
   }
 }
 
-// The rest is seen in every build, because the shim itself sees it.
+// The rest is seen in every build, because the emulator itself sees it.
 
 TEST_F(PlantedBug, DivergentBarrier) {
   EXPECT_EQ(run(divergent_barrier<false>, kTwoWarps), kOnesOfTwoWarps);

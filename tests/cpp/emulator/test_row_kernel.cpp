@@ -1,4 +1,4 @@
-// The fused kernel's own source, run by the host SIMT shim, against the CPU: golden hashes, and bit
+// The fused kernel's own source, run by the emulator, against the CPU: golden hashes, and bit
 // equality over vocabularies, types, strides, batches, grids and schedules.
 #include <gtest/gtest.h>
 

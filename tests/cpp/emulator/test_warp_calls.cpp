@@ -1,4 +1,4 @@
-// Warp calls of the shim against plain models of what the CUDA C++ Programming Guide says.
+// Warp calls of the emulator against plain models of what the CUDA C++ Programming Guide says.
 #include <gtest/gtest.h>
 
 #include <algorithm>

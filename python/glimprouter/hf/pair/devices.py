@@ -11,7 +11,7 @@ import torch
 
 from glimprouter import _C
 
-_SIMULATED = "simt"  # the shim of the tests: a device that works on host memory
+_SIMULATED = "simt"  # the emulator: a device that works on host memory
 
 
 def torch_device(device: str) -> str:

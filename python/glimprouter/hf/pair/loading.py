@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from glimprouter import _C
 from glimprouter.hf.pair.devices import torch_device
@@ -14,7 +14,15 @@ from glimprouter.hf.pair.locks import loading
 from glimprouter.hf.pair.text import MODELS
 
 # What says where files come from concerns the tokenizers too.
-_OF_FILES = ("trust_remote_code", "revision", "token", "cache_dir", "proxies", "force_download")
+_OF_FILES = (
+    "trust_remote_code",
+    "revision",
+    "subfolder",
+    "token",
+    "cache_dir",
+    "proxies",
+    "force_download",
+)
 
 
 def option_of(name: str, value: Any) -> Any:
@@ -28,17 +36,16 @@ def option_of(name: str, value: Any) -> Any:
     return value
 
 
-def check_device(device: str | None) -> str | None:
-    """The full name of a device, before anything is loaded.
+def check_device(device: Any) -> str | None:
+    """The full name of a device (a string or a ``torch.device``), before anything is loaded.
 
     Raises:
-        TypeError: No string.
         ValueError: This build has no such device, or the machine has none.
     """
     if device is None:
         return None
     if not isinstance(device, str):
-        device = str(device)  # a torch.device
+        device = str(device)
     known = list(_C.build_info()["devices"])
     full = f"{device}:0" if f"{device}:0" in known else device
     if full not in known:
@@ -47,6 +54,14 @@ def check_device(device: str | None) -> str | None:
             hint = "; no GPU was found, or this build has no CUDA kernels (docs/building.md)"
         raise ValueError(f"device must be one of {known}, got {device!r}{hint}")
     return full
+
+
+def _is_quantized(source: Any, own: Mapping[str, Any], of_files: Mapping[str, Any]) -> bool:
+    """Whether the caller or the checkpoint itself quantizes the model."""
+    if "quantization_config" in own:
+        return True
+    config = AutoConfig.from_pretrained(source, **of_files)
+    return getattr(config, "quantization_config", None) is not None
 
 
 def load_pair(
@@ -79,7 +94,8 @@ def load_pair(
             own["local_files_only"] = own.get("local_files_only", False) or Path(source).is_dir()
             of_files = {key: own[key] for key in (*_OF_FILES, "local_files_only") if key in own}
             placed = "device_map" in own
-            if device is not None and not placed and "quantization_config" in own:
+            if device is not None and not placed and _is_quantized(source, own, of_files):
+                # Such models are put in place while they are loaded: they cannot be moved.
                 own["device_map"], placed = {"": torch_device(device)}, True
             tokenizers.append(AutoTokenizer.from_pretrained(source, **of_files))
             model: Any = AutoModelForCausalLM.from_pretrained(source, **own)

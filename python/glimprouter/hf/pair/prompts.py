@@ -32,6 +32,16 @@ class EncodedPrompt:
 Prompt: TypeAlias = str | Sequence[dict[str, Any]] | Sequence[int] | EncodedPrompt
 
 
+def check_prompts(prompts: Any) -> None:
+    """Refuses what is no list of prompts.
+
+    Raises:
+        TypeError: A single string, or no sequence.
+    """
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence):
+        raise TypeError("prompts must be a list of prompts; for one prompt pass [prompt]")
+
+
 def encode_prompt(prompt: Prompt, small_tokenizer: Any, large_tokenizer: Any) -> EncodedPrompt:
     """Renders a prompt with the generation prompt appended; tokens are only ever appended after it.
 

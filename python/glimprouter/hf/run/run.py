@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Concatenate, ParamSpec, TypeVar
 
 from glimprouter.config import check_integer, check_random_key
 from glimprouter.hf.run.loop import Loop
@@ -11,14 +14,32 @@ from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.saved import SavedSequence
 from glimprouter.trace import Trace
 
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def _alone(
+    method: Callable[Concatenate[Run, _Arguments], _Result],
+) -> Callable[Concatenate[Run, _Arguments], _Result]:
+    """One call of a run at a time; whoever calls has its router from then on."""
+
+    @functools.wraps(method)
+    def call(run: Run, /, *arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
+        with run._lock:
+            run._sequences.router.attach()
+            return method(run, *arguments, **named)
+
+    return call
+
 
 class Run:
     """Iterate over it for the events. Prompts wait for a free slot; finished ones leave theirs.
 
     Between two events, or two calls of :meth:`step`, a sequence may be forked, rewound, saved,
     cancelled, and another loaded; the others notice no more than the rounding of other batches.
-    :meth:`trace` gives the record of any
-    sequence at any time, also after an interrupt.
+    :meth:`trace` gives the record of any sequence at any time, also after an interrupt.
+
+    A run may be handed from thread to thread, and calls of several threads wait for one another.
     """
 
     def __init__(
@@ -28,6 +49,7 @@ class Run:
         options: Sequence[dict[str, object]],
     ) -> None:
         """Takes a fresh loop; ``options[i]`` opens ``records[i]``."""
+        self._lock = threading.RLock()
         self._loop = loop
         self._sequences = loop.sequences
         for record, own in zip(records, options, strict=True):
@@ -37,6 +59,7 @@ class Run:
         """The events that have not been taken yet."""
         return self
 
+    @_alone
     def __next__(self) -> Event:
         """The next event."""
         self._loop.compute()
@@ -44,6 +67,7 @@ class Run:
             raise StopIteration
         return self._loop.unread.popleft()
 
+    @_alone
     def step(self) -> list[Event]:
         """Goes on to the next event.
 
@@ -76,6 +100,7 @@ class Run:
         """Sequences that have not ended, ascending."""
         return self._sequences.unfinished()
 
+    @_alone
     def fork(self, sequence: int, *, substream: int | None = None) -> int:
         """Copies a sequence; from here on the copy goes its own way.
 
@@ -100,6 +125,7 @@ class Run:
             check_random_key("substream", substream)
         return self._sequences.fork(self._begun(sequence), substream).index
 
+    @_alone
     def rewind(self, sequence: int, count: int, *, exact: bool = True) -> None:
         """Drops the last generated tokens of a sequence; it goes on from there.
 
@@ -131,6 +157,7 @@ class Run:
         self._sequences.rewind(record, count, exact=exact)
         self._loop.drop_events(sequence, count)
 
+    @_alone
     def save(self, sequence: int) -> bytes:
         """All of a sequence, keys and values included, for :meth:`load`; it goes on here.
 
@@ -140,6 +167,7 @@ class Run:
         """
         return self._sequences.save(self._begun(sequence)).to_bytes()
 
+    @_alone
     def load(self, saved: bytes | SavedSequence) -> int:
         """Goes on with a saved sequence, with its own options: also in another process.
 
@@ -159,6 +187,7 @@ class Run:
         state = saved if isinstance(saved, SavedSequence) else SavedSequence.from_bytes(saved)
         return self._sequences.load(state).index
 
+    @_alone
     def cancel(self, sequence: int) -> Result:
         """Ends a sequence now; its last events follow as always.
 

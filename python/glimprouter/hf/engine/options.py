@@ -1,0 +1,34 @@
+"""Options of a pair that are refused before a model is loaded, or tried."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from glimprouter.config import RouterConfig, check_integer
+from glimprouter.hf.engine.choice import check_execution
+
+
+def check_options(
+    config: Any, engine: Any, execution: Any, on_invalid: Any, max_sequences: Any, memory: Any
+) -> None:
+    """Refuses what no pair could have.
+
+    Raises:
+        TypeError: A value of another type.
+        ValueError: A value out of its range.
+    """
+    if engine not in ("auto", "paged", "gather"):
+        raise ValueError(f'engine must be "auto", "paged" or "gather", got {engine!r}')
+    check_execution(execution)
+    if memory is not None:
+        check_integer("kv_memory_bytes", memory, 1, high=2**63 - 1)
+    if on_invalid not in ("raise", "end"):
+        raise ValueError(f'on_invalid must be "raise" or "end", got {on_invalid!r}')
+    if config is not None and not isinstance(config, RouterConfig):
+        raise TypeError(f"config must be a RouterConfig, got {type(config).__name__}")
+    if config is not None and config.route == "manual":
+        raise ValueError('route="manual" needs your own loop around StepRouter')
+    if not isinstance(max_sequences, int) or isinstance(max_sequences, bool):
+        raise TypeError(f"max_sequences must be an integer, got {max_sequences!r}")
+    if max_sequences < 1:
+        raise ValueError(f"max_sequences must be >= 1, got {max_sequences}")
