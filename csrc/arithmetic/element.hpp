@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "glimprouter/host_device.hpp"
-#include "glimprouter/row_view.hpp"
+#include "glimprouter/types/host_device.hpp"
+#include "glimprouter/types/row_view.hpp"
 
 namespace glimprouter {
 

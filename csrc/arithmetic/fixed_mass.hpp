@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "glimprouter/host_device.hpp"
+#include "glimprouter/types/host_device.hpp"
 
 namespace glimprouter {
 

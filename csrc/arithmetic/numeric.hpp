@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "glimprouter/host_device.hpp"
+#include "glimprouter/types/host_device.hpp"
 
 namespace glimprouter {
 

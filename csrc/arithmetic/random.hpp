@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "glimprouter/host_device.hpp"
-#include "glimprouter/row_types.hpp"
+#include "glimprouter/types/host_device.hpp"
+#include "glimprouter/types/row_types.hpp"
 
 namespace glimprouter {
 

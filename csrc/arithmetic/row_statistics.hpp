@@ -8,8 +8,8 @@
 #include "arithmetic/fixed_mass.hpp"
 #include "arithmetic/numeric.hpp"
 #include "arithmetic/tile_statistics.hpp"
-#include "glimprouter/host_device.hpp"
-#include "glimprouter/row_types.hpp"
+#include "glimprouter/types/host_device.hpp"
+#include "glimprouter/types/row_types.hpp"
 
 namespace glimprouter {
 

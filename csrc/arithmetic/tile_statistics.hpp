@@ -16,7 +16,7 @@
 #include <cstdint>
 
 #include "arithmetic/numeric.hpp"
-#include "glimprouter/host_device.hpp"
+#include "glimprouter/types/host_device.hpp"
 
 namespace glimprouter {
 

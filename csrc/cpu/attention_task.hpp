@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "glimprouter/host_device.hpp"
 #include "glimprouter/kv_layout.hpp"
+#include "glimprouter/types/host_device.hpp"
 
 namespace glimprouter {
 

@@ -8,8 +8,8 @@
 
 #include "arithmetic/tile_statistics.hpp"
 #include "cpu/attention_task.hpp"
-#include "glimprouter/row_types.hpp"
-#include "glimprouter/row_view.hpp"
+#include "glimprouter/types/row_types.hpp"
+#include "glimprouter/types/row_view.hpp"
 
 namespace glimprouter {
 

@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "device/device_arena.hpp"
-#include "glimprouter/device_stream.hpp"
-#include "glimprouter/kv_views.hpp"
 #include "glimprouter/page_pool.hpp"
-#include "glimprouter/ragged_batch.hpp"
+#include "glimprouter/types/device_stream.hpp"
+#include "glimprouter/types/kv_views.hpp"
+#include "glimprouter/types/ragged_batch.hpp"
 
 namespace glimprouter {
 

@@ -11,7 +11,7 @@
 #include "device/device_backend.hpp"
 #include "device/device_kv.hpp"
 #include "device/stream_scratch.hpp"
-#include "glimprouter/arena.hpp"
+#include "glimprouter/types/arena.hpp"
 
 namespace glimprouter {
 

@@ -10,7 +10,7 @@
 
 #include "device/device_kv.hpp"
 #include "device/device_rows.hpp"
-#include "glimprouter/device_stream.hpp"
+#include "glimprouter/types/device_stream.hpp"
 
 namespace glimprouter {
 

@@ -6,7 +6,7 @@
 
 #include "device/device_backend.hpp"
 #include "glimprouter/row_op.hpp"
-#include "glimprouter/row_view.hpp"
+#include "glimprouter/types/row_view.hpp"
 
 namespace glimprouter {
 

@@ -7,8 +7,8 @@
 
 #include "cpu/attention_task.hpp"
 #include "glimprouter/kv_layout.hpp"
-#include "glimprouter/kv_views.hpp"
-#include "glimprouter/row_view.hpp"
+#include "glimprouter/types/kv_views.hpp"
+#include "glimprouter/types/row_view.hpp"
 
 namespace glimprouter {
 

@@ -5,10 +5,10 @@
 #include <cstdint>
 
 #include "arithmetic/tile_statistics.hpp"
-#include "glimprouter/row_types.hpp"
-#include "glimprouter/row_view.hpp"
 #include "glimprouter/step_boundary.hpp"
-#include "glimprouter/step_columns.hpp"
+#include "glimprouter/types/row_types.hpp"
+#include "glimprouter/types/row_view.hpp"
+#include "glimprouter/types/step_columns.hpp"
 #include "router/sequence_step.hpp"
 
 namespace glimprouter {

@@ -9,8 +9,8 @@
 
 #include "device/device_backend.hpp"
 #include "device/stream_scratch.hpp"
-#include "glimprouter/step_outputs.hpp"
 #include "glimprouter/step_router.hpp"
+#include "glimprouter/types/step_outputs.hpp"
 #include "router/step_device.hpp"
 
 namespace glimprouter {

@@ -1,4 +1,4 @@
-#include "glimprouter/page_tables.hpp"
+#include "glimprouter/types/page_tables.hpp"
 
 #include <algorithm>
 #include <stdexcept>

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "glimprouter/row_view.hpp"
+#include "glimprouter/types/row_view.hpp"
 
 namespace glimprouter {
 

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "glimprouter/kv_views.hpp"
+#include "glimprouter/types/kv_views.hpp"
 
 namespace glimprouter {
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <utility>
 
-#include "glimprouter/arena.hpp"
+#include "glimprouter/types/arena.hpp"
 
 namespace glimprouter {
 

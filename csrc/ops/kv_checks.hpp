@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "glimprouter/kv_layout.hpp"
-#include "glimprouter/kv_views.hpp"
+#include "glimprouter/types/kv_views.hpp"
 
 namespace glimprouter {
 

@@ -5,8 +5,8 @@
 #include <cstdint>
 
 #include "glimprouter/kv_layout.hpp"
-#include "glimprouter/kv_views.hpp"
-#include "glimprouter/page_tables.hpp"
+#include "glimprouter/types/kv_views.hpp"
+#include "glimprouter/types/page_tables.hpp"
 
 namespace glimprouter {
 

@@ -4,10 +4,10 @@
 
 #include <cstdint>
 
-#include "glimprouter/host_device.hpp"
-#include "glimprouter/row_types.hpp"
 #include "glimprouter/step_boundary.hpp"
-#include "glimprouter/step_columns.hpp"
+#include "glimprouter/types/host_device.hpp"
+#include "glimprouter/types/row_types.hpp"
+#include "glimprouter/types/step_columns.hpp"
 #include "router/transition.hpp"
 
 namespace glimprouter {

@@ -6,10 +6,10 @@
 #include <span>
 #include <string>
 
-#include "glimprouter/device_stream.hpp"
-#include "glimprouter/row_view.hpp"
-#include "glimprouter/step_outputs.hpp"
-#include "glimprouter/step_types.hpp"
+#include "glimprouter/types/device_stream.hpp"
+#include "glimprouter/types/row_view.hpp"
+#include "glimprouter/types/step_outputs.hpp"
+#include "glimprouter/types/step_types.hpp"
 #include "router/sequence.hpp"
 
 namespace glimprouter {

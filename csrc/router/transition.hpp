@@ -10,9 +10,9 @@
 
 #include <cstdint>
 
-#include "glimprouter/host_device.hpp"
 #include "glimprouter/step_boundary.hpp"
-#include "glimprouter/step_types.hpp"
+#include "glimprouter/types/host_device.hpp"
+#include "glimprouter/types/step_types.hpp"
 
 namespace glimprouter {
 

@@ -22,7 +22,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "glimprouter/host_device.hpp"
+#include "glimprouter/types/host_device.hpp"
 
 // GR_KERNEL(256) void name(...): a kernel, with the most threads a block has (and, as a second
 // argument, the fewest blocks that must fit a multiprocessor). It returns void.

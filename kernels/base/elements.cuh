@@ -8,7 +8,7 @@
 #include <cstring>
 
 #include "arithmetic/element.hpp"
-#include "glimprouter/row_view.hpp"
+#include "glimprouter/types/row_view.hpp"
 #include "kernels/base/device.cuh"
 
 namespace glimprouter::device {

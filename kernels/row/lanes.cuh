@@ -7,7 +7,7 @@
 
 #include "arithmetic/numeric.hpp"
 #include "arithmetic/tile_statistics.hpp"
-#include "glimprouter/row_view.hpp"
+#include "glimprouter/types/row_view.hpp"
 #include "kernels/base/block.cuh"
 #include "kernels/base/device.cuh"
 #include "kernels/base/elements.cuh"

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <string>
 
-#include "glimprouter/arena.hpp"
-#include "glimprouter/kv_views.hpp"
+#include "glimprouter/types/arena.hpp"
+#include "glimprouter/types/kv_views.hpp"
 #include "tensor_access.hpp"
 
 namespace glimprouter::bindings {

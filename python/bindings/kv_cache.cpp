@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "glimprouter/arena_on.hpp"
-#include "glimprouter/page_tables.hpp"
+#include "glimprouter/types/page_tables.hpp"
 #include "index_list.hpp"
 #include "kv_cache_docs.hpp"
 #include "tensor_access.hpp"

@@ -14,7 +14,7 @@
 #include <string>
 
 #include "device/device_backend.hpp"
-#include "glimprouter/row_view.hpp"
+#include "glimprouter/types/row_view.hpp"
 
 namespace glimprouter::dlpack {
 struct ExchangeApi;

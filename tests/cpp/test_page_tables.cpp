@@ -10,7 +10,7 @@
 #include "glimprouter/arena_on.hpp"
 #include "glimprouter/kv_cache.hpp"
 #include "glimprouter/kv_ops.hpp"
-#include "glimprouter/page_tables.hpp"
+#include "glimprouter/types/page_tables.hpp"
 #include "ops/host_arena.hpp"
 
 namespace glimprouter {

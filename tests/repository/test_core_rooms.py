@@ -46,8 +46,8 @@ def sources(folder: str) -> list[Path]:
 
 
 def core_room(include: str) -> str:
-    """The room of an include of csrc, ``room/file`` or ``glimprouter/file``."""
-    folder, name = include.split("/")
+    """The room of an include of csrc: ``room/file``, ``glimprouter/file``, ``glimprouter/types/file``."""
+    folder, name = include.split("/")[0], include.split("/")[-1]
     return ROOM_OF_HEADER[name.removesuffix(".hpp")] if folder == "glimprouter" else folder
 
 
@@ -57,7 +57,7 @@ def room_of(path: Path) -> str:
 
 
 def test_every_public_header_has_a_room() -> None:
-    assert {path.stem for path in PUBLIC.glob("*.hpp")} - {UMBRELLA} == set(ROOM_OF_HEADER)
+    assert {path.stem for path in PUBLIC.rglob("*.hpp")} - {UMBRELLA} == set(ROOM_OF_HEADER)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_rooms_of_the_core_include_downwards_only(path: Path) -> None:
         assert CORE.index(other) <= CORE.index(room), f"{room} includes {include} of {other}"
 
 
-@pytest.mark.parametrize("path", sorted(PUBLIC.glob("*.hpp")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(PUBLIC.rglob("*.hpp")), ids=lambda path: path.name)
 def test_public_headers_include_public_headers_only(path: Path) -> None:
     for include in includes(path):
         assert include.startswith("glimprouter/"), include

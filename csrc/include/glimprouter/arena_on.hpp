@@ -3,7 +3,7 @@
 
 #include <string_view>
 
-#include "glimprouter/arena.hpp"
+#include "glimprouter/types/arena.hpp"
 
 namespace glimprouter {
 

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "glimprouter/page_pool.hpp"
-#include "glimprouter/ragged_batch.hpp"
 #include "glimprouter/token_ledger.hpp"
+#include "glimprouter/types/ragged_batch.hpp"
 
 namespace glimprouter {
 

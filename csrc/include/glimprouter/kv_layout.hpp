@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "glimprouter/row_view.hpp"
+#include "glimprouter/types/row_view.hpp"
 
 namespace glimprouter {
 

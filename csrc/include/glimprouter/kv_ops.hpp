@@ -7,11 +7,11 @@
 #include <cstdint>
 #include <span>
 
-#include "glimprouter/device_stream.hpp"
-#include "glimprouter/kv_views.hpp"
 #include "glimprouter/page_pool.hpp"
-#include "glimprouter/page_tables.hpp"
-#include "glimprouter/ragged_batch.hpp"
+#include "glimprouter/types/device_stream.hpp"
+#include "glimprouter/types/kv_views.hpp"
+#include "glimprouter/types/page_tables.hpp"
+#include "glimprouter/types/ragged_batch.hpp"
 
 namespace glimprouter {
 

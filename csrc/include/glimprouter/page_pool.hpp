@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "glimprouter/arena.hpp"
 #include "glimprouter/kv_layout.hpp"
+#include "glimprouter/types/arena.hpp"
 
 namespace glimprouter {
 

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <memory>
 
-#include "glimprouter/row_types.hpp"
-#include "glimprouter/row_view.hpp"
+#include "glimprouter/types/row_types.hpp"
+#include "glimprouter/types/row_view.hpp"
 
 namespace glimprouter {
 

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "glimprouter/host_device.hpp"
+#include "glimprouter/types/host_device.hpp"
 
 namespace glimprouter {
 

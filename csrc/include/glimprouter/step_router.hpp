@@ -12,12 +12,12 @@
 #include <thread>
 #include <vector>
 
-#include "glimprouter/device_stream.hpp"
 #include "glimprouter/row_op.hpp"
 #include "glimprouter/step_boundary.hpp"
-#include "glimprouter/step_outputs.hpp"
-#include "glimprouter/step_types.hpp"
 #include "glimprouter/thread_pool.hpp"
+#include "glimprouter/types/device_stream.hpp"
+#include "glimprouter/types/step_outputs.hpp"
+#include "glimprouter/types/step_types.hpp"
 
 namespace glimprouter {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "glimprouter/host_device.hpp"
+#include "glimprouter/types/host_device.hpp"
 
 namespace glimprouter {
 

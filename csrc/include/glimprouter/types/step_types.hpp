@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "glimprouter/row_types.hpp"
+#include "glimprouter/types/row_types.hpp"
 
 namespace glimprouter {
 

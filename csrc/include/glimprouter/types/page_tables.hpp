@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "glimprouter/kv_layout.hpp"
-#include "glimprouter/ragged_batch.hpp"
+#include "glimprouter/types/ragged_batch.hpp"
 
 namespace glimprouter {
 

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "glimprouter/step_columns.hpp"
+#include "glimprouter/types/step_columns.hpp"
 
 namespace glimprouter {
 

@@ -9,10 +9,10 @@
 #include <span>
 #include <string>
 
-#include "glimprouter/device_stream.hpp"
 #include "glimprouter/kv_layout.hpp"
-#include "glimprouter/kv_views.hpp"
-#include "glimprouter/page_tables.hpp"
+#include "glimprouter/types/device_stream.hpp"
+#include "glimprouter/types/kv_views.hpp"
+#include "glimprouter/types/page_tables.hpp"
 
 namespace glimprouter {
 
