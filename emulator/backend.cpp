@@ -8,7 +8,8 @@
 #include <string>
 
 #include "kernels/attention/operations.cuh"
-#include "kernels/step/operations.cuh"
+#include "kernels/base/operation.cuh"
+#include "kernels/step/launch.cuh"
 
 namespace glimprouter::simt {
 namespace {
@@ -57,6 +58,11 @@ struct Machine {
 
 }  // namespace
 
+constexpr RowOperations kRows = {
+    .evaluate = device::Operation<Machine, device::launch_evaluate>::run,
+    .step = device::Operation<Machine, device::launch_step>::run,
+};
+
 const DeviceBackend& backend() {
   static constexpr DeviceBackend kBackend = {
       .name = "simt",
@@ -72,7 +78,7 @@ const DeviceBackend& backend() {
       .wait_all = wait_all,
       .capturing = capturing,
       .order = order,
-      .rows = &device::kRowOperations<Machine>,
+      .rows = &kRows,
       .pages = &device::kPageOperations<Machine>,
   };
   return kBackend;

@@ -9,7 +9,6 @@
 
 #include "cuda/cuda_device.hpp"
 #include "device/device_backend.hpp"
-#include "kernels/step/operations.cuh"
 
 namespace glimprouter {
 namespace cuda {
@@ -138,11 +137,9 @@ void order(int device, DeviceStream earlier, DeviceStream later) {
   check(error, "ordering two streams");
 }
 
-}  // namespace
+constexpr RowOperations kRows = {.evaluate = cuda::evaluate, .step = cuda::step};
 
-namespace cuda {
-extern const PageOperations kPages;  // page_operations.cu
-}
+}  // namespace
 
 extern const DeviceBackend kCudaBackend;
 const DeviceBackend kCudaBackend = {
@@ -159,7 +156,7 @@ const DeviceBackend kCudaBackend = {
     .wait_all = wait_all,
     .capturing = capturing,
     .order = order,
-    .rows = &device::kRowOperations<cuda::Machine>,
+    .rows = &kRows,
     .pages = &cuda::kPages,
 };
 

@@ -45,4 +45,9 @@ struct Machine {
   }
 };
 
+// The operations, each in a file of its own.
+void evaluate(int device, const EvaluateArguments& arguments, DeviceStream stream);
+void step(int device, const StepArguments& arguments, DeviceStream stream);
+extern const PageOperations kPages;
+
 }  // namespace glimprouter::cuda

@@ -46,7 +46,7 @@ def sources(folder: str) -> list[Path]:
 
 
 def core_room(include: str) -> str:
-    """The room of an include of csrc: ``room/file``, ``glimprouter/file``, ``glimprouter/types/file``."""
+    """The room of an include of csrc: ``room/file``, ``glimprouter/[types/]file``."""
     folder, name = include.split("/")[0], include.split("/")[-1]
     return ROOM_OF_HEADER[name.removesuffix(".hpp")] if folder == "glimprouter" else folder
 

@@ -13,4 +13,7 @@ inline constexpr Lane kLane = Lane::kAddress;  // UndefinedBehaviorSanitizer com
 inline constexpr Lane kLane = Lane::kPlain;
 #endif
 
+// ThreadSanitizer runs the kernels some thirty times slower: tests leave out what only repeats.
+inline constexpr bool kReduced = kLane == Lane::kThread;
+
 }  // namespace glimprouter::simt

@@ -19,8 +19,7 @@ namespace glimprouter {
 namespace {
 
 using simt::HeadsTensor;
-// ThreadSanitizer follows a few thousand threads a launch, and slowly.
-constexpr bool kReduced = simt::kLane == simt::Lane::kThread;
+using simt::kReduced;
 
 struct Span {
   std::int32_t length;      // keys
@@ -255,7 +254,7 @@ TEST(AttentionKernel, EqualsTheCpuForGroupsWindowsAndCaps) {
   std::uint64_t seed = 200;
   for (const std::int32_t group : {1, 3, 4, 7, 8}) {
     for (const std::int32_t window : {0, 1, 20, 300}) {
-      if (kReduced && (group == 4 || group == 8 || window == 20)) continue;
+      if (kReduced && (group == 4 || group == 8 || window == 20 || window == 1)) continue;
       simt::set_seed(++seed);
       std::vector<Span> spans{{140, 1}, {3, 2}};
       if (!kReduced) {
@@ -274,10 +273,10 @@ TEST(AttentionKernel, EqualsTheCpuForGroupsWindowsAndCaps) {
 }
 
 // The grid is larger than the batch needs, the order of blocks is any.
-TEST(AttentionKernel, EqualsTheCpuUnderTwentySchedules) {
+TEST(AttentionKernel, EqualsTheCpuUnderManySchedules) {
   const std::vector<Span> spans =
       kReduced ? std::vector<Span>{{140, 1}} : std::vector<Span>{{600, 2}, {300, 1}};
-  for (const std::uint64_t seed : simt::seeds_to_try(20)) {
+  for (const std::uint64_t seed : simt::seeds_to_try(kReduced ? 8 : 20)) {
     simt::set_seed(seed);
     expect_exact({4, 1, 64, 16, DataType::kBFloat16, {0.125f, 0, 0.0f}, spans}, seed, 3);
   }

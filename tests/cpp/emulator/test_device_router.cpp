@@ -26,8 +26,7 @@ constexpr TapeVocabulary kTape{kVocabulary};
 const std::int32_t kDelimiter = kTape.delimiter(), kThinkEnd = kTape.think_end(),
                    kEndOfSequence = kTape.end_of_sequence();
 constexpr std::int32_t kRows = 5;
-// ThreadSanitizer follows a few thousand threads a launch, and slowly.
-constexpr bool kReduced = simt::kLane == simt::Lane::kThread;
+using simt::kReduced;
 const Device kDevice{&simt::backend(), 0};
 
 std::shared_ptr<const StepBoundary> make_boundary(std::int32_t vocabulary) {

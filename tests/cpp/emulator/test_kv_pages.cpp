@@ -19,8 +19,7 @@ namespace glimprouter {
 namespace {
 
 using simt::HeadsTensor;
-// ThreadSanitizer follows a few thousand threads a launch, and slowly.
-constexpr bool kReduced = simt::kLane == simt::Lane::kThread;
+using simt::kReduced;
 constexpr DataType kTypes[] = {DataType::kFloat32, DataType::kBFloat16, DataType::kFloat16};
 
 struct Case {

@@ -49,8 +49,7 @@ std::uint64_t rows_to_test() {
   return rows == nullptr ? 2000 : std::strtoull(rows, nullptr, 10);
 }
 
-// ThreadSanitizer follows a few thousand threads a launch, and slowly.
-constexpr bool kReduced = simt::kLane == simt::Lane::kThread;
+using simt::kReduced;
 
 TEST(RowKernel, GivesTheGoldenHashes) {
   const std::uint64_t rows = kReduced ? 24 : rows_to_test();
@@ -183,6 +182,7 @@ TEST(RowKernel, EqualsTheCpuForAnyVocabularyTypeGridAndSchedule) {
        {1, 7, 255, 256, 257, 2047, 2048, 2049, 6000, 33000, 50257}) {
     if (kReduced && vocabulary > 2100) continue;
     for (const DataType dtype : {DataType::kFloat32, DataType::kBFloat16, DataType::kFloat16}) {
+      if (kReduced && vocabulary > 257 && dtype != DataType::kBFloat16) continue;
       const Batch batch(++seed, 3, vocabulary, dtype);
       simt::set_seed(seed);
       const std::vector<RowResult> expected = batch.on_cpu();
@@ -195,10 +195,10 @@ TEST(RowKernel, EqualsTheCpuForAnyVocabularyTypeGridAndSchedule) {
 }
 
 // The results may not depend on which block comes last.
-TEST(RowKernel, EqualsTheCpuUnderTwentySchedulesAtFullVocabulary) {
+TEST(RowKernel, EqualsTheCpuUnderManySchedulesAtFullVocabulary) {
   const Batch batch(77, 2, kReduced ? 6000 : 151936, DataType::kBFloat16);
   const std::vector<RowResult> expected = batch.on_cpu();
-  for (const std::uint64_t seed : simt::seeds_to_try(20)) {
+  for (const std::uint64_t seed : simt::seeds_to_try(kReduced ? 8 : 20)) {
     simt::set_seed(seed);
     expect_equal(batch.on_device(static_cast<int>(1 + seed * 7 % (kReduced ? 5 : 80))), expected,
                  seed);
@@ -214,6 +214,7 @@ TEST(RowKernel, SelectsFromFlatRowsAsTheCpuDoes) {
                                       {1.0f, 0.5f, 5000, 0.0f}, {1.0f, 1.0f, 0, 0.5f},
                                       {1.5f, 0.999f, 0, 0.01f}, {1.0f, 1.0f, 0, 0.0f}};
   for (const int values : {1, 2, 3, 50}) {
+    if (kReduced && values > 1 && values < 50) continue;
     for (std::size_t i = 0; i < row.size(); ++i) {
       row[i] = static_cast<float>(golden::random_word(5, i) % static_cast<unsigned>(values));
     }
@@ -243,6 +244,7 @@ TEST(RowKernel, SelectsFromNucleiOfAnySize) {
   const std::int64_t vocabulary = kReduced ? 9000 : 151936;
   RowWorkspace workspace(vocabulary);
   for (const float scale : {0.5f, 1.5f, 2.5f, 6.0f}) {
+    if (kReduced && scale != 0.5f && scale != 2.5f) continue;
     const std::vector<float> row = normal_row(vocabulary, scale, 11);
     const RowView view{row.data(), DataType::kFloat32, vocabulary};
     const SamplingParameters modes[] = {{0.6f, 0.95f, 0, 0.0f},  {0.6f, 0.99f, 0, 0.0f},
