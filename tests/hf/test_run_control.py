@@ -49,6 +49,25 @@ def test_a_fork_with_the_parents_stream_writes_the_same(name: str, passes: int) 
         assert (written(result), entropies(result)) == (written(want), entropies(want))
 
 
+def test_a_fork_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a row, nor a count in the keys of the forks to come."""
+    model, prompts = routed("qwen3")
+    run, other = begun(model, prompts[:1], 12), begun(model, prompts[:1], 12)
+    rows = run._sequences.router.state(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(run._sequences.engine), "fork", _refuse)
+        with pytest.raises(MemoryError):
+            run.fork(0)
+    assert run.sequences == [0]
+    assert run._sequences.router.state(0) == rows
+    keys = [each.trace(each.fork(0)).substream for each in (run, other)]
+    assert keys[0] == keys[1]
+
+
+def _refuse(*_: object) -> None:
+    raise MemoryError
+
+
 @pytest.mark.parametrize("name", ["qwen3", "gemma3", "two tokenizers"])
 def test_forks_go_their_own_ways(name: str) -> None:
     """With streams of their own they differ; with the same one they do not."""

@@ -71,7 +71,7 @@ def test_calibrate_command(tmp_path: Path) -> None:
     words[words.index("DIR")] = str(small_path())
     words[words.index("DIR")] = str(large_path())
     prompts = tmp_path / "prompts.txt"
-    problems = held_out_problems(12, seed=3)
+    problems = held_out_problems(8, seed=3)
     prompts.write_text("".join(f"{problem.prompt}\n" for problem in problems))
     words[words.index("PROMPTS")] = str(prompts)
     options = ["--max-answer-tokens", "16", "--max-think-tokens", "300", "--temperature", "0"]

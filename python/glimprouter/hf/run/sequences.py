@@ -123,14 +123,14 @@ class RunSequences:
             RuntimeError: All rows are in use.
         """
         self._check_free_row()
-        row = self.router.fork(record.row, substream)
-        twin = record.copy(len(self._records), self.router.state(row)["substream"])
-        twin.row = row
+        twin = record.copy(len(self._records), record.trace.substream)
+        self.engine.fork(record, twin)  # first: a fork of the router counts for the next one's key
         try:
-            self.engine.fork(record, twin)
+            twin.row = self.router.fork(record.row, substream)
         except BaseException:
-            self.router.close(row)
+            self.engine.close(twin)
             raise
+        twin.trace.substream = self.router.state(twin.row)["substream"]
         self._records.append(twin)
         self._activate(twin)
         return twin
