@@ -15,9 +15,10 @@ EMULATED_VOCABULARY = 5001
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Runs the tests of pairs once with each engine."""
-    if metafunc.definition.get_closest_marker("both_engines"):
-        metafunc.parametrize("engine_under_test", ["gather", "paged"], indirect=True)
+    """Runs the tests of pairs once with each engine, or with those that the marker names."""
+    if (marker := metafunc.definition.get_closest_marker("both_engines")) is not None:
+        engines = marker.args or ("gather", "paged")
+        metafunc.parametrize("engine_under_test", engines, indirect=True)
 
 
 def _cannot_run(item: pytest.Item) -> bool:

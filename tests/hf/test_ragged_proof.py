@@ -19,7 +19,7 @@ import hf_pairs
 from glimprouter.demo_pair import task
 from glimprouter.hf.attention import paged
 from hf_pairs import ENGINE, Pair
-from hf_watch import Rows
+from hf_watch import TRIAL, Rows
 
 MARGIN = 1e-4  # nats, or between the two largest logits
 ENTROPY_ERROR = 1e-4
@@ -66,6 +66,8 @@ def margins(pair: Pair, prompt: list[int]) -> Iterator[dict[int, float]]:
     width, found = len(pair.tokenizer), dict[int, float]()
 
     def record(_module: Any, _args: Any, arguments: dict[str, Any], output: Any) -> None:
+        if TRIAL.get():
+            return
         rows = Rows.of(arguments)
         first, second = output.logits[0, -1, :width].double().topk(2).values.tolist()
         found[rows.starts[0] + rows.counts[0] - len(prompt)] = first - second

@@ -84,7 +84,7 @@ def test_longrope_beside_a_long_sequence() -> None:
         routed = RoutedModel(*models, TOKENIZER, CONFIG)
     assert routed.engine == "gather"
     expect_same_as_alone(routed)
-    with pytest.raises(ValueError, match='engine="gather" serves it'):
+    with pytest.raises(ValueError, match='engine="auto" takes what serves it'):
         RoutedModel(*models, TOKENIZER, CONFIG, engine="paged")
 
 

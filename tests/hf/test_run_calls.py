@@ -52,6 +52,22 @@ def undisturbed(name: str, engine: str) -> list[str]:
 )
 @given(data=st.data())
 def test_any_order_of_calls(name: str, data: st.DataObject) -> None:
+    check_any_order(name, data)
+
+
+@pytest.mark.both_engines("native")
+@settings(
+    deadline=None,
+    max_examples=6,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
+@given(data=st.data())
+def test_any_order_of_calls_on_own_caches(data: st.DataObject) -> None:
+    check_any_order("hybrid", data)
+
+
+def check_any_order(name: str, data: st.DataObject) -> None:
     """All that stems from a prompt, in its stream, writes what the prompt writes undisturbed."""
     model, prompts = routed(name, max_sequences=4)
     if ENGINE.get() == "paged":

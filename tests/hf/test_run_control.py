@@ -188,3 +188,24 @@ def test_a_saved_sequence_of_another_version_is_refused(front: bytes, message: s
     routed = random_pair("qwen3").routed()
     with pytest.raises(ValueError, match=message):
         routed.resume([front + bytes(100) if front != b"GRRUN" else front])
+
+
+# On caches of the models' own: recurrent layers; windows, which forget; keys and values of all.
+OWN_CACHES = ("hybrid", "gemma3", "qwen3")
+
+
+@pytest.mark.both_engines("native")
+@pytest.mark.parametrize("passes", PLACES)
+@pytest.mark.parametrize("name", OWN_CACHES)
+def test_own_caches_are_saved_forked_and_rewound(name: str, passes: int) -> None:
+    test_a_saved_sequence_goes_on_in_another_run(name, passes)
+    test_a_fork_with_the_parents_stream_writes_the_same(name, passes)
+    test_rewound_it_writes_the_same_again(name, passes)
+
+
+@pytest.mark.both_engines("native")
+@pytest.mark.parametrize("name", OWN_CACHES[:2])
+def test_own_caches_come_to_the_same_bits(name: str) -> None:
+    """What is computed again is computed in the same pieces."""
+    test_rewound_wherever_the_bits_are_the_same(name)
+    test_forks_go_their_own_ways(name)

@@ -124,7 +124,8 @@ PAIRS = {
     ),
     "linear attention": made(
         ValueError,
-        "the large model has layers of type 'linear_attention'.*it serves full and sliding",
+        "the large model cannot be served on pages: .*, nor by gathering: it has layers of type"
+        " 'linear_attention'.*, nor on a cache of its own: ",
         large=lambda: bad_input.model_with_layers("linear_attention"),
     ),
     "manual pair": made(

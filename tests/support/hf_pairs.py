@@ -24,6 +24,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -50,6 +52,15 @@ SOFTCAPS = {
     "attn_logit_softcapping": 2.0,
     "final_logit_softcapping": 20.0,
     "query_pre_attn_scalar": 16,
+}
+
+
+# Of "hybrid": gated delta nets between the layers of attention.
+HYBRID = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
 }
 
 
@@ -113,6 +124,11 @@ def random_model(family: str, layers: int, seed: int, attention: str = "sdpa") -
         model: Any = Qwen3ForCausalLM(Qwen3Config(**shared))
     elif family == "llama":
         model = LlamaForCausalLM(LlamaConfig(**shared))
+    elif family == "hybrid":
+        types = ["linear_attention", "full_attention"] * layers
+        model = Qwen3_5ForCausalLM(
+            Qwen3_5TextConfig(**shared, **HYBRID, layer_types=types[:layers])
+        )
     else:
         types = ["sliding_attention", "full_attention"] * layers
         shared |= {"layer_types": types[:layers], "sliding_window": WINDOW}

@@ -18,7 +18,7 @@ from glimprouter.hf.graphs.compiled_decode import CompiledDecode
 from glimprouter.hf.pair.boundaries import boundaries_of, check_width
 from glimprouter.hf.pair.budgets import budgets_of
 from glimprouter.hf.pair.devices import choose_device
-from glimprouter.hf.pair.facts import check_layers, context_length
+from glimprouter.hf.pair.facts import context_length
 from glimprouter.hf.pair.loading import check_device, load_pair
 from glimprouter.hf.pair.locks import exclusive
 from glimprouter.hf.pair.prompts import Prompt, check_prompts, encode_prompt, seeds_of
@@ -61,8 +61,9 @@ class RoutedModel:
         eos_token_ids: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
         on_invalid: Literal["raise", "end"] = "raise",
         max_sequences: int = 64,
-        engine: Literal["auto", "paged", "gather"] = "auto",
+        engine: Literal["auto", "paged", "gather", "native"] = "auto",
         kv_memory_bytes: int | None = None,
+        state_snapshots: int = 2,
         execution: Literal["auto", "eager", "graphs", "compiled"] = "auto",
         device: str | None = None,
     ) -> None:
@@ -84,12 +85,17 @@ class RoutedModel:
                 ``"end"`` that sequence with an error in its trace while the others go on.
             max_sequences: Sequences in flight; further prompts wait.
             engine: ``"paged"``: both models on one arena of pages, ragged batches; ``"gather"``:
-                plain Hugging Face attention over copies; ``"auto"``: pages where both models can
-                be served (found by trying), else gathering, with a warning that says why.
+                plain Hugging Face attention over copies; ``"native"``: caches of the models' own,
+                whatever state they hold, one sequence after another; ``"auto"``: pages where both
+                models can be served (found by trying), else gathering, and their own caches for
+                those that it cannot serve, with a warning that says why.
             kv_memory_bytes: Memory for keys and values of both models on pages, > 0; None for what
                 the prompts of :meth:`generate` need, or ``max_sequences`` sequences as long as the
                 longest of :meth:`stream`, up to half of this machine's (or the device's free
                 memory). When it runs short, sequences are preempted and resumed.
+            state_snapshots: Earlier states of a sequence that are kept where a model's state cannot
+                be cut (recurrent layers, windows), >= 0: after a rewind it goes on from the last
+                one that fits, and computes again what lies between.
             execution: How forward passes over pages run. ``"eager"``: by the models' own code.
                 ``"graphs"``: decode passes (one token of each sequence) on a device are captured
                 once for each size, and replayed, also in later runs, for which pages and graphs
@@ -104,7 +110,7 @@ class RoutedModel:
 
         Raises:
             ValueError: Vocabularies that cannot be mapped, a model that is narrower than its
-                tokenizer, a layer type that cannot be served, a tokenizer that cannot write the
+                tokenizer, a model that no engine can serve, a tokenizer that cannot write the
                 delimiter, an option out of range, an ``execution`` that this pair cannot have, or a
                 device that the models are not on.
             RuntimeError: A model cannot be compiled.
@@ -113,7 +119,9 @@ class RoutedModel:
             RuntimeWarning: ``engine="auto"`` falls back, or models are where no step can run. In
                 a run: a model's decode passes cannot be captured.
         """
-        check_options(config, engine, execution, on_invalid, max_sequences, kv_memory_bytes)
+        check_options(
+            config, engine, execution, on_invalid, max_sequences, kv_memory_bytes, state_snapshots
+        )
         self.config = config or RouterConfig()
         self.small, self.large = small, large
         self.tokenizer = tokenizer
@@ -131,7 +139,6 @@ class RoutedModel:
         )
         for name, model, boundary in zip(MODELS, (small, large), boundaries, strict=True):
             check_width(name, model, boundary)
-            check_layers(name, model)
         models = {"small": small, "large": large}
         self.device = choose_device(device, models)
         with exclusive(small, large):  # the trials put their own layers on the models
@@ -148,7 +155,14 @@ class RoutedModel:
                 )
         replays = self.execution != "eager" and self.device != "cpu"
         self._engines = EngineMaker(
-            models, chosen, max_sequences, self.translation, self.device, replays, decode
+            models,
+            chosen,
+            max_sequences,
+            self.translation,
+            self.device,
+            replays,
+            decode,
+            state_snapshots,
         )
 
     @classmethod
@@ -199,6 +213,7 @@ class RoutedModel:
             own.get("on_invalid", "raise"),
             own.get("max_sequences", 1),
             own.get("kv_memory_bytes"),
+            own.get("state_snapshots", 0),
         )
         loaded = {
             "dtype": dtype,

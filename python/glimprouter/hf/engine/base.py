@@ -1,8 +1,9 @@
 """What a run needs of the two models: their forward passes over many sequences, and the memory.
 
-Two engines offer it. :class:`glimprouter.hf.engine.gather.GatherEngine` is plain Hugging Face
-attention over a cache that hands out copies: it serves any model with keys and values, and is the
-reference for the other, :class:`glimprouter.hf.engine.paged.PagedEngine`.
+Two engines offer it. :class:`glimprouter.hf.engine.gather.GatherEngine` leaves attention to the
+models: over a cache that hands out copies, or over caches of the models' own, which hold whatever
+state a model has. It is the reference for the other,
+:class:`glimprouter.hf.engine.paged.PagedEngine`.
 """
 
 from __future__ import annotations
@@ -176,9 +177,14 @@ class Engine(ABC):
                 tokens.length(index, sequence) - len(record.prompt_of(name)),
                 tokens.retokenized(index, sequence),
                 tokens.excess(index, sequence),
+                self._recomputed(index, sequence),
             )
             for index, name in enumerate(MODELS)
         }
+
+    def _recomputed(self, index: int, sequence: int) -> int:
+        """Tokens that a model computed again, for want of a state to go on from."""
+        return 0
 
     def _catch_up(self, model: str, record: SequenceRecord) -> int:
         """The sequence's number, once all that was written is in the model's vocabulary."""

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from glimprouter.hf.attention.fused_layers import FusedLayers
-from glimprouter.hf.attention.trial import why_not_paged
+from glimprouter.hf.attention.trial import trial_of, why_not_paged
+from glimprouter.hf.engine.gather_runner import why_not_gathered
+from glimprouter.hf.engine.native_runner import CallForm, find_form
 
-EngineName = Literal["paged", "gather"]
+EngineName = Literal["paged", "gather", "native"]
+ENGINES = ("auto", "paged", "gather", "native")
 Execution = Literal["eager", "graphs", "compiled"]
 EXECUTIONS = ("auto", "eager", "graphs", "compiled")
 
@@ -24,48 +27,112 @@ class EngineChoice:
         fused: Layers that eager passes over pages compute in their fused form, by the name of the
             model. The gathering engine has none: it is the reference for the other one, and what
             both had would be tested by neither.
+        forms: How models with caches of their own are called, by name; the others gather.
     """
 
     name: EngineName
     fused: Mapping[str, FusedLayers] = field(default_factory=dict)
+    forms: Mapping[str, CallForm] = field(default_factory=dict)
 
 
 def choose_engine(
     wanted: str, models: Mapping[str, Any], device: str, fuse: bool = True
 ) -> EngineChoice:
-    """Tries the models on pages, with fused layers first.
+    """Tries the models on pages, with fused layers first; then gathering; then their own caches.
 
     Args:
-        wanted: ``"paged"``, ``"gather"`` or ``"auto"``.
+        wanted: One of :data:`ENGINES`.
         models: By name.
         device: The device of the pages.
         fuse: Whether layers may run in their fused form; not in compiled graphs, where the compiler
             fuses.
 
     Raises:
-        ValueError: ``"paged"`` is wanted and a model cannot be served by it.
+        ValueError: A model cannot be served by the engine that is wanted, or by none.
 
     Warns:
         RuntimeWarning: ``"auto"`` falls back.
     """
-    if wanted == "gather":
-        return EngineChoice("gather")
-    fused: dict[str, FusedLayers] = {}
-    for name, model in models.items():
-        if fuse and (layers := FusedLayers(model)) and why_not_paged(model, device, layers) is None:
-            fused[name] = layers
-            continue
-        reason = why_not_paged(model, device)
-        if reason is None:
-            continue
-        message = f"the {name} model cannot be served on pages: {reason}"
+    tried = {name: _Tried(name, model) for name, model in models.items()}
+    if wanted in ("auto", "paged"):
+        fused = {}
+        for name, each in tried.items():
+            if (layers := each.on_pages(device, fuse)) is not None:
+                fused[name] = layers
+        unpaged = [each for each in tried.values() if each.reasons]
+        if not unpaged:
+            return EngineChoice("paged", {name: own for name, own in fused.items() if own})
         if wanted == "paged":
-            raise ValueError(message + '; engine="gather" serves it')
-        warnings.warn(
-            message + "; falling back to the gathering engine", RuntimeWarning, stacklevel=3
-        )
-        return EngineChoice("gather")
-    return EngineChoice("paged", fused)
+            raise ValueError(f'{unpaged[0].refusal()}; engine="auto" takes what serves it')
+    forms = {}
+    for name, each in tried.items():
+        if wanted != "native" and each.gathers():
+            continue
+        if wanted == "gather":
+            raise ValueError(f'{each.refusal()}; engine="auto" takes what serves it')
+        forms[name] = each.form()
+    if wanted == "auto":
+        for name, each in tried.items():
+            if name not in forms:
+                fate = "falling back to the gathering engine"
+            elif forms[name].consistent:
+                fate = "it computes one sequence after another, on caches of its own"
+            else:
+                fate = (
+                    "its passes with a cache are not those without one, so it computes what"
+                    " generate() does: one sequence after another, token by token"
+                )
+            if each.reasons:
+                warnings.warn(f"{each.refusal()}; {fate}", RuntimeWarning, stacklevel=3)
+    return EngineChoice("native" if forms else "gather", forms=forms)
+
+
+class _Tried:
+    """One model, and why engines cannot serve it.
+
+    Attributes:
+        reasons: By what it was tried on.
+    """
+
+    def __init__(self, name: str, model: Any) -> None:
+        self.name = name
+        self.model = model
+        self.reasons: dict[str, str] = {}
+        self._trial = trial_of(model)
+
+    def on_pages(self, device: str, fuse: bool) -> FusedLayers | None:
+        """Layers that run in their fused form there; None where there are none, or no pages."""
+        layers = FusedLayers(self.model) if fuse else None
+        if layers and why_not_paged(self.model, device, layers, self._trial) is None:
+            return layers
+        self._note("on pages", why_not_paged(self.model, device, None, self._trial))
+        return None
+
+    def gathers(self) -> bool:
+        """Whether plain attention over a cache of ours serves it."""
+        return self._note("by gathering", why_not_gathered(self.model, self._trial))
+
+    def form(self) -> CallForm:
+        """How it goes on with a cache of its own.
+
+        Raises:
+            ValueError: It does not.
+        """
+        form, reason = find_form(self.model, self._trial)
+        self._note("on a cache of its own", reason)
+        if form is None:
+            raise ValueError(self.refusal())
+        return form
+
+    def refusal(self) -> str:
+        """What was tried, and why it does not do."""
+        tried = ", nor ".join(f"{place}: {reason}" for place, reason in self.reasons.items())
+        return f"the {self.name} model cannot be served {tried}"
+
+    def _note(self, place: str, reason: str | None) -> bool:
+        if reason is not None:
+            self.reasons[place] = reason
+        return reason is None
 
 
 def check_execution(wanted: str) -> None:

@@ -1,15 +1,15 @@
-"""The engine over plain Hugging Face attention: the reference for the one over pages."""
+"""The engine over the models' own attention: the reference for the one over pages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 
 from glimprouter.hf.engine.base import Engine
 from glimprouter.hf.engine.gather_runner import ModelRunner
 from glimprouter.hf.engine.gather_tokens import GatherTokens
+from glimprouter.hf.engine.native_runner import NativeRunner
 from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.pair.translation import Translation
 from glimprouter.hf.sequence.record import SequenceRecord
@@ -18,29 +18,26 @@ _MAX_CATCH_UP = 16  # rows that catch up together: they are padded to the longes
 
 
 class GatherEngine(Engine):
-    """Plain Hugging Face attention: rows that catch up are padded, rows that decode are not."""
+    """The models' own attention: rows that catch up are padded, rows that decode are not.
+
+    A model whose state only a cache of its own can hold computes one sequence after another.
+    """
 
     def __init__(
-        self, small: Any, large: Any, max_sequences: int, translation: Translation | None = None
+        self,
+        runners: Sequence[ModelRunner | NativeRunner],
+        max_sequences: int,
+        translation: Translation | None = None,
     ) -> None:
         """Empty caches for ``max_sequences`` sequences of both models.
 
         Args:
-            small: The small model.
-            large: The large model.
+            runners: Of the small and the large model, with as many slots.
             max_sequences: Sequences in flight.
             translation: Translation of their vocabularies; None where both have the same.
-
-        Raises:
-            ValueError: A layer keeps state other than keys and values.
         """
-        self._runners = {
-            name: ModelRunner(name, model, max_sequences)
-            for name, model in zip(MODELS, (small, large), strict=True)
-        }
-        self._slots = GatherTokens(
-            list(self._runners.values()), max_sequences, translation.map if translation else None
-        )
+        self._runners = dict(zip(MODELS, runners, strict=True))
+        self._slots = GatherTokens(runners, max_sequences, translation.map if translation else None)
         super().__init__(self._slots, translation)
         self._max_sequences = max_sequences
 
@@ -84,3 +81,7 @@ class GatherEngine(Engine):
         index = MODELS.index(model)
         unseen = [self._slots.unseen(index, sequence) for sequence in sequences]
         return self._runners[model].forward(sequences, unseen)
+
+    def _recomputed(self, index: int, sequence: int) -> int:
+        """As the caches say."""
+        return self._slots.recomputed(index, sequence)

@@ -167,6 +167,9 @@ class SlotCache(Cache):
         super().__init__(layers=[*self._slot_layers])
         self.lengths = [0] * num_slots
 
+    def open(self, slot: int, prompt: int) -> None:
+        """A slot for a sequence; its prompt needs no pass of its own."""
+
     def begin(self, slots: Sequence[int], counts: Sequence[int], device: Any) -> ForwardPlan:
         """Announces a forward pass over ``counts`` new tokens of each slot."""
         plan = ForwardPlan.make(slots, [self.lengths[slot] for slot in slots], counts, device)
@@ -185,6 +188,10 @@ class SlotCache(Cache):
         self.lengths[slot] -= dropped
         return dropped
 
+    def recomputed(self, slot: int) -> int:
+        """Tokens that were computed again for want of their state: none, keys and values stay."""
+        return 0
+
     @torch.inference_mode()
     def copy(self, source: int, target: int) -> None:
         """Gives an empty slot what another holds."""
@@ -195,7 +202,8 @@ class SlotCache(Cache):
         """What a slot holds, ``[heads, tokens, head size]`` by ``"<layer>.keys"``, ``.values``."""
         held, length = {}, self.lengths[slot]
         for index, layer in enumerate(self._slot_layers if length else ()):
-            held[f"{index}.keys"], held[f"{index}.values"] = layer.read(slot, length)
+            if layer.is_initialized:  # others share the keys and values of an earlier layer
+                held[f"{index}.keys"], held[f"{index}.values"] = layer.read(slot, length)
         return held
 
     @torch.inference_mode()
@@ -206,12 +214,16 @@ class SlotCache(Cache):
             ValueError: It is of another number of layers, or of unequal lengths.
         """
         count = len(self._slot_layers)
-        names = [f"{i}.{part}" for i in range(count) for part in ("keys", "values")]
+        indices = [index for index in range(count) if f"{index}.keys" in held]
+        names = [f"{index}.{part}" for index in indices for part in ("keys", "values")]
+        own = [index for index in range(count) if self._slot_layers[index].is_initialized]
         lengths = {tensor.shape[1] for tensor in held.values()}
-        if held and (sorted(held) != sorted(names) or len(lengths) != 1):
+        if held and (
+            sorted(held) != sorted(names) or len(lengths) != 1 or (own and own != indices)
+        ):
             raise ValueError(f"the saved keys and values are not those of {count} layers")
-        for index, layer in enumerate(self._slot_layers if held else ()):
-            layer.write(slot, held[f"{index}.keys"], held[f"{index}.values"])
+        for index in indices:
+            self._slot_layers[index].write(slot, held[f"{index}.keys"], held[f"{index}.values"])
         self.lengths[slot] = lengths.pop() if lengths else 0
 
     @torch.inference_mode()

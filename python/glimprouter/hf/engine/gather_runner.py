@@ -8,9 +8,22 @@ from typing import Any
 import torch
 
 from glimprouter.hf.engine.gather_cache import ForwardPlan, SlotCache
-from glimprouter.hf.pair.facts import check_layers, rope_depends_on_length
+from glimprouter.hf.pair.facts import rope_depends_on_length, unserved_layer
+from glimprouter.hf.trial.trial import Trial
 
 _MASKED_ATTENTION = {"sdpa", "eager"}  # implementations that take an explicit mask
+
+
+def why_not_gathered(model: Any, trial: Trial) -> str | None:
+    """Why plain attention over a cache of ours does not serve a model, or None: found by trying.
+
+    Args:
+        model: A model of transformers.
+        trial: Of this model.
+    """
+    if (unserved := unserved_layer(model)) is not None:
+        return f"it has layers of type {unserved!r}, which keep more than keys and values"
+    return trial.why_not(lambda lengths: ModelRunner("trial", model, len(lengths)).forward)
 
 
 class ModelRunner:
@@ -22,12 +35,13 @@ class ModelRunner:
     """
 
     def __init__(self, name: str, model: Any, num_slots: int) -> None:
-        """Checks that plain attention with a cache of ours serves the model.
+        """Empty slots.
 
-        Raises:
-            ValueError: A layer keeps state other than keys and values.
+        Args:
+            name: Name of the model in the pair.
+            model: One that :func:`why_not_gathered` has nothing against.
+            num_slots: Slots for sequences.
         """
-        check_layers(name, model)
         self.name = name
         self.model = model
         self.device = model.device

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
+from glimprouter.hf.engine.gather_cache import SlotCache
 from glimprouter.hf.engine.gather_runner import ModelRunner
+from glimprouter.hf.engine.native_cache import NativeCache
+from glimprouter.hf.engine.native_runner import NativeRunner
 from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.sequence.saved import bytes_as_tensor, tensor_as_bytes
 from glimprouter.kv import TokenLedger, VocabularyMap
@@ -35,7 +38,10 @@ class GatherTokens:
     """Does for slots what :class:`glimprouter.KvCache` does for pages, with the same methods."""
 
     def __init__(
-        self, runners: Sequence[ModelRunner], num_slots: int, vocabulary_map: VocabularyMap | None
+        self,
+        runners: Sequence[ModelRunner | NativeRunner],
+        num_slots: int,
+        vocabulary_map: VocabularyMap | None,
     ) -> None:
         """No sequences.
 
@@ -45,7 +51,7 @@ class GatherTokens:
             vocabulary_map: Map of the models; None where both have the same.
         """
         self._runners = runners
-        self._caches = [runner.cache for runner in runners]
+        self._caches: list[SlotCache | NativeCache] = [runner.cache for runner in runners]
         self._map = vocabulary_map
         self._open: list[_Sequence | None] = [None] * num_slots  # by slot
 
@@ -62,6 +68,8 @@ class GatherTokens:
         """A sequence in the first free slot."""
         slot = self._open.index(None)
         held = _Sequence([list(ids) for ids in prompts], TokenLedger(self._map), [0] * len(prompts))
+        for cache, ids in zip(self._caches, prompts, strict=True):
+            cache.open(slot, len(ids))
         self._open[slot] = held
         return slot
 
@@ -176,3 +184,7 @@ class GatherTokens:
     def excess(self, model: int, sequence: int) -> int:
         """Tokens that were computed, and then replaced by others."""
         return self._at(sequence).excess[model]
+
+    def recomputed(self, model: int, sequence: int) -> int:
+        """Tokens that were computed again, for want of a state to go on from."""
+        return self._caches[model].recomputed(sequence)

@@ -8,7 +8,9 @@ from typing import Any
 from glimprouter.hf.engine.base import Engine
 from glimprouter.hf.engine.choice import EngineChoice
 from glimprouter.hf.engine.gather import GatherEngine
+from glimprouter.hf.engine.gather_runner import ModelRunner
 from glimprouter.hf.engine.kept_pool import KeptPool
+from glimprouter.hf.engine.native_runner import NativeRunner
 from glimprouter.hf.engine.paged import PagedEngine
 from glimprouter.hf.graphs.compiled import CompiledForward
 from glimprouter.hf.graphs.compiled_decode import CompiledDecode
@@ -28,6 +30,7 @@ class EngineMaker:
         device: str,
         graphs: bool,
         compiled_decode: Mapping[str, CompiledDecode] | None,
+        num_snapshots: int,
     ) -> None:
         """For a pair.
 
@@ -39,12 +42,14 @@ class EngineMaker:
             device: Where the pages lie.
             graphs: Whether decode passes are replayed as graphs.
             compiled_decode: These passes, compiled, by name; None for the models' own code.
+            num_snapshots: Earlier states that are kept of a sequence whose state cannot be cut.
         """
         self._models = dict(models)
         self._choice = choice
         self._max_sequences = max_sequences
         self._translation = translation
         self._device = device
+        self._num_snapshots = num_snapshots
         self._kept = KeptPool(models, max_sequences, device, compiled_decode) if graphs else None
 
     def make(
@@ -66,8 +71,9 @@ class EngineMaker:
             ValueError: The memory cannot hold the longest sequence.
         """
         small, large = self._models.values()
-        if self._choice.name == "gather":
-            return GatherEngine(small, large, self._max_sequences, self._translation)
+        if self._choice.name != "paged":
+            runners = [self._runner(name) for name in self._models]
+            return GatherEngine(runners, self._max_sequences, self._translation)
         return PagedEngine(
             small,
             large,
@@ -81,3 +87,9 @@ class EngineMaker:
             kept=self._kept,
             fused=self._choice.fused,
         )
+
+    def _runner(self, name: str) -> ModelRunner | NativeRunner:
+        model, form = self._models[name], self._choice.forms.get(name)
+        if form is None:
+            return ModelRunner(name, model, self._max_sequences)
+        return NativeRunner(name, model, self._max_sequences, form, self._num_snapshots)

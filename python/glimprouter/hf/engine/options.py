@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from glimprouter.config import RouterConfig, check_integer
-from glimprouter.hf.engine.choice import check_execution
+from glimprouter.hf.engine.choice import ENGINES, check_execution
 
 
 def check_options(
-    config: Any, engine: Any, execution: Any, on_invalid: Any, max_sequences: Any, memory: Any
+    config: Any,
+    engine: Any,
+    execution: Any,
+    on_invalid: Any,
+    max_sequences: Any,
+    memory: Any,
+    snapshots: Any,
 ) -> None:
     """Refuses what no pair could have.
 
@@ -17,11 +23,13 @@ def check_options(
         TypeError: A value of another type.
         ValueError: A value out of its range.
     """
-    if engine not in ("auto", "paged", "gather"):
-        raise ValueError(f'engine must be "auto", "paged" or "gather", got {engine!r}')
+    if engine not in ENGINES:
+        names = ", ".join(f'"{name}"' for name in ENGINES)
+        raise ValueError(f"engine must be one of {names}, got {engine!r}")
     check_execution(execution)
     if memory is not None:
         check_integer("kv_memory_bytes", memory, 1, high=2**63 - 1)
+    check_integer("state_snapshots", snapshots, 0)
     if on_invalid not in ("raise", "end"):
         raise ValueError(f'on_invalid must be "raise" or "end", got {on_invalid!r}')
     if config is not None and not isinstance(config, RouterConfig):

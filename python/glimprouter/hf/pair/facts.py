@@ -14,19 +14,6 @@ def unserved_layer(model: Any) -> str | None:
     return min(set(types) - _SERVED_LAYERS, default=None)
 
 
-def check_layers(name: str, model: Any) -> None:
-    """Checks that keys and values are all that a model keeps of a sequence.
-
-    Raises:
-        ValueError: A layer keeps other state.
-    """
-    if (unserved := unserved_layer(model)) is not None:
-        raise ValueError(
-            f"the {name} model has layers of type {unserved!r}, whose state this engine cannot keep"
-            " across hand-offs; it serves full and sliding attention"
-        )
-
-
 def context_length(model: Any) -> int:
     """Largest number of positions of a model."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31 - 1))

@@ -20,11 +20,14 @@ class TokenCounts:
             other model had written it in tokens that this one does not have.
         excess: Tokens that it had computed and that such text replaced, so that it computed more
             than ``tokens``. With one vocabulary both are 0.
+        recomputed: Tokens that it computed again after a rewind or a failed pass, because its state
+            (of recurrent layers, say) was not kept at that place; 0 where keys and values are all.
     """
 
     tokens: int
     retokenized: int
     excess: int
+    recomputed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

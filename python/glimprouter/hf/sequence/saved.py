@@ -39,12 +39,21 @@ def tensor_as_bytes(tensor: torch.Tensor) -> bytes:
     return bytes(tensor.numpy().tobytes())
 
 
+def _text_of(config: Any, key: str) -> str:
+    """A value of a configuration, or those of its layers where they differ."""
+    try:
+        return str(getattr(config, key, None))
+    except Exception:  # such a configuration refuses to name one value
+        layers = range(config.num_hidden_layers)
+        return str([getattr(config.per_layer_config[layer], key, None) for layer in layers])
+
+
 def pair_description(models: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """What must be the same of both models where a sequence goes on, by model and name."""
     found = {}
     for name, model in models.items():
         config = model.config.get_text_config()
-        values = {key: str(getattr(config, key, None)) for key in _GEOMETRY}
+        values = {key: _text_of(config, key) for key in _GEOMETRY}
         found[name] = {**values, "dtype": str(model.dtype)}
     return found
 

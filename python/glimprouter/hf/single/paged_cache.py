@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from glimprouter.config import check_integer
 from glimprouter.hf.attention.function import ATTENTION_NAME, leave_note
 from glimprouter.hf.attention.paged import kv_layout
+from glimprouter.hf.attention.trial import why_not_paged
 from glimprouter.hf.pair.facts import context_length, unserved_layer
 from glimprouter.hf.single.paged_rows import PagedRows
 from glimprouter.torch import AttentionOptions
@@ -159,6 +161,9 @@ class PagedCache(Cache):
         self._rows.select(indices.tolist())
 
 
+_served: weakref.WeakSet[Any] = weakref.WeakSet()  # models whose trial went well
+
+
 def _check_model(model: Any) -> None:
     config = model.config.get_text_config()
     layout = kv_layout(model)
@@ -175,3 +180,8 @@ def _check_model(model: Any) -> None:
             f"the model computes attention by {config._attn_implementation!r}; call"
             f' model.set_attn_implementation("{ATTENTION_NAME}") first'
         )
+    if model in _served:
+        return
+    if (reason := why_not_paged(model)) is not None:
+        raise ValueError(f"the model cannot be served on pages: {reason}")
+    _served.add(model)

@@ -1,0 +1,1 @@
+"""Whether a way of computing a model gives the model's own logits: found by trying."""

@@ -1,0 +1,233 @@
+"""A trial of passes that keep what they have computed, against full passes without a cache."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+from glimprouter.hf.trial.windows import NARROW, narrowed, widest_window
+
+# Computes the next tokens of some rows, each behind what it has; logits of the last, [B, V].
+Passes: TypeAlias = Callable[[Sequence[int], Sequence[Sequence[int]]], torch.Tensor]
+_Schedule: TypeAlias = tuple[tuple[tuple[int, int], ...], ...]
+
+# (row, new tokens) of each pass. Two rows of different length; a prompt, decoding, what another
+# model wrote meanwhile, decoding behind that; each with the other row and without. The longer one
+# leaves a window of NARROW tokens behind in the prompt, the shorter one later.
+_SCHEDULE: _Schedule = (
+    ((0, NARROW + 1), (1, NARROW - 2)),
+    ((0, 1), (1, 1)),
+    ((0, NARROW - 1), (1, 4)),
+    ((0, 1), (1, 1)),
+    ((1, 2),),
+)
+_LONG_TAIL = (1, 7, 1)  # passes behind the long text's first
+# Root mean square of the difference over the spread of the logits. Rounding in the narrow types is
+# some hundredths; an attention that is not the model's own gives about 1.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.1}
+# Logits of a random model hardly depend on what came before: there a tolerance is as much less,
+# but never below what rounding takes.
+_ROUNDING = {torch.float32: 2e-5, torch.bfloat16: 0.03, torch.float16: 0.01}
+# Multiplications and additions that a long text may take: a second or two.
+_AFFORDABLE = {"cpu": 2e12, "cuda": 1e15}
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What is expected behind one pass of one row.
+
+    Attributes:
+        logits: Of the model's own full pass, ``[V]`` in float32.
+        allowed: Difference that is taken for rounding, over the spread of the logits.
+    """
+
+    logits: torch.Tensor
+    allowed: float
+
+
+class Trial:
+    """Texts, the passes over them, and what the model itself says of them.
+
+    Whatever may be wrong must show: windows and chunks are narrower than the texts (and where it is
+    affordable, a text is longer than the widest as it is); two rows of different length stand side
+    by side; every pass depends on those before it.
+    """
+
+    def __init__(self, model: Any, attention: str | None = None) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            model: A causal language model of transformers.
+            attention: What the full passes attend with, where the model's present attention needs
+                a cache; None for that one.
+        """
+        self._model = model
+        self._attention = attention
+        self._parameters = inspect.signature(model.forward).parameters
+        self._expected: dict[_Schedule, list[list[_Cut]]] = {}
+
+    @torch.inference_mode()
+    def why_not(self, begin: Callable[[Sequence[int]], Passes]) -> str | None:
+        """Why passes are not the model's own, or None when they are.
+
+        Args:
+            begin: Begins with empty rows 0, 1, ...; it is told how many tokens each will have.
+        """
+        try:
+            for schedule, windows in self._schedules():
+                with windows:
+                    lengths = [len(text) for text in self._texts(schedule)]
+                    error = self._excess(begin(lengths), schedule)
+                if error is not None:
+                    return error
+        except Exception as failure:  # whatever a model's code does with what it does not know
+            return _first_line(failure)
+        return None
+
+    @torch.inference_mode()
+    def why_not_itself(self, begin: Callable[[Sequence[int]], Passes]) -> str | None:
+        """As :meth:`why_not`, for a model whose passes with a cache are not those without one.
+
+        Some code of transformers is so. Then the passes of ``generate()`` say what is right: a
+        sequence alone, its prompt at once and then token by token. What is tried is that a sequence
+        beside another is as it is alone, and that what came before matters.
+        """
+        try:
+            with narrowed(self._model):
+                texts = self._texts(_SCHEDULE)
+                alone = [self._alone(begin, text, row) for row, text in enumerate(texts)]
+                other = self._alone(begin, [*reversed(texts[0][:NARROW]), *texts[0][NARROW:]], 0)
+                together = self._run(begin([len(text) for text in texts]), texts)
+        except Exception as failure:  # as above
+            return _first_line(failure)
+        rounding = _ROUNDING.get(together[0][0].dtype, _ROUNDING[torch.float32])
+        for own, expected in zip(together, alone, strict=True):
+            for logits, wanted in zip(own, expected, strict=True):
+                if not (error := _difference(logits, wanted.float())) <= rounding:
+                    return (
+                        f"its logits beside another sequence differ by {error:.2g} from those alone"
+                    )
+        if _difference(other[-1], alone[0][-1].float()) <= rounding:
+            return "its logits do not depend on what its cache holds"
+        return None
+
+    def _alone(
+        self, begin: Callable[[Sequence[int]], Passes], text: list[int], row: int
+    ) -> list[torch.Tensor]:
+        """Logits behind each pass of one row, without the other."""
+        counts = [count for entries in _SCHEDULE for index, count in entries if index == row]
+        passes, done, logits = begin([len(text)]), 0, []
+        for count in counts:
+            logits.append(passes([0], [text[done : done + count]])[0])
+            done += count
+        return logits
+
+    def _run(self, passes: Passes, texts: list[list[int]]) -> list[list[torch.Tensor]]:
+        """Logits behind each pass, by row."""
+        done, logits = [0] * len(texts), [[] for _ in texts]  # type: ignore[var-annotated]
+        for entries in _SCHEDULE:
+            rows = [row for row, _ in entries]
+            pieces = [texts[row][done[row] : done[row] + count] for row, count in entries]
+            for row, own, piece in zip(rows, passes(rows, pieces), pieces, strict=True):
+                logits[row].append(own)
+                done[row] += len(piece)
+        return logits
+
+    def _schedules(self) -> Iterator[tuple[_Schedule, Any]]:
+        yield _SCHEDULE, narrowed(self._model)
+        widest = widest_window(self._model.config.get_text_config())
+        if widest > NARROW and self._affordable(widest):
+            pieces = (widest + NARROW, *_LONG_TAIL)
+            yield tuple(((0, piece),) for piece in pieces), nullcontext()
+
+    def _affordable(self, window: int) -> bool:
+        weights = sum(parameter.numel() for parameter in self._model.parameters())
+        tokens = (window + NARROW + sum(_LONG_TAIL)) * (2 + len(_LONG_TAIL))
+        most = _AFFORDABLE.get(self._model.device.type, _AFFORDABLE["cpu"])
+        return bool(2.0 * weights * tokens <= most)
+
+    def _excess(self, passes: Passes, schedule: _Schedule) -> str | None:
+        """The first difference that is no rounding, in words."""
+        expected = self._expectation(schedule)
+        texts = self._texts(schedule)
+        done = [0] * len(texts)
+        for number, entries in enumerate(schedule):
+            pieces = []
+            for row, count in entries:
+                pieces.append(texts[row][done[row] : done[row] + count])
+                done[row] += count
+            logits = passes([row for row, _ in entries], pieces)
+            for own, cut in zip(logits, expected[number], strict=True):
+                error = _difference(own, cut.logits)
+                if not error <= cut.allowed:  # NaN is none
+                    return f"its logits differ by {error:.2g} of their spread from its own"
+        return None
+
+    def _texts(self, schedule: _Schedule) -> list[list[int]]:
+        width = self._model.get_output_embeddings().weight.shape[0]
+        lengths: dict[int, int] = {}
+        for entries in schedule:
+            for row, count in entries:
+                lengths[row] = lengths.get(row, 0) + count
+        generator = torch.Generator().manual_seed(0)
+        return [
+            torch.randint(0, width, (lengths[row],), generator=generator).tolist()
+            for row in sorted(lengths)
+        ]
+
+    def _expectation(self, schedule: _Schedule) -> list[list[_Cut]]:
+        """By pass and row of the pass; computed once."""
+        if schedule in self._expected:
+            return self._expected[schedule]
+        texts = self._texts(schedule)
+        done = [0] * len(texts)
+        cuts: list[list[_Cut]] = []
+        for entries in schedule:
+            cuts.append([])
+            for row, count in entries:
+                start, done[row] = done[row], done[row] + count
+                cuts[-1].append(self._cut(texts[row], start, done[row]))
+        self._expected[schedule] = cuts
+        return cuts
+
+    def _cut(self, text: list[int], start: int, end: int) -> _Cut:
+        full = self._full_pass(text[:end])
+        dtype = full.dtype
+        signal = 1.0  # how much the logits depend on what came before
+        if start:
+            signal = min(signal, _difference(self._full_pass(text[start:end]), full.float()))
+        tolerance = _TOLERANCE.get(dtype, _TOLERANCE[torch.float32])
+        rounding = _ROUNDING.get(dtype, _ROUNDING[torch.float32])
+        return _Cut(full.float(), max(rounding, tolerance * signal))
+
+    def _full_pass(self, ids: list[int]) -> torch.Tensor:
+        """Logits of the last token, ``[V]``, by the model's own attention and without a cache."""
+        named = {"use_cache": False, "logits_to_keep": 1}
+        arguments = {name: value for name, value in named.items() if name in self._parameters}
+        config = self._model.config.get_text_config()
+        before = config._attn_implementation
+        config._attn_implementation = self._attention or before
+        try:
+            tensor = torch.tensor([ids], device=self._model.device)
+            output = self._model(input_ids=tensor, **arguments)
+        finally:
+            config._attn_implementation = before
+        logits: torch.Tensor = output.logits[0, -1]
+        return logits
+
+
+def _difference(own: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square of the difference over the spread."""
+    spread = float(expected.std()) + 1e-6
+    error = (own.float().to(expected.device) - expected).square().mean().sqrt()
+    return float(error) / spread if torch.isfinite(error) else float("inf")
+
+
+def _first_line(failure: Exception) -> str:
+    lines = str(failure).splitlines()
+    return f"{type(failure).__name__}: {lines[0] if lines else ''}"
