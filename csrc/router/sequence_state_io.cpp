@@ -34,7 +34,7 @@ struct SavedHeader {
 static_assert(std::is_trivially_copyable_v<SavedHeader>);
 
 constexpr char kMagic[8] = {'G', 'R', 'S', 'T', 'A', 'T', 'E', '\n'};
-constexpr std::uint32_t kVersion = 4;
+constexpr std::uint32_t kVersion = 5;
 constexpr std::size_t kRecordBytes = 13;  // token, logprob, entropy, writer
 
 bool holds_records(std::size_t bytes, std::uint64_t count) {
@@ -49,7 +49,8 @@ void check_state(const SavedHeader& header, std::int32_t num_states, std::int32_
                       state.answer_tokens >= 0 && state.position >= 0 && state.finished_steps >= 0;
   if (!counts || state.phase > Phase::kDone || state.automaton >= num_states ||
       limits.comparison > Comparison::kGreaterEqual || limits.route > RouteMode::kManual ||
-      limits.answer_model > Model::kLarge || header.candidate_token >= vocabulary ||
+      limits.answer_model > Model::kLarge || header.options.start.automaton >= num_states ||
+      header.candidate_token >= vocabulary ||
       header.tokens != static_cast<std::uint64_t>(state.think_tokens) +
                            static_cast<std::uint64_t>(state.answer_tokens)) {
     throw std::invalid_argument("the saved sequence is damaged: a value is out of its range");

@@ -1,50 +1,54 @@
 #include "glimprouter/step_boundary.hpp"
 
-#include <array>
+#include <algorithm>
 #include <deque>
 #include <stdexcept>
 
 namespace glimprouter {
 namespace {
 
-constexpr std::size_t kMaxDelimiterBytes = 126;  // (bytes + root) * 2 states fit 8 bits
+constexpr std::size_t kMaxSymbols = 126;  // (symbols + root) * 2 states fit 8 bits
+constexpr int kBytes = 256;
 
 bool is_white_space(unsigned char byte) { return byte == ' ' || (byte >= '\t' && byte <= '\r'); }
 
-// Aho-Corasick: states are the prefixes of the delimiters.
-class DelimiterAutomaton {
+enum class Pattern { kDelimiter, kThinkStart, kThinkEnd };
+
+// Aho-Corasick over bytes and the special tokens of markers: states are the prefixes of delimiters
+// and of markers.
+class BoundaryAutomaton {
  public:
-  explicit DelimiterAutomaton(const std::vector<std::string>& delimiters) {
-    nodes_.emplace_back();
-    for (const std::string& delimiter : delimiters) insert(delimiter);
-    link();
+  using Symbols = std::vector<int>;  // bytes, and kBytes + index of a special token
+
+  explicit BoundaryAutomaton(int num_specials) : symbols_(kBytes + num_specials) {
+    nodes_.emplace_back(symbols_);
   }
 
   int size() const { return static_cast<int>(nodes_.size()); }
-  int next(int node, unsigned char byte) const {
-    return nodes_[static_cast<std::size_t>(node)].next[byte];
-  }
-  bool matches(int node) const { return nodes_[static_cast<std::size_t>(node)].match; }
+  int next(int node, int symbol) const { return at(node).next[static_cast<std::size_t>(symbol)]; }
+  bool delimits(int node) const { return at(node).delimits; }
+  bool opens(int node) const { return at(node).opens; }
+  bool closes(int node) const { return at(node).closes; }
+  // Within a marker that begins with a special token: no text of a step.
+  bool quiet(int node) const { return at(node).quiet; }
+  bool opening(int node) const { return at(node).opening; }  // such a marker opens thinking
 
- private:
-  struct Node {
-    Node() { next.fill(-1); }
-    std::array<int, 256> next;
-    int fallback = 0;
-    bool match = false;
-  };
-
-  void insert(const std::string& delimiter) {
+  void insert(const Symbols& symbols, Pattern pattern) {
+    const bool quiet = pattern != Pattern::kDelimiter && symbols.front() >= kBytes;
     int node = 0;
-    for (const char character : delimiter) {
-      const auto byte = static_cast<unsigned char>(character);
-      if (next(node, byte) < 0) {
-        nodes_[static_cast<std::size_t>(node)].next[byte] = size();
-        nodes_.emplace_back();
+    for (const int symbol : symbols) {
+      if (next(node, symbol) < 0) {
+        nodes_[static_cast<std::size_t>(node)].next[static_cast<std::size_t>(symbol)] = size();
+        nodes_.emplace_back(symbols_);
       }
-      node = next(node, byte);
+      node = next(node, symbol);
+      nodes_[static_cast<std::size_t>(node)].quiet |= quiet;
+      nodes_[static_cast<std::size_t>(node)].opening |= quiet && pattern == Pattern::kThinkStart;
     }
-    nodes_[static_cast<std::size_t>(node)].match = true;
+    Node& last = nodes_[static_cast<std::size_t>(node)];
+    last.delimits |= pattern == Pattern::kDelimiter;
+    last.opens |= pattern == Pattern::kThinkStart;
+    last.closes |= pattern == Pattern::kThinkEnd;
   }
 
   // Breadth first: where a prefix cannot be extended, go on from its longest proper suffix.
@@ -54,41 +58,64 @@ class DelimiterAutomaton {
       const int index = queue.front();
       queue.pop_front();
       Node& node = nodes_[static_cast<std::size_t>(index)];
-      node.match |= nodes_[static_cast<std::size_t>(node.fallback)].match;
-      for (std::size_t byte = 0; byte < 256; ++byte) {
-        const int inherited =
-            index == 0 ? 0 : nodes_[static_cast<std::size_t>(node.fallback)].next[byte];
-        if (node.next[byte] < 0) {
-          node.next[byte] = inherited;
+      const Node& fallback = at(node.fallback);
+      node.delimits |= fallback.delimits;
+      node.opens |= fallback.opens;
+      node.closes |= fallback.closes;
+      for (std::size_t symbol = 0; symbol < node.next.size(); ++symbol) {
+        const int inherited = index == 0 ? 0 : at(node.fallback).next[symbol];
+        if (node.next[symbol] < 0) {
+          node.next[symbol] = inherited;
         } else {
-          nodes_[static_cast<std::size_t>(node.next[byte])].fallback = inherited;
-          queue.push_back(node.next[byte]);
+          nodes_[static_cast<std::size_t>(node.next[symbol])].fallback = inherited;
+          queue.push_back(node.next[symbol]);
         }
       }
     }
   }
 
+ private:
+  struct Node {
+    explicit Node(int symbols) : next(static_cast<std::size_t>(symbols), -1) {}
+    std::vector<int> next;
+    int fallback = 0;
+    bool delimits = false, opens = false, closes = false, quiet = false, opening = false;
+  };
+  const Node& at(int node) const { return nodes_[static_cast<std::size_t>(node)]; }
+
+  int symbols_;
   std::vector<Node> nodes_;
 };
 
 // Runs one token from one state (node * 2 + content).
-std::uint16_t run_token(const DelimiterAutomaton& automaton, const std::string& bytes, int state) {
+std::uint16_t run_token(const BoundaryAutomaton& automaton, const std::vector<int>& symbols,
+                        int state) {
   int node = state / 2;
   bool content = (state & StepBoundary::kContent) != 0;
   bool hit = false;
-  for (const char character : bytes) {
-    const auto byte = static_cast<unsigned char>(character);
-    node = automaton.next(node, byte);
-    content |= !is_white_space(byte);
-    if (automaton.matches(node) && content) {
+  std::uint16_t flags = 0;
+  for (const int symbol : symbols) {
+    node = automaton.next(node, symbol);
+    const bool text = symbol < kBytes && !is_white_space(static_cast<unsigned char>(symbol));
+    content |= text && !automaton.quiet(node);
+    if (automaton.delimits(node) && content) {
       hit = true;
       content = false;
     }
+    if (automaton.opens(node)) {
+      flags |= TokenEffect::kThinkStart | TokenEffect::kThinkOpen;
+      content = false;
+    }
+    if (automaton.closes(node)) flags |= TokenEffect::kThinkEnd;
   }
+  if (automaton.opening(node) && !content) flags |= TokenEffect::kThinkStart;
   // The boundary is the token's end: text behind the delimiter in the same token cannot be split
   // off.
-  if (hit) content = false;
-  return static_cast<std::uint16_t>((node * 2 + (content ? 1 : 0)) | (hit ? TokenEffect::kHit : 0));
+  if (hit) {
+    content = false;
+    flags |= TokenEffect::kHit;
+  }
+  return static_cast<std::uint16_t>((node * 2 + (content ? 1 : 0)) | flags);
 }
 
 bool only_white_space(const std::string& bytes) {
@@ -107,7 +134,94 @@ void check_ids(const std::vector<std::int32_t>& ids, std::size_t vocabulary, con
   }
 }
 
+void check_markers(const std::vector<std::vector<std::int32_t>>& markers, std::size_t vocabulary,
+                   const char* what) {
+  for (const std::vector<std::int32_t>& marker : markers) {
+    if (marker.empty()) throw std::invalid_argument(std::string(what) + " holds an empty marker");
+    check_ids(marker, vocabulary, what);
+  }
+}
+
+bool contains(const std::vector<std::int32_t>& ids, std::int32_t token) {
+  return std::find(ids.begin(), ids.end(), token) != ids.end();
+}
+
+// The symbols of a token: its bytes, or the special token's own, if a marker holds it.
+std::vector<int> symbols_of(const std::optional<std::string>& bytes, std::int32_t token,
+                            const std::vector<std::int32_t>& specials) {
+  std::vector<int> symbols;
+  if (bytes.has_value()) {
+    for (const char character : *bytes) symbols.push_back(static_cast<unsigned char>(character));
+  } else if (const auto found = std::find(specials.begin(), specials.end(), token);
+             found != specials.end()) {
+    symbols.push_back(kBytes + static_cast<int>(found - specials.begin()));
+  }
+  return symbols;
+}
+
+BoundaryAutomaton make_automaton(const StepBoundary::Definition& definition,
+                                 const std::vector<std::int32_t>& specials) {
+  BoundaryAutomaton automaton(static_cast<int>(specials.size()));
+  for (const std::string& delimiter : definition.delimiters) {
+    automaton.insert(symbols_of(delimiter, -1, specials), Pattern::kDelimiter);
+  }
+  const auto insert = [&](const std::vector<std::vector<std::int32_t>>& markers, Pattern pattern) {
+    for (const std::vector<std::int32_t>& marker : markers) {
+      std::vector<int> symbols;
+      for (const std::int32_t token : marker) {
+        const auto& bytes = definition.token_bytes[static_cast<std::size_t>(token)];
+        const std::vector<int> own = symbols_of(bytes, token, specials);
+        symbols.insert(symbols.end(), own.begin(), own.end());
+      }
+      if (symbols.empty()) throw std::invalid_argument("a marker of thinking has no bytes");
+      automaton.insert(symbols, pattern);
+    }
+  };
+  insert(definition.think_start_markers, Pattern::kThinkStart);
+  insert(definition.think_end_markers, Pattern::kThinkEnd);
+  if (automaton.size() > static_cast<int>(kMaxSymbols) + 1) {
+    throw std::invalid_argument("delimiters and markers have " +
+                                std::to_string(automaton.size() - 1) +
+                                " bytes and special tokens together; at most 126 are supported");
+  }
+  automaton.link();
+  return automaton;
+}
+
 }  // namespace
+
+bool StepBoundary::ends_turn(std::int32_t token) const {
+  return !definition_.token_bytes[static_cast<std::size_t>(token)].has_value() &&
+         !contains(marker_specials_, token) && !contains(definition_.think_start_ids, token) &&
+         !contains(definition_.think_end_ids, token);
+}
+
+SequenceStart StepBoundary::read_prompt(std::span<const std::int32_t> ids) const {
+  std::uint8_t state = kInitialState;
+  bool thinking = false, closed = false;
+  for (const std::int32_t token : ids) {
+    if (token < 0 || token >= vocabulary_size_) {
+      throw std::invalid_argument("the prompt holds " + std::to_string(token) +
+                                  ", outside the vocabulary of " +
+                                  std::to_string(vocabulary_size_));
+    }
+    const TokenEffect effect = table().effect(state, token);
+    state = effect.next_state();
+    if (ends_turn(token) || effect.has(TokenEffect::kEndOfSequence)) {
+      thinking = closed = false;
+      state = kInitialState;
+    } else if (effect.has(TokenEffect::kThinkOpen)) {
+      thinking = true;
+      closed = false;
+      state = static_cast<std::uint8_t>(state & ~kContent);
+    } else if (effect.has(TokenEffect::kThinkEnd)) {
+      thinking = false;
+      closed = true;
+    }
+  }
+  const bool in_step = thinking && (state & kContent) != 0;
+  return {closed, in_step, in_step ? state : kInitialState};
+}
 
 StepBoundary::StepBoundary(Definition definition) : definition_(std::move(definition)) {
   const std::size_t vocabulary = definition_.token_bytes.size();
@@ -118,7 +232,7 @@ StepBoundary::StepBoundary(Definition definition) : definition_(std::move(defini
     if (delimiter.empty()) throw std::invalid_argument("a delimiter is empty");
     total += delimiter.size();
   }
-  if (total > kMaxDelimiterBytes) {
+  if (total > kMaxSymbols) {
     throw std::invalid_argument("the delimiters have " + std::to_string(total) +
                                 " bytes together; at most 126 are supported");
   }
@@ -126,7 +240,19 @@ StepBoundary::StepBoundary(Definition definition) : definition_(std::move(defini
   check_ids(definition_.think_end_ids, vocabulary, "think_end_ids");
   check_ids(definition_.eos_ids, vocabulary, "eos_ids");
   check_ids(definition_.close_ids, vocabulary, "close_ids");
+  check_markers(definition_.think_start_markers, vocabulary, "think_start_markers");
+  check_markers(definition_.think_end_markers, vocabulary, "think_end_markers");
   vocabulary_size_ = static_cast<std::int32_t>(vocabulary);
+  for (const auto* markers : {&definition_.think_start_markers, &definition_.think_end_markers}) {
+    for (const std::vector<std::int32_t>& marker : *markers) {
+      for (const std::int32_t token : marker) {
+        if (!definition_.token_bytes[static_cast<std::size_t>(token)].has_value() &&
+            !contains(marker_specials_, token)) {
+          marker_specials_.push_back(token);
+        }
+      }
+    }
+  }
   build_texts();
   build_table();
 }
@@ -153,7 +279,7 @@ void StepBoundary::build_texts() {
 }
 
 void StepBoundary::build_table() {
-  const DelimiterAutomaton automaton(definition_.delimiters);
+  const BoundaryAutomaton automaton = make_automaton(definition_, marker_specials_);
   num_states_ = automaton.size() * 2;
   const auto states = static_cast<std::size_t>(num_states_);
   table_.resize(definition_.token_bytes.size() * states);
@@ -161,14 +287,16 @@ void StepBoundary::build_table() {
   std::vector<bool> reachable(states, false);
   for (std::size_t token = 0; token < definition_.token_bytes.size(); ++token) {
     const std::optional<std::string>& bytes = definition_.token_bytes[token];
+    const std::vector<int> symbols =
+        symbols_of(bytes, static_cast<std::int32_t>(token), marker_specials_);
     for (std::size_t state = 0; state < states; ++state) {
       std::uint16_t& entry = table_[token * states + state];
-      if (!bytes.has_value()) {
+      if (!bytes.has_value() && symbols.empty()) {
         entry = static_cast<std::uint16_t>(state & kContent);  // interrupted, content kept
         continue;
       }
-      entry = run_token(automaton, *bytes, static_cast<int>(state));
-      if (only_white_space(*bytes)) entry |= TokenEffect::kWhitespace;
+      entry = run_token(automaton, symbols, static_cast<int>(state));
+      if (bytes.has_value() && only_white_space(*bytes)) entry |= TokenEffect::kWhitespace;
     }
   }
   // Markers of thinking are no text of a step, whatever their bytes say ("<think>" is an ordinary
@@ -188,7 +316,7 @@ void StepBoundary::build_table() {
       }
     }
   };
-  mark(definition_.think_start_ids, TokenEffect::kThinkStart);
+  mark(definition_.think_start_ids, TokenEffect::kThinkStart | TokenEffect::kThinkOpen);
   mark(definition_.think_end_ids, TokenEffect::kThinkEnd);
   mark(definition_.eos_ids, TokenEffect::kEndOfSequence);
 

@@ -145,7 +145,14 @@ std::int32_t StepRouter::open(const SequenceOptions& options) {
       static_cast<std::int32_t>(boundary_->definition().close_ids.size());
   const std::int64_t longest = most_tokens(sequence);
   sequence.log.reserve(static_cast<std::size_t>(std::min(longest, kReservedTokens)));
-  begin_step(sequence.state, sequence.options.limits);
+  if (options.start.automaton >= boundary_->num_states()) {
+    throw std::invalid_argument("the start of a sequence is of another boundary");
+  }
+  if (options.start.answering && options.limits.max_answer_tokens == 0) {
+    throw std::invalid_argument(
+        "the prompt's thinking is closed and max_answer_tokens is 0, so there is nothing to write");
+  }
+  begin_sequence(sequence.state, sequence.options);
   sequence.open = true;
   if (on_device_) on_device_->reserve_tokens(longest);
   replace(row, std::move(sequence));
@@ -191,7 +198,7 @@ void StepRouter::rewind(std::int32_t row, std::int32_t count) {
   replayed.state = SequenceState{};
   replayed.candidate_token = -1;
   replayed.step_logprob = replayed.step_entropy = 0;
-  begin_step(replayed.state, replayed.options.limits);
+  begin_sequence(replayed.state, replayed.options);
   std::size_t kept = 0;
   for (; kept < sequence.log.size() && replayed.state.position < target; ++kept) {
     const TokenRecord& record = sequence.log[kept];

@@ -126,6 +126,17 @@ GR_HOST_DEVICE inline TransitionResult commit_answer_token(SequenceState& state,
   return {};
 }
 
+// Where a sequence begins, behind its prompt.
+GR_HOST_DEVICE inline void begin_sequence(SequenceState& state, const SequenceOptions& options) {
+  const SequenceLimits& limits = options.limits;
+  if (options.start.answering) return begin_answer(state, limits);
+  begin_step(state, limits);
+  if (options.start.in_step) {
+    if (state.phase == Phase::kGlimpse) state.phase = Phase::kSmallStep;
+    state.automaton = options.start.automaton;
+  }
+}
+
 // Whether a token at a step's start is committed without a decision and leaves it a start.
 GR_HOST_DEVICE inline bool precedes_step(TokenEffect effect) {
   return effect.has(TokenEffect::kWhitespace) || effect.has(TokenEffect::kThinkStart);

@@ -21,7 +21,9 @@ std::shared_ptr<StepBoundary> make_boundary(const py::sequence& token_bytes,
                                             std::vector<std::int32_t> think_start_ids,
                                             std::vector<std::int32_t> think_end_ids,
                                             std::vector<std::int32_t> eos_ids,
-                                            std::vector<std::int32_t> close_ids) {
+                                            std::vector<std::int32_t> close_ids,
+                                            std::vector<std::vector<std::int32_t>> start_markers,
+                                            std::vector<std::vector<std::int32_t>> end_markers) {
   StepBoundary::Definition definition;
   definition.token_bytes = read_token_bytes(token_bytes);
   for (const py::bytes& delimiter : delimiters) definition.delimiters.emplace_back(delimiter);
@@ -29,6 +31,8 @@ std::shared_ptr<StepBoundary> make_boundary(const py::sequence& token_bytes,
   definition.think_end_ids = std::move(think_end_ids);
   definition.eos_ids = std::move(eos_ids);
   definition.close_ids = std::move(close_ids);
+  definition.think_start_markers = std::move(start_markers);
+  definition.think_end_markers = std::move(end_markers);
   return std::make_shared<StepBoundary>(std::move(definition));
 }
 
@@ -39,19 +43,31 @@ void check_token(const StepBoundary& boundary, std::int32_t token) {
   }
 }
 
-py::tuple effect(const StepBoundary& boundary, int state, std::int32_t token) {
+TokenEffect checked_effect(const StepBoundary& boundary, std::int32_t token, int state) {
   if (state < 0 || state >= boundary.num_states()) {
     throw py::value_error("state must lie in [0, " + std::to_string(boundary.num_states()) +
                           "), got " + std::to_string(state));
   }
   check_token(boundary, token);
-  const TokenEffect result = boundary.table().effect(static_cast<std::uint8_t>(state), token);
+  return boundary.table().effect(static_cast<std::uint8_t>(state), token);
+}
+
+py::tuple effect(const StepBoundary& boundary, int state, std::int32_t token) {
+  const TokenEffect result = checked_effect(boundary, token, state);
   return py::make_tuple(static_cast<int>(result.next_state()), result.has(TokenEffect::kHit));
 }
 
-bool before_step(const StepBoundary& boundary, std::int32_t token) {
-  check_token(boundary, token);
-  return precedes_step(boundary.table().effect(StepBoundary::kInitialState, token));
+py::tuple read_prompt(const StepBoundary& boundary, const std::vector<std::int32_t>& ids) {
+  const SequenceStart start = boundary.read_prompt(ids);
+  return py::make_tuple(start.answering, start.in_step, static_cast<int>(start.automaton));
+}
+
+bool before_step(const StepBoundary& boundary, std::int32_t token, int state) {
+  return precedes_step(checked_effect(boundary, token, state));
+}
+
+bool ends_thinking(const StepBoundary& boundary, std::int32_t token, int state) {
+  return checked_effect(boundary, token, state).has(TokenEffect::kThinkEnd);
 }
 
 }  // namespace
@@ -60,20 +76,28 @@ void bind_step_boundary(py::module_& module) {
   py::class_<StepBoundary, std::shared_ptr<StepBoundary>>(module, "StepBoundary")
       .def(py::init(&make_boundary), py::arg("token_bytes"), py::arg("delimiters"),
            py::arg("think_start_ids"), py::arg("think_end_ids"), py::arg("eos_ids"),
-           py::arg("close_ids"))
+           py::arg("close_ids"), py::arg("think_start_markers"), py::arg("think_end_markers"))
       .def_property_readonly("vocab_size", &StepBoundary::vocabulary_size)
       .def_property_readonly("num_states", &StepBoundary::num_states)
       .def_property_readonly("think_start_ids",
                              [](const StepBoundary& b) { return b.definition().think_start_ids; })
       .def_property_readonly("think_end_ids",
                              [](const StepBoundary& b) { return b.definition().think_end_ids; })
+      .def_property_readonly(
+          "think_start_markers",
+          [](const StepBoundary& b) { return b.definition().think_start_markers; })
+      .def_property_readonly("think_end_markers",
+                             [](const StepBoundary& b) { return b.definition().think_end_markers; })
       .def_property_readonly("eos_ids",
                              [](const StepBoundary& b) { return b.definition().eos_ids; })
       .def_property_readonly("close_ids",
                              [](const StepBoundary& b) { return b.definition().close_ids; })
       .def("effect", &effect, py::arg("state"), py::arg("token"))
-      .def("precedes_step", &before_step, py::arg("token"),
-           "Whether a token at a step's start leaves it a start: white space, or think-start.");
+      .def("_read_prompt", &read_prompt, py::arg("ids"))
+      .def("precedes_step", &before_step, py::arg("token"), py::arg("state") = 0,
+           "Whether a token at a step's start leaves it a start: white space, or think-start.")
+      .def("ends_thinking", &ends_thinking, py::arg("token"), py::arg("state") = 0,
+           "Whether thinking ends with a token, in a state of the automaton.");
 }
 
 }  // namespace glimprouter::bindings

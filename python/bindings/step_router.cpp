@@ -7,6 +7,7 @@
 
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "glimprouter/steps_on.hpp"
@@ -138,7 +139,8 @@ Enum checked_enum(int value, int count, const char* what) {
 
 // The values have been validated by RouterConfig; `options` is its flat form.
 std::int32_t open_sequence(StepRouter& router, std::uint64_t seed, std::uint64_t substream,
-                           const py::dict& options) {
+                           const py::dict& options,
+                           const std::tuple<bool, bool, std::uint8_t>& start) {
   const auto number = [&](const char* key) { return options[key].cast<float>(); };
   const auto integer = [&](const char* key) { return options[key].cast<std::int32_t>(); };
   SequenceOptions result;
@@ -157,6 +159,7 @@ std::int32_t open_sequence(StepRouter& router, std::uint64_t seed, std::uint64_t
   limits.max_think_tokens = integer("max_think_tokens");
   limits.max_answer_tokens = integer("max_answer_tokens");
   limits.first_steps_large = integer("first_steps_large");
+  std::tie(result.start.answering, result.start.in_step, result.start.automaton) = start;
   return router.open(result);
 }
 
@@ -203,7 +206,8 @@ void bind_step_router(py::module_& module) {
       .def_property_readonly("device", &StepRouter::device,
                              "Where the sequences live, as \"cuda:0\".")
       .def("_attach_outputs", &StepRouter::attach_outputs, py::arg("out"))
-      .def("_open", &open_sequence, py::arg("seed"), py::arg("substream"), py::arg("options"))
+      .def("_open", &open_sequence, py::arg("seed"), py::arg("substream"), py::arg("options"),
+           py::arg("start"))
       .def("close", &StepRouter::close, py::arg("row"), docs::kClose)
       .def("fork", &StepRouter::fork, py::arg("row"), py::arg("substream") = std::nullopt,
            docs::kFork)

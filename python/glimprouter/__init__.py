@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glimprouter import _C
-from glimprouter.boundary import StepBoundary
+from glimprouter.boundary import SequenceStart, StepBoundary
 from glimprouter.config import RouterConfig
 from glimprouter.glimpse import (
     Glimpse,
@@ -53,6 +53,7 @@ __all__ = [
     "RaggedBatch",
     "Route",
     "RouterConfig",
+    "SequenceStart",
     "Status",
     "StepBoundary",
     "StepOutputs",

@@ -5,11 +5,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from glimprouter import _C
 
-__all__ = ["StepBoundary", "token_bytes"]
+__all__ = ["SequenceStart", "StepBoundary", "token_bytes"]
+
+
+class SequenceStart(NamedTuple):
+    """Where a sequence stands behind its prompt (:meth:`StepBoundary.read_prompt`).
+
+    Attributes:
+        answering: Its thinking is closed: the first token is one of the answer.
+        in_step: A step of the thinking has begun, which nobody decided: the small model writes on.
+        automaton: State of the boundary within such a step; else 0.
+    """
+
+    answering: bool = False
+    in_step: bool = False
+    automaton: int = 0
 
 
 class StepBoundary(_C.StepBoundary):
@@ -23,6 +37,8 @@ class StepBoundary(_C.StepBoundary):
         vocab_size: Number of ids.
         delimiters: The delimiter strings.
         eos_ids: Ids that end a sequence; think_start_ids, think_end_ids likewise.
+        think_start_markers: Markers of several tokens that open thinking, as lists of ids;
+            think_end_markers likewise.
         close_ids: Ids appended when thinking is closed by force.
     """
 
@@ -34,16 +50,22 @@ class StepBoundary(_C.StepBoundary):
         think_end_ids: Iterable[int] = (),
         eos_ids: Iterable[int] = (),
         close_ids: Iterable[int] = (),
+        think_start_markers: Iterable[Sequence[int]] = (),
+        think_end_markers: Iterable[Sequence[int]] = (),
     ) -> None:
         r"""Builds the automaton from the bytes of each token.
 
         Args:
             token_bytes: ``[vocab_size]``; None for special tokens, which interrupt a delimiter.
-            delimiters: Non-empty strings, at most 126 bytes (UTF-8) together.
+            delimiters: Non-empty strings; with the markers of several tokens at most 126 bytes
+                (UTF-8) and special tokens together.
             think_start_ids: Ids that open thinking; never a step's first token.
             think_end_ids: Ids that end thinking.
             eos_ids: Ids that end the sequence.
             close_ids: Ids of ``"\n</think>\n\n"``, appended when thinking is closed by force.
+            think_start_markers: Markers of several tokens, as ids. Special tokens are recognized as
+                such, the others by their bytes, however these are split into tokens.
+            think_end_markers: Likewise.
 
         Raises:
             TypeError: A token that is neither bytes nor None.
@@ -51,10 +73,16 @@ class StepBoundary(_C.StepBoundary):
                 write any delimiter.
         """
         names = (delimiters,) if isinstance(delimiters, str) else tuple(delimiters)
-        markers = [list(ids) for ids in (think_start_ids, think_end_ids, eos_ids, close_ids)]
-        super().__init__(token_bytes, [name.encode() for name in names], *markers)
+        starts, ends, eos, close = (
+            list(ids) for ids in (think_start_ids, think_end_ids, eos_ids, close_ids)
+        )
+        opening, closing = (
+            [list(ids) for ids in markers] for markers in (think_start_markers, think_end_markers)
+        )
+        delimiter_bytes = [name.encode() for name in names]
+        super().__init__(token_bytes, delimiter_bytes, starts, ends, eos, close, opening, closing)
         self.delimiters = names
-        self._arguments = (tuple(token_bytes), names, *map(tuple, markers))
+        self._arguments = (tuple(token_bytes), names, starts, ends, eos, close, opening, closing)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles are built anew, from the same bytes."""
@@ -68,43 +96,79 @@ class StepBoundary(_C.StepBoundary):
         think_start: str | None = "<think>",
         think_end: str | None = "</think>",
         eos_token_ids: int | Sequence[int] | None = None,
+        think_close: str | None = None,
     ) -> StepBoundary:
         r"""The boundary for a Hugging Face tokenizer (byte-level BPE or SentencePiece style).
 
         Args:
             tokenizer: A ``transformers`` tokenizer with a fast backend.
             delimiters: What separates steps (the paper: double newlines).
-            think_start: The token that opens thinking; None when the model has none.
-            think_end: The token that ends it; None when the model has none (thinking then ends by
+            think_start: The marker that opens thinking; None when the model has none.
+            think_end: The marker that ends it; None when the model has none (thinking then ends by
                 end of sequence, budget or repetition only).
             eos_token_ids: Ids that end a sequence; None for the tokenizer's own. Models often name
                 several in their generation config: pass those.
+            think_close: What is written when thinking is closed by force; None for ``think_end`` on
+                a line of its own.
 
         Raises:
-            ValueError: ``think_start`` or ``think_end`` is not one token, or no token sequence can
-                write a delimiter.
+            ValueError: A marker that the tokenizer cannot write, or no token sequence can write a
+                delimiter.
         """
-        start_ids = [] if think_start is None else [_single_id(tokenizer, think_start)]
-        end_ids = [] if think_end is None else [_single_id(tokenizer, think_end)]
         known = token_bytes(tokenizer)
-        close_ids = [] if think_end is None else _close_ids(tokenizer, think_end, known)
+        starts = _marker_ids(tokenizer, think_start, known, "think_start")
+        ends = _marker_ids(tokenizer, think_end, known, "think_end")
+        close_ids: list[int] = []
+        if think_end is not None:
+            close = f"\n{think_end}\n\n" if think_close is None else think_close
+            close_ids = _text_ids(tokenizer, close, known)
         eos = tokenizer.eos_token_id if eos_token_ids is None else eos_token_ids
         eos_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-        return cls(known, delimiters, start_ids, end_ids, eos_ids, close_ids)
-
-
-def _single_id(tokenizer: Any, text: str) -> int:
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    if len(ids) != 1:
-        raise ValueError(
-            f"{text!r} is not one token of this tokenizer (it encodes to {len(ids)}); name the"
-            " model's own markers by think_start= and think_end=, or None where it has none"
+        return cls(
+            known,
+            delimiters,
+            [ids[0] for ids in starts if len(ids) == 1],
+            [ids[0] for ids in ends if len(ids) == 1],
+            eos_ids,
+            close_ids,
+            [ids for ids in starts if len(ids) > 1],
+            [ids for ids in ends if len(ids) > 1],
         )
-    return int(ids[0])
+
+    def read_prompt(self, ids: Sequence[int]) -> SequenceStart:
+        """Where a sequence stands behind a prompt.
+
+        What counts is what follows the last special token that is no marker: earlier turns have
+        markers of their own, and so may the text of a user. Where a prompt has no special tokens,
+        pass what its template appends for the answer.
+
+        Args:
+            ids: The prompt, or its end.
+
+        Raises:
+            ValueError: An id outside the vocabulary.
+        """
+        return SequenceStart(*self._read_prompt(list(ids)))
 
 
-def _close_ids(tokenizer: Any, think_end: str, known: Sequence[bytes | None]) -> list[int]:
-    ids: list[int] = tokenizer.encode(f"\n{think_end}\n\n", add_special_tokens=False)
+def _marker_ids(
+    tokenizer: Any, text: str | None, known: Sequence[bytes | None], name: str
+) -> list[list[int]]:
+    """No marker or one, as ids."""
+    if text is None:
+        return []
+    ids = _text_ids(tokenizer, text, known) if text else []
+    written = tokenizer.decode(ids, clean_up_tokenization_spaces=False) if ids else ""
+    if not ids or written.strip() != text.strip():
+        raise ValueError(
+            f"{name}: {text!r} cannot be written by this tokenizer (it reads back as {written!r});"
+            " name the model's own markers, or None where it has none"
+        )
+    return [ids]
+
+
+def _text_ids(tokenizer: Any, text: str, known: Sequence[bytes | None]) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     # SentencePiece begins each piece of text with a space of its own; this text has none.
     return [token for token in ids if known[token] != b" "]
 

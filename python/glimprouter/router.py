@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glimprouter import _C
-from glimprouter.boundary import StepBoundary
+from glimprouter.boundary import SequenceStart, StepBoundary
 from glimprouter.config import RouterConfig, check_integer, check_random_key, native_options
 
 __all__ = ["EndReason", "OutputField", "Phase", "Route", "StepOutputs", "StepRouter"]
@@ -170,13 +170,21 @@ class StepRouter(_C.StepRouter):
         self.large_boundary = large_boundary or boundary
         self.config = config or RouterConfig()
 
-    def open(self, seed: int = 0, substream: int = 0, **overrides: Any) -> int:
+    def open(
+        self,
+        seed: int = 0,
+        substream: int = 0,
+        start: SequenceStart | None = None,
+        **overrides: Any,
+    ) -> int:
         """Start a sequence at the end of its prompt.
 
         Args:
             seed: Seed of the run, in [0, 2^64).
             substream: Random key of this sequence, in [0, 2^64); sequences with distinct ones
                 draw independently.
+            start: Where the prompt leaves off, from ``boundary.read_prompt(ids)``: in the answer
+                where its thinking is closed, or within a step; None for a step's start.
             **overrides: Fields of :class:`RouterConfig` for this sequence alone.
 
         Returns:
@@ -184,13 +192,14 @@ class StepRouter(_C.StepRouter):
 
         Raises:
             TypeError: An unknown option, or one of the wrong type.
-            ValueError: An option outside its range.
+            ValueError: An option outside its range, or an answer of no tokens.
             RuntimeError: All rows are in use, or the wrong thread.
         """
         for name, value in (("seed", seed), ("substream", substream)):
             check_random_key(name, value)
         config = self.config.replace(**overrides) if overrides else self.config
-        return self._open(int(seed), int(substream), native_options(config))
+        begin = SequenceStart() if start is None else SequenceStart(*start)
+        return self._open(int(seed), int(substream), native_options(config), begin)
 
     def outputs(
         self,

@@ -41,7 +41,10 @@ def test_logits_are_never_copied_silently(places: tuple[str, str]) -> None:
 def test_the_warning_names_the_line_that_makes_the_pair() -> None:
     pair = hf_pairs.random_pair("qwen3")
     elsewhere = copy.deepcopy(pair.small).to("meta")
-    with pytest.warns(RuntimeWarning, match="logits are copied") as caught:
+    with (
+        pytest.warns(RuntimeWarning, match="logits are copied") as caught,
+        pytest.raises(ValueError, match="cannot be served by gathering: .*meta tensors"),
+    ):
         RoutedModel(elsewhere, elsewhere, pair.tokenizer, engine="gather")
     assert [warning.filename for warning in caught] == [__file__]
 

@@ -91,7 +91,7 @@ def test_where_the_fault_cannot_matter_it_is_served(kind: Any, engine: Any) -> N
     model = planted(kind)
     options = {"threshold": 1.0, "temperature": 0.0, "max_answer_tokens": 0, "route": "small"}
     config = gr.RouterConfig(**options, max_think_tokens=40, repetition_guard=False)
-    markers: dict[str, Any] = {"think_start": None, "think_end": None, "eos_token_ids": []}
+    markers: dict[str, Any] = {"thinking": None, "eos_token_ids": []}
     pair = RoutedModel(model, model, hf_pairs.TOKENIZER, config, engine=engine, **markers)
     for prompt, result in zip(PROMPTS, pair.generate(PROMPTS), strict=True):
         ids = list(prompt)

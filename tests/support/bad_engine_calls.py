@@ -7,6 +7,7 @@ from typing import Any
 import bad_input
 import glimprouter as gr
 from bad_input import Case, World, routed
+from glimprouter.hf import ThinkingFormat
 
 NAN = float("nan")
 USER = {"role": "user", "content": "Hi"}
@@ -84,16 +85,23 @@ PAIRS = {
         ValueError,
         "no sequence of tokens of this vocabulary writes a delimiter.*; check the delimiters",
         tokenizer=bad_input.tokenizer_without_newline,
-        think_start=None,
-        think_end=None,
+        thinking=None,
     ),
-    "marker of many tokens": made(
+    "marker that cannot be written": made(
         ValueError,
-        r"'<reason>' is not one token .*encodes to \d+\); name .* think_start= .* or None",
-        think_start="<reason>",
+        "think_start: '<reason>' cannot be written by this tokenizer .*'<unk>'.* or None",
+        tokenizer=bad_input.tokenizer_of_words,
+        thinking=lambda: ThinkingFormat("<reason>", "</reason>"),
     ),
-    "end marker of many tokens": made(
-        ValueError, "'</reason>' is not one token .* think_end=", think_end="</reason>"
+    "empty marker": made(
+        ValueError, "think_end: '' cannot be written", thinking=lambda: ThinkingFormat("<a>", "")
+    ),
+    "unknown thinking": made(ValueError, 'one of "auto", "think", .*got \'loud\'', thinking="loud"),
+    "thinking as a number": made(TypeError, "ThinkingFormat or None, got int", thinking=3),
+    "thinking of one model": made(
+        ValueError,
+        "the small model's tokenizer has markers of thinking .think., the large model's has none",
+        large_tokenizer=bad_input.tokenizer_of_words,
     ),
     "narrow small model": made(
         ValueError,
@@ -112,8 +120,7 @@ PAIRS = {
         ValueError,
         "cannot be mapped: the tokens of the large model's tokenizer do not write the text",
         large_tokenizer=bad_input.tokenizer_of_words,
-        think_start=None,
-        think_end=None,
+        thinking=None,
         engine="gather",
     ),
     "ends of two vocabularies": made(

@@ -36,8 +36,7 @@ def routed(small: Any, large: Any, **config: Any) -> tuple[RoutedModel, list[str
             large,
             hf_pairs.TOKENIZER,
             gr.RouterConfig(**options),
-            think_start=None,
-            think_end=None,
+            thinking=None,
             eos_token_ids=[],
         )
     return model, [str(warning.message) for warning in caught]

@@ -8,10 +8,12 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "glimprouter/types/host_device.hpp"
+#include "glimprouter/types/step_types.hpp"
 
 namespace glimprouter {
 
@@ -19,11 +21,12 @@ namespace glimprouter {
 struct TokenEffect {
   std::uint16_t bits;
 
-  static constexpr std::uint16_t kHit = 1u << 8;         // a step ends with this token
-  static constexpr std::uint16_t kWhitespace = 1u << 9;  // white space only
-  static constexpr std::uint16_t kThinkStart = 1u << 10;
+  static constexpr std::uint16_t kHit = 1u << 8;          // a step ends with this token
+  static constexpr std::uint16_t kWhitespace = 1u << 9;   // white space only
+  static constexpr std::uint16_t kThinkStart = 1u << 10;  // of a marker that opens thinking
   static constexpr std::uint16_t kThinkEnd = 1u << 11;
   static constexpr std::uint16_t kEndOfSequence = 1u << 12;
+  static constexpr std::uint16_t kThinkOpen = 1u << 13;  // such a marker is complete
 
   GR_HOST_DEVICE std::uint8_t next_state() const { return static_cast<std::uint8_t>(bits & 0xFFu); }
   GR_HOST_DEVICE bool has(std::uint16_t flag) const { return (bits & flag) != 0; }
@@ -62,12 +65,22 @@ class StepBoundary {
     std::vector<std::int32_t> think_start_ids;
     std::vector<std::int32_t> think_end_ids;
     std::vector<std::int32_t> eos_ids;
+    // Markers of several tokens. Special tokens in them are recognized as such, the others by their
+    // bytes, so that they may be split otherwise.
+    std::vector<std::vector<std::int32_t>> think_start_markers;
+    std::vector<std::vector<std::int32_t>> think_end_markers;
     std::vector<std::int32_t> close_ids;  // appended when thinking is closed by force
   };
 
-  // Throws std::invalid_argument for an empty vocabulary or delimiter, delimiters of more than 126
-  // bytes in all, ids outside the vocabulary, or a vocabulary that cannot write any delimiter.
+  // Throws std::invalid_argument for an empty vocabulary or delimiter, delimiters and markers of
+  // more than 126 bytes and special tokens in all, ids outside the vocabulary, an empty marker, or
+  // a vocabulary that cannot write any delimiter.
   explicit StepBoundary(Definition definition);
+
+  // Where a sequence stands behind a prompt: behind its last special token that is no marker, for
+  // earlier turns have markers of their own. Throws std::invalid_argument for an id outside the
+  // vocabulary.
+  SequenceStart read_prompt(std::span<const std::int32_t> ids) const;
 
   std::int32_t vocabulary_size() const { return vocabulary_size_; }
   std::int32_t num_states() const { return num_states_; }
@@ -86,13 +99,15 @@ class StepBoundary {
  private:
   void build_table();
   void build_texts();
+  bool ends_turn(std::int32_t token) const;  // a special token that is no marker
 
   Definition definition_;
   std::int32_t vocabulary_size_ = 0;
   std::int32_t num_states_ = 0;
   std::uint64_t fingerprint_ = 0;
-  std::vector<std::uint16_t> table_;  // [vocabulary, states]
-  std::vector<TokenText> texts_;      // [vocabulary]
+  std::vector<std::uint16_t> table_;           // [vocabulary, states]
+  std::vector<TokenText> texts_;               // [vocabulary]
+  std::vector<std::int32_t> marker_specials_;  // special tokens in markers of several tokens
 };
 
 }  // namespace glimprouter

@@ -110,8 +110,9 @@ def calibrate(
     dtype: options.Dtype = "auto",
     execution: options.Execution = "auto",
     kv_memory: options.KvMemory = None,
-    think_start: options.ThinkStart = "<think>",
-    think_end: options.ThinkEnd = "</think>",
+    thinking: options.Thinking = "auto",
+    think_start: options.ThinkStart = None,
+    think_end: options.ThinkEnd = None,
     threads: options.Threads = None,
     trust_remote_code: options.TrustRemoteCode = False,
     no_color: options.NoColor = False,
@@ -129,6 +130,7 @@ def calibrate(
         prompts = read_prompts(file)
         calibration.distinct_prompts(prompts)  # before a model is loaded
         memory = options.bytes_of(kv_memory)
+        markers = options.thinking_of(thinking, think_start, think_end)
         if threads is not None:
             use_threads(threads)
         model = options.load_pair(
@@ -139,8 +141,7 @@ def calibrate(
             dtype=torch_dtype(dtype),
             execution=execution,
             kv_memory_bytes=memory,
-            think_start=think_start or None,
-            think_end=think_end or None,
+            thinking=markers,
             trust_remote_code=trust_remote_code,
         )
         bars = render.make_console(plain=plain, no_color=no_color, stderr=True)

@@ -68,7 +68,12 @@ def _summary(trace: Trace, tokens: int, seconds: float) -> str:
 
 
 def run_generate(
-    console: Console, model: RoutedModel, prompt: Prompt, seed: int, json: Path | None
+    console: Console,
+    model: RoutedModel,
+    prompt: Prompt,
+    seed: int,
+    json: Path | None,
+    template_options: dict[str, Any] | None = None,
 ) -> None:
     """Streams one chain of thought and writes its trace, also when the run is cut short.
 
@@ -78,13 +83,14 @@ def run_generate(
         prompt: One user message, or a chat.
         seed: Seed of the sampling.
         json: Where the trace goes, or None.
+        template_options: Handed to the chat templates.
 
     Raises:
         UserError: The engine ended the sequence with an error.
     """
     printer = _Printer(console)
     start = time.perf_counter()
-    stream = model.stream([prompt], seeds=[seed])
+    stream = model.stream([prompt], seeds=[seed], chat_template_kwargs=template_options)
     try:
         for event in stream:
             printer.show(event)
@@ -136,8 +142,10 @@ def generate(
     dtype: options.Dtype = "auto",
     execution: options.Execution = "auto",
     kv_memory: options.KvMemory = None,
-    think_start: options.ThinkStart = "<think>",
-    think_end: options.ThinkEnd = "</think>",
+    thinking: options.Thinking = "auto",
+    think_start: options.ThinkStart = None,
+    think_end: options.ThinkEnd = None,
+    chat_template_kwargs: options.TemplateOptions = None,
     threads: options.Threads = None,
     trust_remote_code: options.TrustRemoteCode = False,
     no_color: options.NoColor = False,
@@ -161,6 +169,8 @@ def generate(
         memory = options.bytes_of(kv_memory)
         require_model_directory("--small", small)
         require_model_directory("--large", large)
+        rendering = options.template_options_of(chat_template_kwargs)
+        markers = options.thinking_of(thinking, think_start, think_end)
         if threads is not None:
             use_threads(threads)
         model = options.load_pair(
@@ -171,12 +181,11 @@ def generate(
             dtype=torch_dtype(dtype),
             execution=execution,
             kv_memory_bytes=memory,
-            think_start=think_start or None,
-            think_end=think_end or None,
+            thinking=markers,
             trust_remote_code=trust_remote_code,
         )
         if settled is not None:
             settled.check_pair(model)
         console = render.make_console(plain=plain, no_color=no_color)
         for one, path in zip(prompts, paths, strict=True):
-            run_generate(console, model, one, seed, path)
+            run_generate(console, model, one, seed, path, rendering)

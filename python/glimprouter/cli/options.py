@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +17,7 @@ from glimprouter.config import RouterConfig
 from glimprouter.files import check_writable
 
 if TYPE_CHECKING:
-    from glimprouter.hf import RoutedModel
+    from glimprouter.hf import RoutedModel, ThinkingFormat
 
 DEFAULTS = RouterConfig()
 
@@ -67,8 +68,26 @@ Guard = Annotated[bool, typer.Option(help="Close the thinking when steps repeat 
 Route = Annotated[str, typer.Option(help="auto, or every step by one model: small, large.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the sampling.")]
 Dtype = Annotated[str, typer.Option(help=f"Of the weights: {', '.join(DTYPES)}.")]
-ThinkStart = Annotated[str, typer.Option(help="Token that opens thinking; empty: there is none.")]
-ThinkEnd = Annotated[str, typer.Option(help="Token that ends thinking; empty: there is none.")]
+Thinking = Annotated[
+    str,
+    typer.Option(
+        help="How the models mark their thinking: auto (what the tokenizers have), none, or one of"
+        " think, harmony, mistral, seed, gemma, cohere."
+    ),
+]
+ThinkStart = Annotated[
+    str | None, typer.Option(help="Other marker that opens thinking; with --think-end.")
+]
+ThinkEnd = Annotated[
+    str | None, typer.Option(help="Other marker that ends it; with --think-start.")
+]
+TemplateOptions = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template-kwargs",
+        help="Options of the chat templates as JSON, such as '{\"enable_thinking\": false}'.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Threads of torch.", show_default="one a core"),
@@ -127,6 +146,51 @@ def bytes_of(text: str | None) -> int | None:
     if not 1 <= count < 2**63:
         raise UserError(f"--kv-memory must be a size such as 512MiB or 8GiB, got {text!r}")
     return count
+
+
+def thinking_of(name: str, start: str | None, end: str | None) -> str | ThinkingFormat | None:
+    """How the models mark their thinking, as ``RoutedModel`` takes it.
+
+    Args:
+        name: Of a known format, ``"auto"`` or ``"none"``.
+        start: Marker of another format, None where a known one is wanted.
+        end: Likewise.
+
+    Raises:
+        UserError: One marker without the other, or an unknown name.
+    """
+    from glimprouter.hf.pair.thinking import ThinkingFormat, check_thinking
+
+    if (start is None) != (end is None):
+        raise UserError("--think-start and --think-end go together")
+    if start is not None and end is not None:
+        if not start or not end:
+            raise UserError("a marker is empty; give --thinking none for models that do not think")
+        return ThinkingFormat(start, end)
+    if name == "none":
+        return None
+    try:
+        check_thinking(name)
+    except ValueError as error:
+        raise UserError(f"--thinking: {error}") from error
+    return name
+
+
+def template_options_of(text: str | None) -> dict[str, Any] | None:
+    """Options of chat templates from JSON.
+
+    Raises:
+        UserError: No JSON object.
+    """
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--chat-template-kwargs is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"--chat-template-kwargs must be a JSON object, got {text}")
+    return found
 
 
 def check_output_path(option: str, path: Path | None) -> None:

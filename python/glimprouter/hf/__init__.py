@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:
 
 from glimprouter.hf.model import RoutedModel
 from glimprouter.hf.pair.prompts import EncodedPrompt
+from glimprouter.hf.pair.thinking import FORMATS, ThinkingFormat
 from glimprouter.hf.run.run import Run
 from glimprouter.hf.sequence.events import Event, Result, TokenCounts
 from glimprouter.hf.single.generate import routed_generate
@@ -24,6 +25,7 @@ from glimprouter.hf.single.observer import GlimpseObserver, GlimpseSummary, Obse
 from glimprouter.hf.single.paged_cache import PagedCache
 
 __all__ = [
+    "FORMATS",
     "EncodedPrompt",
     "Event",
     "GlimpseObserver",
@@ -33,6 +35,7 @@ __all__ = [
     "Result",
     "RoutedModel",
     "Run",
+    "ThinkingFormat",
     "TokenCounts",
     "routed_generate",
 ]

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from glimprouter.config import RouterConfig
 from glimprouter.files import check_writable
@@ -21,8 +21,17 @@ from glimprouter.hf.pair.devices import choose_device
 from glimprouter.hf.pair.facts import context_length
 from glimprouter.hf.pair.loading import check_device, load_pair
 from glimprouter.hf.pair.locks import exclusive
-from glimprouter.hf.pair.prompts import Prompt, check_prompts, encode_prompt, seeds_of
+from glimprouter.hf.pair.prompts import (
+    EncodedPrompt,
+    Prompt,
+    check_prompts,
+    check_template_options,
+    encode_prompt,
+    seeds_of,
+)
+from glimprouter.hf.pair.standing import start_of
 from glimprouter.hf.pair.text import MODELS, SharedTokenizer
+from glimprouter.hf.pair.thinking import ThinkingFormat, check_thinking, formats_of
 from glimprouter.hf.pair.translation import Translation
 from glimprouter.hf.run.loop import Loop
 from glimprouter.hf.run.run import Run
@@ -32,6 +41,9 @@ from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.saved import SavedSequence, pair_description
 from glimprouter.router import StepRouter
 from glimprouter.trace import Trace
+
+# For all prompts, or one a prompt.
+TemplateOptions: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
 
 
 class RoutedModel:
@@ -56,8 +68,7 @@ class RoutedModel:
         config: RouterConfig | None = None,
         *,
         large_tokenizer: Any = None,
-        think_start: str | None = "<think>",
-        think_end: str | None = "</think>",
+        thinking: str | ThinkingFormat | None = "auto",
         eos_token_ids: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
         on_invalid: Literal["raise", "end"] = "raise",
         max_sequences: int = 64,
@@ -76,8 +87,10 @@ class RoutedModel:
             config: Routing, sampling and limits (default: ``RouterConfig()``).
             large_tokenizer: Tokenizer of the large model (default: ``tokenizer``); another
                 vocabulary is mapped by the bytes of its tokens.
-            think_start: The token that opens thinking, None when there is none.
-            think_end: The token that ends thinking, None when there is none.
+            thinking: How the models mark their thinking: ``"auto"`` for what the tokenizers and
+                their chat templates have (nothing, where there is nothing known), a name of
+                ``glimprouter.hf.FORMATS``, a :class:`ThinkingFormat`, or None for models that do
+                not think: they write steps to the end, and ``answer`` is the whole text.
             eos_token_ids: Ids that end a sequence, as ``{"small": [...], "large": [...]}`` where
                 the vocabularies differ; None for the tokenizers' and those of the models'
                 generation configs.
@@ -122,6 +135,7 @@ class RoutedModel:
         check_options(
             config, engine, execution, on_invalid, max_sequences, kv_memory_bytes, state_snapshots
         )
+        check_thinking(thinking)
         self.config = config or RouterConfig()
         self.small, self.large = small, large
         self.tokenizer = tokenizer
@@ -131,7 +145,7 @@ class RoutedModel:
         self.kv_memory_bytes = kv_memory_bytes
         tokenizers = (self.tokenizer, self.large_tokenizer)
         boundaries = boundaries_of(
-            tokenizers, (small, large), eos_token_ids, think_start, think_end
+            tokenizers, (small, large), eos_token_ids, formats_of(thinking, tokenizers)
         )
         self.boundary, self.large_boundary = boundaries
         self.translation = (
@@ -205,6 +219,7 @@ class RoutedModel:
             OSError: Nothing to load there.
         """
         full_device = check_device(device)
+        check_thinking(options.get("thinking", "auto"))
         own = {name: options.pop(name) for name in _constructor_options() & options.keys()}
         check_options(
             config,
@@ -233,6 +248,7 @@ class RoutedModel:
         seeds: int | Sequence[int] | None = None,
         *,
         trace_path: str | Path | None = None,
+        chat_template_kwargs: TemplateOptions = None,
         **overrides: Any,
     ) -> list[Result]:
         """Answer some prompts.
@@ -243,6 +259,9 @@ class RoutedModel:
                 :class:`EncodedPrompt` with ids for each model.
             seeds: One for all (the streams differ), one a prompt, or None for 0.
             trace_path: With one prompt: where its trace is written, also after an interrupt.
+            chat_template_kwargs: Handed to both chat templates (``enable_thinking``, ``tools``,
+                ...): a dict for all prompts, or a list with one (or None) a prompt. A prompt whose
+                thinking is closed by its template is answered at once.
             **overrides: Fields of :class:`RouterConfig` for this call.
 
         Returns:
@@ -260,7 +279,7 @@ class RoutedModel:
             raise ValueError(f"trace_path takes one prompt, got {len(prompts)}")
         if trace_path is not None:
             check_writable(trace_path)
-        run = self._start(prompts, seeds, overrides, stream_tokens=False)
+        run = self._start(prompts, seeds, overrides, chat_template_kwargs, stream_tokens=False)
         results: dict[int, Result] = {}
         try:
             for event in run:
@@ -275,16 +294,19 @@ class RoutedModel:
         self,
         prompts: Sequence[Prompt],
         seeds: int | Sequence[int] | None = None,
+        *,
+        chat_template_kwargs: TemplateOptions = None,
         **overrides: Any,
     ) -> Run:
         """As :meth:`generate`, but an iterator over :class:`Event`; ``trace(i)`` at any time."""
-        return self._start(prompts, seeds, overrides, stream_tokens=True)
+        return self._start(prompts, seeds, overrides, chat_template_kwargs, stream_tokens=True)
 
     def _start(
         self,
         prompts: Sequence[Prompt],
         seeds: int | Sequence[int] | None,
         overrides: dict[str, Any],
+        template_options: TemplateOptions,
         *,
         stream_tokens: bool,
     ) -> Run:
@@ -292,12 +314,13 @@ class RoutedModel:
         config = self.config.replace(**overrides)
         if config.route == "manual":
             raise ValueError('route="manual" needs your own loop around StepRouter')
-        encoded = [encode_prompt(p, self.tokenizer, self.large_tokenizer) for p in prompts]
+        encoded = self._encoded(prompts, template_options)
         closing = len(self.boundary.close_ids)
         records: list[SequenceRecord] = []
         options: list[dict[str, Any]] = []
         for index, (prompt, seed) in enumerate(zip(encoded, seeds_of(seeds, prompts), strict=True)):
             budgets = budgets_of(index, prompt, config, self._contexts, closing)
+            start = start_of(index, prompt, (self.boundary, self.large_boundary), budgets)
             trace = Trace(
                 prompt=prompt.text,
                 seed=seed,
@@ -314,12 +337,30 @@ class RoutedModel:
                     prompt,
                     trace,
                     max_new_tokens=budgets.think + budgets.answer + closing,
+                    answering=start.answering,
                     **self._record_options(stream_tokens),
                 )
             )
             limits = {"max_think_tokens": budgets.think, "max_answer_tokens": budgets.answer}
-            options.append({"seed": seed, "substream": index, **overrides, **limits})
+            own = {"seed": seed, "substream": index, "start": start}
+            options.append({**own, **overrides, **limits})
         return Run(self._loop(records, stream_tokens), records, options)
+
+    def _encoded(
+        self, prompts: Sequence[Prompt], template_options: TemplateOptions
+    ) -> list[EncodedPrompt]:
+        tokenizers = {"small": self.tokenizer, "large": self.large_tokenizer}
+        if template_options is None or isinstance(template_options, Mapping):
+            each: list[Any] = [template_options] * len(prompts)
+        else:
+            each = list(template_options)
+        if len(each) != len(prompts):
+            raise ValueError(f"got {len(each)} chat_template_kwargs for {len(prompts)} prompts")
+        check_template_options(each, tokenizers)
+        return [
+            encode_prompt(prompt, self.tokenizer, self.large_tokenizer, own)
+            for prompt, own in zip(prompts, each, strict=True)
+        ]
 
     def resume(self, saved: Sequence[bytes]) -> Run:
         """Goes on with sequences that :meth:`Run.save` has saved, as :meth:`stream` does.

@@ -46,8 +46,16 @@ struct SequenceLimits {
   std::int32_t num_close_tokens = 0;
 };
 
+// Where a sequence stands behind its prompt.
+struct SequenceStart {
+  bool answering = false;      // its thinking is closed
+  bool in_step = false;        // a step has begun that nobody decided: the small model writes on
+  std::uint8_t automaton = 0;  // of the boundary, within such a step
+};
+
 struct SequenceOptions {
   SequenceLimits limits;
+  SequenceStart start;
   SamplingParameters sampling;
   std::int32_t entropy_top_k = 0;  // 0: full entropy
   std::uint64_t seed = 0;

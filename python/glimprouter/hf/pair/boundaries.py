@@ -7,6 +7,7 @@ from typing import Any
 
 from glimprouter.boundary import StepBoundary
 from glimprouter.hf.pair.text import MODELS
+from glimprouter.hf.pair.thinking import ThinkingFormat
 from glimprouter.hf.pair.translation import same_vocabulary
 
 
@@ -23,8 +24,7 @@ def boundaries_of(
     tokenizers: Sequence[Any],
     models: Sequence[Any],
     eos_token_ids: Sequence[int] | Mapping[str, Sequence[int]] | None,
-    think_start: str | None,
-    think_end: str | None,
+    formats: Sequence[ThinkingFormat | None],
 ) -> list[StepBoundary]:
     """Where steps end, for the small and the large model's tokenizer; the same one if they agree.
 
@@ -32,37 +32,42 @@ def boundaries_of(
         tokenizers: Tokenizers of the small and the large model.
         models: Both models, whose generation configs name ends of sequence.
         eos_token_ids: As in :class:`RoutedModel`.
-        think_start: Likewise.
-        think_end: Likewise.
+        formats: How each tokenizer marks thinking.
 
     Raises:
-        ValueError: A marker is not one token, or ids without a model for two vocabularies.
+        ValueError: A marker that a tokenizer cannot write, or ids without a model for two
+            vocabularies.
     """
     if same_vocabulary(*tokenizers):
         if isinstance(eos_token_ids, Mapping):
             eos_token_ids = sorted({i for ids in eos_token_ids.values() for i in ids})
         ends = eos_ids(tokenizers[0], *models) if eos_token_ids is None else eos_token_ids
-        return [
-            StepBoundary.from_tokenizer(
-                tokenizers[0], think_start=think_start, think_end=think_end, eos_token_ids=ends
-            )
-        ] * 2
+        return [_boundary(tokenizers[0], formats[0], ends)] * 2
     if eos_token_ids is not None and not isinstance(eos_token_ids, Mapping):
         raise ValueError(
             "the tokenizers of the pair differ, so eos_token_ids must say whose they are:"
             ' {"small": [...], "large": [...]}'
         )
     boundaries = []
-    for name, tokenizer, model in zip(MODELS, tokenizers, models, strict=True):
+    rows = zip(MODELS, tokenizers, models, formats, strict=True)
+    for name, tokenizer, model, format in rows:
         ends = eos_ids(tokenizer, model) if eos_token_ids is None else eos_token_ids[name]
         try:
-            boundary = StepBoundary.from_tokenizer(
-                tokenizer, think_start=think_start, think_end=think_end, eos_token_ids=ends
-            )
+            boundary = _boundary(tokenizer, format, ends)
         except ValueError as error:
             raise ValueError(f"the {name} model's tokenizer: {error}") from error
         boundaries.append(boundary)
     return boundaries
+
+
+def _boundary(tokenizer: Any, format: ThinkingFormat | None, ends: Sequence[int]) -> StepBoundary:
+    return StepBoundary.from_tokenizer(
+        tokenizer,
+        think_start=None if format is None else format.start,
+        think_end=None if format is None else format.end,
+        think_close=None if format is None else format.close,
+        eos_token_ids=ends,
+    )
 
 
 def check_width(name: str, model: Any, boundary: StepBoundary) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Any, SupportsIndex, TypeAlias
@@ -10,6 +12,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 
 from glimprouter.config import check_random_key
+from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.pair.translation import same_vocabulary
 
 
@@ -21,11 +24,20 @@ class EncodedPrompt:
         text: What the user wrote, or None for raw ids.
         small: Ids for the small model; its chat template may differ from the large one's.
         large: Ids for the large model.
+        openings: For each model, how many ids at the end its template appended for the answer:
+            they say whether thinking is open; None: whatever follows the last special token does.
     """
 
     text: str | None
     small: list[int]
     large: list[int]
+    openings: tuple[int | None, int | None] = (None, None)
+
+    def opening(self, model: str) -> list[int]:
+        """What says where a model's sequence stands."""
+        ids = self.small if model == "small" else self.large
+        count = self.openings[MODELS.index(model)]
+        return ids if count is None else ids[len(ids) - count :]
 
 
 # A user message, a chat, raw ids of one vocabulary, or ids for each model.
@@ -42,7 +54,12 @@ def check_prompts(prompts: Any) -> None:
         raise TypeError("prompts must be a list of prompts; for one prompt pass [prompt]")
 
 
-def encode_prompt(prompt: Prompt, small_tokenizer: Any, large_tokenizer: Any) -> EncodedPrompt:
+def encode_prompt(
+    prompt: Prompt,
+    small_tokenizer: Any,
+    large_tokenizer: Any,
+    template_options: Mapping[str, Any] | None = None,
+) -> EncodedPrompt:
     """Renders a prompt with the generation prompt appended; tokens are only ever appended after it.
 
     Args:
@@ -50,22 +67,23 @@ def encode_prompt(prompt: Prompt, small_tokenizer: Any, large_tokenizer: Any) ->
             :class:`EncodedPrompt` is taken as it is, its ids as lists of int.
         small_tokenizer: Tokenizer of the small model.
         large_tokenizer: Tokenizer of the large model.
+        template_options: Handed to both chat templates.
 
     Raises:
         TypeError: None of these forms.
-        ValueError: An empty prompt, an id outside the vocabulary, raw ids for two vocabularies, or
-            a tokenizer without template.
+        ValueError: A template that fails, an empty prompt, an id outside the vocabulary, raw ids
+            for two vocabularies, or a tokenizer without template.
     """
     if isinstance(prompt, EncodedPrompt):
         small, large = _as_ids(prompt.small), _as_ids(prompt.large)
         for ids, tokenizer in ((small, small_tokenizer), (large, large_tokenizer)):
             _check_ids(ids, tokenizer)
-        return EncodedPrompt(prompt.text, small, large)
+        return EncodedPrompt(prompt.text, small, large, prompt.openings)
     if isinstance(prompt, str):
         if not prompt.strip():
             raise ValueError("the prompt is empty; give a question, a chat, or a list of token ids")
         chat: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
-        return EncodedPrompt(prompt, _render(chat, small_tokenizer), _render(chat, large_tokenizer))
+        return _rendered(prompt, chat, (small_tokenizer, large_tokenizer), template_options)
     if isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Sequence):
         raise TypeError(
             "a prompt is a string, a list of messages (dicts), or a list of token ids, got "
@@ -82,7 +100,7 @@ def encode_prompt(prompt: Prompt, small_tokenizer: Any, large_tokenizer: Any) ->
                     " (content is empty or missing)"
                 )
         text = str(chat[-1]["content"])
-        return EncodedPrompt(text, _render(chat, small_tokenizer), _render(chat, large_tokenizer))
+        return _rendered(text, chat, (small_tokenizer, large_tokenizer), template_options)
     if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
         if not same_vocabulary(small_tokenizer, large_tokenizer):
             raise ValueError(
@@ -112,7 +130,20 @@ def _check_ids(ids: Sequence[int], tokenizer: Any) -> None:
             raise ValueError(f"prompt id {token} lies outside the vocabulary of {vocabulary}")
 
 
-def _render(chat: list[dict[str, Any]], tokenizer: Any) -> list[int]:
+def _rendered(
+    text: str,
+    chat: list[dict[str, Any]],
+    tokenizers: Sequence[Any],
+    template_options: Mapping[str, Any] | None,
+) -> EncodedPrompt:
+    small, large = (_render(chat, tokenizer, template_options or {}) for tokenizer in tokenizers)
+    return EncodedPrompt(text, small[0], large[0], (small[1], large[1]))
+
+
+def _render(
+    chat: list[dict[str, Any]], tokenizer: Any, options: Mapping[str, Any]
+) -> tuple[list[int], int | None]:
+    """The ids, and how many at their end the template appended for the answer."""
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             "the tokenizer has no chat template, so it cannot render a message; set"
@@ -123,10 +154,56 @@ def _render(chat: list[dict[str, Any]], tokenizer: Any) -> list[int]:
             str(message.get("content")).encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"the prompt is no valid Unicode text: {error}") from error
-    ids = tokenizer.apply_chat_template(
-        chat, tokenize=True, add_generation_prompt=True, return_dict=False
-    )
-    return [int(token) for token in ids]
+
+    def render(opened: bool) -> list[int]:
+        ids = tokenizer.apply_chat_template(
+            chat, tokenize=True, add_generation_prompt=opened, return_dict=False, **options
+        )
+        return [int(token) for token in ids]
+
+    try:
+        ids = render(True)
+    except Exception as error:  # what a template raises is its own
+        raise ValueError(f"the chat template cannot render the prompt: {error}") from error
+    try:
+        closed = render(False)
+    except Exception:  # some cannot without an opening
+        return ids, None
+    appended = len(ids) > len(closed) and ids[: len(closed)] == closed
+    return ids, len(ids) - len(closed) if appended else None
+
+
+_OURS = ("tokenize", "add_generation_prompt", "return_dict", "return_tensors", "conversation")
+
+
+def check_template_options(
+    options: Sequence[Mapping[str, Any] | None], tokenizers: Mapping[str, Any]
+) -> None:
+    """Checks what is handed to chat templates.
+
+    Raises:
+        TypeError: No mapping.
+        ValueError: An option that is decided here.
+
+    Warns:
+        RuntimeWarning: A template does not name an option: it would be ignored without a word.
+    """
+    names: set[str] = set()
+    for own in options:
+        if own is not None and not isinstance(own, Mapping):
+            raise TypeError(f"chat_template_kwargs must be a dict, got {type(own).__name__}")
+        names |= set(own or ())
+    if taken := sorted(names & set(_OURS)):
+        raise ValueError(f"chat_template_kwargs cannot set {taken[0]!r}: that is decided here")
+    for model, tokenizer in tokenizers.items():
+        template = str(getattr(tokenizer, "chat_template", None) or "")
+        for name in sorted(names - {"tools", "documents", "chat_template"}):
+            if re.search(rf"\b{re.escape(name)}\b", template) is None:
+                warnings.warn(
+                    f"the {model} model's chat template does not know {name!r}, and ignores it",
+                    RuntimeWarning,
+                    stacklevel=5,
+                )
 
 
 def seeds_of(seeds: int | Sequence[int] | None, prompts: Sequence[Prompt]) -> list[int]:

@@ -169,6 +169,7 @@ def _roles(tokenizers: Sequence[Any], boundaries: Sequence[StepBoundary]) -> lis
             (small.think_start_ids, large.think_start_ids),
             (small.think_end_ids, large.think_end_ids),
         )
+        if len(ids[0]) == len(ids[1])  # else one of them spells it out, which both can read
         for pair in zip(*ids, strict=True)
     ]
     named = [

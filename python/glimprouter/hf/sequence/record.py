@@ -188,6 +188,8 @@ class SequenceRecord:
             )
         if signals.token < 0:
             return events
+        if self.answering and not self.generated:  # the prompt had closed the thinking
+            events.append(Event(self.index, "answer_start", model=self.trace.answer_model))
         if not self.answering:
             step.model = model
         events += self._commit(model, signals.token)

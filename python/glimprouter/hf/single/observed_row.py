@@ -71,11 +71,13 @@ class ObservedRow:
         if self.answer_start >= 0:
             self._finish("eos" if ended else "none")
             return
-        self._state, hit = self.boundary.effect(self._state, token)
-        closes = token in self.boundary.think_end_ids
+        before = self._state
+        self._state, hit = self.boundary.effect(before, token)
+        closes = self.boundary.ends_thinking(token, before)
         step = self._step
         step.end = index + 1
-        if self.at_step_start and not (ended or closes or self.boundary.precedes_step(token)):
+        leads = ended or closes or self.boundary.precedes_step(token, before)
+        if self.at_step_start and not leads:
             step.glimpse, step.entropy = index, self._entropy
             self.steps.append(step)
         if ended or closes or hit:
