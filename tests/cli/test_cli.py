@@ -118,7 +118,11 @@ BAD_CALLS: dict[str, tuple[Sequence[str], str]] = {
     "no prompts": (("-f", "TMP/blank.txt"), "blank.txt holds no prompt; give one a line"),
     "bad line": (("-f", "TMP/bad.jsonl"), "bad.jsonl, line 3 is no JSON"),
     "long prompt": (("-p", "9" * 2000, *LIMITS), r"shorten the prompt or lower max_answer_tokens"),
-    "marker": (("-p", "a", "--think-end", "<nope>"), "'<nope>' is not one token"),
+    "marker": (("-p", "a", "--think-end", "<nope>"), "--think-start and --think-end go together"),
+    "no marker": (("-p", "a", "--think-start", "", "--think-end", ""), "a marker is empty"),
+    "thinking": (("-p", "a", "--thinking", "loud"), '--thinking: .* one of "auto", "think"'),
+    "template": (("-p", "a", "--chat-template-kwargs", "on"), "--chat-template-kwargs is no JSON"),
+    "list": (("-p", "a", "--chat-template-kwargs", "[]"), "must be a JSON object, got"),
 }
 
 

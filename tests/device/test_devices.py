@@ -43,7 +43,7 @@ def test_the_warning_names_the_line_that_makes_the_pair() -> None:
     elsewhere = copy.deepcopy(pair.small).to("meta")
     with (
         pytest.warns(RuntimeWarning, match="logits are copied") as caught,
-        pytest.raises(ValueError, match="cannot be served by gathering: .*meta tensors"),
+        pytest.raises(ValueError, match=r"cannot be served by gathering: .*meta tensors"),
     ):
         RoutedModel(elsewhere, elsewhere, pair.tokenizer, engine="gather")
     assert [warning.filename for warning in caught] == [__file__]

@@ -246,10 +246,10 @@ def test_end_of_sequence_ids_as_given() -> None:
 def test_a_tokenizer_without_markers() -> None:
     backend = Tokenizer.from_str(qwen_without_markers())
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    with pytest.raises(ValueError, match=r"'<think>' is not one token .* or None where it has"):
-        gr.StepBoundary.from_tokenizer(tokenizer)
-    with pytest.raises(ValueError, match="'</think>' is not one token"):
-        gr.StepBoundary.from_tokenizer(tokenizer, think_start=None)
+    spelled = gr.StepBoundary.from_tokenizer(tokenizer)
+    assert (spelled.think_start_ids, spelled.think_end_ids) == ([], [])
+    assert [tokenizer.decode(ids) for ids in spelled.think_end_markers] == ["</think>"]
+    assert tokenizer.decode(spelled.close_ids) == "\n</think>\n\n"
     boundary = gr.StepBoundary.from_tokenizer(tokenizer, think_start=None, think_end=None)
     markers = boundary.think_start_ids, boundary.think_end_ids, boundary.close_ids
     assert markers == ([], [], [])

@@ -177,7 +177,7 @@ ROUTER = {
         lambda w: w.router.load(w.router.save(w.small) + b"x"), ValueError, CUT
     ),
     "load of another version": Case(
-        lambda w: w.router.load(damaged(w, 9)), ValueError, "another version .* this one reads 4"
+        lambda w: w.router.load(damaged(w, 9)), ValueError, "another version .* this one reads 5"
     ),
     "load with another boundary": Case(
         lambda w: w.router.load(save_elsewhere(make_boundary(b"abcdef.\n"))),
