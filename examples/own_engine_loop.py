@@ -28,7 +28,7 @@ def main() -> None:
 
     chat = [{"role": "user", "content": PROMPT}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-    row = router.open(seed=0)
+    row = router.open(seed=0, start=boundary.read_prompt(ids))  # where the prompt leaves off
     while router.phase(row) != gr.Phase.DONE:
         for name, model in models.items():
             if row not in router.pending(name):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from families import FAMILIES, REFUSED
 from family_checks import checked
@@ -37,6 +38,9 @@ def main(arguments: list[str]) -> int:
     lines = [f"| {' | '.join(_HEADS)} |", "|---|---|---|---|---|---|"]
     failures = 0
     for name in FAMILIES:
+        if name not in CONFIG_MAPPING_NAMES:
+            print(f"{name}: unknown to transformers {transformers.__version__}", flush=True)
+            continue
         try:
             lines.append(line_of(checked(name)))
         except Exception as failure:
@@ -45,7 +49,7 @@ def main(arguments: list[str]) -> int:
             reason = REFUSED.get(name, f"**{type(failure).__name__}**")
             lines.append(f"| {name} | refused: {reason} | | | | |")
         print(lines[-1], flush=True)
-    if arguments == ["--check"]:
+    if arguments == ["--check"]:  # of the families that this version knows
         return failures + sum(
             rows_of_page().get(line.split("|")[1].strip()) != line for line in lines[2:]
         )

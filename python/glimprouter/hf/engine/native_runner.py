@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from glimprouter.hf.engine.native_cache import NativeCache
 from glimprouter.hf.trial.trial import Passes, Trial
 
-_CACHES = ("past_key_values", "cache_params", "state")  # names of the argument
+_CACHES = ("past_key_values", "cache", "cache_params", "state")  # names of the argument
 _USUAL = ("past_key_values", "position_ids", "logits_to_keep")
 
 
@@ -49,7 +49,9 @@ def _takes(model: Any, name: str) -> bool:
 
 def _forms(model: Any) -> Iterator[CallForm]:
     """All that a model may take, the usual ones first."""
-    for name in (name for name in _CACHES if _takes(model, name)):
+    named = inspect.signature(model.forward).parameters
+    taken = [name for name in _CACHES if _takes(model, name)]
+    for name in sorted(taken, key=lambda name: name not in named):  # those it names come first
         for one_by_one in (False, True):
             for makes_cache in (False, True):
                 for positions in (True, False):
