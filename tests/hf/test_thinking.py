@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import AddedToken
 
-import hf_pairs
 from glimprouter.hf import FORMATS, EncodedPrompt, RoutedModel
+from glimprouter.hf.pair.prompts import encode_prompt
 from glimprouter.hf.pair.thinking import formats_of
 from hf_pairs import CHAT_TEMPLATE, byte_tokenizer, random_pair
 
@@ -61,7 +63,7 @@ def test_thinking_that_is_switched_off_is_an_answer(chat: Any) -> None:
     small = model.generate([chat], chat_template_kwargs=off, answer_model="small")[0]
     assert small.token_ids != result.token_ids
     alone = model.large.generate(
-        hf_pairs.torch.tensor([model._encoded([chat], off)[0].large]),
+        torch.tensor([encode_prompt(chat, model.tokenizer, model.large_tokenizer, off).large]),
         max_new_tokens=9,
         do_sample=False,
     )
@@ -164,10 +166,6 @@ def widened(model: Any, spare: int) -> Any:
     """A copy with so many output ids more, which never win."""
     if spare <= 0:
         return model
-    import copy
-
-    import torch
-
     twin = copy.deepcopy(model)
     twin.resize_token_embeddings(model.config.vocab_size + spare)
     bias = torch.full((model.config.vocab_size + spare,), -100.0)

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from glimprouter.config import RouterConfig
 from glimprouter.files import check_writable
@@ -16,23 +16,21 @@ from glimprouter.hf.engine.options import check_options
 from glimprouter.hf.graphs.compiled import CompiledForward, compile_each
 from glimprouter.hf.graphs.compiled_decode import CompiledDecode
 from glimprouter.hf.pair.boundaries import boundaries_of, check_width
-from glimprouter.hf.pair.budgets import budgets_of
 from glimprouter.hf.pair.devices import choose_device
 from glimprouter.hf.pair.facts import context_length
 from glimprouter.hf.pair.loading import check_device, load_pair
 from glimprouter.hf.pair.locks import exclusive
 from glimprouter.hf.pair.prompts import (
-    EncodedPrompt,
     Prompt,
+    TemplateOptions,
     check_prompts,
-    check_template_options,
-    encode_prompt,
+    encode_prompts,
     seeds_of,
 )
-from glimprouter.hf.pair.standing import start_of
 from glimprouter.hf.pair.text import MODELS, SharedTokenizer
 from glimprouter.hf.pair.thinking import ThinkingFormat, check_thinking, formats_of
 from glimprouter.hf.pair.translation import Translation
+from glimprouter.hf.run.begin import begin_records
 from glimprouter.hf.run.loop import Loop
 from glimprouter.hf.run.run import Run
 from glimprouter.hf.run.sequences import RunPair, RunSequences
@@ -40,10 +38,6 @@ from glimprouter.hf.sequence.events import Result
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.saved import SavedSequence, pair_description
 from glimprouter.router import StepRouter
-from glimprouter.trace import Trace
-
-# For all prompts, or one a prompt.
-TemplateOptions: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
 
 
 class RoutedModel:
@@ -314,53 +308,17 @@ class RoutedModel:
         config = self.config.replace(**overrides)
         if config.route == "manual":
             raise ValueError('route="manual" needs your own loop around StepRouter')
-        encoded = self._encoded(prompts, template_options)
-        closing = len(self.boundary.close_ids)
-        records: list[SequenceRecord] = []
-        options: list[dict[str, Any]] = []
-        for index, (prompt, seed) in enumerate(zip(encoded, seeds_of(seeds, prompts), strict=True)):
-            budgets = budgets_of(index, prompt, config, self._contexts, closing)
-            start = start_of(index, prompt, (self.boundary, self.large_boundary), budgets)
-            trace = Trace(
-                prompt=prompt.text,
-                seed=seed,
-                substream=index,
-                threshold=config.threshold,
-                think_limit=budgets.think,
-                answer_limit=budgets.answer,
-                derived_limits=list(budgets.derived),
-                answer_model=config.answer_model,
-            )
-            records.append(
-                SequenceRecord(
-                    index,
-                    prompt,
-                    trace,
-                    max_new_tokens=budgets.think + budgets.answer + closing,
-                    answering=start.answering,
-                    **self._record_options(stream_tokens),
-                )
-            )
-            limits = {"max_think_tokens": budgets.think, "max_answer_tokens": budgets.answer}
-            own = {"seed": seed, "substream": index, "start": start}
-            options.append({**own, **overrides, **limits})
-        return Run(self._loop(records, stream_tokens), records, options)
-
-    def _encoded(
-        self, prompts: Sequence[Prompt], template_options: TemplateOptions
-    ) -> list[EncodedPrompt]:
         tokenizers = {"small": self.tokenizer, "large": self.large_tokenizer}
-        if template_options is None or isinstance(template_options, Mapping):
-            each: list[Any] = [template_options] * len(prompts)
-        else:
-            each = list(template_options)
-        if len(each) != len(prompts):
-            raise ValueError(f"got {len(each)} chat_template_kwargs for {len(prompts)} prompts")
-        check_template_options(each, tokenizers)
-        return [
-            encode_prompt(prompt, self.tokenizer, self.large_tokenizer, own)
-            for prompt, own in zip(prompts, each, strict=True)
-        ]
+        records, own = begin_records(
+            encode_prompts(prompts, tokenizers, template_options),
+            seeds_of(seeds, prompts),
+            config,
+            (self.boundary, self.large_boundary),
+            self._contexts,
+            self._record_options(stream_tokens),
+        )
+        options = [{**overrides, **each} for each in own]
+        return Run(self._loop(records, stream_tokens), records, options)
 
     def resume(self, saved: Sequence[bytes]) -> Run:
         """Goes on with sequences that :meth:`Run.save` has saved, as :meth:`stream` does.

@@ -44,6 +44,10 @@ class EncodedPrompt:
 Prompt: TypeAlias = str | Sequence[dict[str, Any]] | Sequence[int] | EncodedPrompt
 
 
+# Options of chat templates: for all prompts, or one (or None) a prompt.
+TemplateOptions: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
+
+
 def check_prompts(prompts: Any) -> None:
     """Refuses what is no list of prompts.
 
@@ -111,6 +115,34 @@ def encode_prompt(
         _check_ids(raw, small_tokenizer)
         return EncodedPrompt(None, raw, list(raw))
     raise TypeError("a prompt that is a list must hold messages (dicts) only, or token ids only")
+
+
+def encode_prompts(
+    prompts: Sequence[Prompt], tokenizers: Mapping[str, Any], template_options: TemplateOptions
+) -> list[EncodedPrompt]:
+    """All prompts of a run.
+
+    Args:
+        prompts: As in :func:`encode_prompt`.
+        tokenizers: Of the small and the large model, by name.
+        template_options: Handed to both chat templates.
+
+    Raises:
+        TypeError: As there, or options that are no dict.
+        ValueError: As there, or another number of options than prompts.
+    """
+    if template_options is None or isinstance(template_options, Mapping):
+        each: list[Any] = [template_options] * len(prompts)
+    else:
+        each = list(template_options)
+    if len(each) != len(prompts):
+        raise ValueError(f"got {len(each)} chat_template_kwargs for {len(prompts)} prompts")
+    check_template_options(each, tokenizers)
+    pairs = zip(prompts, each, strict=True)
+    return [
+        encode_prompt(prompt, tokenizers["small"], tokenizers["large"], own)
+        for prompt, own in pairs
+    ]
 
 
 def _as_ids(ids: Iterable[SupportsIndex]) -> list[int]:
