@@ -109,12 +109,14 @@ def test_a_prompt_within_a_step_goes_on() -> None:
 
 
 def test_models_that_do_not_think() -> None:
-    """No marker: steps to the end, and all of it is the answer's text."""
+    """No marker: steps to the end, and all of it is the answer."""
     tokenizer = byte_tokenizer(CHAT_TEMPLATE.replace("<think>\n", ""))
     pair = random_pair("qwen3")
-    config = pair.routed(max_think_tokens=40, max_answer_tokens=0).config
+    config = pair.routed(max_think_tokens=40, max_answer_tokens=None).config
     model = RoutedModel(pair.small, pair.large, tokenizer, config, thinking=None)
     result = model.generate([CHAT])[0]
+    assert result.answer == result.text.strip() != ""
+    assert result.trace.answer_limit == 0
     assert sum(step.num_tokens for step in result.trace.steps) == len(result.token_ids) == 40
 
 

@@ -84,7 +84,8 @@ class RoutedModel:
             thinking: How the models mark their thinking: ``"auto"`` for what the tokenizers and
                 their chat templates have (nothing, where there is nothing known), a name of
                 ``glimprouter.hf.FORMATS``, a :class:`ThinkingFormat`, or None for models that do
-                not think: they write steps to the end, and ``answer`` is the whole text.
+                not think: they write steps to the end, ``answer`` is the whole text, and
+                ``answer_model`` means nothing unless ``max_answer_tokens`` is set.
             eos_token_ids: Ids that end a sequence, as ``{"small": [...], "large": [...]}`` where
                 the vocabularies differ; None for the tokenizers' and those of the models'
                 generation configs.
@@ -350,6 +351,7 @@ class RoutedModel:
             "close_ids": self.boundary.close_ids,
             "stream_tokens": stream_tokens,
             "closing_writer": "small" if self.translation else None,
+            "thinks": bool(self.boundary.think_end_ids or self.boundary.think_end_markers),
         }
 
     def _loop(self, records: list[SequenceRecord], stream_tokens: bool) -> Loop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -94,7 +95,8 @@ class NativeCache:
         """Lengths of the pieces in which the next tokens are computed; more than one only again."""
         held = self._slots[slot]
         end = held.length + count
-        cuts = [held.length, *(c for c in held.ends if held.length < c < end), end]
+        first, last = bisect_right(held.ends, held.length), bisect_left(held.ends, end)
+        cuts = [held.length, *held.ends[first:last], end]
         return [after - before for before, after in pairwise(cuts)]
 
     def advance(self, slot: int, state: Any, count: int) -> None:
@@ -102,7 +104,7 @@ class NativeCache:
         held = self._slots[slot]
         held.state = state
         held.length += count
-        place = next((i for i, end in enumerate(held.ends) if end >= held.length), len(held.ends))
+        place = bisect_left(held.ends, held.length)
         if place == len(held.ends) or held.ends[place] != held.length:
             held.ends.insert(place, held.length)
         last = held.snapshots[-1][0] if held.snapshots else 0

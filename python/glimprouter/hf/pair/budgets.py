@@ -32,6 +32,8 @@ def budgets_of(
     config: RouterConfig,
     contexts: Mapping[str, int],
     closing: int,
+    *,
+    thinks: bool = True,
 ) -> Budgets:
     """The budgets of a prompt.
 
@@ -45,6 +47,7 @@ def budgets_of(
         config: With None for what was not set.
         contexts: Positions of each model, by name.
         closing: Ids that close the thinking.
+        thinks: Whether an answer follows the thinking; else there is none unless it was asked for.
 
     Raises:
         ValueError: The prompt leaves no room, or a budget that was set does not fit.
@@ -53,7 +56,7 @@ def budgets_of(
     answer = config.max_answer_tokens
     if answer is None:
         derived.append("answer")
-        answer = min(DEFAULT_ANSWER_TOKENS, min(contexts.values()) // _ANSWER_SHARE)
+        answer = min(DEFAULT_ANSWER_TOKENS, min(contexts.values()) // _ANSWER_SHARE) * thinks
     lengths = {"small": len(prompt.small), "large": len(prompt.large)}
     name = min(contexts, key=lambda model: contexts[model] - lengths[model])
     room = contexts[name] - lengths[name] - answer - closing

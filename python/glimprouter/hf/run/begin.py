@@ -36,10 +36,11 @@ def begin_records(
         ValueError: A prompt that leaves no room, or nothing to write.
     """
     closing = len(boundaries[0].close_ids)
+    thinks = bool(record_options["thinks"])
     records: list[SequenceRecord] = []
     options: list[dict[str, Any]] = []
     for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-        budgets = budgets_of(index, prompt, config, contexts, closing)
+        budgets = budgets_of(index, prompt, config, contexts, closing, thinks=thinks)
         start = start_of(index, prompt, boundaries, budgets)
         trace = Trace(
             prompt=prompt.text,

@@ -53,6 +53,7 @@ class SequenceRecord:
         step_starts: Index of the first generated id of each step of the trace.
         passes: For each model, how many of its tokens it had computed when a forward pass began.
         repeats: After a rewind: whether passes are computed again as a whole.
+        thinks: Whether an answer follows the thinking; else all of the text is the answer.
     """
 
     index: int
@@ -72,6 +73,7 @@ class SequenceRecord:
     step_starts: list[int] = field(default_factory=list)
     passes: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in MODELS})
     repeats: bool = True
+    thinks: bool = True
     _step: _RunningStep = field(default_factory=lambda: _RunningStep(0))
     _decoder: StreamDecoder | None = None
 
@@ -271,7 +273,8 @@ class SequenceRecord:
         """Writes answer and totals so far into the trace."""
         end = len(self.generated)
         start = self.answer_start if self.answering else end
-        self.trace.answer = self._text(start, end, skip_special=True).strip()
+        answer = self._text(start if self.thinks else 0, end, skip_special=True)
+        self.trace.answer = answer.strip()
         self.trace.answer_tokens = end - start
         self.trace.total_tokens = end
         self.trace.end_reason = reason

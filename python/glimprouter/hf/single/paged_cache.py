@@ -13,6 +13,7 @@ from glimprouter.hf.attention.function import ATTENTION_NAME, leave_note
 from glimprouter.hf.attention.paged import kv_layout
 from glimprouter.hf.attention.trial import why_not_paged
 from glimprouter.hf.pair.facts import context_length, unserved_layer
+from glimprouter.hf.pair.locks import exclusive
 from glimprouter.hf.single.paged_rows import PagedRows
 from glimprouter.torch import AttentionOptions
 
@@ -182,6 +183,8 @@ def _check_model(model: Any) -> None:
         )
     if model in _served:
         return
-    if (reason := why_not_paged(model)) is not None:
+    with exclusive(model):  # the trial makes its windows narrow
+        reason = why_not_paged(model)
+    if reason is not None:
         raise ValueError(f"the model cannot be served on pages: {reason}")
     _served.add(model)
