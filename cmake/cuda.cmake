@@ -93,8 +93,11 @@ set_target_properties(
 # machines without CUDA.
 target_sources(glimprouter_core PRIVATE $<TARGET_OBJECTS:glimprouter_cuda>)
 string(REPLACE ";" " " architectures_text "${architectures}")
+# Only the one file that asks for it: all others are compiled the same with device code and without.
+set_source_files_properties(csrc/device/device_backend.cpp PROPERTIES COMPILE_DEFINITIONS
+                                                                      GLIMPROUTER_HAS_CUDA)
 target_compile_definitions(
-  glimprouter_core PRIVATE GLIMPROUTER_HAS_CUDA
-                   INTERFACE "$<BUILD_INTERFACE:GLIMPROUTER_CUDA_ARCHITECTURES=\"${architectures_text}\">")
+  glimprouter_core
+  INTERFACE "$<BUILD_INTERFACE:GLIMPROUTER_CUDA_ARCHITECTURES=\"${architectures_text}\">")
 find_package(CUDAToolkit REQUIRED)
-target_link_libraries(glimprouter_core PUBLIC CUDA::cudart_static)
+target_link_libraries(glimprouter_core PUBLIC $<LINK_ONLY:CUDA::cudart_static>)
