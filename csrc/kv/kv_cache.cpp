@@ -171,8 +171,14 @@ void KvCache::check_model(std::int32_t model) const {
                               "), got " + std::to_string(model));
 }
 
-RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> sequences) {
+RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> sequences,
+                             std::span<const std::int32_t> ends) {
   check_model(model);
+  if (!ends.empty() && ends.size() != sequences.size()) {
+    throw std::invalid_argument("ends must have an entry for each of the " +
+                                std::to_string(sequences.size()) + " sequences, got " +
+                                std::to_string(ends.size()));
+  }
   const KvLayout& layout = pool_->layout(model);
   RaggedBatch batch;
   batch.model = model;
@@ -198,9 +204,16 @@ RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> s
                                   " has no token that model " + std::to_string(model) +
                                   " has not computed; append one, or truncate by one");
     }
-    total += static_cast<std::size_t>(length - cache.num_computed_tokens);
-    batch.table_width = std::max(batch.table_width, layout.pages_for(length));
-    plan.add(model, cache, length);
+    const std::int32_t end = ends.empty() ? length : ends[i];
+    if (end <= cache.num_computed_tokens || end > length) {
+      throw std::invalid_argument("sequence " + std::to_string(sequences[i]) + " cannot end at " +
+                                  std::to_string(end) + ": model " + std::to_string(model) +
+                                  " has computed " + std::to_string(cache.num_computed_tokens) +
+                                  " of its " + std::to_string(length) + " tokens");
+    }
+    total += static_cast<std::size_t>(end - cache.num_computed_tokens);
+    batch.table_width = std::max(batch.table_width, layout.pages_for(end));
+    plan.add(model, cache, end);
   }
   plan.check_available();
   // Everything that may fail comes before the first sequence changes.
@@ -223,12 +236,12 @@ void KvCache::place(RaggedBatch& batch, std::size_t row) noexcept {
   const auto model = static_cast<std::size_t>(batch.model);
   const std::int32_t page_size = pool_->layout(batch.model).page_size;
   const ModelCache& cache = entry.caches[model];
-  const std::int32_t length = entry.length(batch.model);
+  const std::int32_t end = cache.allocated;
   entry.in_flight = batch.ticket;
   const std::vector<std::int32_t>& prompt = entry.prompts[model];
   const auto prompt_length = static_cast<std::int32_t>(prompt.size());
   const std::vector<std::int32_t>& generated = entry.ledger.ids(batch.model);
-  for (std::int32_t position = cache.num_computed_tokens; position < length; ++position) {
+  for (std::int32_t position = cache.num_computed_tokens; position < end; ++position) {
     batch.ids.push_back(position < prompt_length
                             ? prompt[static_cast<std::size_t>(position)]
                             : generated[static_cast<std::size_t>(position - prompt_length)]);
@@ -239,7 +252,7 @@ void KvCache::place(RaggedBatch& batch, std::size_t row) noexcept {
   std::copy(cache.pages.begin(), cache.pages.end(),
             batch.block_table.begin() +
                 static_cast<std::ptrdiff_t>(row * static_cast<std::size_t>(batch.table_width)));
-  batch.seq_lens.push_back(length);
+  batch.seq_lens.push_back(end);
   batch.cu_seqlens.push_back(static_cast<std::int32_t>(batch.ids.size()));
   batch.last_rows.push_back(batch.cu_seqlens.back() - 1);
 }

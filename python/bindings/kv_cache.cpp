@@ -251,11 +251,17 @@ void bind_kv_cache(py::module_& module) {
            py::arg("sequence"), docs::kKvCastCopy)
       .def(
           "prepare",
-          [](KvCache& cache, std::int32_t model, const py::object& sequences) {
+          [](KvCache& cache, std::int32_t model, const py::object& sequences,
+             const py::object& ends) {
             const IndexList list(sequences.ptr(), "sequences");
-            return cache.prepare(model, list.span());
+            if (ends.is_none()) return cache.prepare(model, list.span());
+            const IndexList stops(ends.ptr(), "ends");
+            if (stops.span().empty() && !list.span().empty()) {
+              throw py::value_error("ends must have an entry for each sequence, or be None");
+            }
+            return cache.prepare(model, list.span(), stops.span());
           },
-          py::arg("model"), py::arg("sequences"), docs::kKvPrepare)
+          py::arg("model"), py::arg("sequences"), py::arg("ends") = py::none(), docs::kKvPrepare)
       .def("complete", &KvCache::complete, py::arg("batch"), docs::kKvComplete)
       .def("abandon", &KvCache::abandon, py::arg("batch"), docs::kKvAbandon)
       .def(

@@ -152,13 +152,16 @@ inline constexpr const char* kKvPrepare =
 Args:
     model: Index of the model's layout in the pool.
     sequences: Distinct open sequences, each with at least one such token.
+    ends: How many tokens the model has computed of each sequence afterwards, prompt included, where
+        a pass stops before the frontier; None for the frontier of all.
 
 Returns:
     A RaggedBatch. It is in flight until complete() after the forward pass, or abandon().
 
 Raises:
     OutOfPages: Nothing has changed; close or preempt (save, then close) a sequence.
-    ValueError: A sequence named twice, with nothing to compute, or with spans that are pending.
+    ValueError: A sequence named twice, with nothing to compute, or with spans that are pending; an
+        end that is not behind what is computed, or behind the frontier.
     RuntimeError: A sequence is part of another batch in flight.
 )";
 

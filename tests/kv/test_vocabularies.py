@@ -83,10 +83,11 @@ class MappedCache(Cache):
         self.write(data, sequence)
         self.resolve_one(model, sequence)
         cached = self.model.sequences[sequence]
-        behind = cached.committed[model] < cached.length(model)
-        if behind and self.model.pages_wanted(model, [sequence]) <= self.pool.available(model):
+        ends = self.model.ends(model, [sequence])
+        wanted = self.model.pages_wanted(model, [sequence], ends)
+        if cached.committed[model] < cached.length(model) and wanted <= self.pool.available(model):
             batch = self.cache.prepare(model, [sequence])
-            self.model.prepare(model, [sequence])
+            self.model.prepare(model, [sequence], ends)
             self.write_and_land(batch, True, data)
 
     @precondition(lambda self: self.idle())

@@ -51,6 +51,7 @@ class Cached:
     committed: list[int]  # [models]
     excess: list[int]  # [models]
     in_flight: bool = False
+    end: int = 0  # of the batch in flight
 
     def length(self, model: int) -> int:
         return len(self.ids(model))
@@ -123,12 +124,16 @@ class CacheModel:
         cached.excess[model] += min(lost, spoiled)
         del cached.pages[model][-(-cached.committed[model] // self.page_size[model]) :]
 
-    def pages_wanted(self, model: int, sequences: list[int]) -> int:
+    def ends(self, model: int, sequences: list[int]) -> list[int]:
+        """The frontiers: where a pass ends that is not told to end before."""
+        return [self.sequences[sequence].length(model) for sequence in sequences]
+
+    def pages_wanted(self, model: int, sequences: list[int], ends: list[int]) -> int:
         """New pages, and copies of shared ones that are about to be written."""
         size, wanted, copied = self.page_size[model], 0, {}
-        for sequence in sequences:
+        for sequence, end in zip(sequences, ends, strict=True):
             cached = self.sequences[sequence]
-            wanted += -(-cached.length(model) // size) - len(cached.pages[model])
+            wanted += -(-end // size) - len(cached.pages[model])
             if cached.committed[model] % size:
                 page = cached.pages[model][-1]
                 if self.users(page) - copied.get(id(page), 0) > 1:
@@ -136,16 +141,17 @@ class CacheModel:
                     wanted += 1
         return wanted
 
-    def prepare(self, model: int, sequences: list[int]) -> None:
+    def prepare(self, model: int, sequences: list[int], ends: list[int]) -> None:
         size = self.page_size[model]
-        for sequence in sequences:
+        for sequence, end in zip(sequences, ends, strict=True):
             cached = self.sequences[sequence]
             pages = cached.pages[model]
             if cached.committed[model] % size and self.users(pages[-1]) > 1:
                 pages[-1] = Page(dict(pages[-1].values))
-            while len(pages) < -(-cached.length(model) // size):
+            while len(pages) < -(-end // size):
                 pages.append(Page())
             cached.in_flight = True
+            cached.end = end
 
     def write(self, model: int, sequence: int, position: int, value: float) -> None:
         size = self.page_size[model]
@@ -157,7 +163,7 @@ class CacheModel:
             cached = self.sequences[sequence]
             cached.in_flight = False
             if complete:
-                cached.committed[model] = cached.length(model)
+                cached.committed[model] = cached.end
             del cached.pages[model][-(-cached.committed[model] // size) :]
 
     def values(self, model: int, sequence: int) -> list[float]:

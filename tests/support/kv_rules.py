@@ -78,27 +78,49 @@ class Cache(RuleBasedStateMachine):
                 self.cache.prepare(model, chosen)
         if not behind:
             return
-        if self.model.pages_wanted(model, behind) > self.pool.available(model):
+        ends = self.draw_ends(data, model, behind)
+        own = self.model.ends(model, behind) if ends is None else ends
+        if self.model.pages_wanted(model, behind, own) > self.pool.available(model):
             with pytest.raises(gr.OutOfPages, match="close or preempt"):
-                self.cache.prepare(model, behind)
+                self.cache.prepare(model, behind, ends)
             return
-        batch = self.cache.prepare(model, behind)
-        self.check_batch(batch, model, behind)
-        self.model.prepare(model, behind)
+        batch = self.cache.prepare(model, behind, ends)
+        self.check_batch(batch, model, behind, own)
+        self.model.prepare(model, behind, own)
         self.flying.append(batch)
 
-    def check_batch(self, batch: gr.RaggedBatch, model: int, sequences: list[int]) -> None:
-        """The batch is exactly the unseen tokens."""
+    def draw_ends(self, data: st.DataObject, model: int, behind: list[int]) -> list[int] | None:
+        """Where a pass ends; None for the frontiers, which are tried most."""
+        if not data.draw(st.sampled_from([False, False, True]), label="stops before"):
+            return None
+        ends = []
+        for at, sequence in enumerate(behind):
+            cached = self.model.sequences[sequence]
+            low, high = cached.committed[model] + 1, cached.length(model)
+            for wrong in (low - 1, high + 1, -1):
+                wrongs = [*self.model.ends(model, behind[:at]), wrong]
+                wrongs += self.model.ends(model, behind[at + 1 :])
+                with pytest.raises(ValueError, match=f"cannot end at {wrong}"):
+                    self.cache.prepare(model, behind, wrongs)
+            ends.append(data.draw(st.integers(low, high), label="end"))
+        for wrongs in ([], ends[1:], [*ends, 1]):
+            with pytest.raises(ValueError, match="an entry for each"):
+                self.cache.prepare(model, behind, wrongs)
+        return ends
+
+    def check_batch(
+        self, batch: gr.RaggedBatch, model: int, sequences: list[int], lengths: list[int]
+    ) -> None:
+        """The batch is exactly the unseen tokens, as far as it goes."""
         unseen = [
-            self.model.sequences[s].ids(model)[self.model.sequences[s].committed[model] :]
-            for s in sequences
+            self.model.sequences[s].ids(model)[self.model.sequences[s].committed[model] : length]
+            for s, length in zip(sequences, lengths, strict=True)
         ]
         ends = np.cumsum([0, *map(len, unseen)])
         assert batch.sequences.tolist() == sequences
         assert batch.ids.tolist() == [token for part in unseen for token in part]
         assert batch.cu_seqlens.tolist() == ends.tolist()
         assert batch.last_rows.tolist() == (ends[1:] - 1).tolist()
-        lengths = [self.model.sequences[s].length(model) for s in sequences]
         assert batch.seq_lens.tolist() == lengths
         positions = [
             position
@@ -182,9 +204,10 @@ class Cache(RuleBasedStateMachine):
         sequence = self.pick(data)
         self.cache.append(0, sequence, more)
         self.model.sequences[sequence].ledger.append(0, more)
-        if self.model.pages_wanted(model, [sequence]) <= self.pool.available(model):
+        ends = self.model.ends(model, [sequence])
+        if self.model.pages_wanted(model, [sequence], ends) <= self.pool.available(model):
             batch = self.cache.prepare(model, [sequence])
-            self.model.prepare(model, [sequence])
+            self.model.prepare(model, [sequence], ends)
             self.write_and_land(batch, True, data)
 
     @precondition(lambda self: self.flying)

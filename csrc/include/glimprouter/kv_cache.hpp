@@ -77,8 +77,11 @@ class KvCache {
 
   // The batch that brings the model to the frontier of each (distinct) sequence, with its pages
   // taken and shared ones replaced. Every sequence must have at least one token that the model has
-  // not computed. Ends by complete() after the forward pass, or by abandon().
-  RaggedBatch prepare(std::int32_t model, std::span<const std::int32_t> sequences);
+  // not computed. ends: [sequences] how many tokens the model has computed of each afterwards,
+  // where a pass stops before the frontier; empty for the frontier of all. Ends by complete() after
+  // the forward pass, or by abandon().
+  RaggedBatch prepare(std::int32_t model, std::span<const std::int32_t> sequences,
+                      std::span<const std::int32_t> ends = {});
   // Both throw std::runtime_error when the batch is not in flight (any more).
   void complete(const RaggedBatch& batch);
   void abandon(const RaggedBatch& batch);
