@@ -209,3 +209,14 @@ def test_own_caches_come_to_the_same_bits(name: str) -> None:
     """What is computed again is computed in the same pieces."""
     test_rewound_wherever_the_bits_are_the_same(name)
     test_forks_go_their_own_ways(name)
+
+
+@pytest.mark.both_engines("paged")
+@pytest.mark.parametrize("passes", PLACES)
+def test_states_beside_pages_are_saved_forked_and_rewound(passes: int) -> None:
+    test_own_caches_are_saved_forked_and_rewound("hybrid", passes)
+
+
+@pytest.mark.both_engines("paged")
+def test_states_beside_pages_come_to_the_same_bits() -> None:
+    test_own_caches_come_to_the_same_bits("hybrid")

@@ -10,7 +10,18 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "python" / "glimprouter"
 # Each may import those before it.
-ROOMS = ("pair", "sequence", "trial", "attention", "graphs", "engine", "run", "model", "single")
+ROOMS = (
+    "pair",
+    "sequence",
+    "trial",
+    "state",
+    "attention",
+    "graphs",
+    "engine",
+    "run",
+    "model",
+    "single",
+)
 FILES = sorted(PACKAGE.rglob("*.py"))
 ENGINE = [path for path in FILES if path.is_relative_to(PACKAGE / "hf")]
 

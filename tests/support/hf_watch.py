@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from glimprouter.hf.attention.stateful import StatefulCache
+
 # Set while a RoutedModel is made, which tries its models on pages: no hook counts those passes.
 TRIAL: ContextVar[bool] = ContextVar("trial", default=False)
 
@@ -34,12 +36,14 @@ class Rows:
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> Rows:
         """Of either engine: padded rows over a cache, or packed rows over pages."""
-        if "glimprouter_pass" in arguments:
-            batch = arguments["glimprouter_pass"].own.batch
+        cache = arguments.get("past_key_values")
+        if "glimprouter_pass" in arguments or isinstance(cache, StatefulCache):
+            counted = arguments.get("glimprouter_pass") or cache.attending.own
+            batch = counted.own.batch
             counts = np.diff(batch.cu_seqlens)
             starts = batch.seq_lens - counts
             return cls(*(tuple(x.tolist()) for x in (batch.sequences, starts, counts)))
-        plan = arguments["past_key_values"].layers[0].plan
+        plan = cache.layers[0].plan
         return cls(plan.slots, plan.starts, plan.counts)
 
     def split(self, values: torch.Tensor) -> list[list[int]]:

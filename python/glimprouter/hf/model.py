@@ -97,13 +97,13 @@ class RoutedModel:
                 whatever state they hold, one sequence after another; ``"auto"``: pages where both
                 models can be served (found by trying), else gathering, and their own caches for
                 those that it cannot serve, with a warning that says why.
-            kv_memory_bytes: Memory for keys and values of both models on pages, > 0; None for what
+            kv_memory_bytes: Memory for all that both models keep on pages, > 0; None for what
                 the prompts of :meth:`generate` need, or ``max_sequences`` sequences as long as the
                 longest of :meth:`stream`, up to half of this machine's (or the device's free
                 memory). When it runs short, sequences are preempted and resumed.
             state_snapshots: Earlier states of a sequence that are kept where a model's state cannot
-                be cut (recurrent layers, windows), >= 0: after a rewind it goes on from the last
-                one that fits, and computes again what lies between.
+                be cut (recurrent layers, windows), >= 0, at the starts of its last steps: after a
+                rewind it goes on from one of them, and computes again what lies between.
             execution: How forward passes over pages run. ``"eager"``: by the models' own code.
                 ``"graphs"``: decode passes (one token of each sequence) on a device are captured
                 once for each size, and replayed, also in later runs, for which pages and graphs
@@ -153,7 +153,7 @@ class RoutedModel:
         with exclusive(small, large):  # the trials put their own layers on the models
             chosen = choose_engine(engine, models, self.device, execution != "compiled")
             self.engine, self.fused = chosen.name, chosen.fused
-            self.execution = choose_execution(execution, self.engine, self.device)
+            self.execution = choose_execution(execution, chosen, self.device)
             self._compiled: dict[str, CompiledForward] | None = None
             decode: dict[str, CompiledDecode] | None = None
             if self.execution == "compiled" and self.device == "cpu":

@@ -13,6 +13,7 @@ from glimprouter import _C
 from glimprouter.hf.attention.function import own_attention
 from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.gathered import gathered_attention, gathers
+from glimprouter.hf.state.form import StateForm
 from glimprouter.kv import KvLayout, PagePool, RaggedBatch
 from glimprouter.torch import AttendingPass, AttentionOptions
 
@@ -87,15 +88,26 @@ class CountedPass:
         return self.own.attend(layer, query, key, value, options, mask)
 
 
-def kv_layout(model: Any) -> KvLayout:
-    """The layout of a model's keys and values, from its configuration."""
+def kv_layout(model: Any, form: StateForm | None = None) -> KvLayout:
+    """The layout of a model's keys and values.
+
+    Args:
+        model: A model of transformers.
+        form: Of its states, which says what the layers that attend have; None for a model where
+            all do: its configuration says it.
+    """
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
     on_cpu = model.device.type == "cpu"
+    if form is None:
+        layers, heads = config.num_hidden_layers, config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    else:
+        layers, kv_heads, head_dim = len(form.attending), form.num_kv_heads, form.head_dim
     return KvLayout(
-        num_layers=config.num_hidden_layers,
-        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        num_layers=layers,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
         page_size=PAGE_SIZE if on_cpu else min(PAGE_SIZE, DEVICE_PAGE_SIZE),
         dtype=str(model.dtype).removeprefix("torch."),  # type: ignore[arg-type]
     )

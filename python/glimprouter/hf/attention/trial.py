@@ -10,8 +10,12 @@ import torch
 from glimprouter.hf.attention.function import ATTENTION_NAME
 from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.paged import kv_layout, paged_forward
+from glimprouter.hf.attention.stateful import rows_together, stateful_forward
 from glimprouter.hf.pair.devices import torch_device
 from glimprouter.hf.pair.facts import rope_depends_on_length
+from glimprouter.hf.state.form import StateForm, find_state_form
+from glimprouter.hf.state.sequences import SequenceStates
+from glimprouter.hf.state.slots import StateSlots
 from glimprouter.hf.trial.trial import Passes, Trial
 from glimprouter.kv import KvCache, KvLayout, PagePool
 
@@ -47,22 +51,29 @@ def why_not_paged(
             " batches hold several"
         )
     try:
-        layout = kv_layout(model)
+        form = find_state_form(model)
+        layout = kv_layout(model, form)
     except Exception as failure:  # a configuration that is not of this kind at all
         return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
     if layout.head_dim % 16 != 0:
         return f"its head size of {layout.head_dim} is no multiple of 16"
     trial = trial or trial_of(model)
-    return trial.why_not(lambda lengths: _paged_passes(model, layout, device, fused, lengths))
+    return trial.why_not(lambda lengths: _paged_passes(model, layout, form, device, fused, lengths))
 
 
 def _paged_passes(
-    model: Any, layout: KvLayout, device: str, fused: FusedLayers | None, lengths: Sequence[int]
+    model: Any,
+    layout: KvLayout,
+    form: StateForm | None,
+    device: str,
+    fused: FusedLayers | None,
+    lengths: Sequence[int],
 ) -> Passes:
     """Rows on pages of their own, for so many tokens."""
     pages = 2 + sum(length // layout.page_size + 2 for length in lengths)
     pool = PagePool([layout], pages * layout.page_bytes, layout.page_bytes, device)
     cache = KvCache(pool, len(lengths))
+    states = None if form is None else SequenceStates(StateSlots(form, len(lengths)), 0)
     opened: dict[int, int] = {}
 
     def passes(rows: Sequence[int], pieces: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -71,8 +82,24 @@ def _paged_passes(
                 cache.append(0, opened[row], piece)
             else:
                 opened[row] = cache.open([piece])
-        batch = cache.prepare(0, [opened[row] for row in rows])
-        logits = paged_forward(model, pool, batch, fused)
+                if states is not None:
+                    states.open(opened[row])
+        sequences = [opened[row] for row in rows]
+        if states is None:
+            return compute(sequences)
+        starts = {sequence: states.length(sequence) for sequence in sequences}
+        kinds = {s: (start == 0, cache.length(0, s) - start) for s, start in starts.items()}
+        by_sequence: dict[int, torch.Tensor] = {}
+        for together in rows_together(kinds):
+            by_sequence.update(zip(together, compute(together), strict=True))
+        return torch.stack([by_sequence[sequence] for sequence in sequences])
+
+    def compute(sequences: Sequence[int]) -> torch.Tensor:
+        batch = cache.prepare(0, sequences)
+        if states is None:
+            logits = paged_forward(model, pool, batch, fused)
+        else:
+            logits = stateful_forward(model, pool, batch, states, fused)
         cache.complete(batch)
         return logits
 

@@ -121,9 +121,17 @@ class Engine(ABC):
         rewind, what its last logits need is forgotten.
         """
 
+    def _recompute(self, model: str, records: Sequence[SequenceRecord]) -> None:
+        """Computes again what a model has forgotten, as far as that takes passes of its own."""
+        return
+
     @abstractmethod
-    def _compute(self, model: str, sequences: Sequence[int]) -> torch.Tensor:
+    def _compute(self, model: str, records: Sequence[SequenceRecord]) -> torch.Tensor:
         """One forward pass over all that the model has not computed; logits ``[B, V]``."""
+
+    def _numbers(self, records: Sequence[SequenceRecord]) -> list[int]:
+        """Numbers that ``tokens`` gave."""
+        return [self._sequences[record.index] for record in records]
 
     def forward(self, model: str, records: Sequence[SequenceRecord]) -> torch.Tensor:
         """Brings the model to the frontier of sequences of one group; logits there, ``[B, V]``.
@@ -132,9 +140,10 @@ class Engine(ABC):
             OutOfPages: Nothing has changed; preempt a sequence.
         """
         index = MODELS.index(model)
-        sequences = [self._sequences[record.index] for record in records]
+        self._recompute(model, records)
+        sequences = self._numbers(records)
         starts = [self._tokens.num_computed_tokens(index, sequence) for sequence in sequences]
-        logits = self._compute(model, sequences)
+        logits = self._compute(model, records)
         for record, start in zip(records, starts, strict=True):
             record.note_pass(model, start)
         return logits

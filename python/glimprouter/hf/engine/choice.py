@@ -11,6 +11,8 @@ from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.trial import trial_of, why_not_paged
 from glimprouter.hf.engine.gather_runner import why_not_gathered
 from glimprouter.hf.engine.native_runner import CallForm, find_form
+from glimprouter.hf.pair.text import MODELS
+from glimprouter.hf.state.form import StateForm, find_state_form
 
 EngineName = Literal["paged", "gather", "native"]
 ENGINES = ("auto", "paged", "gather", "native")
@@ -27,11 +29,13 @@ class EngineChoice:
         fused: Layers that eager passes over pages compute in their fused form, by the name of the
             model. The gathering engine has none: it is the reference for the other one, and what
             both had would be tested by neither.
+        states: What models on pages keep beside keys and values, by name; the others have none.
         forms: How models with caches of their own are called, by name; the others gather.
     """
 
     name: EngineName
     fused: Mapping[str, FusedLayers] = field(default_factory=dict)
+    states: Mapping[str, StateForm] = field(default_factory=dict)
     forms: Mapping[str, CallForm] = field(default_factory=dict)
 
 
@@ -61,7 +65,9 @@ def choose_engine(
                 fused[name] = layers
         unpaged = [each for each in tried.values() if each.reasons]
         if not unpaged:
-            return EngineChoice("paged", {name: own for name, own in fused.items() if own})
+            forms_of = {name: find_state_form(model) for name, model in models.items()}
+            states = {name: form for name, form in forms_of.items() if form is not None}
+            return EngineChoice("paged", {name: own for name, own in fused.items() if own}, states)
         if wanted == "paged":
             raise ValueError(f'{unpaged[0].refusal()}; engine="auto" takes what serves it')
     forms = {}
@@ -146,18 +152,25 @@ def check_execution(wanted: str) -> None:
         raise ValueError(f"execution must be one of {names}, got {wanted!r}")
 
 
-def choose_execution(wanted: str, engine: EngineName, device: str) -> Execution:
+def choose_execution(wanted: str, choice: EngineChoice, device: str) -> Execution:
     """How forward passes over pages are computed.
 
     Args:
         wanted: One of :data:`EXECUTIONS`; ``"auto"`` is graphs where they can be had.
-        engine: That serves the pair.
+        choice: The engine that serves the pair. Passes of models with states are eager always.
         device: Where its pages lie.
 
     Raises:
         ValueError: What is wanted cannot be had.
     """
-    replays = engine == "paged" and device != "cpu"
+    engine, stateful = choice.name, set(choice.states)
+    if stateful and wanted in ("graphs", "compiled"):
+        raise ValueError(
+            f"execution={wanted!r} serves models with keys and values only, the"
+            f' {" and the ".join(sorted(stateful))} model keeps states beside them; "auto" takes'
+            " what can be had"
+        )
+    replays = engine == "paged" and device != "cpu" and stateful != set(MODELS)
     if wanted == "graphs" and not replays:
         raise ValueError(
             'execution="graphs" needs engine="paged" on a device, this pair runs on'

@@ -76,9 +76,9 @@ class GatherEngine(Engine):
             for start in range(0, len(group), step):
                 yield group[start : start + step]
 
-    def _compute(self, model: str, sequences: Sequence[int]) -> torch.Tensor:
+    def _compute(self, model: str, records: Sequence[SequenceRecord]) -> torch.Tensor:
         """One padded forward pass."""
-        index = MODELS.index(model)
+        index, sequences = MODELS.index(model), self._numbers(records)
         unseen = [self._slots.unseen(index, sequence) for sequence in sequences]
         return self._runners[model].forward(sequences, unseen)
 

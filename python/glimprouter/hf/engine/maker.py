@@ -86,6 +86,8 @@ class EngineMaker:
             spare_rows=spare_rows,
             kept=self._kept,
             fused=self._choice.fused,
+            state_forms=self._choice.states,
+            num_snapshots=self._num_snapshots,
         )
 
     def _runner(self, name: str) -> ModelRunner | NativeRunner:

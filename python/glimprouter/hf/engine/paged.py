@@ -1,9 +1,10 @@
-"""Both models on one arena of pages: ragged batches, preemption when pages run short."""
+"""Both models on one arena of pages: ragged batches, preemption when memory runs short."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.gathered import MANY_TOKENS
 from glimprouter.hf.attention.paged import kv_layout, paged_forward
+from glimprouter.hf.attention.stateful import rows_together, stateful_forward
 from glimprouter.hf.engine.arena_plan import ArenaPlan
 from glimprouter.hf.engine.base import Engine
 from glimprouter.hf.engine.kept_pool import KeptPool
@@ -21,12 +23,30 @@ from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.pair.translation import Translation
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.saved import bytes_as_tensor, tensor_as_bytes
-from glimprouter.kv import KvCache, PagePool
+from glimprouter.hf.state.form import StateForm
+from glimprouter.hf.state.memory import plan_states
+from glimprouter.hf.state.sequences import PackedState, SequenceStates
+from glimprouter.kv import KvCache, PagePool, RaggedBatch
 
 _MAX_BATCH_TOKENS = 4096  # of one forward pass: bounds the memory of its activations
 # Text may have more tokens in the vocabulary of the model that did not write it.
 _TRANSLATED_GROWTH = 2
-_SAVED = "kv"  # name in what is saved
+_SAVED, _STATE = "kv", "state"  # names in what is saved
+
+
+@dataclass(frozen=True)
+class _Preempted:
+    """A sequence out of the way.
+
+    Attributes:
+        kv: Bytes of its pages and tokens.
+        computed: Tokens that each model has computed.
+        states: Of the models that keep some, by name.
+    """
+
+    kv: bytes
+    computed: list[int]
+    states: dict[str, PackedState]
 
 
 def _most_tokens(record: SequenceRecord) -> list[int]:
@@ -55,6 +75,9 @@ class PagedEngine(Engine):
 
     The arena is shared: pages go to whichever model needs them. When they run short, sequences are
     preempted to host memory and taken back later.
+
+    A model whose layers keep states beside keys and values has a slot for each sequence's, and
+    computes rows of equal length together.
     """
 
     def __init__(
@@ -71,6 +94,8 @@ class PagedEngine(Engine):
         spare_rows: bool,
         kept: KeptPool | None,
         fused: Mapping[str, FusedLayers],
+        state_forms: Mapping[str, StateForm],
+        num_snapshots: int,
     ) -> None:
         """An arena that holds the longest sequences, as far as it may.
 
@@ -79,7 +104,7 @@ class PagedEngine(Engine):
             large: The large model.
             records: The sequences to come.
             max_sequences: Sequences in flight.
-            arena_bytes: Memory for keys and values of both models; None for what
+            arena_bytes: Memory for keys, values and states of both models; None for what
                 ``max_sequences`` of the longest sequences need, up to half of the device's.
             translation: Translation of the models' vocabularies; None where both have the same.
             compiled: Forward passes of both models as graphs, by name; None computes eagerly.
@@ -90,6 +115,9 @@ class PagedEngine(Engine):
                 own, and no graphs.
             fused: Layers that eager passes compute in their fused form, by the model's name; none
                 of a model that is not named.
+            state_forms: What models keep beside keys and values, by name; none of one that is not
+                named.
+            num_snapshots: Earlier states of a sequence that are kept, >= 0.
 
         Raises:
             ValueError: The arena cannot hold the longest sequence.
@@ -98,10 +126,15 @@ class PagedEngine(Engine):
         self._compiled = compiled
         self._fused = fused
         self._device = device
-        self._plan = plan = ArenaPlan([kv_layout(small), kv_layout(large)])
+        self._plan = plan = ArenaPlan(
+            [kv_layout(model, state_forms.get(name)) for name, model in self._models.items()]
+        )
         self._graphs: Mapping[str, DecodeGraphs] = {}
         held = 0 if kept is None else kept.free_bytes
         most = default_arena_bytes(device, held) if arena_bytes is None else arena_bytes
+        rows = max_sequences if spare_rows else min(max_sequences, len(records))
+        self._states = plan_states(state_forms, rows, num_snapshots, most)
+        most -= sum(states.slots.num_bytes for states in self._states.values())
         sectors = plan.wanted(
             [_most_tokens(record) for record in records],
             most,
@@ -119,15 +152,16 @@ class PagedEngine(Engine):
             )
         self._cache = KvCache(self._pool, max_sequences, translation.map if translation else None)
         super().__init__(self._cache, translation)
-        # Preempted ones, and how many tokens each model has computed of them.
-        self._saved: dict[int, tuple[bytes, list[int]]] = {}
+        self._saved: dict[int, _Preempted] = {}
 
     def open(self, record: SequenceRecord) -> bool:
         """Takes a sequence in when its tokens, and some pages more, fit."""
+        if any(states.is_full for states in self._states.values()):
+            return False
         saved = self._saved.get(record.index)
         tokens = [len(record.prompt_of(name)) + len(record.generated) for name in MODELS]
         if saved is not None:  # in its own vocabulary a model may have computed more
-            tokens = [max(pair) for pair in zip(tokens, saved[1], strict=True)]
+            tokens = [max(pair) for pair in zip(tokens, saved.computed, strict=True)]
         # Room for each of the others to grow, or one of them would be preempted at once.
         spare = 1 + len(self._sequences)
         wanted = [pages + spare for pages in self._plan.pages(tokens)]
@@ -136,31 +170,86 @@ class PagedEngine(Engine):
         if saved is None:
             sequence = self._cache.open([record.prompt.small, record.prompt.large])
         else:
-            sequence = self._cache.load(saved[0])
+            sequence = self._cache.load(saved.kv)
             del self._saved[record.index]
+        for name, states in self._states.items():
+            states.open(sequence, None if saved is None else saved.states[name])
         self._sequences[record.index] = sequence
         return True
 
     def preempt(self, record: SequenceRecord) -> None:
-        """Keys and values of both models go to host memory until the sequence is opened again."""
-        sequence = self._sequences.pop(record.index)
+        """What both models keep goes to host memory until the sequence is opened again."""
+        sequence = self._sequences[record.index]
+        packed = {name: states.pack(sequence) for name, states in self._states.items()}
         computed = [
             self._cache.num_computed_tokens(index, sequence) for index in range(len(MODELS))
         ]
-        self._saved[record.index] = self._cache.save(sequence), computed
-        self._cache.close(sequence)
+        self._saved[record.index] = _Preempted(self._cache.save(sequence), computed, packed)
+        self.close(record)
+
+    def close(self, record: SequenceRecord) -> None:
+        """Frees pages and states."""
+        sequence = self._sequences[record.index]
+        super().close(record)
+        for states in self._states.values():
+            states.close(sequence)
+
+    def fork(self, record: SequenceRecord, twin: SequenceRecord) -> None:
+        """Opens a copy, which shares pages and states until either goes on.
+
+        Raises:
+            RuntimeError: There is no memory for the states of one sequence more.
+        """
+        if any(states.is_full for states in self._states.values()):
+            raise RuntimeError(
+                "there is no memory for the state of one sequence more; wait until a sequence"
+                " ends, cancel one, or make the RoutedModel with a larger kv_memory_bytes"
+            )
+        super().fork(record, twin)
+        for states in self._states.values():
+            states.fork(self._sequences[record.index], self._sequences[twin.index])
 
     def save(self, record: SequenceRecord) -> dict[str, torch.Tensor]:
-        """What ``KvCache.save`` gives."""
-        return {_SAVED: bytes_as_tensor(self._cache.save(self._sequences[record.index]))}
+        """What ``KvCache.save`` gives, and the states as ``"state.<model>.<name>"``."""
+        sequence = self._sequences[record.index]
+        memory = {_SAVED: bytes_as_tensor(self._cache.save(sequence))}
+        for name, states in self._states.items():
+            named = states.pack(sequence).named()
+            memory.update({f"{_STATE}.{name}.{key}": tensor for key, tensor in named.items()})
+        return memory
 
     def restore(self, record: SequenceRecord, memory: dict[str, torch.Tensor]) -> None:
-        """Kept as a preempted sequence; pages are taken when it is opened."""
+        """Kept as a preempted sequence; memory is taken when it is opened."""
         saved = tensor_as_bytes(memory[_SAVED])
         computed = self._cache.check_saved(saved)
         most = [max(pair) for pair in zip(_most_tokens(record), computed, strict=True)]
         self._plan.check(self._arena_bytes, self._plan.sectors(most))
-        self._saved[record.index] = saved, computed
+        packed = {}
+        for name, states in self._states.items():
+            prefix = f"{_STATE}.{name}."
+            named = {
+                key.removeprefix(prefix): tensor
+                for key, tensor in memory.items()
+                if key.startswith(prefix)
+            }
+            packed[name] = PackedState.from_named(named, states.slots.form)
+        self._saved[record.index] = _Preempted(saved, computed, packed)
+
+    def _unseen(self, model: str, record: SequenceRecord) -> int:
+        """Those behind the last state that there is."""
+        unseen = super()._unseen(model, record)
+        if (states := self._states.get(model)) is not None:
+            index, sequence = MODELS.index(model), self._sequences[record.index]
+            computed = self._cache.num_computed_tokens(index, sequence)
+            again = computed - states.go_on(sequence, computed)
+            self._cache.forget(index, sequence, again)
+            unseen += again
+        return unseen
+
+    def _recomputed(self, index: int, sequence: int) -> int:
+        """As the states say."""
+        states = self._states.get(MODELS[index])
+        return 0 if states is None else states.recomputed(sequence)
 
     def groups(
         self, model: str, records: Sequence[SequenceRecord]
@@ -170,6 +259,9 @@ class PagedEngine(Engine):
         On a device those with long pieces, which are attended otherwise, run apart.
         """
         unseen = {record.index: self._unseen(model, record) for record in records}
+        if (states := self._states.get(model)) is not None:
+            yield from self._rows_together(model, records, states)
+            return
         apart = MANY_TOKENS if self._device != "cpu" else math.inf
         for part in (
             [record for record in records if unseen[record.index] < apart],
@@ -177,16 +269,50 @@ class PagedEngine(Engine):
         ):
             yield from _bounded(part, unseen)
 
-    def _compute(self, model: str, sequences: Sequence[int]) -> torch.Tensor:
+    def _rows_together(
+        self, model: str, records: Sequence[SequenceRecord], states: SequenceStates
+    ) -> Iterator[list[SequenceRecord]]:
+        """Rows whose last passes are of equal length."""
+        by_number = dict(zip(self._numbers(records), records, strict=True))
+        index = MODELS.index(model)
+        last = {}  # tokens of the last pass, and whether it is the first one, too
+        for sequence in by_number:
+            ends = states.ends(sequence, self._cache.length(index, sequence))
+            start = [states.length(sequence), *ends][-2]
+            last[sequence] = start == 0, ends[-1] - start
+        for together in rows_together(last):
+            group = [by_number[sequence] for sequence in together]
+            yield from _bounded(group, {record.index: last[together[0]][1] for record in group})
+
+    def _recompute(self, model: str, records: Sequence[SequenceRecord]) -> None:
+        """The passes from the last state to the present, one sequence after another."""
+        states, index = self._states.get(model), MODELS.index(model)
+        if states is None:
+            return
+        for record in records:
+            sequence = self._sequences[record.index]
+            for end in states.ends(sequence, self._cache.length(index, sequence))[:-1]:
+                start = states.length(sequence)
+                self._pass(model, self._cache.prepare(index, [sequence], [end]), [])
+                record.note_pass(model, start)
+
+    def _compute(self, model: str, records: Sequence[SequenceRecord]) -> torch.Tensor:
         """One packed forward pass over exactly the unseen tokens."""
-        batch = self._cache.prepare(MODELS.index(model), sequences)
+        sequences = self._numbers(records)
+        starts = [self._sequences[record.index] for record in records if record.at_step_start]
+        return self._pass(model, self._cache.prepare(MODELS.index(model), sequences), starts)
+
+    def _pass(self, model: str, batch: RaggedBatch, keep: Sequence[int]) -> torch.Tensor:
+        """Computes a batch; the states of ``keep`` become snapshots."""
         try:
-            graphs = self._graphs.get(model)
-            if graphs is not None and graphs.takes(batch):
+            graphs, states = self._graphs.get(model), self._states.get(model)
+            own, fused = self._models[model], self._fused.get(model)
+            if states is not None:
+                logits = stateful_forward(own, self._pool, batch, states, fused, keep)
+            elif graphs is not None and graphs.takes(batch):
                 logits = graphs(batch)
             elif self._compiled is None:
-                fused = self._fused.get(model)
-                logits = paged_forward(self._models[model], self._pool, batch, fused)
+                logits = paged_forward(own, self._pool, batch, fused)
             else:
                 logits = self._compiled[model](self._pool, batch)
         except BaseException:

@@ -84,6 +84,11 @@ class SequenceRecord:
             for token, writer in zip(self.generated, self.writers, strict=True):
                 self._decoder.push(token, writer)
 
+    @property
+    def at_step_start(self) -> bool:
+        """Whether what comes next is the first token of a step: a rewind may lead here."""
+        return not self.answering and self._step.start == len(self.generated)
+
     def prompt_of(self, model: str) -> list[int]:
         """The prompt's ids for a model."""
         return self.prompt.small if model == "small" else self.prompt.large

@@ -1,0 +1,263 @@
+"""The states of the sequences in flight: where each is, and where it can go back to."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from glimprouter.hf.state.form import StateForm
+from glimprouter.hf.state.slots import StateSlots
+
+_SPAN = 64  # tokens that are computed again at most, where a snapshot is still kept
+_ENDS = "ends"  # name in what is saved
+
+
+@dataclass
+class _Held:
+    """What is held of one sequence.
+
+    Attributes:
+        slot: Of its state; None before the first token.
+        length: Tokens that the state has seen.
+        ends: Lengths at which its passes ended, ascending: what is computed again is computed in
+            the same pieces, so that it comes to the same bits.
+        snapshots: Slots of earlier lengths, with these.
+        recomputed: Tokens that were computed again, for want of a snapshot at the right place.
+    """
+
+    slot: int | None = None
+    length: int = 0
+    ends: list[int] = field(default_factory=list)
+    snapshots: deque[tuple[int, int]] = field(default_factory=deque)
+    recomputed: int = 0
+
+
+@dataclass
+class PackedState:
+    """A sequence's state in host memory.
+
+    Attributes:
+        length: Tokens that it has seen.
+        ends: As above.
+        recomputed: As above.
+        states: For each tensor of the form, ``[1 + snapshots, ...]``, the newest first; empty
+            before the first token.
+        lengths: Tokens that each of the snapshots has seen, the newest first.
+    """
+
+    length: int
+    ends: list[int]
+    recomputed: int = 0
+    states: list[torch.Tensor] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+
+    def named(self) -> dict[str, torch.Tensor]:
+        """Without the snapshots, as tensors with names."""
+        return {
+            _ENDS: torch.tensor([self.length, *self.ends]),
+            **{str(i): state[:1].contiguous() for i, state in enumerate(self.states)},
+        }
+
+    @classmethod
+    def from_named(cls, named: dict[str, torch.Tensor], form: StateForm) -> PackedState:
+        """The other way round.
+
+        Raises:
+            ValueError: It is of another form.
+        """
+        length, *ends = named[_ENDS].tolist() if _ENDS in named else [0]
+        states = [named[str(i)] for i in range(len(named) - 1) if str(i) in named]
+        own = [(tuple(state.shape[1:]), state.dtype) for state in states]
+        if _ENDS not in named or (
+            own != [(tensor.shape, tensor.dtype) for tensor in form.tensors] if length else states
+        ):
+            raise ValueError("the saved state is not one of this model")
+        return cls(length, ends, 0, states)
+
+
+class SequenceStates:
+    """The states of a model's sequences, by the numbers that the sequences have elsewhere.
+
+    No slot is written that another sequence, or a snapshot, shares: forks and snapshots copy
+    nothing, and a pass that fails leaves everything as it was.
+    """
+
+    def __init__(self, slots: StateSlots, num_snapshots: int) -> None:
+        """No sequences.
+
+        Args:
+            slots: Memory; snapshots give theirs up when sequences need it.
+            num_snapshots: Snapshots of a sequence at most, >= 0; the newest are kept.
+        """
+        self.slots = slots
+        self._num_snapshots = num_snapshots
+        self._held: dict[int, _Held] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no memory for one sequence more."""
+        return len(self._held) == self.slots.num_slots
+
+    def open(self, sequence: int, packed: PackedState | None = None) -> None:
+        """A sequence, with what it had before or without tokens; not when it is full."""
+        held = _Held()
+        if packed is not None:
+            held = _Held(length=packed.length, ends=list(packed.ends), recomputed=packed.recomputed)
+            rows = [self._take() for _ in packed.states[:1]]
+            rows += [self.slots.take() for _ in packed.lengths[: self.slots.num_free]]
+            if rows:
+                self.slots.write(
+                    rows,
+                    [state[: len(rows)].to(t.device) for state, t in self._placed(packed.states)],
+                )
+                held.slot = rows[0]
+                pairs = zip(packed.lengths, rows[1:], strict=False)
+                held.snapshots.extendleft(pairs)
+        self._held[sequence] = held
+
+    def _placed(self, states: Sequence[torch.Tensor]) -> zip:  # type: ignore[type-arg]
+        return zip(states, self.slots.form.tensors, strict=True)
+
+    def pack(self, sequence: int) -> PackedState:
+        """All of it, for :meth:`open`; it goes on here."""
+        held = self._held[sequence]
+        if held.slot is None:
+            return PackedState(held.length, list(held.ends), held.recomputed)
+        snapshots = list(reversed(held.snapshots))
+        states = self.slots.gather([held.slot, *(slot for _, slot in snapshots)])
+        return PackedState(
+            held.length,
+            list(held.ends),
+            held.recomputed,
+            [state.cpu() for state in states],
+            [length for length, _ in snapshots],
+        )
+
+    def close(self, sequence: int) -> None:
+        """Frees what it held."""
+        held = self._held.pop(sequence)
+        for slot in (held.slot, *(slot for _, slot in held.snapshots)):
+            if slot is not None:
+                self.slots.release(slot)
+
+    def fork(self, source: int, twin: int) -> None:
+        """A sequence more with the same past; not when it is full."""
+        held = self._held[source]
+        self._held[twin] = _Held(
+            None if held.slot is None else self.slots.share(held.slot),
+            held.length,
+            list(held.ends),
+            deque((length, self.slots.share(slot)) for length, slot in held.snapshots),
+        )
+
+    def go_on(self, sequence: int, computed: int) -> int:
+        """Goes back to the last state within ``computed`` tokens.
+
+        Returns:
+            How many tokens that has seen: the others of these have to be computed again.
+        """
+        held = self._held[sequence]
+        if held.length <= computed:
+            assert held.length == computed
+            return computed
+        while held.snapshots and held.snapshots[-1][0] > computed:
+            self.slots.release(held.snapshots.pop()[1])
+        if held.slot is not None:
+            self.slots.release(held.slot)
+        held.length, held.slot = 0, None
+        if held.snapshots:
+            held.length, kept = held.snapshots[-1]
+            held.slot = self.slots.share(kept)
+        held.recomputed += computed - held.length
+        held.ends = [end for end in held.ends if end <= computed]
+        return held.length
+
+    def ends(self, sequence: int, length: int) -> list[int]:
+        """Where the passes end that bring it to ``length`` tokens; several only again."""
+        held = self._held[sequence]
+        first, last = bisect_right(held.ends, held.length), bisect_left(held.ends, length)
+        return [*held.ends[first:last], length]
+
+    def length(self, sequence: int) -> int:
+        """Tokens that its state has seen."""
+        return self._held[sequence].length
+
+    def recomputed(self, sequence: int) -> int:
+        """Tokens that were computed again, for want of a snapshot."""
+        return self._held[sequence].recomputed
+
+    def gather(self, sequences: Sequence[int]) -> list[torch.Tensor] | None:
+        """Copies of their states for a pass, ``[B, ...]`` each; None where none has a token.
+
+        Raises:
+            ValueError: Some have tokens and some have not.
+        """
+        slots = [self._held[sequence].slot for sequence in sequences]
+        begun = [slot for slot in slots if slot is not None]
+        if len(begun) not in (0, len(slots)):
+            raise ValueError("sequences with tokens and without do not go into one pass")
+        return self.slots.gather(begun) if begun else None
+
+    def advance(
+        self,
+        sequences: Sequence[int],
+        states: Sequence[torch.Tensor],
+        length_of: Sequence[int],
+        keep: Collection[int] = (),
+    ) -> None:
+        """Takes over the states behind a pass.
+
+        Args:
+            sequences: Of the pass, ``[B]``.
+            states: ``[B, ...]`` each.
+            length_of: Tokens that each has seen now, ``[B]``.
+            keep: Sequences whose present state, before the pass, becomes a snapshot. So does one
+                that is far behind the last snapshot.
+        """
+        rows = []
+        for sequence, length in zip(sequences, length_of, strict=True):
+            held = self._held[sequence]
+            last = held.snapshots[-1][0] if held.snapshots else 0
+            wanted = sequence in keep or held.length - last >= _SPAN
+            rows.append(self._row(held, wanted and held.length > last))
+            held.length = length
+            place = bisect_left(held.ends, length)
+            if place == len(held.ends) or held.ends[place] != length:
+                held.ends.insert(place, length)
+        self.slots.write(rows, states)
+
+    def _row(self, held: _Held, keep: bool) -> int:
+        """The slot that a sequence's next state goes into: nobody else's."""
+        if held.slot is None:
+            held.slot = self._take()
+            return held.slot
+        if keep and self._num_snapshots:
+            while len(held.snapshots) >= self._num_snapshots:
+                self.slots.release(held.snapshots.popleft()[1])
+            if self.slots.num_free:
+                held.snapshots.append((held.length, held.slot))
+                held.slot = self.slots.take()
+                return held.slot
+        while self.slots.is_shared(held.slot):
+            if self.slots.num_free or not self._give_up_snapshot():
+                self.slots.release(held.slot)
+                held.slot = self.slots.take()
+        return held.slot
+
+    def _take(self) -> int:
+        """A slot; there is one for every sequence, once snapshots give theirs up."""
+        while not self.slots.num_free and self._give_up_snapshot():
+            pass
+        return self.slots.take()
+
+    def _give_up_snapshot(self) -> bool:
+        """Drops the oldest snapshot of some sequence; False when there is none."""
+        for held in self._held.values():
+            if held.snapshots:
+                self.slots.release(held.snapshots.popleft()[1])
+                return True
+        return False

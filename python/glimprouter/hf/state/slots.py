@@ -1,0 +1,80 @@
+"""Memory for the states of many sequences: rows of one tensor for each part of a state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from glimprouter.hf.state.form import StateForm
+
+
+class StateSlots:
+    """Slots, each with one state. Several may share one: it is written by none of them then.
+
+    Attributes:
+        form: What a state is.
+        num_slots: How many there are.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, form: StateForm, num_slots: int) -> None:
+        """Free slots.
+
+        Args:
+            form: Of the model.
+            num_slots: Slots, >= 1.
+        """
+        self.form = form
+        self.num_slots = num_slots
+        self._tensors = [
+            torch.empty(num_slots, *tensor.shape, dtype=tensor.dtype, device=tensor.device)
+            for tensor in form.tensors
+        ]
+        self._users = [0] * num_slots
+        self._free = list(reversed(range(num_slots)))
+
+    @property
+    def num_free(self) -> int:
+        """Slots that nobody has."""
+        return len(self._free)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all of them."""
+        return self.num_slots * self.form.num_bytes
+
+    def take(self) -> int:
+        """A free slot; what is in it is undefined."""
+        slot = self._free.pop()
+        self._users[slot] = 1
+        return slot
+
+    def share(self, slot: int) -> int:
+        """The same slot for one user more."""
+        self._users[slot] += 1
+        return slot
+
+    def release(self, slot: int) -> None:
+        """One user less; free when there is none."""
+        self._users[slot] -= 1
+        if self._users[slot] == 0:
+            self._free.append(slot)
+
+    def is_shared(self, slot: int) -> bool:
+        """Whether it has more than one user."""
+        return self._users[slot] > 1
+
+    @torch.inference_mode()
+    def gather(self, slots: Sequence[int]) -> list[torch.Tensor]:
+        """Copies of their states, ``[B, ...]`` for each tensor of the form."""
+        return [tensor[self._index(slots, tensor)] for tensor in self._tensors]
+
+    @torch.inference_mode()
+    def write(self, slots: Sequence[int], states: Sequence[torch.Tensor]) -> None:
+        """Puts states ``[B, ...]`` into distinct slots of one user each."""
+        for tensor, state in zip(self._tensors, states, strict=True):
+            tensor.index_copy_(0, self._index(slots, tensor), state)
+
+    def _index(self, slots: Sequence[int], tensor: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(slots, dtype=torch.long, device=tensor.device)
