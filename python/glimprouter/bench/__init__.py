@@ -49,6 +49,12 @@ def _batch(settings: Settings) -> list[Section]:
     return batch.run(settings)
 
 
+def _hybrid(settings: Settings) -> list[Section]:
+    from glimprouter.bench import hybrid
+
+    return hybrid.run(settings)
+
+
 BENCHMARKS: dict[str, Callable[[Settings], list[Section]]] = {
     "glimpse": _glimpse,
     "sampling": _sampling,
@@ -56,6 +62,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Section]]] = {
     "decode": _decode,
     "kv": _kv,
     "batch": _batch,
+    "hybrid": _hybrid,
 }
 
 
@@ -65,7 +72,8 @@ def run_benchmarks(
     """Runs the named benchmarks one after the other.
 
     Args:
-        names: Keys of `BENCHMARKS`: "glimpse", "sampling", "step", "decode", "kv", "batch".
+        names: Keys of `BENCHMARKS`: "glimpse", "sampling", "step", "decode", "kv", "batch",
+            "hybrid".
         settings: Length and size of the run; the default takes some minutes.
 
     Returns:

@@ -31,6 +31,7 @@ class StateSlots:
             torch.empty(num_slots, *tensor.shape, dtype=tensor.dtype, device=tensor.device)
             for tensor in form.tensors
         ]
+        self._devices = {tensor.device for tensor in form.tensors}
         self._users = [0] * num_slots
         self._free = list(reversed(range(num_slots)))
 
@@ -68,13 +69,24 @@ class StateSlots:
     @torch.inference_mode()
     def gather(self, slots: Sequence[int]) -> list[torch.Tensor]:
         """Copies of their states, ``[B, ...]`` for each tensor of the form."""
-        return [tensor[self._index(slots, tensor)] for tensor in self._tensors]
+        if len(slots) == 1:
+            return [tensor[slots[0] : slots[0] + 1].clone() for tensor in self._tensors]
+        places = self._places(slots)
+        return [tensor.index_select(0, places[tensor.device]) for tensor in self._tensors]
 
     @torch.inference_mode()
     def write(self, slots: Sequence[int], states: Sequence[torch.Tensor]) -> None:
         """Puts states ``[B, ...]`` into distinct slots of one user each."""
-        for tensor, state in zip(self._tensors, states, strict=True):
-            tensor.index_copy_(0, self._index(slots, tensor), state)
+        pairs = zip(self._tensors, states, strict=True)
+        if len(slots) == 1:
+            for tensor, state in pairs:
+                tensor[slots[0] : slots[0] + 1].copy_(state)
+            return
+        places = self._places(slots)
+        for tensor, state in pairs:
+            tensor.index_copy_(0, places[tensor.device], state)
 
-    def _index(self, slots: Sequence[int], tensor: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(slots, dtype=torch.long, device=tensor.device)
+    def _places(self, slots: Sequence[int]) -> dict[torch.device, torch.Tensor]:
+        """The slots where the tensors are, once for each device."""
+        index = torch.tensor(slots, dtype=torch.long)
+        return {device: index.to(device) for device in self._devices}
