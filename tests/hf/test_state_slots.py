@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from glimprouter.hf.state.form import StateForm, StateTensor
-from glimprouter.hf.state.sequences import PackedState, SequenceStates
+from glimprouter.hf.state.sequences import PackedState, SequenceStates, StateMove
 from glimprouter.hf.state.slots import StateSlots
 
 CPU = torch.device("cpu")
@@ -32,6 +33,12 @@ def state_of(tokens: list[int]) -> list[torch.Tensor]:
         torch.tensor([[len(tokens), value]]),
         torch.tensor([[[float(value)], [float(sum(tokens))], [float(len(tokens))]]]).double(),
     ]
+
+
+def advance(states: SequenceStates, sequence: int, text: list[int], *keep: int) -> None:
+    """One pass over one sequence, which has seen the text then."""
+    with states.moving([sequence], [len(text)], keep) as move:
+        states.slots.write(move.targets, state_of(text))
 
 
 class States(RuleBasedStateMachine):
@@ -67,7 +74,17 @@ class States(RuleBasedStateMachine):
         begun = bool(self.texts[first])
         fit = [s for s in sorted(self.texts) if bool(self.texts[s]) == begun]
         chosen = data.draw(st.permutations(fit))[: data.draw(st.integers(1, len(fit)))]
-        before = self.states.gather(chosen)
+        lengths = [len(self.texts[sequence]) + more for sequence in chosen]
+        keep = chosen[:1] if kept else ()
+        with suppress(MemoryError), self.states.moving(chosen, lengths, keep):
+            raise MemoryError  # nothing has changed
+        with self.states.moving(chosen, lengths, keep) as move:
+            self.play(move, chosen, begun, more)
+
+    def play(self, move: StateMove, chosen: list[int], begun: bool, more: int) -> None:
+        """What a pass does with states."""
+        assert len(set(move.targets)) == len(chosen)
+        before = self.states.gather(move)
         assert (before is not None) == begun
         if before is not None:
             for row, sequence in enumerate(chosen):
@@ -80,8 +97,7 @@ class States(RuleBasedStateMachine):
             self.ends[sequence].append(length)
         rows = [state_of(self.texts[sequence]) for sequence in chosen]
         after = [torch.cat(parts) for parts in zip(*rows, strict=True)]
-        lengths = [len(self.texts[sequence]) for sequence in chosen]
-        self.states.advance(chosen, after, lengths, chosen[:1] if kept else ())
+        self.states.slots.write(move.targets, after)
 
     @precondition(lambda self: self.texts)
     @rule(data=st.data())
@@ -106,7 +122,7 @@ class States(RuleBasedStateMachine):
             self.ends[sequence] = sorted({*known, computed})
         for end in again:
             self.texts[sequence] = text[:end]
-            self.states.advance([sequence], state_of(text[:end]), [end])
+            advance(self.states, sequence, text[:end])
         assert self.texts[sequence] == text[:computed]
 
     @precondition(lambda self: self.texts and not self.states.is_full)
@@ -178,9 +194,13 @@ def test_rows_with_and_without_tokens_do_not_mix() -> None:
     states = SequenceStates(StateSlots(FORM, 2), 0)
     states.open(0)
     states.open(1)
-    states.advance([0], state_of([5]), [1])
-    with pytest.raises(ValueError, match="do not go into one pass"):
-        states.gather([0, 1])
+    advance(states, 0, [5])
+    with (
+        pytest.raises(ValueError, match="do not go into one pass"),
+        states.moving([0, 1], [2, 1]) as move,
+    ):
+        states.gather(move)
+    assert (states.length(0), states.length(1), states.slots.num_free) == (1, 0, 1)
 
 
 def test_a_place_has_one_snapshot() -> None:
@@ -188,10 +208,10 @@ def test_a_place_has_one_snapshot() -> None:
     states = SequenceStates(StateSlots(FORM, 9), SNAPSHOTS)
     states.open(0)
     for length in (3, 5, 8):
-        states.advance([0], state_of(list(range(length))), [length], [0])
+        advance(states, 0, list(range(length)), 0)
     for _ in range(3):
         assert states.go_on(0, 5) == 5
-        states.advance([0], state_of(list(range(8))), [8], [0])
+        advance(states, 0, list(range(8)), 0)
     assert states.go_on(0, 4) == 3
     assert states.recomputed(0) == 1
 
@@ -201,7 +221,7 @@ def test_a_long_text_has_snapshots_on_the_way() -> None:
     states = SequenceStates(StateSlots(FORM, 9), SNAPSHOTS)
     states.open(0)
     for length in range(1, 200):
-        states.advance([0], state_of(list(range(length))), [length])
+        advance(states, 0, list(range(length)))
     assert states.go_on(0, 180) in range(180 - 64, 181)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 from glimprouter.hf.attention.function import leave_note, own_attention
 from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.paged import CountedPass, PagedPass
+from glimprouter.hf.state.form import StateForm
 from glimprouter.hf.state.sequences import SequenceStates
 from glimprouter.kv import PagePool, RaggedBatch
 from glimprouter.torch import AttendingPass, AttentionOptions
@@ -100,7 +101,7 @@ def stateful_forward(
     batch: RaggedBatch,
     states: SequenceStates,
     fused: FusedLayers | None = None,
-    keep: Iterable[int] = (),
+    keep: Collection[int] = (),
 ) -> torch.Tensor:
     """Computes the batch's tokens; logits of each sequence's last one, ``[B, V]``.
 
@@ -119,16 +120,52 @@ def stateful_forward(
         RuntimeError: A layer did not come by: the model has attention of its own.
         ValueError: Rows of other lengths, or a state of another shape.
     """
-    form, sequences = states.slots.form, batch.sequences.tolist()
-    lengths = batch.seq_lens.tolist()
+    sequences, lengths = batch.sequences.tolist(), batch.seq_lens.tolist()
     rows = (len(sequences), -1)
     ids = torch.tensor(batch.ids, dtype=torch.long, device=model.device).view(rows)
     positions = torch.tensor(batch.positions, dtype=torch.long, device=model.device).view(rows)
-    counted = CountedPass(RowsPass(PagedPass(pool, batch), form.attending))
     start = max(lengths) - ids.shape[1]
-    cache = StatefulCache(form.layers(states.gather(sequences)), counted, start)
-    own = own_attention(model.config.get_text_config())
-    with fused.installed() if fused else nullcontext(), own:
+    own = PagedPass(pool, batch)
+    with (
+        fused.installed() if fused else nullcontext(),
+        states.moving(sequences, lengths, keep) as move,
+    ):
+        form, before = states.slots.form, states.gather(move)
+        logits, after = rows_forward(model, ids, positions, own, form, before, start)
+        states.slots.write(move.targets, after)
+    return logits
+
+
+def rows_forward(
+    model: Any,
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    own: AttendingPass,
+    form: StateForm,
+    before: Sequence[torch.Tensor] | None,
+    start: int,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The model's own code over rows of equal length; logits ``[B, V]`` of the last tokens.
+
+    Args:
+        model: One that can be served so.
+        ids: ``[B, q]``.
+        positions: ``[B, q]``.
+        own: The pass over the packed tokens.
+        form: Of the model's states.
+        before: States of the rows, which may be written into; None for rows without tokens.
+        start: Tokens before the pass.
+
+    Returns:
+        The logits, and the states afterwards.
+
+    Raises:
+        RuntimeError: A layer did not come by: the model has attention of its own.
+        ValueError: A state of another shape.
+    """
+    counted = CountedPass(RowsPass(own, form.attending))
+    cache = StatefulCache(form.layers(before), counted, start)
+    with own_attention(model.config.get_text_config()):
         output = model(
             input_ids=ids,
             position_ids=positions,
@@ -139,8 +176,7 @@ def stateful_forward(
     if counted.layers != len(form.attending):
         raise RuntimeError(f"{counted.layers} of the model's layers used the attention over pages")
     logits: torch.Tensor = output.logits[:, -1]
-    states.advance(sequences, form.states_of(cache.layers), lengths, set(keep))
-    return logits
+    return logits, form.states_of(cache.layers)
 
 
 def rows_together(passes: Mapping[int, tuple[bool, int]]) -> list[list[int]]:

@@ -11,7 +11,6 @@ from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.trial import trial_of, why_not_paged
 from glimprouter.hf.engine.gather_runner import why_not_gathered
 from glimprouter.hf.engine.native_runner import CallForm, find_form
-from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.state.form import StateForm, find_state_form
 
 EngineName = Literal["paged", "gather", "native"]
@@ -157,20 +156,19 @@ def choose_execution(wanted: str, choice: EngineChoice, device: str) -> Executio
 
     Args:
         wanted: One of :data:`EXECUTIONS`; ``"auto"`` is graphs where they can be had.
-        choice: The engine that serves the pair. Passes of models with states are eager always.
+        choice: The engine that serves the pair. Models with states cannot be compiled.
         device: Where its pages lie.
 
     Raises:
         ValueError: What is wanted cannot be had.
     """
-    engine, stateful = choice.name, set(choice.states)
-    if stateful and wanted in ("graphs", "compiled"):
+    engine, stateful = choice.name, " and the ".join(sorted(choice.states))
+    if stateful and wanted == "compiled":
         raise ValueError(
-            f"execution={wanted!r} serves models with keys and values only, the"
-            f' {" and the ".join(sorted(stateful))} model keeps states beside them; "auto" takes'
-            " what can be had"
+            'execution="compiled" serves models with keys and values only, the'
+            f' {stateful} model keeps states beside them; "auto" takes what can be had'
         )
-    replays = engine == "paged" and device != "cpu" and stateful != set(MODELS)
+    replays = engine == "paged" and device != "cpu"
     if wanted == "graphs" and not replays:
         raise ValueError(
             'execution="graphs" needs engine="paged" on a device, this pair runs on'

@@ -1,4 +1,4 @@
-"""Pages and graphs that outlive a run on a device, so that the next run captures nothing again."""
+"""Memory and graphs that outlive a run on a device, so that the next one captures nothing again."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 from glimprouter.hf.graphs.decode_graphs import DecodeGraphs, padded_size
 from glimprouter.hf.graphs.decode_pass import CompiledCall
 from glimprouter.hf.graphs.recorders import recorder_for
+from glimprouter.hf.state.form import StateForm
+from glimprouter.hf.state.slots import StateSlots
 from glimprouter.kv import KvLayout, PagePool
 
 
@@ -21,8 +23,8 @@ def _addresses(model: Any) -> tuple[int, ...]:
 class KeptPool:
     """The pool of the last run of a pair and its graphs, for the next run that comes after it.
 
-    Graphs hold the addresses of pages and weights. So a run has the pool to itself, a larger one
-    takes its place where a run needs more, and weights that have moved void the graphs.
+    Graphs hold the addresses of pages, states and weights. So a run has the pool to itself, a
+    larger one takes its place where a run needs more, and weights that have moved void the graphs.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class KeptPool:
         max_sequences: int,
         device: str,
         compiled: Mapping[str, CompiledCall] | None = None,
+        forms: Mapping[str, StateForm] | None = None,
     ) -> None:
         """Nothing is allocated yet.
 
@@ -39,12 +42,15 @@ class KeptPool:
             max_sequences: The most of a pass.
             device: Other than the CPU.
             compiled: The decode passes of the models, by name; None for the models' own code.
+            forms: Of the states of models that keep some, by name.
         """
         self._models = dict(models)
         self._max_sequences = max_sequences
         self._device = device
         self._compiled = compiled or {}
+        self._forms = forms or {}
         self._recorder = recorder_for(device)
+        self._slots: dict[str, StateSlots] = {}
         self._pool: PagePool | None = None
         self._graphs: dict[str, DecodeGraphs] = {}
         self._weights: list[tuple[int, ...]] = []
@@ -52,10 +58,26 @@ class KeptPool:
 
     @property
     def free_bytes(self) -> int:
-        """Bytes of an unused pool: what the next run may have besides free memory."""
+        """Bytes of unused memory: what the next run may have besides what is free."""
         if self._pool is None or self._in_use():
             return 0
-        return (self._pool.num_sectors + 1) * self._pool.sector_bytes
+        states = sum(slots.num_bytes for slots in self._slots.values())
+        return (self._pool.num_sectors + 1) * self._pool.sector_bytes + states
+
+    def take_slots(self, count: int) -> Mapping[str, StateSlots]:
+        """Slots for the states of a run, by the model's name: at least so many, all of them free.
+
+        Call it before :meth:`take`: others void the graphs.
+        """
+        held = self._slots.values()
+        if self._in_use() or not held or any(slots.num_slots < count for slots in held):
+            if self._in_use():  # that run may replay on another thread
+                self._recorder = recorder_for(self._device)
+            self._graphs, self._slots = {}, {}  # before more is allocated
+            self._slots = {name: StateSlots(form, count) for name, form in self._forms.items()}
+        for slots in self._slots.values():
+            slots.clear()  # a run that was given up has left some
+        return self._slots
 
     def take(
         self, user: object, layouts: Sequence[KvLayout], sectors: int, most: int
@@ -89,6 +111,7 @@ class KeptPool:
                     self._max_sequences,
                     self._recorder,
                     self._compiled.get(name),
+                    self._slots.get(name),
                 )
                 for index, (name, model) in enumerate(self._models.items())
             }

@@ -50,7 +50,9 @@ class EngineMaker:
         self._translation = translation
         self._device = device
         self._num_snapshots = num_snapshots
-        self._kept = KeptPool(models, max_sequences, device, compiled_decode) if graphs else None
+        self._kept: KeptPool | None = None
+        if graphs:
+            self._kept = KeptPool(models, max_sequences, device, compiled_decode, choice.states)
 
     def make(
         self,

@@ -24,8 +24,9 @@ from glimprouter.hf.pair.translation import Translation
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.saved import bytes_as_tensor, tensor_as_bytes
 from glimprouter.hf.state.form import StateForm
-from glimprouter.hf.state.memory import plan_states
+from glimprouter.hf.state.memory import slots_wanted
 from glimprouter.hf.state.sequences import PackedState, SequenceStates
+from glimprouter.hf.state.slots import StateSlots
 from glimprouter.kv import KvCache, PagePool, RaggedBatch
 
 _MAX_BATCH_TOKENS = 4096  # of one forward pass: bounds the memory of its activations
@@ -133,8 +134,14 @@ class PagedEngine(Engine):
         held = 0 if kept is None else kept.free_bytes
         most = default_arena_bytes(device, held) if arena_bytes is None else arena_bytes
         rows = max_sequences if spare_rows else min(max_sequences, len(records))
-        self._states = plan_states(state_forms, rows, num_snapshots, most)
-        most -= sum(states.slots.num_bytes for states in self._states.values())
+        count = slots_wanted(state_forms.values(), rows, num_snapshots, most)
+        slots: Mapping[str, StateSlots] = (
+            {name: StateSlots(form, count) for name, form in state_forms.items()}
+            if kept is None
+            else kept.take_slots(count)
+        )
+        self._states = {name: SequenceStates(own, num_snapshots) for name, own in slots.items()}
+        most -= sum(own.num_bytes for own in slots.values())
         sectors = plan.wanted(
             [_most_tokens(record) for record in records],
             most,
@@ -307,10 +314,10 @@ class PagedEngine(Engine):
         try:
             graphs, states = self._graphs.get(model), self._states.get(model)
             own, fused = self._models[model], self._fused.get(model)
-            if states is not None:
+            if graphs is not None and graphs.takes(batch):
+                logits = graphs(batch, states, keep)
+            elif states is not None:
                 logits = stateful_forward(own, self._pool, batch, states, fused, keep)
-            elif graphs is not None and graphs.takes(batch):
-                logits = graphs(batch)
             elif self._compiled is None:
                 logits = paged_forward(own, self._pool, batch, fused)
             else:

@@ -8,14 +8,19 @@ a replay is one. Sizes come in buckets: batches (up to the most of a pass) and t
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from glimprouter.hf.attention.paged import paged_forward
+from glimprouter.hf.attention.stateful import stateful_forward
 from glimprouter.hf.graphs.decode_pass import CompiledCall, DecodePass
 from glimprouter.hf.graphs.recorders import Recorder, Recording
+from glimprouter.hf.graphs.stateful_pass import StatefulDecodePass
+from glimprouter.hf.state.sequences import SequenceStates, StateMove
+from glimprouter.hf.state.slots import StateSlots
 from glimprouter.kv import PagePool, RaggedBatch
 
 # Passes of a bucket that are computed eagerly: libraries make their choices and buffers, and a size
@@ -63,6 +68,7 @@ class DecodeGraphs:
         max_sequences: int,
         recorder: Recorder,
         compiled: CompiledCall | None = None,
+        slots: StateSlots | None = None,
     ) -> None:
         """Captures nothing yet.
 
@@ -74,6 +80,7 @@ class DecodeGraphs:
             max_sequences: The most of a pass.
             recorder: The recorder of the pool's device.
             compiled: The model's decode pass; None for the model's own code.
+            slots: Of the model's states; None where it keeps keys and values only.
         """
         self.refused: str | None = None
         self.out_of_memory = False
@@ -84,6 +91,7 @@ class DecodeGraphs:
         self._max_sequences = max_sequences
         self._recorder = recorder
         self._compiled = compiled
+        self._slots = slots
         self._buckets: dict[tuple[int, int], _Bucket] = {}
 
     @property
@@ -92,11 +100,24 @@ class DecodeGraphs:
         return [size for size, bucket in self._buckets.items() if bucket.recording is not None]
 
     def takes(self, batch: RaggedBatch) -> bool:
-        """Whether this is a decode pass, and the model can be captured."""
-        return self.refused is None and len(batch.ids) == len(batch.sequences)
+        """Whether this is a decode pass behind other tokens, and the model can be captured."""
+        decodes = len(batch.ids) == len(batch.sequences)
+        if self._slots is not None:
+            decodes = decodes and bool((batch.seq_lens > 1).all())
+        return self.refused is None and decodes
 
-    def __call__(self, batch: RaggedBatch) -> torch.Tensor:
+    def __call__(
+        self,
+        batch: RaggedBatch,
+        states: SequenceStates | None = None,
+        keep: Collection[int] = (),
+    ) -> torch.Tensor:
         """Computes a decode pass; logits ``[B, V]``, overwritten by the next pass of its size.
+
+        Args:
+            batch: One that this takes.
+            states: Of its sequences, in the slots of this; None for a model that keeps none.
+            keep: Sequences whose state before the pass becomes a snapshot.
 
         Raises:
             Exception: Whatever the model's code raises, also eagerly.
@@ -104,16 +125,26 @@ class DecodeGraphs:
         Warns:
             RuntimeWarning: The model cannot be captured: it is computed eagerly from now on.
         """
+        count = len(batch.sequences)
         try:
-            return self._compute(batch)[: len(batch.sequences)]
+            if states is None:
+                return self._compute(batch, None)[:count]
+            with states.moving(batch.sequences.tolist(), batch.seq_lens.tolist(), keep) as move:
+                return self._compute(batch, move)[:count]
         except Exception as error:  # whatever a model's code does that a graph cannot hold
             self._refuse(error)
         # Keys and values of a pass that broke off are written again, to the same slots.
-        return paged_forward(self._model, self._pool, batch)
+        if states is None:
+            return paged_forward(self._model, self._pool, batch)
+        return stateful_forward(self._model, self._pool, batch, states, keep=keep)
 
-    def _compute(self, batch: RaggedBatch) -> torch.Tensor:
+    def _compute(self, batch: RaggedBatch, move: StateMove | None) -> torch.Tensor:
         bucket = self._bucket_of(batch)
-        bucket.decode.fill(batch)
+        if isinstance(bucket.decode, StatefulDecodePass):
+            assert move is not None
+            bucket.decode.fill_states(batch, move)
+        else:
+            bucket.decode.fill(batch)
         if bucket.recording is None and bucket.computed < WARM_UP_PASSES:
             bucket.computed += 1
             if bucket.computed == WARM_UP_PASSES:  # before that, libraries may wait as they load
@@ -121,6 +152,8 @@ class DecodeGraphs:
             return bucket.decode.forward()
         if bucket.recording is None:
             bucket.recording = self._recorder.record(bucket.decode.forward)
+            if bucket.recording.computed:
+                return bucket.recording.result
         bucket.recording.replay()
         return bucket.recording.result
 
@@ -129,7 +162,11 @@ class DecodeGraphs:
         size = sequences, padded_size(batch.block_table.shape[1], _FEWEST_PAGES)
         bucket = self._buckets.get(size)
         if bucket is None:
-            decode = DecodePass(self._model, self._pool, self._index, *size, self._compiled)
+            place = (self._model, self._pool, self._index, *size)
+            if self._slots is None:
+                decode = DecodePass(*place, self._compiled)
+            else:
+                decode = StatefulDecodePass(*place, self._slots)
             bucket = self._buckets[size] = _Bucket(decode)
         return bucket
 

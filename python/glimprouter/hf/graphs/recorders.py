@@ -21,10 +21,12 @@ class Recording(NamedTuple):
     Attributes:
         result: What it computes, at the same place every time.
         replay: Computes it again from what its inputs hold now, on torch's current stream.
+        computed: Whether recording has computed it, too.
     """
 
     result: torch.Tensor
     replay: Callable[[], None]
+    computed: bool = False
 
 
 class Recorder(Protocol):
@@ -38,7 +40,7 @@ class Recorder(Protocol):
         """
 
     def record(self, run: Callable[[], torch.Tensor]) -> Recording:
-        """Records what a rehearsed run does; whether it computes anything is left open."""
+        """Records what a rehearsed run does; the recording says whether it computed that, too."""
 
 
 class CudaRecorder:
@@ -131,7 +133,7 @@ class RepeatingRecorder:
             with torch.inference_mode():
                 result.copy_(run())
 
-        return Recording(result, replay)
+        return Recording(result, replay, computed=True)
 
 
 def recorder_for(device: str) -> Recorder:

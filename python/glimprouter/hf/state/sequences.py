@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -77,6 +79,20 @@ class PackedState:
         ):
             raise ValueError("the saved state is not one of this model")
         return cls(length, ends, 0, states)
+
+
+class StateMove(NamedTuple):
+    """A pass over the states of some sequences.
+
+    Attributes:
+        sources: Slots that it reads, ``[B]``; None where a sequence has no token yet.
+        targets: Slots that it writes, once it has read all, ``[B]``: distinct.
+        kept: Whether the source becomes a snapshot, ``[B]``.
+    """
+
+    sources: list[int | None]
+    targets: list[int]
+    kept: list[bool]
 
 
 class SequenceStates:
@@ -190,63 +206,89 @@ class SequenceStates:
         """Tokens that were computed again, for want of a snapshot."""
         return self._held[sequence].recomputed
 
-    def gather(self, sequences: Sequence[int]) -> list[torch.Tensor] | None:
-        """Copies of their states for a pass, ``[B, ...]`` each; None where none has a token.
+    def gather(self, move: StateMove) -> list[torch.Tensor] | None:
+        """Copies of the states that a pass reads, ``[B, ...]`` each; None where none has a token.
 
         Raises:
             ValueError: Some have tokens and some have not.
         """
-        slots = [self._held[sequence].slot for sequence in sequences]
-        begun = [slot for slot in slots if slot is not None]
-        if len(begun) not in (0, len(slots)):
+        begun = [slot for slot in move.sources if slot is not None]
+        if len(begun) not in (0, len(move.sources)):
             raise ValueError("sequences with tokens and without do not go into one pass")
         return self.slots.gather(begun) if begun else None
 
-    def advance(
-        self,
-        sequences: Sequence[int],
-        states: Sequence[torch.Tensor],
-        length_of: Sequence[int],
-        keep: Collection[int] = (),
-    ) -> None:
-        """Takes over the states behind a pass.
+    @contextmanager
+    def moving(
+        self, sequences: Sequence[int], lengths: Sequence[int], keep: Collection[int] = ()
+    ) -> Iterator[StateMove]:
+        """Around a pass that reads the states of sequences and writes those behind it.
+
+        When it fails nothing has changed, but that snapshots may have given up their memory.
 
         Args:
             sequences: Of the pass, ``[B]``.
-            states: ``[B, ...]`` each.
-            length_of: Tokens that each has seen now, ``[B]``.
-            keep: Sequences whose present state, before the pass, becomes a snapshot. So does one
-                that is far behind the last snapshot.
+            lengths: Tokens that each will have seen, ``[B]``.
+            keep: Sequences whose present state becomes a snapshot. So does one that is far behind
+                the last snapshot.
         """
-        rows = []
-        for sequence, length in zip(sequences, length_of, strict=True):
-            held = self._held[sequence]
-            last = held.snapshots[-1][0] if held.snapshots else 0
-            wanted = sequence in keep or held.length - last >= _SPAN
-            rows.append(self._row(held, wanted and held.length > last))
-            held.length = length
+        move = self._plan(sequences, keep)
+        held_ones = [self._held[sequence] for sequence in sequences]
+        try:
+            yield move
+        except BaseException:
+            for held, target in zip(held_ones, move.targets, strict=True):
+                if target != held.slot:
+                    self.slots.release(target)
+            raise
+        rows = zip(held_ones, lengths, move.targets, move.kept, strict=True)
+        for held, length, target, kept in rows:
+            if kept:
+                self._drop_oldest(held)
+                assert held.slot is not None
+                held.snapshots.append((held.length, held.slot))
+            elif held.slot is not None and held.slot != target:
+                self.slots.release(held.slot)
+            held.slot, held.length = target, length
             place = bisect_left(held.ends, length)
             if place == len(held.ends) or held.ends[place] != length:
                 held.ends.insert(place, length)
-        self.slots.write(rows, states)
 
-    def _row(self, held: _Held, keep: bool) -> int:
-        """The slot that a sequence's next state goes into: nobody else's."""
-        if held.slot is None:
-            held.slot = self._take()
-            return held.slot
-        if keep and self._num_snapshots:
-            while len(held.snapshots) >= self._num_snapshots:
-                self.slots.release(held.snapshots.popleft()[1])
-            if self.slots.num_free:
-                held.snapshots.append((held.length, held.slot))
-                held.slot = self.slots.take()
-                return held.slot
-        while self.slots.is_shared(held.slot):
-            if self.slots.num_free or not self._give_up_snapshot():
-                self.slots.release(held.slot)
-                held.slot = self.slots.take()
-        return held.slot
+    def _plan(self, sequences: Sequence[int], keep: Collection[int]) -> StateMove:
+        """Slots for the states to come, none of which anyone else has then."""
+        move = StateMove([self._held[sequence].slot for sequence in sequences], [], [])
+        left: dict[int, int] = {}  # users that a slot loses
+        for place, sequence in enumerate(sequences):
+            held, to_come = self._held[sequence], len(sequences) - place - 1
+            kept = self._makes_snapshot(held, sequence in keep, to_come)
+            target = held.slot
+            while target is not None and self.slots.users(target) - left.get(target, 0) > 1:
+                if kept or self.slots.num_free or not self._give_up_snapshot():
+                    target = None
+            if kept or target is None:
+                target = self._take()
+                if held.slot is not None and not kept:
+                    left[held.slot] = left.get(held.slot, 0) + 1
+            move.targets.append(target)
+            move.kept.append(kept)
+        return move
+
+    def _makes_snapshot(self, held: _Held, wanted: bool, to_come: int) -> bool:
+        """Whether the present state becomes one: there is none of this length, and memory.
+
+        That of the sequences to come in the same pass is left to them.
+        """
+        last = held.snapshots[-1][0] if held.snapshots else 0
+        wanted = wanted or held.length - last >= _SPAN
+        if not wanted or held.length <= last or not self._num_snapshots:
+            return False
+        if self.slots.num_free <= to_come:
+            self._drop_oldest(held)
+        return self.slots.num_free > to_come
+
+    def _drop_oldest(self, held: _Held) -> None:
+        """Makes room for one snapshot more."""
+        while len(held.snapshots) >= self._num_snapshots:
+            self.slots.release(held.snapshots.popleft()[1])
 
     def _take(self) -> int:
         """A slot; there is one for every sequence, once snapshots give theirs up."""

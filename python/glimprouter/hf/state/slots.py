@@ -15,6 +15,7 @@ class StateSlots:
     Attributes:
         form: What a state is.
         num_slots: How many there are.
+        tensors: ``[num_slots + 1, ...]`` for each tensor of the form; the last row is padding's.
     """
 
     @torch.inference_mode()
@@ -27,13 +28,14 @@ class StateSlots:
         """
         self.form = form
         self.num_slots = num_slots
-        self._tensors = [
-            torch.empty(num_slots, *tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        self.tensors = [
+            torch.empty(num_slots + 1, *tensor.shape, dtype=tensor.dtype, device=tensor.device)
             for tensor in form.tensors
         ]
+        for tensor in self.tensors:
+            tensor[num_slots].zero_()
         self._devices = {tensor.device for tensor in form.tensors}
-        self._users = [0] * num_slots
-        self._free = list(reversed(range(num_slots)))
+        self.clear()
 
     @property
     def num_free(self) -> int:
@@ -43,7 +45,12 @@ class StateSlots:
     @property
     def num_bytes(self) -> int:
         """Memory of all of them."""
-        return self.num_slots * self.form.num_bytes
+        return (self.num_slots + 1) * self.form.num_bytes
+
+    def clear(self) -> None:
+        """Frees all of them."""
+        self._users = [0] * self.num_slots
+        self._free = list(reversed(range(self.num_slots)))
 
     def take(self) -> int:
         """A free slot; what is in it is undefined."""
@@ -62,22 +69,22 @@ class StateSlots:
         if self._users[slot] == 0:
             self._free.append(slot)
 
-    def is_shared(self, slot: int) -> bool:
-        """Whether it has more than one user."""
-        return self._users[slot] > 1
+    def users(self, slot: int) -> int:
+        """How many it has."""
+        return self._users[slot]
 
     @torch.inference_mode()
     def gather(self, slots: Sequence[int]) -> list[torch.Tensor]:
         """Copies of their states, ``[B, ...]`` for each tensor of the form."""
         if len(slots) == 1:
-            return [tensor[slots[0] : slots[0] + 1].clone() for tensor in self._tensors]
+            return [tensor[slots[0] : slots[0] + 1].clone() for tensor in self.tensors]
         places = self._places(slots)
-        return [tensor.index_select(0, places[tensor.device]) for tensor in self._tensors]
+        return [tensor.index_select(0, places[tensor.device]) for tensor in self.tensors]
 
     @torch.inference_mode()
     def write(self, slots: Sequence[int], states: Sequence[torch.Tensor]) -> None:
         """Puts states ``[B, ...]`` into distinct slots of one user each."""
-        pairs = zip(self._tensors, states, strict=True)
+        pairs = zip(self.tensors, states, strict=True)
         if len(slots) == 1:
             for tensor, state in pairs:
                 tensor[slots[0] : slots[0] + 1].copy_(state)

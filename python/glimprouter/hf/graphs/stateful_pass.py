@@ -1,0 +1,74 @@
+"""The decode pass of a model that keeps states, over buffers that stay where they are.
+
+The states lie in slots, which stay where they are too: which of them a pass reads, and which it
+writes once it has read all, are numbers on the device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from glimprouter.hf.attention.stateful import rows_forward
+from glimprouter.hf.graphs.decode_pass import DecodePass
+from glimprouter.hf.state.sequences import StateMove
+from glimprouter.hf.state.slots import StateSlots
+from glimprouter.kv import PagePool, RaggedBatch
+
+
+class StatefulDecodePass(DecodePass):
+    """As :class:`DecodePass`, with the states of its sequences; padding has a slot of its own."""
+
+    def __init__(
+        self,
+        model: Any,
+        pool: PagePool,
+        index: int,
+        sequences: int,
+        pages: int,
+        slots: StateSlots,
+    ) -> None:
+        """Buffers on the model's device.
+
+        Args:
+            model: That is served on pages.
+            pool: A pool of pages on the model's device.
+            index: Index of the model's layout in the pool.
+            sequences: The most of a pass.
+            pages: The most of a sequence.
+            slots: Of the model's states, on its device.
+
+        Raises:
+            ValueError: A pool in host memory, no such layout, or states that lie elsewhere.
+            RuntimeError: The device has not as much memory.
+        """
+        super().__init__(model, pool, index, sequences, pages)
+        if any(tensor.device != model.device for tensor in slots.tensors):
+            raise ValueError(f"its states lie on other devices than {model.device}")
+        self._slots = slots
+        with torch.inference_mode(False):
+            self._moves = torch.empty(2, sequences, dtype=torch.long, device=model.device)
+
+    def fill_states(self, batch: RaggedBatch, move: StateMove) -> None:
+        """Brings a batch to the buffers, and which slots its states are in."""
+        self.fill(batch)
+        padding = [self._slots.num_slots] * (self.sequences - len(move.targets))
+        self._moves.copy_(torch.tensor([[*move.sources, *padding], [*move.targets, *padding]]))
+
+    @torch.inference_mode()
+    def forward(self) -> torch.Tensor:
+        """Computes what was filled in, and moves the states; logits ``[n, V]``.
+
+        Raises:
+            RuntimeError: A layer did not come by: the model has attention of its own.
+        """
+        sources, targets = self._moves
+        before = [tensor.index_select(0, sources) for tensor in self._slots.tensors]
+        ids, positions = self._ids.view(-1, 1), self._positions.view(-1, 1)
+        logits, after = rows_forward(
+            self._model, ids, positions, self, self._slots.form, before, start=1
+        )
+        for tensor, state in zip(self._slots.tensors, after, strict=True):
+            tensor.index_copy_(0, targets, state)
+        return logits
