@@ -88,6 +88,29 @@ def test_preempted_sequences_lose_nothing(family: str, monkeypatch: pytest.Monke
     print(f"{family}: {len(preempted)} preemptions")
 
 
+def test_the_youngest_is_preempted_and_the_oldest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal sequences in an arena for fewer: they end in the order in which they came."""
+    pair = hf_pairs.random_pair("qwen3")
+    prompts = [pair.prompts[0]] * 8
+    choices: list[tuple[int, list[int]]] = []  # who was preempted, and all that were in memory
+    original = PagedEngine.preempt
+
+    def noted(self: PagedEngine, record: Any) -> None:
+        choices.append((record.index, sorted(self._sequences)))
+        original(self, record)
+
+    monkeypatch.setattr(PagedEngine, "preempt", noted)
+    model = routed(pair, engine="paged", kv_memory_bytes=sectors(pair, 6))
+    # One model, or the turns of the two would decide as well who ends first.
+    options: dict[str, Any] = {"route": "small", "answer_model": "small", "temperature": 0.0}
+    events = list(model.stream(prompts, **options))
+    print(f"{choices=}")
+    assert len(choices) > 1
+    assert [index for index, _ in choices] == [max(in_memory) for _, in_memory in choices]
+    assert 0 not in [index for index, _ in choices]
+    assert [event.sequence for event in events if event.kind == "done"] == list(range(8))
+
+
 def test_an_arena_that_cannot_hold_one_sequence_is_refused() -> None:
     pair = hf_pairs.random_pair("qwen3")
     model = routed(pair, engine="paged", kv_memory_bytes=sectors(pair, 3))

@@ -14,7 +14,7 @@ import glimprouter as gr
 import hf_translated
 import tokenizer_kinds
 from glimprouter.boundary import token_bytes
-from glimprouter.hf import EncodedPrompt, RoutedModel, routed_generate
+from glimprouter.hf import EncodedPrompt, Result, RoutedModel, routed_generate
 from glimprouter.hf.attention.paged import kv_layout
 from glimprouter.hf.engine.paged import PagedEngine
 from glimprouter.hf.run.run import Run
@@ -257,6 +257,35 @@ def test_text_that_outgrows_a_context_ends_its_sequence() -> None:
         assert result.trace.end_reason == "error"
         assert written("llama2", result.token_ids)  # all of it, also what does not fit
     assert all(r.answer for r in results if r.trace.error is None)
+
+
+def test_a_text_may_fill_a_context_to_its_last_token() -> None:
+    """The large model sees all that it can and writes one token more; one too many is an error."""
+    small, large = KINDS[1]
+    prompts = hf_translated.prompts(small, large)
+
+    def results(context: int) -> list[Result]:
+        routed = hf_translated.routed(small, large, context=context, route="small")
+        with watched(routed.large) as seen:
+            got = routed.generate(prompts)
+        assert max(position for _, position, _ in seen) < context
+        return got
+
+    want = results(2048)
+    # Nobody sees the last id.
+    lengths = [len(p.large) + len(r.token_ids) - 1 for p, r in zip(prompts, want, strict=True)]
+    longest = max(lengths)
+    full = results(longest)
+    assert [result.trace.error for result in full] == [None] * len(prompts)
+    assert [result.token_ids for result in full] == [result.token_ids for result in want]
+    message = f"are {longest} tokens of the large model, whose context is {longest - 1}"
+    for length, result, expected in zip(lengths, results(longest - 1), want, strict=True):
+        if length < longest:
+            assert (result.trace.error, result.token_ids) == (None, expected.token_ids)
+        else:
+            assert message in str(result.trace.error)
+            assert result.trace.end_reason == "error"
+            assert result.token_ids == expected.token_ids[:-1]
 
 
 def test_forced_close_is_read_by_both() -> None:
