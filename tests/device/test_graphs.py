@@ -39,6 +39,10 @@ pytestmark = [
 ]
 
 
+# Keys and values only; states in slots beside them.
+FAMILIES = ("qwen3", "hybrid")
+
+
 class CountingRecorder:
     """Records as the device's own does, and remembers how many rows were recorded."""
 
@@ -58,7 +62,7 @@ class CountingRecorder:
             self.replays += 1
             recording.replay()
 
-        return Recording(recording.result, replay)
+        return recording._replace(replay=replay)
 
 
 @pytest.fixture
@@ -107,7 +111,7 @@ def graphs_of(model: RoutedModel) -> dict[str, DecodeGraphs]:
     return kept._graphs
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "hybrid"])
 @pytest.mark.parametrize("device", DEVICES)
 def test_tokens_and_routes_of_eager_passes(
     device: str, family: str, recorders: list[CountingRecorder]
@@ -123,12 +127,13 @@ def test_tokens_and_routes_of_eager_passes(
     assert recorder.replays > 3 * len(recorder.rows)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_second_run_captures_nothing_again(
-    device: str, recorders: list[CountingRecorder]
+    device: str, family: str, recorders: list[CountingRecorder]
 ) -> None:
     """A size that comes up for the third time only in a later run is captured there."""
-    model, prompts = routed(device), pair_of("qwen3").prompts[:3]
+    model, prompts = routed(device, family), pair_of(family).prompts[:3]
     first = written(model.generate(prompts))
     sizes = {name: set(graphs.captured) for name, graphs in graphs_of(model).items()}
     assert all(sizes.values())
@@ -144,11 +149,12 @@ def test_a_second_run_captures_nothing_again(
     assert recorders[0].replays > replays
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("device", DEVICES)
 def test_runs_side_by_side_have_pools_of_their_own(
-    device: str, recorders: list[CountingRecorder]
+    device: str, family: str, recorders: list[CountingRecorder]
 ) -> None:
-    model, prompts = routed(device), pair_of("qwen3").prompts
+    model, prompts = routed(device, family), pair_of(family).prompts
     want = [written(model.generate([prompt]))[0] for prompt in prompts[:2]]
     runs = [model.stream([prompt]) for prompt in prompts[:2]]
     got: dict[int, Any] = {}
@@ -160,9 +166,12 @@ def test_runs_side_by_side_have_pools_of_their_own(
     assert [got[index] for index in range(2)] == want
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_longer_run_has_a_larger_pool(device: str, recorders: list[CountingRecorder]) -> None:
-    model, eager = routed(device), routed(device, execution="eager")
+def test_a_longer_run_has_a_larger_pool(
+    device: str, family: str, recorders: list[CountingRecorder]
+) -> None:
+    model, eager = routed(device, family), routed(device, family, execution="eager")
     short = [[40, 41, 42]]
     long = hf_pairs.raw_prompts((300, 200, 350))
     for prompts in (short, long, short):
@@ -184,12 +193,13 @@ def test_preempted_sequences_go_on(device: str, recorders: list[CountingRecorder
     assert written(roomy.generate(prompts)) == want
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("device", DEVICES)
 def test_forked_rewound_and_saved_among_replays(
-    device: str, recorders: list[CountingRecorder]
+    device: str, family: str, recorders: list[CountingRecorder]
 ) -> None:
-    model = routed(device, temperature=0.8)
-    prompt = pair_of("qwen3").prompts[1]
+    model = routed(device, family, temperature=0.8)
+    prompt = pair_of(family).prompts[1]
     want = written(model.generate([prompt]))[0]
     run = model.stream([prompt])
     for _ in range(17):
@@ -203,11 +213,12 @@ def test_forked_rewound_and_saved_among_replays(
     assert recorders[0].replays
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("device", DEVICES)
 def test_weights_that_have_moved_void_the_graphs(
-    device: str, recorders: list[CountingRecorder]
+    device: str, family: str, recorders: list[CountingRecorder]
 ) -> None:
-    model, prompts = routed(device), pair_of("qwen3").prompts[:1]
+    model, prompts = routed(device, family), pair_of(family).prompts[:1]
     want = written(model.generate(prompts))
     captured = len(recorders[0].rows)
     with torch.no_grad():
@@ -217,10 +228,13 @@ def test_weights_that_have_moved_void_the_graphs(
     assert len(recorders[0].rows) == 2 * captured
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_memory_goes_with_the_model(device: str, recorders: list[CountingRecorder]) -> None:
-    model = routed(device)
-    model.generate(pair_of("qwen3").prompts[:1])
+def test_the_memory_goes_with_the_model(
+    device: str, family: str, recorders: list[CountingRecorder]
+) -> None:
+    model = routed(device, family)
+    model.generate(pair_of(family).prompts[:1])
     graphs = weakref.ref(graphs_of(model)["small"])
     assert graphs() is not None
     del model
@@ -229,14 +243,19 @@ def test_the_memory_goes_with_the_model(device: str, recorders: list[CountingRec
 
 
 @pytest.mark.parametrize("stage", ["rehearse", "record"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("device", DEVICES)
 def test_what_cannot_be_captured_is_computed_eagerly(
-    device: str, stage: str, recorders: list[CountingRecorder], monkeypatch: pytest.MonkeyPatch
+    device: str,
+    family: str,
+    stage: str,
+    recorders: list[CountingRecorder],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same tokens, and one warning for each model that says why."""
-    prompts = pair_of("qwen3").prompts[:3]
-    want = written(routed(device, execution="eager").generate(prompts))
-    model = routed(device)
+    prompts = pair_of(family).prompts[:3]
+    want = written(routed(device, family, execution="eager").generate(prompts))
+    model = routed(device, family)
 
     def refuse(run: Callable[[], torch.Tensor]) -> Any:
         run()

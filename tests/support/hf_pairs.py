@@ -34,6 +34,7 @@ import glimprouter as gr
 from glimprouter import demo_pair
 from glimprouter.demo_pair import task
 from glimprouter.hf import RoutedModel
+from glimprouter.hf.state.form import keeps_states
 from hf_watch import TRIAL
 
 torch.set_num_threads(1)  # the models are so small that a second thread only waits
@@ -163,6 +164,12 @@ class Pair:
         """The small or the large one."""
         return {"small": self.small, "large": self.large}[name]
 
+    @property
+    def engine(self) -> Any:
+        """The one under test; what cannot be gathered has a cache of its own in its place."""
+        gathered = ENGINE.get() == "gather" and keeps_states(self.small)
+        return "native" if gathered else ENGINE.get()
+
     def routed(self, *, on_invalid: Any = "raise", max_sequences: int = 64, **config: Any) -> Any:
         """A RoutedModel: greedy, the guard off and this pair's threshold unless told otherwise."""
         options = {
@@ -184,7 +191,7 @@ class Pair:
                 gr.RouterConfig(**options),
                 on_invalid=on_invalid,
                 max_sequences=max_sequences,
-                engine=ENGINE.get(),
+                engine=self.engine,
             )
         finally:
             TRIAL.reset(token)

@@ -69,6 +69,8 @@ class KeptPool:
 
         Call it before :meth:`take`: others void the graphs.
         """
+        if not self._forms:
+            return {}
         held = self._slots.values()
         if self._in_use() or not held or any(slots.num_slots < count for slots in held):
             if self._in_use():  # that run may replay on another thread

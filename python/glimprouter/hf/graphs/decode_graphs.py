@@ -140,21 +140,32 @@ class DecodeGraphs:
 
     def _compute(self, batch: RaggedBatch, move: StateMove | None) -> torch.Tensor:
         bucket = self._bucket_of(batch)
-        if isinstance(bucket.decode, StatefulDecodePass):
-            assert move is not None
-            bucket.decode.fill_states(batch, move)
+        decode, recording = bucket.decode, bucket.recording
+        if move is None:
+            decode.fill(batch)
         else:
-            bucket.decode.fill(batch)
-        if bucket.recording is None and bucket.computed < WARM_UP_PASSES:
+            assert isinstance(decode, StatefulDecodePass)
+            decode.fill_states(batch, move, once=recording is not None)
+        if recording is not None:
+            recording.replay()
+            return recording.result
+        try:
+            return self._first_passes(bucket)
+        except BaseException:  # it may be computed again
+            if isinstance(decode, StatefulDecodePass):
+                decode.take_back()
+            raise
+
+    def _first_passes(self, bucket: _Bucket) -> torch.Tensor:
+        """Until there is a recording."""
+        if bucket.computed < WARM_UP_PASSES:
             bucket.computed += 1
             if bucket.computed == WARM_UP_PASSES:  # before that, libraries may wait as they load
                 return self._recorder.rehearse(bucket.decode.forward)
             return bucket.decode.forward()
-        if bucket.recording is None:
-            bucket.recording = self._recorder.record(bucket.decode.forward)
-            if bucket.recording.computed:
-                return bucket.recording.result
-        bucket.recording.replay()
+        bucket.recording = self._recorder.record(bucket.decode.forward)
+        if not bucket.recording.computed:
+            bucket.recording.replay()
         return bucket.recording.result
 
     def _bucket_of(self, batch: RaggedBatch) -> _Bucket:

@@ -47,14 +47,28 @@ class StatefulDecodePass(DecodePass):
         if any(tensor.device != model.device for tensor in slots.tensors):
             raise ValueError(f"its states lie on other devices than {model.device}")
         self._slots = slots
+        self._before: tuple[list[int], list[torch.Tensor]] | None = None
         with torch.inference_mode(False):
             self._moves = torch.empty(2, sequences, dtype=torch.long, device=model.device)
 
-    def fill_states(self, batch: RaggedBatch, move: StateMove) -> None:
-        """Brings a batch to the buffers, and which slots its states are in."""
+    def fill_states(self, batch: RaggedBatch, move: StateMove, *, once: bool) -> None:
+        """Brings a batch to the buffers, and which slots its states are in.
+
+        Args:
+            batch: The batch.
+            move: Its states, all of which have tokens.
+            once: Whether nothing can make the pass be computed again; else :meth:`take_back` can.
+        """
         self.fill(batch)
+        sources = [slot for slot in move.sources if slot is not None]
+        self._before = None if once else (sources, self._slots.gather(sources))
         padding = [self._slots.num_slots] * (self.sequences - len(move.targets))
-        self._moves.copy_(torch.tensor([[*move.sources, *padding], [*move.targets, *padding]]))
+        self._moves.copy_(torch.tensor([[*sources, *padding], [*move.targets, *padding]]))
+
+    def take_back(self) -> None:
+        """States are as they were before the pass, some of which may have been written."""
+        if self._before is not None:
+            self._slots.write(*self._before)
 
     @torch.inference_mode()
     def forward(self) -> torch.Tensor:
