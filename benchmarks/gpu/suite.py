@@ -15,6 +15,7 @@ from typing import Any
 
 import decode
 import fused_op
+import hybrid
 import kv_pages
 import routed_loop
 import torch
@@ -57,6 +58,7 @@ def parts(clock: Clock, smoke: bool) -> dict[str, Callable[[], Any]]:
             "kv_pages": lambda: kv_pages.run(clock, "toy", (64,), (1, 3)),
             "decode": lambda: decode.run(clock, ("toy",), 16, 6),
             "routed_loop": lambda: routed_loop.run(clock, "toy", "toy", 4),
+            "hybrid": lambda: hybrid.run(clock, "toy", (1, 2)),
         }
     large = "32B" if torch.cuda.get_device_properties(0).total_memory > LARGE_MEMORY else "4B"
     return {
@@ -64,6 +66,7 @@ def parts(clock: Clock, smoke: bool) -> dict[str, Callable[[], Any]]:
         "kv_pages": lambda: kv_pages.run(clock, "4B", (512, 4096, 16_384), (1, 16, 64)),
         "decode": lambda: decode.run(clock, ("4B", "32B"), 512, 48),
         "routed_loop": lambda: routed_loop.run(clock, "4B", large, 16),
+        "hybrid": lambda: hybrid.run(clock, "2B", (1, 16)),
         "decode_compiled": lambda: decode.run(clock, ("4B",), 512, 48, decode.COMPILED),
     }
 

@@ -28,10 +28,11 @@ def test_every_part_of_the_suite_runs(tmp_path: Path) -> None:
     )
     assert finished.returncode == 0, finished.stderr
     report = json.loads(result.read_text())
-    assert {"machine", "fused_op", "kv_pages", "decode", "routed_loop"} <= set(report)
+    assert {"machine", "fused_op", "kv_pages", "decode", "routed_loop", "hybrid"} <= set(report)
     assert len(report["fused_op"]["rows"]) == 2 * 2 * 3  # batches, types, modes
     assert [row["tokens_computed_a_call"] for row in report["kv_pages"]["hand_off"]] == [1, 8, 64]
     assert report["routed_loop"]["tokens"] > 0
+    assert [row["batch"] for row in report["hybrid"]["rows"]] == [1, 2]
     (row,) = report["decode"]["rows"]
     assert {"hf_generate_ms", "gather_ms", "paged_ms"} <= set(row)  # no engine refused the model
 

@@ -10,7 +10,9 @@ from glimprouter.bench.harness import BenchmarkRow, Section, Settings, measure, 
 
 BATCHES = {1: 0.8, 8: 2.0}  # least speed-up over one sequence after another
 CONTEXT = 64
+TOKENS = 4096  # of a sequence at most
 LAYERS = 12
+PAGES, OWN = "pages", "own caches, one after another"
 
 
 def hybrid_model() -> Any:
@@ -41,52 +43,97 @@ def hybrid_model() -> Any:
     return model.eval()
 
 
-def _on_pages(model: Any, prompts: list[list[int]]) -> Callable[[], object]:
-    """One more token of each sequence: states in slots, keys and values on pages."""
-    from glimprouter.hf.attention.paged import kv_layout
-    from glimprouter.hf.attention.stateful import stateful_forward
-    from glimprouter.hf.state.form import find_state_form
-    from glimprouter.hf.state.sequences import SequenceStates
-    from glimprouter.hf.state.slots import StateSlots
+class Decoding:
+    """Sequences of one model on pages, with states in slots: a pass is one more token of each.
 
-    form = find_state_form(model)
-    assert form is not None
-    layout = kv_layout(model, form)
-    pages = len(prompts) * (4096 // layout.page_size + 1)
-    pool = gr.PagePool([layout], pages * layout.page_bytes, layout.page_bytes)
-    cache = gr.KvCache(pool, len(prompts))
-    states = SequenceStates(StateSlots(form, len(prompts)), 0)
-    rows = [cache.open([prompt]) for prompt in prompts]
-    for row in rows:
-        states.open(row)
+    Attributes:
+        form: Of the model's states.
+    """
 
-    def decode() -> None:
-        batch = cache.prepare(0, rows)
-        stateful_forward(model, pool, batch, states)
-        cache.complete(batch)
-        for row in rows:
-            cache.append(0, row, [7])
+    def __init__(self, model: Any, prompts: list[list[int]], tokens: int, device: str) -> None:
+        """Prompts are computed.
 
-    decode()
-    return decode
+        Args:
+            model: That keeps states.
+            prompts: Of equal length.
+            tokens: Room of each sequence.
+            device: Of the pages.
+        """
+        from glimprouter.hf.attention.paged import kv_layout
+        from glimprouter.hf.attention.stateful import stateful_forward
+        from glimprouter.hf.state.form import find_state_form
+        from glimprouter.hf.state.sequences import SequenceStates
+        from glimprouter.hf.state.slots import StateSlots
+
+        form = find_state_form(model)
+        assert form is not None
+        self.form = form
+        layout = kv_layout(model, form)
+        pages = 1 + len(prompts) * (tokens // layout.page_size + 1)
+        self._model, self._device = model, device
+        self._pool = gr.PagePool([layout], pages * layout.page_bytes, layout.page_bytes, device)
+        self._cache = gr.KvCache(self._pool, len(prompts))
+        self._states = SequenceStates(StateSlots(form, 2 * len(prompts)), 1)
+        self._rows = [self._cache.open([prompt]) for prompt in prompts]
+        for row in self._rows:
+            self._states.open(row)
+        self._forward = stateful_forward
+        self.eager()
+
+    def eager(self) -> None:
+        """One pass by the model's own code."""
+        batch = self._cache.prepare(0, self._rows)
+        self._forward(self._model, self._pool, batch, self._states)
+        self._land(batch)
+
+    def graphs(self) -> Callable[[], None]:
+        """Passes as graphs."""
+        from glimprouter.hf.graphs.decode_graphs import DecodeGraphs
+        from glimprouter.hf.graphs.recorders import recorder_for
+
+        place = ("measured", self._model, self._pool, 0, len(self._rows))
+        graphs = DecodeGraphs(*place, recorder_for(self._device), slots=self._states.slots)
+
+        def replay() -> None:
+            batch = self._cache.prepare(0, self._rows)
+            graphs(batch, self._states, self._rows[:1])  # one of them begins a step
+            self._land(batch)
+            assert graphs.refused is None, graphs.refused
+
+        return replay
+
+    def _land(self, batch: gr.RaggedBatch) -> None:
+        self._cache.complete(batch)
+        for row in self._rows:
+            self._cache.append(0, row, [7])
 
 
-def _contenders(model: Any, batch: int) -> dict[str, Callable[[], object]]:
+def contenders(model: Any, batch: int, device: str = "cpu") -> dict[str, Callable[[], object]]:
+    """A decode pass of so many sequences on pages and by what else there is, by name.
+
+    Args:
+        model: That keeps states, on the device.
+        batch: Sequences.
+        device: Of the pages.
+    """
     import torch
     from transformers import DynamicCache
 
     from glimprouter.hf.engine.native_runner import CallForm, NativeRunner
 
     prompts = [[40 + (row + at) % 200 for at in range(CONTEXT)] for row in range(batch)]
+    decoding = Decoding(model, prompts, TOKENS, device)
     runner = NativeRunner("small", model, batch, CallForm("past_key_values", False, True, False), 0)
     slots = list(range(batch))
     runner.forward(slots, prompts)
     dynamic = DynamicCache(config=model.config)
-    model(torch.tensor(prompts), past_key_values=dynamic, use_cache=True, logits_to_keep=1)
-    token = torch.full((batch, 1), 7)
+    ids = torch.tensor(prompts, device=model.device)
+    model(ids, past_key_values=dynamic, use_cache=True, logits_to_keep=1)
+    token = ids[:, :1].clone()
     return {
-        "pages": _on_pages(model, prompts),
-        "own caches, one after another": lambda: runner.forward(slots, [[7]] * batch),
+        PAGES: decoding.eager,
+        **({} if device == "cpu" else {"pages, graphs": decoding.graphs()}),
+        OWN: lambda: runner.forward(slots, [[7]] * batch),
         "transformers, rows of equal length": lambda: model(
             token, past_key_values=dynamic, use_cache=True, logits_to_keep=1
         ),
@@ -100,17 +147,16 @@ def run(settings: Settings) -> list[Section]:
     model, rows = hybrid_model(), []
     with one_torch_thread(), torch.inference_mode():
         for batch, least in BATCHES.items():
-            contenders = _contenders(model, batch)
-            timings = measure(contenders, settings)
-            pages, alone, _ = contenders
-            for name in contenders:
-                faster = timings.ratio(alone, name)
-                goal = name == pages
+            timed = contenders(model, batch)
+            timings = measure(timed, settings)
+            for name in timed:
+                faster = timings.ratio(OWN, name)
+                goal = name == PAGES
                 rows.append(
                     BenchmarkRow(
                         f"B = {batch}: {name}",
                         timings.microseconds(name),
-                        speedup=None if name == alone else faster,
+                        speedup=None if name == OWN else faster,
                         goal=f"speed-up over own caches >= {least:g}" if goal else None,
                         met=faster >= least if goal else None,
                     )
