@@ -138,7 +138,10 @@ class States(RuleBasedStateMachine):
         sequence = self.pick(data)
         packed = self.states.pack(sequence)
         if named:  # as in a file
-            packed = PackedState.from_named(packed.named(), FORM)
+            length = len(self.texts[sequence])
+            with pytest.raises(ValueError, match="not one of this model"):
+                PackedState.from_named(packed.named(), FORM, length + 1)
+            packed = PackedState.from_named(packed.named(), FORM, length)
         self.states.close(sequence)
         self.packed.append((packed, self.texts.pop(sequence), self.ends.pop(sequence)))
 

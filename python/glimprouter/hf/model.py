@@ -101,9 +101,8 @@ class RoutedModel:
                 the prompts of :meth:`generate` need, or ``max_sequences`` sequences as long as the
                 longest of :meth:`stream`, up to half of this machine's (or the device's free
                 memory). When it runs short, sequences are preempted and resumed.
-            state_snapshots: Earlier states of a sequence that are kept where a model's state cannot
-                be cut (recurrent layers, windows), >= 0, at the starts of its last steps: after a
-                rewind it goes on from one of them, and computes again what lies between.
+            state_snapshots: Earlier states of a sequence that are kept where a state cannot be cut
+                (recurrent layers, windows), >= 0: a rewind goes on from one of them.
             execution: How forward passes over pages run. ``"eager"``: by the models' own code.
                 ``"graphs"``: decode passes (one token of each sequence) on a device are captured
                 once for each size, and replayed, also in later runs, for which pages and graphs

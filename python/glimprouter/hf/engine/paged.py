@@ -239,7 +239,8 @@ class PagedEngine(Engine):
                 for key, tensor in memory.items()
                 if key.startswith(prefix)
             }
-            packed[name] = PackedState.from_named(named, states.slots.form)
+            least = computed[MODELS.index(name)]
+            packed[name] = PackedState.from_named(named, states.slots.form, least)
         self._saved[record.index] = _Preempted(saved, computed, packed)
 
     def _unseen(self, model: str, record: SequenceRecord) -> int:

@@ -141,8 +141,12 @@ def _tensors_of(index: int, layer: Any) -> Iterator[StateTensor]:
 
 
 def keeps_states(model: Any) -> bool:
-    """Whether some layers of a model keep a state of fixed size."""
-    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in _cache(model).layers)
+    """Whether some layers of a model keep a state of fixed size, as far as transformers knows."""
+    try:
+        layers = _cache(model).layers
+    except Exception:  # a configuration of layers that its caches do not know; a trial decides
+        return False
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
 
 
 def _cache(model: Any) -> DynamicCache:

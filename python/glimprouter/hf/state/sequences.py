@@ -65,16 +65,21 @@ class PackedState:
         }
 
     @classmethod
-    def from_named(cls, named: dict[str, torch.Tensor], form: StateForm) -> PackedState:
+    def from_named(cls, named: dict[str, torch.Tensor], form: StateForm, least: int) -> PackedState:
         """The other way round.
 
+        Args:
+            named: What :meth:`named` gave.
+            form: Of the model.
+            least: Tokens that it must have seen.
+
         Raises:
-            ValueError: It is of another form.
+            ValueError: It is of another form, or has seen fewer.
         """
         length, *ends = named[_ENDS].tolist() if _ENDS in named else [0]
         states = [named[str(i)] for i in range(len(named) - 1) if str(i) in named]
         own = [(tuple(state.shape[1:]), state.dtype) for state in states]
-        if _ENDS not in named or (
+        if length < least or (
             own != [(tensor.shape, tensor.dtype) for tensor in form.tensors] if length else states
         ):
             raise ValueError("the saved state is not one of this model")
@@ -178,7 +183,7 @@ class SequenceStates:
         """
         held = self._held[sequence]
         if held.length <= computed:
-            assert held.length == computed
+            assert held.length == computed, "states are never behind the pages"
             return computed
         while held.snapshots and held.snapshots[-1][0] > computed:
             self.slots.release(held.snapshots.pop()[1])
