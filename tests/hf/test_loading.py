@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import glimprouter as gr
+import hf_pairs
+from gguf_file import toy_model, write_gguf
 from glimprouter.demo_pair import large_path, small_path
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.pair.loading import check_device, option_of
@@ -35,6 +39,30 @@ def test_options_for_each_model() -> None:
     assert routed.large.config._attn_implementation == "eager"
     assert routed.small.config._attn_implementation != "eager"
     assert (routed.max_sequences, routed.engine, routed.execution) == (3, "gather", "eager")
+
+
+def test_gguf_files_hold_model_and_tokenizer(tmp_path: Path) -> None:
+    """Two in one folder; the tokens are those that transformers writes with the same file."""
+    files = {"small": "small.gguf", "large": "large.gguf"}
+    for seed, name in enumerate(files.values()):
+        write_gguf(toy_model(seed, layers=2 + seed), tmp_path / name, hf_pairs.CHAT_TEMPLATE)
+    limits = {"max_think_tokens": 24, "max_answer_tokens": 0}
+    config = gr.RouterConfig(temperature=0.0, repetition_guard=False, **limits)
+    routed = RoutedModel.from_pretrained(
+        tmp_path, tmp_path, config=config, gguf_file=files, dtype=torch.float32, eos_token_ids=[]
+    )
+    assert routed.large.config.num_hidden_layers == 3
+    assert routed.tokenizer.chat_template == hf_pairs.CHAT_TEMPLATE
+    ids = list(range(40, 52))
+    for name, file in files.items():
+        own = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file, dtype=torch.float32)
+        prompt = torch.tensor([ids])
+        stop = {"max_new_tokens": 24, "eos_token_id": None, "pad_token_id": 0}
+        mask = torch.ones_like(prompt)
+        want = own.generate(prompt, attention_mask=mask, do_sample=False, **stop)[0, len(ids) :]
+        (result,) = routed.generate([ids], route=name)
+        assert {step.model for step in result.trace.steps} == {name}
+        assert result.token_ids[: len(want)] == want.tolist()
 
 
 @pytest.mark.parametrize(

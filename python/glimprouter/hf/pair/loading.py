@@ -13,8 +13,9 @@ from glimprouter.hf.pair.devices import torch_device
 from glimprouter.hf.pair.locks import loading
 from glimprouter.hf.pair.text import MODELS
 
-# What says where files come from concerns the tokenizers too.
+# What says where files come from concerns the tokenizers too; one GGUF file holds both.
 _OF_FILES = (
+    "gguf_file",
     "trust_remote_code",
     "revision",
     "subfolder",
