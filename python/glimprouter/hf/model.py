@@ -190,12 +190,12 @@ class RoutedModel:
     ) -> RoutedModel:
         """Load a pair from two directories (or hub names), and place it.
 
-        What ``transformers`` takes is for both models, or for each one as
-        ``{"small": ..., "large": ...}``.
+        What ``transformers`` takes is for both models, or ``{"small": ..., "large": ...}``.
 
         Args:
-            small: Directory of the small model, with its tokenizer.
-            large: Directory of the large model, with its tokenizer.
+            small: Directory of the small model with its tokenizer, or of a PEFT adapter. A base and
+                its adapter, or two of one base, share the base's weights (same options for both).
+            large: Directory of the large model, likewise.
             config: As in the constructor.
             device: Where both models go, and as in the constructor, such as ``"cuda:0"``; None for
                 where ``transformers`` puts them.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from glimprouter import _C
+from glimprouter.hf.pair.adapters import adapt, base_of, on_the_same_weights, tokenizer_source
 from glimprouter.hf.pair.devices import torch_device
 from glimprouter.hf.pair.locks import loading
 from glimprouter.hf.pair.text import MODELS
@@ -73,10 +75,11 @@ def load_pair(
 ) -> tuple[list[Any], list[Any]]:
     """Both models, in evaluation mode, and both tokenizers.
 
-    Passes of other pairs wait meanwhile: loading changes torch's default dtype.
+    Passes of other pairs wait meanwhile: loading changes torch's default dtype. A base and its
+    adapter, or two adapters of one base, share the weights of the base.
 
     Args:
-        small: Directory or hub name.
+        small: Directory or hub name, of a model or of an adapter.
         large: Likewise.
         device: Where the models go; None for where ``transformers`` puts them. With a
             ``device_map`` that decides.
@@ -85,22 +88,84 @@ def load_pair(
 
     Returns:
         The models and the tokenizers, small before large.
+
+    Raises:
+        ImportError: There is an adapter, and ``peft`` is not installed.
+        ValueError: An adapter that does not fit its base, or does not name it.
+        OSError: Nothing to load there.
     """
-    models: list[Any] = []
-    tokenizers: list[Any] = []
     with loading():
-        for name, source in zip(MODELS, (small, large), strict=True):
-            own = {key: option_of(name, value) for key, value in options.items()}
-            own = {key: value for key, value in own.items() if value is not None}
-            own["local_files_only"] = own.get("local_files_only", False) or Path(source).is_dir()
-            of_files = {key: own[key] for key in (*_OF_FILES, "local_files_only") if key in own}
-            placed = "device_map" in own
-            if device is not None and not placed and _is_quantized(source, own, of_files):
-                # Such models are put in place while they are loaded: they cannot be moved.
-                own["device_map"], placed = {"": torch_device(device)}, True
-            tokenizers.append(AutoTokenizer.from_pretrained(source, **of_files))
-            model: Any = AutoModelForCausalLM.from_pretrained(source, **own)
-            if device is not None and not placed:
-                model = model.to(torch_device(device))
-            models.append(model.eval())
+        plans = [
+            _plan(name, source, device, options)
+            for name, source in zip(MODELS, (small, large), strict=True)
+        ]
+        tokenizers = [
+            AutoTokenizer.from_pretrained(tokenizer_source(plan.source, plan.base), **plan.of_files)
+            for plan in plans
+        ]
+        if _share_weights(*plans):
+            base = _load(plans[0].base or plans[0].source, plans[0], device)
+            # The second one first: what an adapter puts on a model would be copied, too.
+            models = [base, on_the_same_weights(base)]
+            models = [
+                model if plan.base is None else adapt(model, plan.source)
+                for model, plan in zip(models, plans, strict=True)
+            ]
+        else:
+            models = [_load(plan.source, plan, device) for plan in plans]
     return models, tokenizers
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How one model is loaded.
+
+    Attributes:
+        source: Directory or hub name.
+        base: The model that an adapter there adapts; None where there is a model.
+        own: Options of ``from_pretrained``.
+        of_files: Those that say where files come from.
+        moved: Whether the model is moved to the pair's device when it is loaded.
+    """
+
+    source: str | Path
+    base: str | None
+    own: dict[str, Any]
+    of_files: dict[str, Any]
+    moved: bool
+
+
+def _plan(name: str, source: str | Path, device: str | None, options: Mapping[str, Any]) -> _Plan:
+    base = base_of(source)
+    own = {key: option_of(name, value) for key, value in options.items()}
+    own = {key: value for key, value in own.items() if value is not None}
+    local = Path(base or source).is_dir()
+    own["local_files_only"] = own.get("local_files_only", False) or local
+    of_files = {key: own[key] for key in (*_OF_FILES, "local_files_only") if key in own}
+    placed = "device_map" in own
+    if device is not None and not placed and _is_quantized(base or source, own, of_files):
+        # Such models are put in place while they are loaded: they cannot be moved.
+        own["device_map"], placed = {"": torch_device(device)}, True
+    return _Plan(source, base, own, of_files, device is not None and not placed)
+
+
+def _share_weights(small: _Plan, large: _Plan) -> bool:
+    """Whether one base serves both: an adapter and its base, or two adapters of one.
+
+    Not where layers are spread over devices, or quantized: hooks and packed weights are not copied.
+    """
+    adapted = small.base is not None or large.base is not None
+    sources = [str(plan.base or plan.source) for plan in (small, large)]
+    same = sources[0] == sources[1] or (
+        all(Path(source).is_dir() for source in sources) and Path(sources[0]).samefile(sources[1])
+    )
+    special = {"device_map", "quantization_config"} & small.own.keys()
+    return adapted and same and small.own == large.own and not special
+
+
+def _load(source: str | Path, plan: _Plan, device: str | None) -> Any:
+    model: Any = AutoModelForCausalLM.from_pretrained(source, **plan.own)
+    if plan.moved:
+        assert device is not None
+        model = model.to(torch_device(device))
+    return model.eval()
