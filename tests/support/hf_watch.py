@@ -36,7 +36,7 @@ class Rows:
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> Rows:
         """Of either engine: padded rows over a cache, or packed rows over pages."""
-        cache = arguments.get("past_key_values")
+        cache = arguments.get("past_key_values", arguments.get("cache"))
         if "glimprouter_pass" in arguments or isinstance(cache, StatefulCache):
             counted = arguments.get("glimprouter_pass") or cache.attending.own
             batch = counted.own.batch

@@ -169,9 +169,9 @@ def rows_forward(
         output = model(
             input_ids=ids,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{form.argument: cache},
         )
     if counted.layers != len(form.attending):
         raise RuntimeError(f"{counted.layers} of the model's layers used the attention over pages")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+_ARGUMENT = "past_key_values"
 _KEYS_AND_VALUES = ("keys", "values")
 # Layers whose keys and values pages can hold, with a state of their own or without.
 _ON_PAGES = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -84,6 +86,7 @@ class StateForm:
         tensors: All else, of fixed size.
         fresh: Layers of a cache without tokens.
         begun: Layers of one with a token; their tensors are None.
+        argument: Of ``forward()`` that takes the cache; versions of transformers differ.
     """
 
     attending: tuple[int, ...]
@@ -92,6 +95,7 @@ class StateForm:
     tensors: tuple[StateTensor, ...]
     fresh: tuple[Any, ...]
     begun: tuple[Any, ...]
+    argument: str = _ARGUMENT
 
     @property
     def num_bytes(self) -> int:
@@ -165,7 +169,9 @@ def find_state_form(model: Any) -> StateForm | None:
     cache: Any = _cache(model)
     fresh = tuple(_copied(layer) for layer in cache.layers)
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    model(input_ids=token, past_key_values=cache, use_cache=True)
+    named = inspect.signature(model.forward).parameters
+    argument = "cache" if "cache" in named and "past_key_values" not in named else _ARGUMENT
+    model(input_ids=token, use_cache=True, **{argument: cache})
     attending = [
         index
         for index, layer in enumerate(cache.layers)
@@ -190,4 +196,4 @@ def find_state_form(model: Any) -> StateForm | None:
         cache.layers[index].keys = cache.layers[index].values = None
     for tensor in tensors:
         tensor.put(cache.layers, None)
-    return StateForm(tuple(attending), heads, size, tensors, fresh, tuple(cache.layers))
+    return StateForm(tuple(attending), heads, size, tensors, fresh, tuple(cache.layers), argument)
