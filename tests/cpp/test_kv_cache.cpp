@@ -123,7 +123,13 @@ class CacheTape {
     cache_.append(0, sequence, some_ids());
     RaggedBatch batch;
     try {
-      batch = cache_.prepare(model, std::vector{sequence});
+      const CachedSequence& entry = cache_.sequence(sequence);
+      const std::int32_t computed =
+          entry.caches[static_cast<std::size_t>(model)].num_computed_tokens;
+      const std::int32_t end = computed + 1 + below(entry.length(model) - computed);
+      const std::vector<std::int32_t> ends{end};  // often before the frontier
+      batch = cache_.prepare(model, std::vector{sequence},
+                             below(2) == 0 ? ends : std::vector<std::int32_t>{});
     } catch (const OutOfPages&) {
       ++refused_;
       return;

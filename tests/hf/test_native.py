@@ -13,7 +13,7 @@ import hf_pairs
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.engine.native_cache import NativeCache
 from glimprouter.hf.engine.native_state import copy_state, load_state, save_state
-from hf_runs import begun, finish, routed, written
+from hf_runs import begun, finish, finish_with_failures, routed, written
 
 pytestmark = pytest.mark.both_engines("native")
 
@@ -60,20 +60,7 @@ def test_a_pass_that_fails_on_the_way_spoils_nothing(name: str) -> None:
     """Half of the layers have seen the tokens: the state is given up, and computed again."""
     model, prompts = routed(name)
     want = [written(result) for result in model.generate(prompts[:2])]
-    run = model.stream(prompts[:2])
-    layer = model.large.model.layers[2]
-
-    def fail(*_: Any) -> None:
-        raise MemoryError("no room for this pass")
-
-    for passes in (3, 11, 19):
-        for _ in range(passes):
-            run.step()
-        handle = layer.register_forward_pre_hook(fail)
-        with pytest.raises(MemoryError):
-            list(run)
-        handle.remove()
-    results = finish(run)
+    results = finish_with_failures(model, prompts[:2], model.large.model.layers[2])
     assert [written(results[index]) for index in (0, 1)] == want
 
 

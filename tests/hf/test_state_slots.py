@@ -37,8 +37,9 @@ def state_of(tokens: list[int]) -> list[torch.Tensor]:
 
 def advance(states: SequenceStates, sequence: int, text: list[int], *keep: int) -> None:
     """One pass over one sequence, which has seen the text then."""
-    with states.moving([sequence], [len(text)], keep) as move:
-        states.slots.write(move.targets, state_of(text))
+    count = len(text) - states.length(sequence)
+    with states.moving([sequence], [len(text)], count, keep) as move:
+        states.write(move, state_of(text))
 
 
 class States(RuleBasedStateMachine):
@@ -76,10 +77,33 @@ class States(RuleBasedStateMachine):
         chosen = data.draw(st.permutations(fit))[: data.draw(st.integers(1, len(fit)))]
         lengths = [len(self.texts[sequence]) + more for sequence in chosen]
         keep = chosen[:1] if kept else ()
-        with suppress(MemoryError), self.states.moving(chosen, lengths, keep):
+        with suppress(MemoryError), self.states.moving(chosen, lengths, more, keep):
             raise MemoryError  # nothing has changed
-        with self.states.moving(chosen, lengths, keep) as move:
+        with self.states.moving(chosen, lengths, more, keep) as move:
             self.play(move, chosen, begun, more)
+
+    @precondition(lambda self: any(self.texts.values()))
+    @rule(data=st.data(), more=st.integers(1, 70), kept=st.booleans())
+    def break_off(self, data: st.DataObject, more: int, kept: bool) -> None:
+        """While it writes: what it wrote over is lost, and computed again; nothing else is."""
+        fit = sorted(sequence for sequence, text in self.texts.items() if text)
+        chosen = data.draw(st.permutations(fit))[: data.draw(st.integers(1, len(fit)))]
+        lengths = [len(self.texts[sequence]) + more for sequence in chosen]
+        keep = chosen[:1] if kept else ()
+        with suppress(MemoryError), self.states.moving(chosen, lengths, more, keep) as move:
+            self.states.write(move, [torch.cat([row] * len(chosen)) for row in state_of([13])])
+            raise MemoryError
+        lost = {s for s, slot in zip(chosen, move.sources, strict=True) if slot in move.targets}
+        for sequence in chosen:
+            text = self.texts[sequence]
+            assert (self.states.length(sequence) < len(text)) == (sequence in lost)
+            self.catch_up(sequence, text)
+
+    def catch_up(self, sequence: int, text: list[int]) -> None:
+        """Computes again what a state has lost."""
+        length = self.states.go_on(sequence, len(text))
+        for end in self.states.ends(sequence, len(text)) if length < len(text) else ():
+            advance(self.states, sequence, text[:end])
 
     def play(self, move: StateMove, chosen: list[int], begun: bool, more: int) -> None:
         """What a pass does with states."""
@@ -97,7 +121,7 @@ class States(RuleBasedStateMachine):
             self.ends[sequence].append(length)
         rows = [state_of(self.texts[sequence]) for sequence in chosen]
         after = [torch.cat(parts) for parts in zip(*rows, strict=True)]
-        self.states.slots.write(move.targets, after)
+        self.states.write(move, after)
 
     @precondition(lambda self: self.texts)
     @rule(data=st.data())
@@ -200,10 +224,22 @@ def test_rows_with_and_without_tokens_do_not_mix() -> None:
     advance(states, 0, [5])
     with (
         pytest.raises(ValueError, match="do not go into one pass"),
-        states.moving([0, 1], [2, 1]) as move,
+        states.moving([0, 1], [2, 1], 1) as move,
     ):
         states.gather(move)
     assert (states.length(0), states.length(1), states.slots.num_free) == (1, 0, 1)
+
+
+def test_a_pass_goes_on_from_where_its_states_are() -> None:
+    """A state that lags behind, or leads, is no state of this pass."""
+    states = SequenceStates(StateSlots(FORM, 2), 0)
+    states.open(0)
+    advance(states, 0, [5, 6, 7])
+    for length in (3, 5):
+        message = rf"has seen 3 tokens, and the pass goes on from {length - 1}"
+        with pytest.raises(RuntimeError, match=message), states.moving([0], [length], 1):
+            pass
+    assert states.length(0) == 3
 
 
 def test_a_place_has_one_snapshot() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 import hf_pairs
 import hf_translated
 from glimprouter.hf import Result, RoutedModel, Run
@@ -30,6 +32,23 @@ def written(result: Result) -> tuple[Any, ...]:
     """What must be the same to the bit, times aside."""
     steps = [(s.model, s.text, s.num_tokens, s.end_reason) for s in result.trace.steps]
     return result.token_ids, steps, result.answer, result.trace.end_reason
+
+
+def finish_with_failures(model: RoutedModel, prompts: list[Any], layer: Any) -> dict[int, Result]:
+    """The results of a run in which a layer of one of the models fails now and then, midway."""
+    run = model.stream(prompts)
+
+    def fail(*_: Any) -> None:
+        raise MemoryError("no room for this pass")
+
+    for passes in (3, 11, 19):
+        for _ in range(passes):
+            run.step()
+        handle = layer.register_forward_pre_hook(fail)
+        with pytest.raises(MemoryError):
+            list(run)
+        handle.remove()
+    return finish(run)
 
 
 def entropies(result: Result) -> list[float]:

@@ -105,8 +105,7 @@ def stateful_forward(
 ) -> torch.Tensor:
     """Computes the batch's tokens; logits of each sequence's last one, ``[B, V]``.
 
-    The caller completes the batch, or abandons it: the states have moved on when this returns, and
-    are as before when it raises.
+    The caller completes the batch, or abandons it: the states have moved on when this returns.
 
     Args:
         model: One that can be served so.
@@ -117,22 +116,23 @@ def stateful_forward(
         keep: Sequences whose state before the pass becomes a snapshot.
 
     Raises:
-        RuntimeError: A layer did not come by: the model has attention of its own.
+        RuntimeError: A layer did not come by: the model has attention of its own. Or a state is not
+            the one that the batch goes on from.
         ValueError: Rows of other lengths, or a state of another shape.
     """
     sequences, lengths = batch.sequences.tolist(), batch.seq_lens.tolist()
     rows = (len(sequences), -1)
     ids = torch.tensor(batch.ids, dtype=torch.long, device=model.device).view(rows)
     positions = torch.tensor(batch.positions, dtype=torch.long, device=model.device).view(rows)
-    start = max(lengths) - ids.shape[1]
-    own = PagedPass(pool, batch)
+    count = ids.shape[1]
+    start, own = max(lengths) - count, PagedPass(pool, batch)
     with (
         fused.installed() if fused else nullcontext(),
-        states.moving(sequences, lengths, keep) as move,
+        states.moving(sequences, lengths, count, keep) as move,
     ):
         form, before = states.slots.form, states.gather(move)
         logits, after = rows_forward(model, ids, positions, own, form, before, start)
-        states.slots.write(move.targets, after)
+        states.write(move, after)
     return logits
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ import torch
 
 from glimprouter.hf.engine.native_state import can_be_cut, copy_state, cut, load_state, save_state
 from glimprouter.hf.sequence.saved import bytes_as_tensor, tensor_as_bytes
+from glimprouter.hf.state.ends import SNAPSHOT_SPAN, PassEnds
 
-_SPAN = 64  # tokens that are computed again at most, where a snapshot is still kept
 _STATE, _ENDS = "state", "ends"  # names in what is saved
 
 
@@ -25,15 +24,14 @@ class _Slot:
     Attributes:
         state: The model's cache; None before the first token.
         length: Tokens that it has seen.
-        ends: Lengths at which its forward passes ended, ascending: what is computed again is
-            computed in the same pieces, so that it comes to the same bits.
+        ends: Where its forward passes ended.
         snapshots: States of earlier lengths, with these.
         recomputed: Tokens that were computed again, for want of a snapshot at the right place.
     """
 
     state: Any = None
     length: int = 0
-    ends: list[int] = field(default_factory=list)
+    ends: PassEnds = field(default_factory=PassEnds)
     snapshots: deque[tuple[int, Any]] = field(default_factory=deque)
     recomputed: int = 0
 
@@ -73,7 +71,7 @@ class NativeCache:
 
     def open(self, slot: int, prompt: int) -> None:
         """An empty slot for a sequence whose prompt has so many tokens."""
-        self._slots[slot] = _Slot(ends=[prompt] if self._prompts_alone else [])
+        self._slots[slot] = _Slot(ends=PassEnds([prompt] if self._prompts_alone else ()))
 
     @property
     def lengths(self) -> list[int]:
@@ -94,9 +92,7 @@ class NativeCache:
     def pieces(self, slot: int, count: int) -> list[int]:
         """Lengths of the pieces in which the next tokens are computed; more than one only again."""
         held = self._slots[slot]
-        end = held.length + count
-        first, last = bisect_right(held.ends, held.length), bisect_left(held.ends, end)
-        cuts = [held.length, *held.ends[first:last], end]
+        cuts = [held.length, *held.ends.up_to(held.length, held.length + count)]
         return [after - before for before, after in pairwise(cuts)]
 
     def advance(self, slot: int, state: Any, count: int) -> None:
@@ -104,11 +100,9 @@ class NativeCache:
         held = self._slots[slot]
         held.state = state
         held.length += count
-        place = bisect_left(held.ends, held.length)
-        if place == len(held.ends) or held.ends[place] != held.length:
-            held.ends.insert(place, held.length)
+        held.ends.add(held.length)
         last = held.snapshots[-1][0] if held.snapshots else 0
-        wanted = count > 1 or held.length - last >= _SPAN
+        wanted = count > 1 or held.length - last >= SNAPSHOT_SPAN
         if wanted and self._num_snapshots and held.length > last and not can_be_cut(state):
             held.snapshots.append((held.length, copy_state(state, self._kept)))
             while len(held.snapshots) > self._num_snapshots:
@@ -137,7 +131,7 @@ class NativeCache:
             held.length = length
         else:
             self._go_back(held, length)
-        held.ends = [end for end in held.ends if end <= length]
+        held.ends.cut(length)
         return dropped
 
     def _go_back(self, held: _Slot, length: int) -> None:
@@ -155,7 +149,7 @@ class NativeCache:
         self._slots[target] = _Slot(
             None if held.state is None else copy_state(held.state, self._kept),
             held.length,
-            list(held.ends),
+            PassEnds(held.ends),
             deque(held.snapshots),  # never written into
         )
 
@@ -193,7 +187,7 @@ class NativeCache:
         }
         text = tensor_as_bytes(held[_STATE].cpu()).decode()
         length, *ends = held[_ENDS].tolist()
-        self._slots[slot] = _Slot(load_state(self._first(), text, tensors), length, ends)
+        self._slots[slot] = _Slot(load_state(self._first(), text, tensors), length, PassEnds(ends))
 
     def free(self, slot: int) -> None:
         """Empties a slot for another sequence."""

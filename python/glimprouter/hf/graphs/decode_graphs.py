@@ -129,7 +129,8 @@ class DecodeGraphs:
         try:
             if states is None:
                 return self._compute(batch, None)[:count]
-            with states.moving(batch.sequences.tolist(), batch.seq_lens.tolist(), keep) as move:
+            sequences, lengths = batch.sequences.tolist(), batch.seq_lens.tolist()
+            with states.moving(sequences, lengths, 1, keep) as move:
                 return self._compute(batch, move)[:count]
         except Exception as error:  # whatever a model's code does that a graph cannot hold
             self._refuse(error)
@@ -146,14 +147,17 @@ class DecodeGraphs:
         else:
             assert isinstance(decode, StatefulDecodePass)
             decode.fill_states(batch, move, once=recording is not None)
+            move.writing = True
         if recording is not None:
             recording.replay()
             return recording.result
         try:
             return self._first_passes(bucket)
         except BaseException:  # it may be computed again
-            if isinstance(decode, StatefulDecodePass):
+            if move is not None:
+                assert isinstance(decode, StatefulDecodePass)
                 decode.take_back()
+                move.writing = False
             raise
 
     def _first_passes(self, bucket: _Bucket) -> torch.Tensor:

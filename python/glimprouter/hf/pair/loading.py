@@ -159,8 +159,9 @@ def _share_weights(small: _Plan, large: _Plan) -> bool:
     same = sources[0] == sources[1] or (
         all(Path(source).is_dir() for source in sources) and Path(sources[0]).samefile(sources[1])
     )
-    special = {"device_map", "quantization_config"} & small.own.keys()
-    return adapted and same and small.own == large.own and not special
+    if not (adapted and same and small.own == large.own) or "device_map" in small.own:
+        return False
+    return not _is_quantized(sources[0], small.own, small.of_files)
 
 
 def _load(source: str | Path, plan: _Plan, device: str | None) -> Any:

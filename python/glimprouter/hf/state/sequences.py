@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 
+from glimprouter.hf.state.ends import SNAPSHOT_SPAN, PassEnds
 from glimprouter.hf.state.form import StateForm
 from glimprouter.hf.state.slots import StateSlots
 
-_SPAN = 64  # tokens that are computed again at most, where a snapshot is still kept
 _ENDS = "ends"  # name in what is saved
 
 
@@ -25,15 +23,14 @@ class _Held:
     Attributes:
         slot: Of its state; None before the first token.
         length: Tokens that the state has seen.
-        ends: Lengths at which its passes ended, ascending: what is computed again is computed in
-            the same pieces, so that it comes to the same bits.
+        ends: Where its passes ended.
         snapshots: Slots of earlier lengths, with these.
         recomputed: Tokens that were computed again, for want of a snapshot at the right place.
     """
 
     slot: int | None = None
     length: int = 0
-    ends: list[int] = field(default_factory=list)
+    ends: PassEnds = field(default_factory=PassEnds)
     snapshots: deque[tuple[int, int]] = field(default_factory=deque)
     recomputed: int = 0
 
@@ -86,25 +83,30 @@ class PackedState:
         return cls(length, ends, 0, states)
 
 
-class StateMove(NamedTuple):
+@dataclass
+class StateMove:
     """A pass over the states of some sequences.
 
     Attributes:
         sources: Slots that it reads, ``[B]``; None where a sequence has no token yet.
         targets: Slots that it writes, once it has read all, ``[B]``: distinct.
         kept: Whether the source becomes a snapshot, ``[B]``.
+        writing: Whether the targets may hold what is not whole yet: a source that is one of them
+            is lost when the pass fails now.
     """
 
     sources: list[int | None]
-    targets: list[int]
-    kept: list[bool]
+    targets: list[int] = field(default_factory=list)
+    kept: list[bool] = field(default_factory=list)
+    writing: bool = False
 
 
 class SequenceStates:
     """The states of a model's sequences, by the numbers that the sequences have elsewhere.
 
     No slot is written that another sequence, or a snapshot, shares: forks and snapshots copy
-    nothing, and a pass that fails leaves everything as it was.
+    nothing, and a pass that fails leaves everything as it was. One that is broken off while it
+    writes loses the states that it wrote over: they go back to a snapshot.
     """
 
     def __init__(self, slots: StateSlots, num_snapshots: int) -> None:
@@ -127,7 +129,8 @@ class SequenceStates:
         """A sequence, with what it had before or without tokens; not when it is full."""
         held = _Held()
         if packed is not None:
-            held = _Held(length=packed.length, ends=list(packed.ends), recomputed=packed.recomputed)
+            held = _Held(length=packed.length, ends=PassEnds(packed.ends))
+            held.recomputed = packed.recomputed
             rows = [self._take() for _ in packed.states[:1]]
             rows += [self.slots.take() for _ in packed.lengths[: self.slots.num_free]]
             if rows:
@@ -171,7 +174,7 @@ class SequenceStates:
         self._held[twin] = _Held(
             None if held.slot is None else self.slots.share(held.slot),
             held.length,
-            list(held.ends),
+            PassEnds(held.ends),
             deque((length, self.slots.share(slot)) for length, slot in held.snapshots),
         )
 
@@ -182,10 +185,14 @@ class SequenceStates:
             How many tokens that has seen: the others of these have to be computed again.
         """
         held = self._held[sequence]
-        if held.length <= computed:
-            assert held.length == computed, "states are never behind the pages"
-            return computed
-        while held.snapshots and held.snapshots[-1][0] > computed:
+        if held.length > computed:
+            self._go_back(held, computed)
+            held.ends.cut(computed)
+        return held.length
+
+    def _go_back(self, held: _Held, most: int) -> None:
+        """Gives a state up for the last snapshot of at most so many tokens, or for none."""
+        while held.snapshots and held.snapshots[-1][0] > most:
             self.slots.release(held.snapshots.pop()[1])
         if held.slot is not None:
             self.slots.release(held.slot)
@@ -193,15 +200,12 @@ class SequenceStates:
         if held.snapshots:
             held.length, kept = held.snapshots[-1]
             held.slot = self.slots.share(kept)
-        held.recomputed += computed - held.length
-        held.ends = [end for end in held.ends if end <= computed]
-        return held.length
+        held.recomputed += most - held.length
 
     def ends(self, sequence: int, length: int) -> list[int]:
         """Where the passes end that bring it to ``length`` tokens; several only again."""
         held = self._held[sequence]
-        first, last = bisect_right(held.ends, held.length), bisect_left(held.ends, length)
-        return [*held.ends[first:last], length]
+        return held.ends.up_to(held.length, length)
 
     def length(self, sequence: int) -> int:
         """Tokens that its state has seen."""
@@ -222,28 +226,46 @@ class SequenceStates:
             raise ValueError("sequences with tokens and without do not go into one pass")
         return self.slots.gather(begun) if begun else None
 
+    def write(self, move: StateMove, states: Sequence[torch.Tensor]) -> None:
+        """Puts the states behind a pass, ``[B, ...]`` each, where they belong."""
+        move.writing = True
+        self.slots.write(move.targets, states)
+
     @contextmanager
     def moving(
-        self, sequences: Sequence[int], lengths: Sequence[int], keep: Collection[int] = ()
+        self,
+        sequences: Sequence[int],
+        lengths: Sequence[int],
+        count: int,
+        keep: Collection[int] = (),
     ) -> Iterator[StateMove]:
         """Around a pass that reads the states of sequences and writes those behind it.
 
-        When it fails nothing has changed, but that snapshots may have given up their memory.
+        When it fails nothing has changed, but that snapshots may have given up their memory; and
+        what it was writing over is given up.
 
         Args:
             sequences: Of the pass, ``[B]``.
             lengths: Tokens that each will have seen, ``[B]``.
+            count: Tokens of each in the pass.
             keep: Sequences whose present state becomes a snapshot. So does one that is far behind
                 the last snapshot.
+
+        Raises:
+            RuntimeError: A state is not the one that the pass goes on from.
         """
-        move = self._plan(sequences, keep)
         held_ones = [self._held[sequence] for sequence in sequences]
+        for sequence, held, length in zip(sequences, held_ones, lengths, strict=True):
+            if held.length + count != length:
+                raise RuntimeError(
+                    f"the state of sequence {sequence} has seen {held.length} tokens, and the pass"
+                    f" goes on from {length - count}"
+                )
+        move = self._plan(sequences, keep)
         try:
             yield move
         except BaseException:
-            for held, target in zip(held_ones, move.targets, strict=True):
-                if target != held.slot:
-                    self.slots.release(target)
+            self._call_off(held_ones, move)
             raise
         rows = zip(held_ones, lengths, move.targets, move.kept, strict=True)
         for held, length, target, kept in rows:
@@ -254,13 +276,20 @@ class SequenceStates:
             elif held.slot is not None and held.slot != target:
                 self.slots.release(held.slot)
             held.slot, held.length = target, length
-            place = bisect_left(held.ends, length)
-            if place == len(held.ends) or held.ends[place] != length:
-                held.ends.insert(place, length)
+            held.ends.add(length)
+
+    def _call_off(self, held_ones: Sequence[_Held], move: StateMove) -> None:
+        """The pass has failed."""
+        lost = set(move.targets) if move.writing else set()
+        for held, target in zip(held_ones, move.targets, strict=True):
+            if target != held.slot:
+                self.slots.release(target)
+            if held.slot in lost:
+                self._go_back(held, held.length)
 
     def _plan(self, sequences: Sequence[int], keep: Collection[int]) -> StateMove:
         """Slots for the states to come, none of which anyone else has then."""
-        move = StateMove([self._held[sequence].slot for sequence in sequences], [], [])
+        move = StateMove([self._held[sequence].slot for sequence in sequences])
         left: dict[int, int] = {}  # users that a slot loses
         for place, sequence in enumerate(sequences):
             held, to_come = self._held[sequence], len(sequences) - place - 1
@@ -283,7 +312,7 @@ class SequenceStates:
         That of the sequences to come in the same pass is left to them.
         """
         last = held.snapshots[-1][0] if held.snapshots else 0
-        wanted = wanted or held.length - last >= _SPAN
+        wanted = wanted or held.length - last >= SNAPSHOT_SPAN
         if not wanted or held.length <= last or not self._num_snapshots:
             return False
         if self.slots.num_free <= to_come:
