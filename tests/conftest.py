@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+# Models here are tiny, and tests run side by side, some in processes of their own: a second thread
+# only waits for its turn. Before anything imports torch.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import glimprouter as gr
 from glimprouter.hf.attention import paged

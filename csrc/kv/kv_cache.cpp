@@ -9,7 +9,7 @@
 namespace glimprouter {
 namespace {
 
-[[noreturn]] void violated(const std::string& what) {
+[[noreturn]] void cache_violated(const std::string& what) {
   throw std::logic_error("KV cache invariant violated: " + what);
 }
 
@@ -301,22 +301,23 @@ void KvCache::check_invariants() const {
     for (std::size_t model = 0; model < entry.caches.size(); ++model) {
       const ModelCache& cache = entry.caches[model];
       const KvLayout& layout = pool_->layout(static_cast<std::int32_t>(model));
-      if (cache.num_computed_tokens > cache.allocated) violated("more computed than allocated");
+      if (cache.num_computed_tokens > cache.allocated)
+        cache_violated("more computed than allocated");
       if (cache.allocated > entry.length(static_cast<std::int32_t>(model))) {
-        violated("pages beyond the frontier");
+        cache_violated("pages beyond the frontier");
       }
       if (entry.in_flight == 0 && cache.num_computed_tokens != cache.allocated) {
-        violated("pages are reserved, but no batch is in flight");
+        cache_violated("pages are reserved, but no batch is in flight");
       }
       if (static_cast<std::int32_t>(cache.pages.size()) != layout.pages_for(cache.allocated)) {
-        violated("a table of the wrong length");
+        cache_violated("a table of the wrong length");
       }
       for (const PageId page : cache.pages) ++references[page];
     }
   }
-  if (references.contains(kNullPage)) violated("the null page is in a table");
+  if (references.contains(kNullPage)) cache_violated("the null page is in a table");
   for (const auto& [page, count] : references) {
-    if (pool_->references(page) < count) violated("a page has fewer references than tables");
+    if (pool_->references(page) < count) cache_violated("a page has fewer references than tables");
   }
 }
 

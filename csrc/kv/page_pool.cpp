@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kMaxPagesPerSector = 64;  // of the largest layout, when the sector is chosen here
 
-[[noreturn]] void violated(const std::string& what) {
+[[noreturn]] void pool_violated(const std::string& what) {
   throw std::logic_error("page pool invariant violated: " + what);
 }
 
@@ -224,7 +224,7 @@ void PagePool::check_invariants() const {
     const Sector& sector = sectors_[index];
     if (sector.model < 0) {
       ++free_sectors;
-      if (!sector.free.empty() || sector.place != -1) violated("a free sector lists pages");
+      if (!sector.free.empty() || sector.place != -1) pool_violated("a free sector lists pages");
       continue;
     }
     ModelPages& pages = counted[static_cast<std::size_t>(sector.model)];
@@ -233,19 +233,19 @@ void PagePool::check_invariants() const {
     for (const std::int32_t slot : sector.free) ++listed[static_cast<std::size_t>(slot)];
     for (std::size_t slot = 0; slot < slots; ++slot) {
       const PageRecord& entry = sector.records[slot];
-      if (entry.references < 0) violated("a count below zero");
+      if (entry.references < 0) pool_violated("a count below zero");
       if (listed[slot] != (entry.references == 0 ? 1 : 0))
-        violated("a page is in two states, or in none");
+        pool_violated("a page is in two states, or in none");
       pages.owned += entry.references > 0 ? 1 : 0;
     }
     pages.free += static_cast<std::int64_t>(sector.free.size());
-    if (sector.free.size() == slots) violated("a sector without pages in use is not free");
-    if ((sector.place < 0) != sector.free.empty()) violated("a sector is in the wrong list");
+    if (sector.free.size() == slots) pool_violated("a sector without pages in use is not free");
+    if ((sector.place < 0) != sector.free.empty()) pool_violated("a sector is in the wrong list");
   }
-  if (free_sectors != num_free_sectors()) violated("free sectors are miscounted");
+  if (free_sectors != num_free_sectors()) pool_violated("free sectors are miscounted");
   for (std::size_t model = 0; model < layouts_.size(); ++model) {
     if (counted[model].free != models_[model].free || counted[model].owned != models_[model].owned)
-      violated("pages of a model are miscounted");
+      pool_violated("pages of a model are miscounted");
   }
 }
 

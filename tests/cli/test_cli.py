@@ -20,7 +20,7 @@ import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 import glimprouter as gr
-from cli_runs import ENVIRONMENT, PAIR, Finished, command, ended, run
+from cli_runs import PAIR, Finished, command, ended, run
 from glimprouter.demo_pair import small_path
 
 PROMPT = "Reduce 18,39,12"
@@ -220,7 +220,6 @@ def test_an_interrupt_leaves_the_trace_so_far(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
         # A shell's background job ignores SIGINT, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -308,7 +307,7 @@ MISSING = {
 def test_a_missing_extra_is_one_line(tmp_path: Path, blocked: str, words: Sequence[str]) -> None:
     (tmp_path / "sitecustomize.py").write_text(BLOCKER.format(blocked=blocked), encoding="utf-8")
     path = os.pathsep.join([str(tmp_path), *sys.path])
-    done = run(*words, environment={**ENVIRONMENT, "PYTHONPATH": path})
+    done = run(*words, env={**os.environ, "PYTHONPATH": path})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"glimprouter: this command needs {blocked}, which is not installed here. Install the extra"

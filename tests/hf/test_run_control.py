@@ -8,7 +8,7 @@ import pytest
 
 from glimprouter.hf.engine.paged import PagedEngine
 from hf_pairs import random_pair
-from hf_runs import begun, entropies, finish, rewound, routed, written
+from hf_runs import begun, entropies, finish, rewound, routed, uninterrupted, written
 from hf_watch import watched
 
 pytestmark = pytest.mark.both_engines
@@ -22,7 +22,7 @@ TOLERANCE = 1e-4  # of an entropy whose token was computed beside others than be
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_saved_sequence_goes_on_in_another_run(name: str, passes: int) -> None:
     model, prompts = routed(name)
-    want = finish(model.stream(prompts[:1]))[0]
+    want = uninterrupted(name)
     run = begun(model, prompts[:1], passes)
     saved = run.save(0)
     resumed = finish(routed(name)[0].resume([saved]))[0]
@@ -37,7 +37,7 @@ def test_a_saved_sequence_goes_on_in_another_run(name: str, passes: int) -> None
 def test_a_fork_with_the_parents_stream_writes_the_same(name: str, passes: int) -> None:
     """Not to the bit where both are computed side by side; so the parent goes first."""
     model, prompts = routed(name)
-    want = finish(model.stream(prompts[:1]))[0]
+    want = uninterrupted(name)
     run = begun(model, prompts[:1], passes)
     twin = run.fork(0, substream=0)
     saved = run.save(twin)
@@ -91,7 +91,7 @@ def test_forks_go_their_own_ways(name: str) -> None:
 def test_rewound_it_writes_the_same_again(name: str, passes: int) -> None:
     """By none, one and several tokens, wherever that lies; again and again in one run."""
     model, prompts = routed(name)
-    want = finish(model.stream(prompts[:1]))[0]
+    want = uninterrupted(name)
     for count in (0, 1, 6):
         run = begun(model, prompts[:1], passes)
         before = run.generated(0)
@@ -115,7 +115,7 @@ def test_rewound_wherever_the_bits_are_the_same(name: str) -> None:
     computes instead is beside others than before.
     """
     model, prompts = routed(name)
-    want = finish(model.stream(prompts[:1]))[0]
+    want = uninterrupted(name)
     tolerance = TOLERANCE if name == "two tokenizers" else 0
     for passes in range(2, 50, 5):
         run = begun(model, prompts[:1], passes)
@@ -129,7 +129,7 @@ def test_rewound_wherever_the_bits_are_the_same(name: str) -> None:
 def test_rewound_by_the_least_the_tokens_are_the_same() -> None:
     """Only the last token is computed again, beside fewer than before."""
     model, prompts = routed("qwen3")
-    want = finish(model.stream(prompts[:1]))[0]
+    want = uninterrupted("qwen3")
     for passes in range(2, 50, 5):
         run = begun(model, prompts[:1], passes)
         run.rewind(0, min(passes % 8, len(run.generated(0))), exact=False)

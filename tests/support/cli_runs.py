@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from typing import Any
@@ -21,13 +20,9 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "glimprouter", *arguments]
 
 
-# On two busy processors a second thread waits for its turn at each of many tiny operations.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def run(*arguments: str, environment: dict[str, str] = ENVIRONMENT, **options: Any) -> Finished:
+def run(*arguments: str, **options: Any) -> Finished:
     return subprocess.run(
-        command(*arguments), capture_output=True, text=True, check=False, env=environment, **options
+        command(*arguments), capture_output=True, text=True, check=False, **options
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -21,6 +22,17 @@ def routed(name: str, **options: Any) -> tuple[RoutedModel, list[Any]]:
     model = pair.routed(**config, max_sequences=options.pop("max_sequences", 64))
     model.kv_memory_bytes = options.pop("kv_memory_bytes", None)
     return model, pair.prompts
+
+
+def uninterrupted(name: str) -> Result:
+    """What the first prompt's run comes to when nobody stops it."""
+    return _uninterrupted(name, hf_pairs.ENGINE.get())
+
+
+@cache
+def _uninterrupted(name: str, engine: str) -> Result:
+    model, prompts = routed(name)
+    return finish(model.stream(prompts[:1]))[0]
 
 
 def finish(run: Run) -> dict[int, Result]:

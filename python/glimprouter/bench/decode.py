@@ -111,7 +111,7 @@ def _measure(
         None,
     )
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(max(3, settings.rounds // 5)):
+    for _ in range(max(1, settings.rounds // 5)):
         for name, (contender, compiled) in contenders.items():
             seconds[name].append(_seconds_a_token(model, contender, compiled))
     return {name: statistics.median(values) for name, values in seconds.items()}
