@@ -118,13 +118,13 @@ void close_block_chunk(std::int32_t head_dim, RowBlock* block) {
   }
 }
 
-void finish_block(const AttentionTask& task, std::int32_t first_row, const RowBlock& block) {
+void finish_block(const AttentionTask& task, std::int32_t first_row, RowBlock* block) {
   const std::int32_t head_dim = task.layout->head_dim;
   for (std::int32_t row = 0; row < kBlockRows && first_row + row < task.rows; ++row) {
-    const float inverse = 1.0f / block.sums[row].total.sum;
+    const float scale = final_scale(task, first_row + row, block->sums + row);
     float* const out = task.out + (first_row + row) * head_dim;
     for (std::int32_t i = 0; i < head_dim; ++i) {
-      out[i] = block.total[i * kBlockRows + row] * inverse;
+      out[i] = block->total[i * kBlockRows + row] * scale;
     }
   }
 }
@@ -295,7 +295,7 @@ void attend_in_blocks(const AttentionTask& task, float* scratch) {
   }
   for (std::int32_t i = 0; i < num_blocks; ++i) {
     close_block_chunk(layout.head_dim, blocks + i);
-    finish_block(task, i * kBlockRows, blocks[i]);
+    finish_block(task, i * kBlockRows, blocks + i);
   }
 }
 

@@ -4,7 +4,8 @@
 // Specification (the same for every instruction set): a score is a sum over 16 virtual lanes
 // (element i belongs to lane i mod 16, a lane adds in index order by fused multiply-add) that a
 // tree of halves adds up; weights of a page are added in order; a value element adds its tokens in
-// order. Chunks of the context (attention_task.hpp) are summed each for itself and merged in order.
+// order. Chunks of the context (attention_task.hpp) are summed each for itself and merged in order,
+// an attention sink behind them as a chunk of one weight and no value.
 // So a row's result depends neither on the other rows of the task nor on how a prefill was cut, and
 // chunks may be summed side by side.
 
@@ -255,6 +256,15 @@ void close_chunk(RowSums* row, std::int32_t head_dim, float* chunk, float* total
   }
 }
 
+// What a row's values are multiplied by in the end. A sink is merged as a last chunk without
+// values.
+float final_scale(const AttentionTask& task, std::int32_t row, RowSums* sums) {
+  if (task.sinks == nullptr) return 1.0f / sums->total.sum;
+  sums->chunk = {task.sinks[row], 1.0f};
+  const ChunkScales scales = merge_sums(sums);
+  return scales.total / sums->total.sum;
+}
+
 // The pages that a task reads.
 struct PageRange {
   std::int32_t first;   // page
@@ -338,7 +348,7 @@ void attend_row_by_row(const AttentionTask& task, float* scratch) {
   for (std::int32_t row = 0; row < task.rows; ++row) {
     float* const out = task.out + row * head_dim;
     close_chunk(sums + row, head_dim, chunks + row * head_dim, out);
-    const float inverse = 1.0f / sums[row].total.sum;
-    for (std::int32_t i = 0; i < head_dim; ++i) out[i] *= inverse;
+    const float scale = final_scale(task, row, sums + row);
+    for (std::int32_t i = 0; i < head_dim; ++i) out[i] *= scale;
   }
 }

@@ -22,6 +22,7 @@ struct AttentionTask {
   const std::int32_t* first_keys;  // [rows]
   const std::int32_t* end_keys;    // [rows]
   float softcap;                   // 0: off; else scores become softcap tanh(score / softcap)
+  const float* sinks;              // [rows], or null: scores without values, beside those of keys
   float* out;                      // [rows, head_dim]
 };
 

@@ -150,7 +150,7 @@ void DecodeTables::attend(std::int32_t layer, const AttentionOptions& options,
                           const HeadsView& queries, const HeadsView& out, float* scratch,
                           DeviceStream stream) {
   const KvLayout& layout = pool_->layout(room_.model);
-  check_attention(layout, layer, room_.sequences, queries, out);
+  check_attention(layout, layer, room_.sequences, options, queries, out);
   if (queries.heads != room_.heads) {
     throw std::invalid_argument("these tables are for " + counted(room_.heads, "query heads") +
                                 ", got " + std::to_string(queries.heads));

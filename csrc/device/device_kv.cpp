@@ -216,6 +216,7 @@ void DeviceArena::attend(const KvLayout& layout, std::int32_t layer, const Devic
   arguments.scale = options.scale;
   arguments.window = options.window;
   arguments.softcap = options.softcap;
+  arguments.sinks = options.sinks;
   arguments.queries = device_heads(queries, "queries");
   arguments.out = device_heads(out, "out");
   arguments.workspace = memory;

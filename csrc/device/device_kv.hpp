@@ -92,6 +92,7 @@ struct AttentionArguments {
   float scale;
   std::int32_t window;  // 0: off
   float softcap;        // 0: off
+  RowView sinks;        // [heads]; no data: off
   DeviceHeads queries;  // [T, heads, head_dim]
   DeviceHeads out;
   AttentionWorkspace workspace;

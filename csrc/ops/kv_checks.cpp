@@ -40,7 +40,8 @@ void check_keys_and_values(const KvLayout& layout, const LayerRange& layers, std
 }
 
 void check_attention(const KvLayout& layout, std::int32_t layer, std::int64_t tokens,
-                     const HeadsView& queries, const HeadsView& out) {
+                     const AttentionOptions& options, const HeadsView& queries,
+                     const HeadsView& out) {
   check_layers(layout, {layer});
   if (layout.head_dim % kAttentionLanes != 0) {
     throw std::invalid_argument(
@@ -51,6 +52,11 @@ void check_attention(const KvLayout& layout, std::int32_t layer, std::int64_t to
     throw std::invalid_argument("the number of query heads must be a multiple of the " +
                                 std::to_string(layout.num_kv_heads) + " KV heads, got " +
                                 std::to_string(queries.heads));
+  }
+  if (options.sinks.data != nullptr && options.sinks.size != queries.heads) {
+    throw std::invalid_argument("sinks must have one score for each of the " +
+                                std::to_string(queries.heads) + " query heads, got " +
+                                std::to_string(options.sinks.size));
   }
   check_heads(queries, "queries", tokens, queries.heads, layout.head_dim);
   check_heads(out, "out", tokens, queries.heads, layout.head_dim);

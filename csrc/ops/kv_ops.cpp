@@ -31,7 +31,7 @@ void paged_attention(const PagePool& pool, std::int32_t layer, const RaggedBatch
 void paged_attention(const PagedMemory& pages, std::int32_t layer, const PageTables& tables,
                      const AttentionOptions& options, const HeadsView& queries,
                      const HeadsView& out, DeviceStream stream) {
-  check_attention(pages.layout, layer, tables.tokens(), queries, out);
+  check_attention(pages.layout, layer, tables.tokens(), options, queries, out);
   pages.arena.attend(pages.layout, layer, tables, options, queries, out, stream);
 }
 

@@ -64,6 +64,7 @@ class AttentionPass {
     scratch.out.resize(elements);
     std::int32_t first_keys[kMaxAttentionRows];
     std::int32_t end_keys[kMaxAttentionRows];
+    float sinks[kMaxAttentionRows];
     const auto sequence = static_cast<std::size_t>(place.sequence);
     const std::int32_t first_token = tables_.cu_seqlens[sequence];
     const std::int32_t new_tokens = tables_.cu_seqlens[sequence + 1] - first_token;
@@ -78,6 +79,7 @@ class AttentionPass {
       }
       end_keys[row] = tables_.seq_lens[sequence] - new_tokens + token + 1;
       first_keys[row] = options_.window > 0 ? std::max(0, end_keys[row] - options_.window) : 0;
+      if (options_.sinks.data != nullptr) sinks[row] = element(options_.sinks, head);
     }
     const AttentionTask task{
         arena_,
@@ -90,6 +92,7 @@ class AttentionPass {
         first_keys,
         end_keys,
         options_.softcap,
+        options_.sinks.data != nullptr ? sinks : nullptr,
         scratch.out.data()};
     active_backend().attend(task, scratch.pages.data());
     for (std::int32_t row = 0; row < place.count; ++row) {

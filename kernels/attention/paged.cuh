@@ -22,6 +22,7 @@ struct AttentionShared {
   alignas(16) float queries[kRows][kMaxDeviceHeadDim];  // multiplied by the scale
   AttentionRow rows[kRows];
   PartialSum sums[kRows];
+  float sinks[kRows];  // kNoMaximum: none
   bool last;
 };
 
@@ -34,14 +35,6 @@ struct RowGroup {
   std::int32_t first_token;  // of the sequence, in the batch
   std::int32_t first_chunk;  // that a row of the group sees
   std::int32_t chunks;
-};
-
-// Where one row stands, and the keys that it sees.
-struct QueryRow {
-  std::int64_t token;  // in the batch
-  std::int32_t head;
-  std::int32_t first_key;
-  std::int32_t end_key;
 };
 
 template <int kRows>
@@ -113,6 +106,8 @@ class ChunkAttention {
         value = read_element(source, arguments_.queries.dtype) * arguments_.scale;
       }
       shared.queries[row][element] = value;
+      if (element == 0)
+        shared.sinks[row] = row < group_.count ? sink_of(arguments_.sinks, query_row(row).head) : 0;
     }
   }
 
@@ -155,15 +150,14 @@ class ChunkAttention {
     }
   }
 
-  GR_DEVICE void store_out(std::int32_t row, std::int32_t quad, float sum,
+  GR_DEVICE void store_out(std::int32_t row, std::int32_t quad, float scale,
                            const float (&values)[4]) const {
-    const float inverse = 1.0f / sum;
     const DataType dtype = arguments_.out.dtype;
     std::byte* const target =
         address(arguments_.out, query_row(row)) + quad * 4 * element_size(dtype);
     GR_UNROLL
     for (int i = 0; i < 4; ++i) {
-      write_element(target + i * element_size(dtype), dtype, values[i] * inverse);
+      write_element(target + i * element_size(dtype), dtype, values[i] * scale);
     }
   }
 
@@ -180,7 +174,7 @@ class ChunkAttention {
   }
 
   // Merges the chunks of one row in order, four elements of it.
-  GR_DEVICE void merge_row(std::int32_t row, std::int32_t quad) const {
+  GR_DEVICE void merge_row(std::int32_t row, std::int32_t quad, float sink) const {
     const QueryRow query = query_row(row);
     const std::int32_t first = query.first_key / chunk_tokens_ - group_.first_chunk;
     const std::int32_t last = (query.end_key - 1) / chunk_tokens_ - group_.first_chunk;
@@ -206,7 +200,7 @@ class ChunkAttention {
         }
       }
     }
-    store_out(row, quad, total.sum, sums);
+    store_out(row, quad, final_scale(sink, total), sums);
   }
 
  private:
@@ -344,7 +338,7 @@ GR_DEVICE void attend_chunk(const ChunkAttention<kRows>& attention, std::int32_t
     float sums[4] = {};
     attention.template add_values<kType>(chunk, row, quad, shared.rows[row], sums);
     if (group.chunks == 1) {
-      attention.store_out(row, quad, shared.sums[row].sum, sums);
+      attention.store_out(row, quad, final_scale(shared.sinks[row], shared.sums[row]), sums);
     } else {
       Vec16 raw;
       GR_UNROLL
@@ -392,7 +386,7 @@ void attention_kernel(const AttentionArguments arguments) {
   const std::int32_t quads = arguments.pages.layout.head_dim / 4;
   for (auto item = static_cast<std::int32_t>(threadIdx.x); item < group.count * quads;
        item += kRows * static_cast<std::int32_t>(kWarpSize)) {
-    attention.merge_row(item / quads, item % quads);
+    attention.merge_row(item / quads, item % quads, shared.sinks[item / quads]);
   }
 }
 

@@ -3,12 +3,14 @@
 #pragma once
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 
 #include "arithmetic/numeric.hpp"
 #include "cpu/attention_task.hpp"
 #include "device/device_kv.hpp"
 #include "kernels/base/device.cuh"
+#include "kernels/base/elements.cuh"
 
 namespace glimprouter::device {
 
@@ -21,6 +23,14 @@ inline constexpr std::int32_t kScorePlaces = kMostChunkTokens + kMostChunkTokens
 GR_DEVICE std::int32_t score_place(std::int32_t token) { return token + token / 32; }
 
 inline constexpr float kNoMaximum = std::bit_cast<float>(0xFF800000u);
+
+// Where one row stands, and the keys that it sees.
+struct QueryRow {
+  std::int64_t token;  // in the batch
+  std::int32_t head;
+  std::int32_t first_key;
+  std::int32_t end_key;
+};
 
 // Of one row, in shared memory.
 struct AttentionRow {
@@ -116,6 +126,19 @@ GR_DEVICE MergeFactors merge_chunk(PartialSum& total, const PartialSum& chunk) {
                              exp_nonpositive(chunk.maximum - maximum)};
   total = {maximum, total.sum * factors.before + chunk.sum * factors.added};
   return factors;
+}
+
+GR_DEVICE float sink_of(const RowView& sinks, std::int32_t head) {
+  if (sinks.data == nullptr) return kNoMaximum;
+  const auto* const scores = static_cast<const std::byte*>(sinks.data);
+  return read_element(scores + head * element_size(sinks.dtype), sinks.dtype);
+}
+
+// What a row's values are multiplied by in the end. A sink is merged as a last chunk without
+// values; kNoMaximum, where there is none, changes no bit.
+GR_DEVICE float final_scale(float sink, PartialSum total) {
+  const MergeFactors factors = merge_chunk(total, {sink, 1.0f});
+  return factors.before / total.sum;
 }
 
 }  // namespace glimprouter::device

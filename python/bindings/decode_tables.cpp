@@ -38,9 +38,11 @@ class HeldTables {
 
   void attend(std::int32_t layer, const py::object& queries, const py::object& keys,
               const py::object& values, const py::object& out, const py::object& scratch,
-              float scale, std::int32_t window, float softcap) {
-    const AttentionOptions options = attention_options(scale, window, softcap);
+              float scale, std::int32_t window, float softcap, const py::object& sinks) {
+    AttentionOptions options = attention_options(scale, window, softcap);
     const Arena& arena = tables_.pool().arena();
+    const BorrowedSinks borrowed(arena, sinks);
+    options.sinks = borrowed.view;
     const BorrowedTensor q(queries.ptr(), "queries");
     const BorrowedTensor k(keys.ptr(), "keys");
     const BorrowedTensor v(values.ptr(), "values");
@@ -99,7 +101,8 @@ void bind_decode_tables(py::module_& module) {
       .def("fill", &HeldTables::fill, py::arg("batch"), docs::kDecodeFill)
       .def("attend", &HeldTables::attend, py::arg("layer"), py::arg("queries"), py::arg("keys"),
            py::arg("values"), py::arg("out"), py::arg("scratch"), py::arg("scale"),
-           py::arg("window") = 0, py::arg("softcap") = 0.0f, docs::kDecodeAttend);
+           py::arg("window") = 0, py::arg("softcap") = 0.0f, py::arg("sinks") = py::none(),
+           docs::kDecodeAttend);
 }
 
 }  // namespace glimprouter::bindings

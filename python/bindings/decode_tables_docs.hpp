@@ -49,6 +49,7 @@ Args:
     scale: Factor of the scores.
     window: Tokens that a token sees, itself included; 0 for all before it.
     softcap: 0 is off.
+    sinks: [heads], scores without values (attention sinks); None is off.
 
 Raises:
     TypeError: Another element type.

@@ -56,7 +56,22 @@ AttentionOptions attention_options(float scale, std::int32_t window, float softc
   if (!(softcap >= 0.0f) || std::isinf(softcap)) {
     throw py::value_error("softcap must be >= 0 (0: off)");
   }
-  return {scale, window, softcap};
+  AttentionOptions options;
+  options.scale = scale;
+  options.window = window;
+  options.softcap = softcap;
+  return options;
+}
+
+BorrowedSinks::BorrowedSinks(const Arena& arena, const py::object& sinks) {
+  if (sinks.is_none()) return;
+  const BorrowedTensor& tensor = tensor_.emplace(sinks.ptr(), "sinks");
+  check_place(arena, tensor, "sinks");
+  const DataType dtype = float_type(tensor, "sinks");
+  if (tensor.dimensions != 1 || (tensor.strides[0] != 1 && tensor.shape[0] > 1)) {
+    throw py::value_error("sinks must be contiguous, of one dimension: a score for each head");
+  }
+  view = {tensor.data, dtype, tensor.shape[0]};
 }
 
 }  // namespace glimprouter::bindings

@@ -2,7 +2,10 @@
 // take.
 #pragma once
 
+#include <pybind11/pybind11.h>
+
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "glimprouter/types/arena.hpp"
@@ -23,5 +26,16 @@ HeadsView heads_view(const Arena& arena, const BorrowedTensor& tensor, const cha
                      bool written);
 
 AttentionOptions attention_options(float scale, std::int32_t window, float softcap);
+
+// Attention sinks, [heads], on the arena's device; None: there are none. Borrowed while it lives.
+class BorrowedSinks {
+ public:
+  BorrowedSinks(const Arena& arena, const pybind11::object& sinks);
+
+  RowView view{nullptr, DataType::kFloat32, 0};
+
+ private:
+  std::optional<BorrowedTensor> tensor_;
+};
 
 }  // namespace glimprouter::bindings

@@ -55,8 +55,10 @@ void append(PagePool& pool, std::int32_t layer, const RaggedBatch& batch, const 
 
 void attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
                const py::object& queries, const py::object& out, float scale, std::int32_t window,
-               float softcap) {
-  const AttentionOptions options = attention_options(scale, window, softcap);
+               float softcap, const py::object& sinks) {
+  AttentionOptions options = attention_options(scale, window, softcap);
+  const BorrowedSinks borrowed(pool.arena(), sinks);
+  options.sinks = borrowed.view;
   const BorrowedTensor q(queries.ptr(), "queries");
   const BorrowedTensor o(out.ptr(), "out");
   const HeadsView query = heads_view(pool.arena(), q, "queries", Axes::kHeadsFirst, false);
@@ -168,9 +170,12 @@ class TensorPages {
 };
 
 // The tensors of torch's operations, which are on the CPU.
+const Arena& host() {
+  static const HostArena arena(nullptr);
+  return arena;
+}
 HeadsView host_view(const BorrowedTensor& tensor, const char* what, Axes axes, bool written) {
-  static const HostArena host(nullptr);
-  return heads_view(host, tensor, what, axes, written);
+  return heads_view(host(), tensor, what, axes, written);
 }
 
 void append_to(const py::object& arena, const py::tuple& tables, const py::tuple& geometry,
@@ -187,8 +192,10 @@ void append_to(const py::object& arena, const py::tuple& tables, const py::tuple
 void attend(const py::object& arena, const py::tuple& tables, const py::tuple& geometry,
             std::int32_t layer, const py::object& queries, const py::object& keys,
             const py::object& values, const py::object& out, float scale, std::int32_t window,
-            float softcap) {
-  const AttentionOptions options = attention_options(scale, window, softcap);
+            float softcap, const py::object& sinks) {
+  AttentionOptions options = attention_options(scale, window, softcap);
+  const BorrowedSinks borrowed(host(), sinks);
+  options.sinks = borrowed.view;
   const BorrowedTensor q(queries.ptr(), "queries");
   const BorrowedTensor o(out.ptr(), "out");
   const HeadsView query = host_view(q, "queries", Axes::kHeadsFirst, false);
@@ -196,7 +203,7 @@ void attend(const py::object& arena, const py::tuple& tables, const py::tuple& g
   TensorPages pages(arena, tables, geometry, query.head_dim);
   if (!keys.is_none()) {
     // Before the pages change: attention that is refused leaves them as they were.
-    check_attention(pages.layout, layer, pages.view.tokens(), query, target);
+    check_attention(pages.layout, layer, pages.view.tokens(), options, query, target);
     const BorrowedTensor k(keys.ptr(), "keys");
     const BorrowedTensor v(values.ptr(), "values");
     const HeadsView key = host_view(k, "keys", Axes::kHeadsFirst, false);

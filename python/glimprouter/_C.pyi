@@ -296,6 +296,7 @@ def paged_attention(
     scale: float,
     window: int,
     softcap: float,
+    sinks: Any,
     /,
 ) -> None: ...
 def gather_kv(
@@ -322,6 +323,7 @@ class DecodeTables:
         scale: float,
         window: int = ...,
         softcap: float = ...,
+        sinks: Any = ...,
     ) -> None: ...
 
 def append_kv_layers(pool: PagePool, batch: RaggedBatch, keys: Any, values: Any, /) -> None: ...
@@ -354,5 +356,6 @@ def attend_over(
     scale: float,
     window: int,
     softcap: float,
+    sinks: Any,
     /,
 ) -> None: ...

@@ -69,6 +69,7 @@ def paged_attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    sinks: Any = None,
 ) -> None:
     """Causal attention of a batch's tokens over the pages of their sequences, read in place.
 
@@ -84,12 +85,15 @@ def paged_attention(
         scale: Factor of the scores, usually ``size ** -0.5``.
         window: Tokens that a token sees, itself included; 0 for all before it.
         softcap: Scores become ``softcap * tanh(score / softcap)``; 0 is off.
+        sinks: ``[heads]``, float32, bfloat16 or float16: scores that take their share of each
+            softmax and have no value (attention sinks, as in gpt-oss), neither scaled nor capped.
+            None is off.
 
     Raises:
         TypeError: Another element type.
         ValueError: Another shape, stride, device or layer, or an option out of range.
     """
-    _C.paged_attention(pool, layer, batch, queries, out, scale, window, softcap)
+    _C.paged_attention(pool, layer, batch, queries, out, scale, window, softcap, sinks)
 
 
 def gather_kv(

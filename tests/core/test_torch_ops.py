@@ -15,6 +15,7 @@ from glimprouter.torch import PassTables, arena_of
 
 OPS = torch.ops.glimprouter
 LAYERS, KV_HEADS, HEADS, SIZE, PAGE = 2, 2, 6, 32, 16
+SINKS = torch.tensor([0.5, -1.0, 3.0, 0.0, 2.0, -4.0])
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -55,27 +56,24 @@ class Pass:
             for _ in range(count)
         ]
 
-    def native(self, window: int = 0, softcap: float = 0.0) -> torch.Tensor:
+    def native(self, *options: Any) -> torch.Tensor:
         out = torch.empty((1, 20, HEADS, SIZE), dtype=self.dtype)
         gr.append_kv(self.pool, 1, self.batch, self.keys, self.values)
-        gr.paged_attention(
-            self.pool, 1, self.batch, self.query, out, scale=0.2, window=window, softcap=softcap
-        )
+        named = dict(zip(("window", "softcap", "sinks"), options, strict=False))
+        gr.paged_attention(self.pool, 1, self.batch, self.query, out, scale=0.2, **named)
         return out
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (7, 0.0), (0, 3.0)])
-def test_the_bits_of_the_native_functions(dtype: str, window: int, softcap: float) -> None:
+@pytest.mark.parametrize("options", [(0, 0.0), (7, 0.0), (0, 3.0), (7, 0.0, SINKS)], ids=str)
+def test_the_bits_of_the_native_functions(dtype: str, options: tuple[Any, ...]) -> None:
     """Together, one after the other, and on tables of tensors: one result, one arena."""
     want, fused, apart = (Pass(dtype) for _ in range(3))
-    expected = want.native(window, softcap)
-    got = OPS.attend(fused.query, fused.keys, fused.values, *fused.tables, 1, 0.2, window, softcap)
+    expected = want.native(*options)
+    got = OPS.attend(fused.query, fused.keys, fused.values, *fused.tables, 1, 0.2, *options)
     OPS.append_kv(*apart.tables, 1, apart.keys, apart.values)
     tables = apart.tables
-    read = OPS.paged_attention(
-        apart.query, *tables[:5], LAYERS, KV_HEADS, PAGE, 1, 0.2, window, softcap
-    )
+    read = OPS.paged_attention(apart.query, *tables[:5], LAYERS, KV_HEADS, PAGE, 1, 0.2, *options)
     for out, other in ((got, fused), (read, apart)):
         assert torch.equal(out, expected)
         np.testing.assert_array_equal(other.pool.memory, want.pool.memory)
@@ -101,7 +99,7 @@ def test_arena_is_the_pool_itself() -> None:
 
 def test_opcheck() -> None:
     made = Pass()
-    attention = (*made.tables, 1, 0.2, 7, 3.0)
+    attention = (*made.tables, 1, 0.2, 7, 3.0, SINKS)
     samples: dict[Any, tuple[Any, ...]] = {
         OPS.attend: (made.query, made.keys, made.values, *attention),
         OPS.append_kv: (*made.tables, 0, made.keys, made.values),

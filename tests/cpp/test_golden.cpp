@@ -1,6 +1,6 @@
 // Golden hashes: every instruction set gives the same bits, today and tomorrow, over rows of every
-// kind, type and sampling mode. The environment variable GLIMPROUTER_GOLDEN_ROWS (2000 or 100000,
-// the default) shortens the run for emulators and sanitizers.
+// kind, type and sampling mode. The environment variable GLIMPROUTER_GOLDEN_ROWS (2000, 20000 or
+// 100000, the default) shortens the run for emulators and sanitizers.
 #include <gtest/gtest.h>
 
 #include <algorithm>

@@ -32,15 +32,18 @@ class Side:
         self.pool = gr.PagePool([layout], 400 * layout.page_bytes, layout.page_bytes, device)
         self.cache = gr.KvCache(self.pool, 10)
 
+    def sinks(self, layer: int) -> torch.Tensor | None:
+        """Of every other layer."""
+        return torch.linspace(-2, 3, HEADS, device=self.home) if layer % 2 else None
+
     def attended(self, batch: gr.RaggedBatch, heads: list[list[torch.Tensor]]) -> list[Any]:
         """What every layer gives for the batch's tokens; heads: query, keys, values a layer."""
         outs = []
         for layer, (query, keys, values) in enumerate(heads):
             out = torch.empty_like(query, device=self.home)
             gr.append_kv(self.pool, layer, batch, keys.to(self.home), values.to(self.home))
-            gr.paged_attention(
-                self.pool, layer, batch, query.to(self.home), out, scale=0.3, window=9 * layer
-            )
+            options = {"scale": 0.3, "window": 9 * layer, "sinks": self.sinks(layer)}
+            gr.paged_attention(self.pool, layer, batch, query.to(self.home), out, **options)
             outs.append(out.cpu())
         return outs
 
@@ -75,7 +78,9 @@ class PaddedSide(Side):
         for layer, states in enumerate(heads):
             query, keys, values = (_padded(part, sequences).to(self.home) for part in states)
             out = torch.full(query.shape, torch.nan, device=self.home).to(query.dtype)
-            tables.attend(layer, query, keys, values, out, scratch, 0.3, 9 * layer)
+            tables.attend(
+                layer, query, keys, values, out, scratch, 0.3, 9 * layer, 0.0, self.sinks(layer)
+            )
             outs.append(out[:count].cpu())
         return outs
 

@@ -98,7 +98,7 @@ def routed(
         temperature=temperature,
         repetition_guard=False,
         max_step_tokens=6,
-        max_think_tokens=40,
+        max_think_tokens=24,
         max_answer_tokens=6,
     )
     return RoutedModel(*models, pair.tokenizer, config, engine="paged", device=device, **options)
@@ -173,7 +173,7 @@ def test_a_longer_run_has_a_larger_pool(
 ) -> None:
     model, eager = routed(device, family), routed(device, family, execution="eager")
     short = [[40, 41, 42]]
-    long = hf_pairs.raw_prompts((300, 200, 350))
+    long = hf_pairs.raw_prompts((150, 90, 170))
     for prompts in (short, long, short):
         assert written(model.generate(prompts)) == written(eager.generate(prompts))
 

@@ -18,6 +18,7 @@ from device_pairs import DEVICES, pair_of, written
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.attention.gathered import gathered_attention, gathers
 from glimprouter.hf.pair.devices import choose_device, torch_device
+from glimprouter.torch import AttentionOptions
 
 ENTROPY_TOLERANCE = 1e-3  # prompts are attended by torch there, by our kernel here
 FAMILIES = ("qwen3", "gemma2", "gemma3")
@@ -106,8 +107,9 @@ def test_gathering_attends_as_the_pages_do(device: str, window: int) -> None:
         gr.append_kv(pool, 1, batch, keys, values)
         outs = [torch.full((1, tokens, 4, 32), torch.nan, device=home) for _ in range(2)]
         gr.paged_attention(pool, 1, batch, query, outs[0], scale=0.2, window=window)
-        assert gathers(pool, batch, 0.0)
-        assert not gathers(pool, batch, 2.0)
+        assert gathers(pool, batch, AttentionOptions(0.2))
+        assert not gathers(pool, batch, AttentionOptions(0.2, softcap=2.0))
+        assert not gathers(pool, batch, AttentionOptions(0.2, sinks=torch.zeros(4)))
         gathered_attention(pool, 1, batch, query, outs[1], scale=0.2, window=window)
         assert torch.allclose(*outs, atol=2e-6, rtol=1e-5)
         cache.complete(batch)

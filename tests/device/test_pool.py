@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -40,6 +42,7 @@ class Run:
         self.cache = gr.KvCache(self.pool, 3)
         self.generator = torch.Generator().manual_seed(5)
         self.outputs: list[torch.Tensor] = []
+        self.sinks = [None, torch.linspace(-1, 2, HEADS).to(self.device)]
 
     def random(self, tokens: int, heads: int) -> torch.Tensor:
         return torch.randn(tokens, heads, SIZE, generator=self.generator).to(self.device)
@@ -52,9 +55,13 @@ class Run:
             gr.append_kv(self.pool, layer, batch, keys, values)
             queries = self.random(tokens, HEADS)
             out = torch.empty_like(queries)
-            gr.paged_attention(
-                self.pool, layer, batch, queries, out, scale=0.2, window=20 * layer, softcap=3.0
-            )
+            options: dict[str, Any] = {
+                "scale": 0.2,
+                "window": 20 * layer,
+                "softcap": 3.0,
+                "sinks": self.sinks[layer],
+            }
+            gr.paged_attention(self.pool, layer, batch, queries, out, **options)
             self.outputs.append(out.cpu())
         self.cache.complete(batch)
 

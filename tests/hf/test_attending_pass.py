@@ -57,7 +57,11 @@ class TensorPass:
         length, new = keys.shape[1], queries.shape[1]
         distance = torch.arange(length - new, length)[:, None] - torch.arange(length)
         seen = (distance >= 0) & (distance < (options.window or length))
-        return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ values
+        scores = scores.masked_fill(~seen, -torch.inf)
+        if options.sinks is not None:
+            sinks = options.sinks[:, None, None].expand(-1, new, 1)
+            scores = torch.cat([scores, sinks], -1)
+        return scores.softmax(-1)[..., :length] @ values
 
 
 def passes(prompts: Sequence[Sequence[int]]) -> Any:
@@ -102,6 +106,7 @@ def test_another_backend_serves_a_model(family: str) -> None:
         AttentionOptions(0.25, window=5),
         AttentionOptions(0.3, softcap=2.0),
         AttentionOptions(0.3, window=9, softcap=1.0),
+        AttentionOptions(0.3, window=9, sinks=torch.tensor([0.5, -2.0, 3.0, 0.0])),
     ],
     ids=str,
 )

@@ -10,7 +10,6 @@ from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
     Gemma2Config,
-    GptOssConfig,
     LlamaConfig,
     NemotronConfig,
 )
@@ -121,7 +120,6 @@ def test_an_arena_that_cannot_hold_one_sequence_is_refused() -> None:
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "attention of its own": (FalconConfig, {}, "cannot be served on pages"),
     "drops our arguments": (NemotronConfig, {}, "needs a PagedPass"),
-    "sinks": (GptOssConfig, {"head_dim": 32, "num_local_experts": 4}, "attention sinks"),
     "odd head size": (LlamaConfig, {"head_dim": 24}, "head size of 24"),
 }
 

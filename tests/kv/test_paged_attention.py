@@ -38,6 +38,7 @@ class Case:
     dtype: str = "float32"
     window: int = 0
     softcap: float = 0.0
+    sinks: tuple[float, ...] = ()  # of the heads, again and again
     queries: int = 1
     seed: int = 0
 
@@ -57,6 +58,14 @@ class Case:
     @cached_property
     def v(self) -> Any:
         return self._random(self.kv_heads, 2)
+
+    @cached_property
+    def sink_scores(self) -> Any:
+        if not self.sinks:
+            return None
+        return np.resize(np.float32(self.sinks), self.kv_heads * self.group).astype(
+            TYPES[self.dtype]
+        )
 
     @property
     def scale(self) -> float:
@@ -83,9 +92,13 @@ class Case:
             scores = np.einsum("hd,thd->ht", query, keys[first : position + 1]) * self.scale
             if self.softcap:
                 scores = self.softcap * np.tanh(scores / self.softcap)
+            if self.sinks:
+                sinks = self.sink_scores.astype(np.float64)[:, None]
+                scores = np.concatenate([scores, sinks], axis=1)
             weights = np.exp(scores - scores.max(axis=1, keepdims=True))
             weights /= weights.sum(axis=1, keepdims=True)
-            out.append(np.einsum("ht,thd->hd", weights, values[first : position + 1]))
+            seen = values[first : position + 1]
+            out.append(np.einsum("ht,thd->hd", weights[:, : len(seen)], seen))
         return np.stack(out)
 
 
@@ -142,6 +155,7 @@ class Pages:
             scale=case.scale,
             window=case.window,
             softcap=case.softcap,
+            sinks=case.sink_scores,
         )
         return out
 
@@ -159,6 +173,7 @@ def attended(case: Case) -> Float32Array:
     return pages.attend(pages.rows, [missing])[-case.queries :]
 
 
+SINKS = (0.25, 30.0, -3.0, -120.0, -np.inf, 4.0, 90.0, 2.0)
 HEAD_SIZES = [32, 64, 96, 128, 256]
 CASES = {
     **{f"size_{size}": Case(head_dim=size) for size in HEAD_SIZES},
@@ -181,6 +196,15 @@ CASES = {
     "fp16": Case(dtype="float16", queries=4),
     "softcap": Case(softcap=5.0, queries=7),
     "softcap_window": Case(softcap=2.0, window=9, queries=20, length=60),
+    # Above the scores of all keys, among them, far below, absent; also with one key, and capped.
+    **{
+        f"sinks_{length}_{queries}_{dtype}": Case(
+            length=length, queries=queries, dtype=dtype, group=4, sinks=SINKS, seed=length
+        )
+        for length, queries in ((1, 1), (40, 1), (40, 40), (129, 5), (300, 1), (300, 60))
+        for dtype in TYPES
+    },
+    "sinks_window_softcap": Case(sinks=SINKS, softcap=2.0, window=9, queries=20, length=60),
     "prefill": Case(queries=40, length=40),
     "late_prefill": Case(queries=90, length=250, head_dim=32, group=4),
     "windowed_prefill": Case(queries=120, length=120, window=20),
@@ -346,6 +370,13 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "scale": ({"scale": float("nan")}, ValueError, "scale must be finite"),
     "window": ({"window": -1}, ValueError, "window must be"),
     "softcap": ({"softcap": -1.0}, ValueError, "softcap must be"),
+    "few sinks": (
+        {"sinks": np.zeros(2, np.float32)},
+        ValueError,
+        "each of the 4 query heads, got 2",
+    ),
+    "sinks": ({"sinks": np.zeros((4, 1), np.float32)}, ValueError, "sinks must be contiguous"),
+    "sink": ({"sinks": 0.5}, TypeError, "sinks"),
 }
 
 

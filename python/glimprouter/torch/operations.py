@@ -14,7 +14,7 @@ from glimprouter.torch.passes import AttentionOptions, named_pass
 
 _LIBRARY = torch.library.Library("glimprouter", "DEF")  # type: ignore[no-untyped-call]
 _TABLES = "Tensor slot_mapping, Tensor block_table, Tensor cu_seqlens, Tensor seq_lens"
-_OPTIONS = "int layer, float scale, int window=0, float softcap=0.0"
+_OPTIONS = "int layer, float scale, int window=0, float softcap=0.0, Tensor? sinks=None"
 
 
 def _glimpse(logits: torch.Tensor, entropy_top_k: int = 0) -> tuple[torch.Tensor, ...]:
@@ -130,11 +130,13 @@ def _paged_attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     out = _output(query)
     tables = (slot_mapping, block_table, cu_seqlens, seq_lens)
     geometry = (num_layers, num_kv_heads, page_size)
-    _C.attend_over(arena, tables, geometry, layer, query, None, None, out, scale, window, softcap)
+    options = (scale, window, softcap, sinks)
+    _C.attend_over(arena, tables, geometry, layer, query, None, None, out, *options)
     return out
 
 
@@ -153,11 +155,13 @@ def _attend(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     out = _output(query)
     tables = (slot_mapping, block_table, cu_seqlens, seq_lens)
     geometry = (num_layers, _heads(keys), page_size)
-    _C.attend_over(arena, tables, geometry, layer, query, keys, values, out, scale, window, softcap)
+    options = (scale, window, softcap, sinks)
+    _C.attend_over(arena, tables, geometry, layer, query, keys, values, out, *options)
     return out
 
 
@@ -170,9 +174,10 @@ def _attend_named(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return named_pass(name).attend(
-        layer, query, keys, values, AttentionOptions(scale, window, softcap)
+        layer, query, keys, values, AttentionOptions(scale, window, softcap, sinks)
     )
 
 

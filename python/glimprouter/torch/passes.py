@@ -6,7 +6,6 @@ which stores the keys and values and attends. Another backend is another class w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
@@ -35,19 +34,21 @@ def arena_of(pool: PagePool, dtype: torch.dtype) -> torch.Tensor:
         return torch.from_numpy(pool.memory).view(dtype)
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionOptions:
-    """How a layer attends; the order is causal always.
+class AttentionOptions(NamedTuple):
+    """How a layer attends, in the order in which operations take it; causal always.
 
     Attributes:
         scale: Factor of the scores.
         window: Tokens that a token sees, itself included; 0 for all before it.
         softcap: Scores are ``softcap * tanh(score / softcap)``; 0 for none.
+        sinks: ``[heads]``, scores that take their share of the softmax and have no value; None for
+            none.
     """
 
     scale: float
     window: int = 0
     softcap: float = 0.0
+    sinks: torch.Tensor | None = None
 
 
 class AttendingPass(Protocol):
@@ -122,9 +123,8 @@ class PassTables(NamedTuple):
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As in :class:`AttendingPass`, packed."""
-        scale, window, softcap = options.scale, options.window, options.softcap
         attended: torch.Tensor = torch.ops.glimprouter.attend(
-            query, key, value, *self, layer, scale, window, softcap
+            query, key, value, *self, layer, *options
         )
         return attended
 
@@ -164,9 +164,8 @@ class PassHandle(NamedTuple):
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As in :class:`AttendingPass`, packed, by the pass that has the name."""
-        scale, window, softcap = options.scale, options.window, options.softcap
         attended: torch.Tensor = torch.ops.glimprouter.attend_named(
-            query, key, value, *self, layer, scale, window, softcap
+            query, key, value, *self, layer, *options
         )
         return attended
 

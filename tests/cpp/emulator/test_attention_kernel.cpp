@@ -90,6 +90,7 @@ class Scene {
                                  shape_.options.scale,
                                  shape_.options.window,
                                  shape_.options.softcap,
+                                 shape_.options.sinks,
                                  queries_.device_view(),
                                  out.device_view(),
                                  {}};
@@ -182,8 +183,14 @@ class Scene {
       const double cap = shape_.options.softcap;
       weights.push_back(cap > 0 ? cap * std::tanh(score / cap) : score);
     }
-    const double largest = std::ranges::max(weights);
-    double sum = 0;
+    const RowView& sinks = shape_.options.sinks;
+    const double sink = sinks.data != nullptr
+                            ? simt::exact_value(static_cast<const std::byte*>(sinks.data) +
+                                                    head * element_size(sinks.dtype),
+                                                sinks.dtype)
+                            : -INFINITY;
+    const double largest = std::max(std::ranges::max(weights), sink);
+    double sum = std::exp(sink - largest);
     for (double& weight : weights) sum += weight = std::exp(weight - largest);
     for (std::int32_t key = begin; key < end; ++key) {
       for (std::int32_t i = 0; i < shape_.head_dim; ++i) {
@@ -268,6 +275,28 @@ TEST(AttentionKernel, EqualsTheCpuForGroupsWindowsAndCaps) {
                        {0.3f, window, seed % 4 == 0 ? 2.5f : 0.0f},
                        spans};
       expect_exact(shape, seed);
+    }
+  }
+}
+
+// Sinks above and below all scores, and none; with one chunk of keys and with several.
+TEST(AttentionKernel, EqualsTheCpuWithSinks) {
+  std::uint64_t seed = 300;
+  for (const DataType dtype : kTypes) {
+    for (const double shift : {-100.0, 0.0, 60.0}) {
+      simt::set_seed(++seed);
+      std::vector<std::uint32_t> bits;
+      for (int head = 0; head < 6; ++head) {
+        bits.push_back(simt::exact_bits(simt::as_type(shift + head, dtype), dtype));
+      }
+      std::vector<std::byte> scores;
+      for (const std::uint32_t score : bits) {
+        const auto* const first = reinterpret_cast<const std::byte*>(&score);
+        scores.insert(scores.end(), first, first + element_size(dtype));
+      }
+      AttentionOptions options{0.3f, seed % 2 == 0 ? 20 : 0, 0.0f};
+      options.sinks = {scores.data(), dtype, 6};
+      expect_exact({6, 2, 32, 16, dtype, options, {{kReduced ? 140 : 400, 2}, {3, 3}}}, seed);
     }
   }
 }

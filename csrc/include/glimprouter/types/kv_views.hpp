@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "glimprouter/kv_layout.hpp"
+#include "glimprouter/types/row_view.hpp"
 
 namespace glimprouter {
 
@@ -30,6 +31,9 @@ struct AttentionOptions {
   float scale = 1.0f;
   std::int32_t window = 0;  // keys that a token sees, itself included; 0: all before it
   float softcap = 0.0f;     // 0: off; else scores become softcap tanh(score / softcap)
+  // Attention sinks: a score of each query head, [heads], that takes its share of the softmax and
+  // has no value. Neither scaled nor capped. No data: off.
+  RowView sinks{nullptr, DataType::kFloat32, 0};
 };
 
 }  // namespace glimprouter

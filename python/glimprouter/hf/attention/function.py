@@ -40,12 +40,11 @@ def _attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     glimprouter_pass: AttendingPass | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """``[B, heads, T, size]`` in, ``[B, T, heads, size]`` out; B is 1 but under a PagedCache."""
-    if kwargs.get("s_aux") is not None:
-        raise RuntimeError("it has attention sinks, which are not supported")
     attending = getattr(key, _NOTE, None) if glimprouter_pass is None else glimprouter_pass
     if attending is None:
         raise RuntimeError(
@@ -53,7 +52,8 @@ def _attention(
             " past_key_values=glimprouter.hf.PagedCache(model)"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    options = AttentionOptions(scale, sliding_window or 0, softcap or 0.0)
+    sinks = None if s_aux is None else s_aux.detach()
+    options = AttentionOptions(scale, sliding_window or 0, softcap or 0.0, sinks)
     return attending.attend(module.layer_idx, query, key, value, options, attention_mask), None
 
 

@@ -13,13 +13,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from glimprouter import _C
 from glimprouter.kv import PagePool, RaggedBatch
+from glimprouter.torch import AttentionOptions
 
 MANY_TOKENS = 32  # new tokens of a sequence from which on gathering is taken
 
 
-def gathers(pool: PagePool, batch: RaggedBatch, softcap: float) -> bool:
-    """Whether a pass is attended by gathering: on a device, without softcap, with long pieces."""
-    if pool.device == "cpu" or softcap != 0.0:
+def gathers(pool: PagePool, batch: RaggedBatch, options: AttentionOptions) -> bool:
+    """Whether a pass is attended by gathering: on a device, with long pieces, where torch can."""
+    if pool.device == "cpu" or options.softcap != 0.0 or options.sinks is not None:
         return False
     starts = batch.cu_seqlens
     return bool((starts[1:] - starts[:-1]).max() >= MANY_TOKENS)

@@ -49,13 +49,13 @@ class PagedPass:
     ) -> torch.Tensor:
         """As in :class:`glimprouter.torch.AttendingPass`, packed."""
         _, heads, tokens, size = query.shape
-        scale, window, softcap = options.scale, options.window, options.softcap
         out = query.new_empty((1, tokens, heads, size))
         _C.append_kv(self.pool, layer, self.batch, key, value)
-        if gathers(self.pool, self.batch, softcap):
+        if gathers(self.pool, self.batch, options):
+            scale, window = options.scale, options.window
             gathered_attention(self.pool, layer, self.batch, query, out, scale=scale, window=window)
         else:
-            _C.paged_attention(self.pool, layer, self.batch, query, out, scale, window, softcap)
+            _C.paged_attention(self.pool, layer, self.batch, query, out, *options)
         return out
 
 

@@ -34,8 +34,8 @@ def why_not_paged(
 ) -> str | None:
     """Why a model cannot be served on pages of a device, or None when it can: found by trying.
 
-    A model that drops our arguments, has attention sinks, keeps other state, or a window that its
-    attention is not told of, differs from its own full passes.
+    A model that drops our arguments, keeps other state, or a window that its attention is not told
+    of, differs from its own full passes.
 
     Args:
         model: A model of transformers.

@@ -105,6 +105,5 @@ class DecodePass:
         out = query.new_empty((1, tokens, heads, size))
         # Of torch's allocator: what a graph holds of it stays the graph's, and layers share it.
         scratch = query.new_empty(self._scratch_size, dtype=torch.float32)
-        scale, window, softcap = options.scale, options.window, options.softcap
-        self._tables.attend(layer, query, key, value, out, scratch, scale, window, softcap)
+        self._tables.attend(layer, query, key, value, out, scratch, *options)
         return out

@@ -150,8 +150,7 @@ class PagedRows:
         query, key, value = (self._packed(states) for states in (query, key, value))
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         _C.append_kv(self._pool, layer, self._batch, key, value)
-        scale, window, softcap = options.scale, options.window, options.softcap
-        _C.paged_attention(self._pool, layer, self._batch, query, out, scale, window, softcap)
+        _C.paged_attention(self._pool, layer, self._batch, query, out, *options)
         if self._real is not None:  # what stands in place of padding is never looked at
             everything = out.new_zeros((batch_size * new, heads, size))
             out = everything.index_copy_(0, self._real, out)
