@@ -30,6 +30,7 @@ from glimprouter.hf.graphs.decode_graphs import DecodeGraphs
 from glimprouter.hf.graphs.decode_pass import DecodePass
 from glimprouter.hf.graphs.recorders import Recording, recorder_for
 from glimprouter.hf.pair.devices import torch_device
+from glimprouter.torch import AttendingPass, AttentionOptions
 
 # A capture that failed has the same tokens, computed eagerly: only the warning tells.
 pytestmark = [
@@ -297,6 +298,46 @@ def test_compiled_passes_are_captured(
         assert written(compiled.generate(chosen)) == written(eager.generate(chosen))
     assert {1, 2, 4, 8} <= set(recorders[0].rows)
     assert compilations() == 2
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_decode_pass_attends_as_other_passes_do(device: str) -> None:
+    """Scale, window, softcap and sinks reach its kernels."""
+    model, home = hf_pairs.random_model("qwen3", 1, 7), torch_device(device)
+    layout = paged.kv_layout(model)
+    outs = []
+    for padded in (True, False):
+        generator = torch.Generator().manual_seed(3)
+
+        def heads(count: int, tokens: int, draw: torch.Generator = generator) -> torch.Tensor:
+            return torch.randn((1, count, tokens, layout.head_dim), generator=draw).to(home)
+
+        pool = gr.PagePool([layout], 4 * layout.page_bytes, layout.page_bytes, device)
+        cache = gr.KvCache(pool, 1)
+        row = cache.open([[40] * 9])
+        batch = cache.prepare(0, [row])
+        gr.append_kv(pool, 0, batch, heads(2, 9), heads(2, 9))
+        cache.complete(batch)
+        cache.append(0, row, [41])
+        batch = cache.prepare(0, [row])
+        attending: AttendingPass = paged.PagedPass(pool, batch)
+        if padded:
+            attending = DecodePass(SimpleNamespace(config=model.config, device=home), pool, 0, 1, 1)
+            attending.fill(batch)
+        query, key, value = heads(4, 1), heads(2, 1), heads(2, 1)
+        sinks = torch.tensor([0.5, -1.0, 3.0, 1.0], device=home)
+        for options in (
+            AttentionOptions(0.3),
+            AttentionOptions(0.2),
+            AttentionOptions(0.3, window=4),
+            AttentionOptions(0.3, softcap=1.0),
+            AttentionOptions(0.3, sinks=sinks),
+        ):
+            outs.append(attending.attend(0, query, key, value, options).cpu())
+    half = len(outs) // 2
+    for got, want in zip(outs[:half], outs[half:], strict=True):
+        assert torch.equal(got, want)
+    assert len({tuple(out.flatten().tolist()) for out in outs}) == half
 
 
 @pytest.mark.parametrize("device", DEVICES)

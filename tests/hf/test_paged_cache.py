@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import glimprouter as gr
 import hf_pairs
@@ -22,12 +29,23 @@ NEW = 40
 MARGIN = 1e-4  # of the two largest logits: below it, rounding may choose
 
 
+EAGER: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "gemma2": (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},
+    ),
+    "gpt_oss": (GptOssConfig, GptOssForCausalLM, {"num_local_experts": 4}),
+}
+
+
 def plain_model(family: str) -> Any:
-    """A model that no other test sees; Gemma2 with eager attention, which has the softcap."""
-    if family != "gemma2":
+    """A model that no other test sees; softcaps and attention sinks with eager attention."""
+    if family not in EAGER:
         return copy.deepcopy(hf_pairs.random_model(family, 3, 7))
     torch.manual_seed(7)
-    config = Gemma2Config(
+    config_class, model_class, own = EAGER[family]
+    config = config_class(
         vocab_size=hf_pairs.VOCABULARY,
         hidden_size=48,
         intermediate_size=64,
@@ -35,25 +53,28 @@ def plain_model(family: str) -> Any:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=16,
-        query_pre_attn_scalar=16,
         sliding_window=hf_pairs.WINDOW,
-        attn_logit_softcapping=2.0,
         initializer_range=0.2,
         attn_implementation="eager",
         **{f"{name}_token_id": None for name in ("bos", "eos", "pad")},
+        **own,
     )
-    model: Any = Gemma2ForCausalLM(config).eval()
+    model: Any = model_class(config).eval()
     model.generation_config.eos_token_id = None
     return model
 
 
-@pytest.fixture(params=FAMILIES)
-def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+def both(family: str) -> tuple[Any, Any]:
     """A model with its own attention, and the same over pages."""
-    plain = plain_model(request.param)
+    plain = plain_model(family)
     paged = copy.deepcopy(plain)
     paged.set_attn_implementation("glimprouter")
     return plain, paged
+
+
+@pytest.fixture(params=FAMILIES)
+def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    return both(request.param)
 
 
 def batch(lengths: tuple[int, ...] = (20, 3, 11)) -> dict[str, torch.Tensor]:
@@ -97,6 +118,10 @@ def test_tokens_of_plain_generate(models: tuple[Any, Any], lengths: tuple[int, .
     want = write(plain, inputs)
     assert_same(plain, inputs, want, write(paged, inputs, past_key_values=cache))
     assert cache.get_seq_length() == want.shape[1] - 1
+
+
+def test_attention_sinks_are_served() -> None:
+    test_tokens_of_plain_generate(both("gpt_oss"), (20, 3, 11))
 
 
 @torch.no_grad()
