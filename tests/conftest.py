@@ -16,7 +16,7 @@ from glimprouter.hf.attention import paged
 from hf_pairs import ENGINE
 
 # The emulator takes some milliseconds a row.
-EMULATED_VOCABULARY = 2049
+EMULATED_VOCABULARY = 5001
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

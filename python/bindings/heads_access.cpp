@@ -68,7 +68,9 @@ BorrowedSinks::BorrowedSinks(const Arena& arena, const py::object& sinks) {
   const BorrowedTensor& tensor = tensor_.emplace(sinks.ptr(), "sinks");
   check_place(arena, tensor, "sinks");
   const DataType dtype = float_type(tensor, "sinks");
-  if (tensor.dimensions != 1 || (tensor.strides[0] != 1 && tensor.shape[0] > 1)) {
+  // None at all would look as if there were none: a tensor without elements has no address.
+  if (tensor.dimensions != 1 || tensor.shape[0] < 1 ||
+      (tensor.strides[0] != 1 && tensor.shape[0] > 1)) {
     throw py::value_error("sinks must be contiguous, of one dimension: a score for each head");
   }
   view = {tensor.data, dtype, tensor.shape[0]};

@@ -61,11 +61,8 @@ class Case:
 
     @cached_property
     def sink_scores(self) -> Any:
-        if not self.sinks:
-            return None
-        return np.resize(np.float32(self.sinks), self.kv_heads * self.group).astype(
-            TYPES[self.dtype]
-        )
+        scores = np.resize(np.float32(self.sinks), self.kv_heads * self.group)
+        return scores.astype(TYPES[self.dtype]) if self.sinks else None
 
     @property
     def scale(self) -> float:
@@ -376,6 +373,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "each of the 4 query heads, got 2",
     ),
     "sinks": ({"sinks": np.zeros((4, 1), np.float32)}, ValueError, "sinks must be contiguous"),
+    "no sinks": ({"sinks": np.zeros(0, np.float32)}, ValueError, "a score for each head"),
     "sink": ({"sinks": 0.5}, TypeError, "sinks"),
 }
 
