@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 
+from glimprouter.hf.trial.selections import Selections, of_all, recorded, repeated
 from glimprouter.hf.trial.windows import NARROW, narrowed, widest_window
 
 # Computes the next tokens of some rows, each behind what it has; logits of the last, [B, V].
@@ -70,6 +71,7 @@ class Trial:
         self._attention = attention
         self._parameters = inspect.signature(model.forward).parameters
         self._expected: dict[_Schedule, list[list[_Cut]]] = {}
+        self._chosen: dict[_Schedule, Selections] = {}
 
     @torch.inference_mode()
     def why_not(self, begin: Callable[[Sequence[int]], Passes]) -> str | None:
@@ -80,8 +82,8 @@ class Trial:
         """
         try:
             for schedule, windows in self._schedules():
-                with windows:
-                    lengths = [len(text) for text in self._texts(schedule)]
+                lengths = [len(text) for text in self._texts(schedule)]
+                with windows, self._choosing(schedule):
                     error = self._excess(begin(lengths), schedule)
                 if error is not None:
                     return error
@@ -150,6 +152,19 @@ class Trial:
         tokens = (window + NARROW + sum(_LONG_TAIL)) * (2 + len(_LONG_TAIL))
         most = _AFFORDABLE.get(self._model.device.type, _AFFORDABLE["cpu"])
         return bool(2.0 * weights * tokens <= most)
+
+    def _choosing(self, schedule: _Schedule) -> AbstractContextManager[None]:
+        """Where rounding may turn a choice of experts, every pass chooses as the model's own."""
+        if self._model.dtype is torch.float32:
+            return nullcontext()
+        if schedule not in self._chosen:
+            passes = []
+            for text in self._texts(schedule):
+                with recorded(self._model) as own:
+                    self._full_pass(text)
+                passes.append(own)
+            self._chosen[schedule] = of_all(passes)
+        return repeated(self._model, self._chosen[schedule])
 
     def _excess(self, passes: Passes, schedule: _Schedule) -> str | None:
         """The first difference that is no rounding, in words."""
