@@ -17,6 +17,7 @@ from glimprouter.hf import RoutedModel
 from glimprouter.hf.attention.trial import why_not_paged
 from glimprouter.hf.engine.choice import ENGINES
 from glimprouter.hf.trial.windows import narrowed, widest_window
+from wrong_models import IgnoresPositions
 
 
 class IgnoresCache(LlamaForCausalLM):
@@ -28,12 +29,8 @@ class IgnoresCache(LlamaForCausalLM):
         return CausalLMOutputWithPast(logits=output.logits, past_key_values=past_key_values)
 
 
-class IgnoresPositions(LlamaForCausalLM):
+class LlamaWithoutPositions(IgnoresPositions, LlamaForCausalLM):
     """Every pass begins at position 0."""
-
-    def forward(self, input_ids: Any = None, position_ids: Any = None, **options: Any) -> Any:
-        positions = torch.arange(input_ids.shape[1])[None].expand(input_ids.shape)
-        return super().forward(input_ids, position_ids=positions, **options)
 
 
 class KeepsStateInItself(LlamaForCausalLM):
@@ -66,7 +63,7 @@ def planted(kind: Any) -> Any:
 
 WRONG = [
     *((KeepsStateInItself, engine) for engine in ENGINES),
-    *((IgnoresPositions, engine) for engine in ("paged", "gather")),
+    *((LlamaWithoutPositions, engine) for engine in ("paged", "gather")),
     *((IgnoresCache, engine) for engine in ("gather", "native")),
     (SeesTheBatch, "gather"),
 ]
@@ -104,7 +101,7 @@ def test_where_the_fault_cannot_matter_it_is_served(kind: Any, engine: Any) -> N
 
 def test_wrong_in_generate_too_it_is_served_as_generate_does() -> None:
     """Passes with a cache are not those without one: no engine may guess which are meant."""
-    model = planted(IgnoresPositions)
+    model = planted(LlamaWithoutPositions)
     pair, warned = routed(model, model, route="small")
     assert pair.engine == "native"
     assert any("token by token" in message for message in warned)

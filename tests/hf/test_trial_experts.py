@@ -13,21 +13,18 @@ from glimprouter.hf.attention.trial import why_not_paged
 from glimprouter.hf.engine.gather_runner import why_not_gathered
 from glimprouter.hf.trial.selections import of_all, recorded, repeated
 from glimprouter.hf.trial.trial import Trial
+from wrong_models import IgnoresPositions
 
 # With these weights rounding turns choices: without them the trial sees 0.3 to 0.7 of the spread.
 TURNED = ("gpt_oss", "qwen3_moe", "mixtral")
 
 
-class IgnoresPositions(MixtralForCausalLM):
+class MixtralWithoutPositions(IgnoresPositions, MixtralForCausalLM):
     """Every pass begins at position 0."""
-
-    def forward(self, input_ids: Any = None, position_ids: Any = None, **options: Any) -> Any:
-        positions = torch.arange(input_ids.shape[1])[None].expand(input_ids.shape)
-        return super().forward(input_ids, position_ids=positions, **options)
 
 
 class ForgetsTheFirst(MixtralForCausalLM):
-    """A pass that goes on from another has the first token's position for its last."""
+    """Where a pass goes on from another, its last token is at position 0."""
 
     def forward(self, input_ids: Any = None, position_ids: Any = None, **options: Any) -> Any:
         if position_ids is not None and int(position_ids.flatten()[0]) > 0:
@@ -36,10 +33,10 @@ class ForgetsTheFirst(MixtralForCausalLM):
 
 
 class TokensChoose(torch.nn.Module):
-    """Scores are its input: of ``[N, E]`` the two best experts of each token, weighted."""
+    """Scores are its input: of ``[N, E]`` the two best experts of each token."""
 
     def forward(self, scores: torch.Tensor, dim: int = -1) -> Any:
-        return scores.topk(2, dim=dim) if dim == -1 else torch.topk(scores, 2, dim)
+        return scores.topk(2, dim=dim) if dim == -1 else torch.topk(input=scores, k=2, dim=dim)
 
 
 @pytest.mark.parametrize("family", TURNED)
@@ -57,7 +54,7 @@ def test_it_is_the_choice_that_differs(family: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", [IgnoresPositions, ForgetsTheFirst])
+@pytest.mark.parametrize("kind", [MixtralWithoutPositions, ForgetsTheFirst])
 def test_a_wrong_pass_with_the_right_choices_is_refused(kind: Any, dtype: torch.dtype) -> None:
     for seed in range(4):
         torch.manual_seed(seed)
@@ -101,14 +98,16 @@ def test_other_choices_are_left_alone() -> None:
         chooser(scores)
     with repeated(chooser, own):
         assert torch.equal(chooser(-scores[:, :7]).indices, (-scores[:, :7]).topk(2).indices)
-        assert torch.equal(chooser(-scores, 0).indices, torch.topk(-scores, 2, 0).indices)
+        along = (-scores).argsort(dim=0, descending=True)[:2]
+        assert torch.equal(chooser(-scores, 0).indices, along)
+        two = scores[:2]  # as many tokens as are chosen: the shapes alone do not tell
+        assert torch.equal(chooser(two, 0).indices, two.argsort(dim=0, descending=True))
         assert torch.equal(chooser(-scores[0]).indices, (-scores[0]).topk(2).indices)
-        repeats = chooser(scores).indices
-        assert torch.equal(repeats, own[0].indices)
+        assert torch.equal(chooser(scores, 1).indices, own[0].indices)  # by another name
         assert torch.equal((-scores).topk(2).indices, chooser_alone(-scores))
     with recorded(chooser) as narrower:
         chooser(scores[:, :7])
-    assert of_all([own, narrower]) == []
+    assert of_all([own, narrower]) == of_all([own, [*own, *own]]) == []
 
 
 def chooser_alone(scores: torch.Tensor) -> torch.Tensor:

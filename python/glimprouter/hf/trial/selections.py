@@ -54,7 +54,9 @@ Selections: TypeAlias = list[_Chosen]  # of one pass, in the order of its calls
 
 def of_all(passes: Sequence[Selections]) -> Selections:
     """The tokens of several passes as if they were one's; nothing where passes are not alike."""
-    calls = list(zip(*passes, strict=False))
+    if len({len(own) for own in passes}) != 1:
+        return []
+    calls = list(zip(*passes, strict=True))
     if any(not call[0].fits(own.scores, own.indices) for call in calls for own in call):
         return []
     return [
@@ -107,11 +109,13 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func not in _TOPK or len(args) == 0 or args[0].dim() < 2:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func not in _TOPK:
             return result
-        scores = args[0]
-        if result.indices.shape[:-1] != scores.shape[:-1]:  # along another dimension
+        scores = args[0] if args else kwargs["input"]
+        dim = args[2] if len(args) > 2 else kwargs.get("dim", -1)
+        if scores.dim() < 2 or dim not in (-1, scores.dim() - 1):
             return result
         call, self.next = self.next, self.next + 1
         return self._on_call(call, scores, result)

@@ -155,7 +155,7 @@ class Trial:
 
     def _choosing(self, schedule: _Schedule) -> AbstractContextManager[None]:
         """Where rounding may turn a choice of experts, every pass chooses as the model's own."""
-        if self._model.dtype is torch.float32:
+        if self._model.dtype.itemsize >= 4:
             return nullcontext()
         if schedule not in self._chosen:
             passes = []
