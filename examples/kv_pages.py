@@ -25,8 +25,8 @@ def forward(pool: gr.PagePool, batch: gr.RaggedBatch) -> torch.Tensor:
     layout, tokens = LAYOUTS[batch.model], len(batch.ids)
     hidden = torch.randn(tokens, HEADS, HEAD_DIM)
     stage_batch(pool, batch, HEADS, hidden)  # on a GPU: a graph may be captured from here on
-    for layer in range(layout.num_layers):
-        keys, values = torch.randn(2, tokens, layout.num_kv_heads, HEAD_DIM)
+    for layer, shape in enumerate(layout.layers):
+        keys, values = torch.randn(2, tokens, shape.num_kv_heads, HEAD_DIM)
         gr.append_kv(pool, layer, batch, keys, values)
         out = torch.empty_like(hidden)
         gr.paged_attention(pool, layer, batch, hidden, out, scale=HEAD_DIM**-0.5)
@@ -50,7 +50,7 @@ def main() -> None:
 
     # The same keys and values as contiguous tensors of all layers, and back into another sequence.
     known = cache.num_computed_tokens(0, sequence)
-    shape = (LAYOUTS[0].num_layers, known, LAYOUTS[0].num_kv_heads, HEAD_DIM)
+    shape = (LAYOUTS[0].num_layers, known, LAYOUTS[0].layers[0].num_kv_heads, HEAD_DIM)
     keys, values = torch.empty(shape), torch.empty(shape)
     gather_kv_layers(pool, 0, cache.pages(0, sequence), keys, values)
     twin = cache.open([prompt + cache.generated(0, sequence)[: known - len(prompt)]] * 2)

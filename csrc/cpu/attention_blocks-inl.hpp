@@ -60,12 +60,16 @@ struct RowBlock {
   float sum[kBlockRows];
   RowSums sums[kBlockRows];  // without the chunk
   float* queries;            // [head_dim, kBlockRows]
-  float* chunk;              // [head_dim, kBlockRows]
-  float* total;              // [head_dim, kBlockRows]
+  float* chunk;              // [value_dim, kBlockRows]
+  float* total;              // [value_dim, kBlockRows]
 };
 
 void begin_block(const AttentionTask& task, std::int32_t first_row, RowBlock* block) {
-  const std::int32_t head_dim = task.layout->head_dim;
+  const std::int32_t head_dim = task.layer->head_dim;
+  for (std::int32_t i = 0; i < task.layer->value_dim * kBlockRows; ++i) {
+    block->chunk[i] = 0.0f;
+    block->total[i] = 0.0f;
+  }
   for (std::int32_t row = 0; row < kBlockRows; ++row) {
     const std::int32_t own = first_row + row < task.rows ? first_row + row : task.rows - 1;
     block->first_keys[row] = task.first_keys[own];
@@ -74,14 +78,12 @@ void begin_block(const AttentionTask& task, std::int32_t first_row, RowBlock* bl
     block->sum[row] = 0.0f;
     for (std::int32_t i = 0; i < head_dim; ++i) {
       block->queries[i * kBlockRows + row] = task.queries[own * head_dim + i];
-      block->chunk[i * kBlockRows + row] = 0.0f;
-      block->total[i * kBlockRows + row] = 0.0f;
     }
   }
 }
 
 // As close_chunk, for all rows.
-void close_block_chunk(std::int32_t head_dim, RowBlock* block) {
+void close_block_chunk(std::int32_t value_dim, RowBlock* block) {
   bool first[kBlockRows];  // the chunk is the row's first one
   bool later[kBlockRows];
   float before[kBlockRows];
@@ -100,7 +102,7 @@ void close_block_chunk(std::int32_t head_dim, RowBlock* block) {
     block->maximum[row] = kMinusInfinity;
     block->sum[row] = 0.0f;
   }
-  for (std::int32_t i = 0; i < head_dim; ++i) {
+  for (std::int32_t i = 0; i < value_dim; ++i) {
     float* const total = block->total + i * kBlockRows;
     float* const chunk = block->chunk + i * kBlockRows;
     float merged[kBlockRows];
@@ -119,11 +121,11 @@ void close_block_chunk(std::int32_t head_dim, RowBlock* block) {
 }
 
 void finish_block(const AttentionTask& task, std::int32_t first_row, RowBlock* block) {
-  const std::int32_t head_dim = task.layout->head_dim;
+  const std::int32_t value_dim = task.layer->value_dim;
   for (std::int32_t row = 0; row < kBlockRows && first_row + row < task.rows; ++row) {
     const float scale = final_scale(task, first_row + row, block->sums + row);
-    float* const out = task.out + (first_row + row) * head_dim;
-    for (std::int32_t i = 0; i < head_dim; ++i) {
+    float* const out = task.out + (first_row + row) * value_dim;
+    for (std::int32_t i = 0; i < value_dim; ++i) {
       out[i] = block->total[i * kBlockRows + row] * scale;
     }
   }
@@ -152,19 +154,20 @@ void weigh_block(float* scores, std::int32_t tokens, RowBlock* block, float* res
   }
 }
 
-// chunk = chunk * rescale + weights * values over tokens that all rows see.
-void add_block(const float* weights, const float* values, std::int32_t tokens,
-               std::int32_t head_dim, const float* rescale, float* chunk) {
+// chunk = chunk * rescale + weights * values over tokens, from the values' first on, that all rows
+// see.
+void add_block(const float* weights, const PageValues& values, std::int32_t tokens,
+               const float* rescale, float* chunk) {
   constexpr int kTogether = 8;  // elements
   for (int row = 0; row < kBlockRows; row += Vec::kWidth) {
     const Vec scale = Vec::load(rescale + row);
-    for (std::int32_t i = 0; i < head_dim; i += kTogether) {
+    for (std::int32_t i = 0; i < values.size; i += kTogether) {
       float* const target = chunk + i * kBlockRows + row;
       Vec sums[kTogether];
       for (int k = 0; k < kTogether; ++k) sums[k] = Vec::load(target + k * kBlockRows) * scale;
       for (std::int32_t token = 0; token < tokens; ++token) {
         const Vec weight = Vec::load(weights + token * kBlockRows + row);
-        const float* const value = values + token * head_dim + i;
+        const float* const value = values.data + token * values.stride + i;
         for (int k = 0; k < kTogether; ++k) {
           sums[k] = fma(weight, Vec::broadcast(value[k]), sums[k]);
         }
@@ -176,8 +179,8 @@ void add_block(const float* weights, const float* values, std::int32_t tokens,
 
 // Adds a token that only some rows see.
 void add_seen_by_some(const bool* sees, const float* weights, const float* value,
-                      std::int32_t head_dim, float* chunk) {
-  for (std::int32_t i = 0; i < head_dim; ++i) {
+                      std::int32_t value_dim, float* chunk) {
+  for (std::int32_t i = 0; i < value_dim; ++i) {
     float* const target = chunk + i * kBlockRows;
     float sums[kBlockRows];
     for (std::int32_t row = 0; row < kBlockRows; row += Vec::kWidth) {
@@ -214,14 +217,14 @@ BlockView view_page(const RowBlock& block, const LoadedPage& page) {
   return view;
 }
 
-void add_seen(const BlockView& view, const float* weights, const LoadedPage& page,
-              std::int32_t head_dim, const float* rescale, float* chunk) {
+void add_seen(const BlockView& view, const float* weights, const PageValues& values,
+              const float* rescale, float* chunk) {
   if (view.some.begin == view.all.begin) {
     const std::int32_t first = view.all.begin;
-    add_block(weights + first * kBlockRows, page.values + first * head_dim, view.all.end - first,
-              head_dim, rescale, chunk);
+    const PageValues seen{values.data + first * values.stride, values.size, values.stride};
+    add_block(weights + first * kBlockRows, seen, view.all.end - first, rescale, chunk);
   } else {
-    add_block(weights, page.values, 0, head_dim, rescale, chunk);
+    add_block(weights, values, 0, rescale, chunk);
   }
   const std::int32_t begin = view.some.begin == view.all.begin ? view.all.end : view.some.begin;
   for (std::int32_t token = begin; token < view.some.end; ++token) {
@@ -229,8 +232,8 @@ void add_seen(const BlockView& view, const float* weights, const LoadedPage& pag
     for (std::int32_t row = 0; row < kBlockRows; ++row) {
       sees[row] = token >= view.rows[row].begin && token < view.rows[row].end;
     }
-    add_seen_by_some(sees, weights + token * kBlockRows, page.values + token * head_dim, head_dim,
-                     chunk);
+    add_seen_by_some(sees, weights + token * kBlockRows, values.data + token * values.stride,
+                     values.size, chunk);
   }
 }
 
@@ -264,37 +267,36 @@ void attend_block(const LoadedPage& page, std::int32_t head_dim, float softcap, 
       rescale[row] = 1.0f;
     }
   }
-  add_seen(view, scores, page, head_dim, rescale, block->chunk);
+  add_seen(view, scores, page.values, rescale, block->chunk);
 }
 
-// scratch: [attention_scratch_size(head_dim, page_size)].
+// scratch: [attention_scratch_size(layer)].
 void attend_in_blocks(const AttentionTask& task, float* scratch) {
-  const KvLayout& layout = *task.layout;
+  const LayerLayout& layer = *task.layer;
   const PageRange range = page_range(task);
   float* const key_scratch = scratch;
-  float* const value_scratch = key_scratch + range.padded * layout.head_dim;
-  float* const scores = value_scratch + range.padded * layout.head_dim;
+  float* const value_scratch = key_scratch + range.padded * layer.head_dim;
+  float* const scores = value_scratch + range.padded * layer.value_dim;
   float* columns = scores + range.padded * kMaxAttentionRows;
   RowBlock blocks[kMaxAttentionRows / kBlockRows];
   const std::int32_t num_blocks = (task.rows + kBlockRows - 1) / kBlockRows;
   for (std::int32_t i = 0; i < num_blocks; ++i) {
-    float** const parts[] = {&blocks[i].queries, &blocks[i].chunk, &blocks[i].total};
-    for (float** const part : parts) {
-      *part = columns;
-      columns += kBlockRows * layout.head_dim;
-    }
+    blocks[i].queries = columns;
+    blocks[i].chunk = blocks[i].queries + kBlockRows * layer.head_dim;
+    blocks[i].total = blocks[i].chunk + kBlockRows * layer.value_dim;
+    columns = blocks[i].total + kBlockRows * layer.value_dim;
     begin_block(task, i * kBlockRows, blocks + i);
   }
-  const std::int32_t chunk_pages = attention_chunk_pages(layout.page_size);
-  for (std::int32_t page = range.first; page * layout.page_size < range.end; ++page) {
+  const std::int32_t chunk_pages = attention_chunk_pages(layer.page_size);
+  for (std::int32_t page = range.first; page * layer.page_size < range.end; ++page) {
     const LoadedPage loaded = load(task, range, page, key_scratch, value_scratch);
     for (std::int32_t i = 0; i < num_blocks; ++i) {
-      if (page % chunk_pages == 0) close_block_chunk(layout.head_dim, blocks + i);
-      attend_block(loaded, layout.head_dim, task.softcap, scores, blocks + i);
+      if (page % chunk_pages == 0) close_block_chunk(layer.value_dim, blocks + i);
+      attend_block(loaded, layer.head_dim, task.softcap, scores, blocks + i);
     }
   }
   for (std::int32_t i = 0; i < num_blocks; ++i) {
-    close_block_chunk(layout.head_dim, blocks + i);
+    close_block_chunk(layer.value_dim, blocks + i);
     finish_block(task, i * kBlockRows, blocks + i);
   }
 }

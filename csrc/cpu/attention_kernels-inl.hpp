@@ -12,12 +12,11 @@
 inline constexpr int kLaneVectors = kAttentionLanes / Vec::kWidth;
 
 // Keys or values of a page as fp32, [tokens, head_dim]: in place, or converted into scratch.
-const float* load_page(const std::byte* source, const KvLayout& layout, std::int32_t tokens,
+const float* load_page(const std::byte* source, DataType dtype, std::int32_t elements,
                        float* scratch) {
-  if (layout.dtype == DataType::kFloat32) return reinterpret_cast<const float*>(source);
-  const std::int32_t elements = tokens * layout.head_dim;
+  if (dtype == DataType::kFloat32) return reinterpret_cast<const float*>(source);
   for (std::int32_t i = 0; i < elements; i += Vec::kWidth) {
-    Vec::convert(source + i * 2, layout.dtype, scratch + i);
+    Vec::convert(source + i * 2, dtype, scratch + i);
   }
   return scratch;
 }
@@ -129,10 +128,17 @@ void mask_scores(const TokenRange& seen, std::int32_t padded, float* scores) {
   for (std::int32_t i = seen.end; i < padded; ++i) scores[i] = kMinusInfinity;
 }
 
+// Values of a page, [tokens, size].
+struct PageValues {
+  const float* data;
+  std::int32_t size;
+  std::int32_t stride;  // from a token to the next, elements
+};
+
 // A row of a task that sees tokens of the page at hand.
 struct SeeingRow {
   const float* weights;  // of the page's tokens
-  float* out;            // [head_dim]
+  float* out;            // [value_dim]
   float rescale;
   TokenRange seen;
 };
@@ -140,8 +146,7 @@ struct SeeingRow {
 // out = out * rescale + weights * values over the tokens that the rows, all of them the same, see:
 // some vectors of elements.
 template <int kRows, int kVectors>
-void add_part(const SeeingRow* rows, const float* values, std::int32_t head_dim,
-              std::int32_t first) {
+void add_part(const SeeingRow* rows, const PageValues& values, std::int32_t first) {
   Vec sums[kRows][kVectors];
   for (int row = 0; row < kRows; ++row) {
     const Vec scale = Vec::broadcast(rows[row].rescale);
@@ -150,7 +155,7 @@ void add_part(const SeeingRow* rows, const float* values, std::int32_t head_dim,
     }
   }
   for (std::int32_t token = rows->seen.begin; token < rows->seen.end; ++token) {
-    const float* const value = values + token * head_dim + first;
+    const float* const value = values.data + token * values.stride + first;
     for (int row = 0; row < kRows; ++row) {
       const Vec weight = Vec::broadcast(rows[row].weights[token]);
       for (int k = 0; k < kVectors; ++k) {
@@ -164,17 +169,17 @@ void add_part(const SeeingRow* rows, const float* values, std::int32_t head_dim,
 }
 
 template <int kRows>
-void add_rows(const SeeingRow* rows, const float* values, std::int32_t head_dim) {
+void add_rows(const SeeingRow* rows, const PageValues& values) {
   constexpr int kTogether = 4;  // vectors
   std::int32_t i = 0;
-  for (; i + kTogether * Vec::kWidth <= head_dim; i += kTogether * Vec::kWidth) {
-    add_part<kRows, kTogether>(rows, values, head_dim, i);
+  for (; i + kTogether * Vec::kWidth <= values.size; i += kTogether * Vec::kWidth) {
+    add_part<kRows, kTogether>(rows, values, i);
   }
-  for (; i + 2 * Vec::kWidth <= head_dim; i += 2 * Vec::kWidth) {
-    add_part<kRows, 2>(rows, values, head_dim, i);
+  for (; i + 2 * Vec::kWidth <= values.size; i += 2 * Vec::kWidth) {
+    add_part<kRows, 2>(rows, values, i);
   }
-  for (; i < head_dim; i += Vec::kWidth) {
-    add_part<kRows, 1>(rows, values, head_dim, i);
+  for (; i < values.size; i += Vec::kWidth) {
+    add_part<kRows, 1>(rows, values, i);
   }
 }
 
@@ -183,18 +188,17 @@ bool see_the_same(const SeeingRow& a, const SeeingRow& b) {
 }
 
 // Rows that see the same tokens together, so that their sums, each of them in order, overlap.
-void add_values(const SeeingRow* rows, std::int32_t count, const float* values,
-                std::int32_t head_dim) {
+void add_values(const SeeingRow* rows, std::int32_t count, const PageValues& values) {
   for (std::int32_t row = 0; row < count;) {
     std::int32_t alike = 1;
     while (alike < 4 && row + alike < count && see_the_same(rows[row], rows[row + alike])) ++alike;
     if (alike == 4) {
-      add_rows<4>(rows + row, values, head_dim);
+      add_rows<4>(rows + row, values);
     } else if (alike >= 2) {
       alike = 2;
-      add_rows<2>(rows + row, values, head_dim);
+      add_rows<2>(rows + row, values);
     } else {
-      add_rows<1>(rows + row, values, head_dim);
+      add_rows<1>(rows + row, values);
     }
     row += alike;
   }
@@ -242,14 +246,14 @@ ChunkScales merge_sums(RowSums* row) {
   return scales;
 }
 
-// Adds the chunk to the total, [head_dim], and begins the next one.
-void close_chunk(RowSums* row, std::int32_t head_dim, float* chunk, float* total) {
+// Adds the chunk to the total, [value_dim], and begins the next one.
+void close_chunk(RowSums* row, std::int32_t value_dim, float* chunk, float* total) {
   if (!row->started) return;
   const bool first = !row->merged;
   const ChunkScales scales = merge_sums(row);
   const Vec weight = Vec::broadcast(scales.chunk);
   const Vec scale = Vec::broadcast(scales.total);
-  for (std::int32_t i = 0; i < head_dim; i += Vec::kWidth) {
+  for (std::int32_t i = 0; i < value_dim; i += Vec::kWidth) {
     const Vec added = Vec::load(chunk + i);
     (first ? added : fma(weight, added, Vec::load(total + i) * scale)).store(total + i);
     Vec::broadcast(0.0f).store(chunk + i);
@@ -279,36 +283,40 @@ PageRange page_range(const AttentionTask& task) {
     first = task.first_keys[row] < first ? task.first_keys[row] : first;
     end = task.end_keys[row] > end ? task.end_keys[row] : end;
   }
-  const std::int32_t page_size = task.layout->page_size;
+  const std::int32_t page_size = task.layer->page_size;
   const std::int32_t vectors = (page_size + kAttentionLanes - 1) / kAttentionLanes;
   return {first / page_size, end, vectors * kAttentionLanes};
 }
 
-// Keys and values of a page as fp32, [tokens, head_dim] each.
+// Keys and values of a page as fp32.
 struct LoadedPage {
   std::int32_t base;  // position of its first token
   std::int32_t tokens;
-  const float* keys;
-  const float* values;
+  const float* keys;  // [tokens, head_dim]
+  PageValues values;
 };
 
 LoadedPage load(const AttentionTask& task, const PageRange& range, std::int32_t page,
                 float* key_scratch, float* value_scratch) {
-  const KvLayout& layout = *task.layout;
-  const std::int32_t base = page * layout.page_size;
+  const LayerLayout& layer = *task.layer;
+  const std::int32_t base = page * layer.page_size;
   const std::int32_t left = range.end - base;
-  const std::int32_t tokens = left < layout.page_size ? left : layout.page_size;
-  const std::byte* const address = task.arena + task.pages[page] * KvLayout::kPageUnit +
-                                   task.layer * layout.layer_stride +
-                                   task.kv_head * layout.head_stride;
-  return {base, tokens, load_page(address, layout, tokens, key_scratch),
-          load_page(address + layout.value_offset, layout, tokens, value_scratch)};
+  const std::int32_t tokens = left < layer.page_size ? left : layer.page_size;
+  const std::byte* const address = task.arena + task.pages[page] * KvLayout::kPageUnit;
+  const float* const keys =
+      load_page(address + layer.key_offset + task.kv_head * layer.key_head_stride, layer.dtype,
+                tokens * layer.head_dim, key_scratch);
+  if (layer.latent()) return {base, tokens, keys, {keys, layer.value_dim, layer.head_dim}};
+  const float* const values =
+      load_page(address + layer.value_offset + task.kv_head * layer.value_head_stride, layer.dtype,
+                tokens * layer.value_dim, value_scratch);
+  return {base, tokens, keys, {values, layer.value_dim, layer.value_dim}};
 }
 
-// Reads the page into the sums that the rows have of the chunk, chunks: [rows, head_dim].
+// Reads the page into the sums that the rows have of the chunk, chunks: [rows, value_dim].
 void attend_page(const AttentionTask& task, const LoadedPage& page, std::int32_t padded,
                  float* scores, float* chunks, RowSums* sums) {
-  const std::int32_t head_dim = task.layout->head_dim;
+  const std::int32_t head_dim = task.layer->head_dim;
   SeeingRow seeing[kMaxAttentionRows];
   std::int32_t count = 0;
   for (std::int32_t row = 0; row < task.rows; ++row) {
@@ -321,34 +329,34 @@ void attend_page(const AttentionTask& task, const LoadedPage& page, std::int32_t
     mask_scores(seen, padded, own);
     const float rescale = weigh_scores(own, padded, &sums[row].chunk);
     sums[row].started = true;
-    seeing[count++] = {own, chunks + row * head_dim, rescale, seen};
+    seeing[count++] = {own, chunks + row * page.values.size, rescale, seen};
   }
-  add_values(seeing, count, page.values, head_dim);
+  add_values(seeing, count, page.values);
 }
 
-// scratch: [attention_scratch_size(head_dim, page_size)].
+// scratch: [attention_scratch_size(layer)].
 void attend_row_by_row(const AttentionTask& task, float* scratch) {
-  const std::int32_t head_dim = task.layout->head_dim;
-  const std::int32_t page_size = task.layout->page_size;
+  const std::int32_t value_dim = task.layer->value_dim;
+  const std::int32_t page_size = task.layer->page_size;
   const PageRange range = page_range(task);
   float* const key_scratch = scratch;
-  float* const value_scratch = key_scratch + range.padded * head_dim;
-  float* const scores = value_scratch + range.padded * head_dim;
-  float* const chunks = scores + range.padded * kMaxAttentionRows;  // [rows, head_dim]
+  float* const value_scratch = key_scratch + range.padded * task.layer->head_dim;
+  float* const scores = value_scratch + range.padded * value_dim;
+  float* const chunks = scores + range.padded * kMaxAttentionRows;  // [rows, value_dim]
   RowSums sums[kMaxAttentionRows];
-  for (std::int32_t i = 0; i < task.rows * head_dim; ++i) chunks[i] = 0.0f;
+  for (std::int32_t i = 0; i < task.rows * value_dim; ++i) chunks[i] = 0.0f;
   const std::int32_t chunk_pages = attention_chunk_pages(page_size);
   for (std::int32_t page = range.first; page * page_size < range.end; ++page) {
     for (std::int32_t row = 0; row < task.rows && page % chunk_pages == 0; ++row) {
-      close_chunk(sums + row, head_dim, chunks + row * head_dim, task.out + row * head_dim);
+      close_chunk(sums + row, value_dim, chunks + row * value_dim, task.out + row * value_dim);
     }
     const LoadedPage loaded = load(task, range, page, key_scratch, value_scratch);
     attend_page(task, loaded, range.padded, scores, chunks, sums);
   }
   for (std::int32_t row = 0; row < task.rows; ++row) {
-    float* const out = task.out + row * head_dim;
-    close_chunk(sums + row, head_dim, chunks + row * head_dim, out);
+    float* const out = task.out + row * value_dim;
+    close_chunk(sums + row, value_dim, chunks + row * value_dim, out);
     const float scale = final_scale(task, row, sums + row);
-    for (std::int32_t i = 0; i < head_dim; ++i) out[i] *= scale;
+    for (std::int32_t i = 0; i < value_dim; ++i) out[i] *= scale;
   }
 }

@@ -14,8 +14,7 @@ namespace glimprouter {
 struct AttentionTask {
   const std::byte* arena;
   const PageId* pages;  // of the sequence
-  const KvLayout* layout;
-  std::int32_t layer;
+  const LayerLayout* layer;
   std::int32_t kv_head;
   std::int32_t rows;
   const float* queries;            // [rows, head_dim], multiplied by the scale
@@ -23,7 +22,7 @@ struct AttentionTask {
   const std::int32_t* end_keys;    // [rows]
   float softcap;                   // 0: off; else scores become softcap tanh(score / softcap)
   const float* sinks;              // [rows], or null: scores without values, beside those of keys
-  float* out;                      // [rows, head_dim]
+  float* out;                      // [rows, value_dim]
 };
 
 // The context is cut in chunks of whole pages, from the sequence's first token on: at most 128
@@ -40,11 +39,13 @@ GR_HOST_DEVICE constexpr std::int32_t attention_chunk_pages(std::int32_t page_si
 // Rows of a task at most, and scratch elements that a task needs.
 inline constexpr std::int32_t kMaxAttentionRows = 32;
 inline constexpr std::int32_t kAttentionBlockRows = 16;  // rows that are computed side by side
-inline constexpr std::int32_t kAttentionLanes = 16;      // head_dim is a multiple of this
-constexpr std::int64_t attention_scratch_size(std::int32_t head_dim, std::int32_t page_size) {
-  const std::int64_t padded = (page_size + kAttentionLanes - 1) / kAttentionLanes * kAttentionLanes;
-  const std::int64_t columns = 3 * kMaxAttentionRows;  // of the blocks
-  return 2 * padded * head_dim + padded * kMaxAttentionRows + columns * head_dim;
+inline constexpr std::int32_t kAttentionLanes = 16;      // head sizes are multiples of this
+constexpr std::int64_t attention_scratch_size(const LayerLayout& layer) {
+  const std::int64_t padded =
+      (layer.page_size + kAttentionLanes - 1) / kAttentionLanes * kAttentionLanes;
+  // A page's keys, values and scores, then the columns of the blocks: queries, chunks and totals.
+  return padded * (layer.head_dim + layer.value_dim + kMaxAttentionRows) +
+         kMaxAttentionRows * (layer.head_dim + 2 * layer.value_dim);
 }
 
 }  // namespace glimprouter

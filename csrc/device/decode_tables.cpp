@@ -32,14 +32,25 @@ std::int64_t column_words(const DecodeRoom& room) {
   return 3 * wide_words(room) + (NarrowColumns(room).end + 1) / 2;
 }
 
-AttentionArguments attention_shape(const PagePool& pool, const DecodeRoom& room) {
+AttentionArguments attention_shape(const PagePool& pool, const DecodeRoom& room,
+                                   std::int32_t layer) {
   AttentionArguments arguments{};
-  arguments.pages.layout = pool.layout(room.model);
+  arguments.pages.layer = pool.layout(room.model).layer(layer);
   arguments.sequences = room.sequences;
   arguments.heads = room.heads;
   arguments.most_tokens = 1;
-  arguments.most_keys = room.pages * arguments.pages.layout.page_size;
+  arguments.most_keys = room.pages * arguments.pages.layer.page_size;
   return arguments;
+}
+
+// What the layer that needs most needs.
+template <typename Need>
+std::int64_t most_of_layers(const PagePool& pool, const DecodeRoom& room, const Need& need) {
+  std::int64_t most = 0;
+  for (std::int32_t layer = 0; layer < pool.layout(room.model).num_layers(); ++layer) {
+    most = std::max<std::int64_t>(most, need(attention_shape(pool, room, layer)));
+  }
+  return most;
 }
 
 std::string counted(std::int64_t count, const char* what) {
@@ -59,23 +70,19 @@ void check_room(const PagePool& pool, const DecodeRoom& room) {
                                 ", there is no " + std::to_string(room.model));
   }
   const KvLayout& layout = pool.layout(room.model);
-  if (room.sequences < 1 || room.pages < 1 || room.pages > INT32_MAX / layout.page_size) {
+  if (room.sequences < 1 || room.pages < 1 || room.pages > INT32_MAX / layout.page_size()) {
     throw std::invalid_argument("decode tables need room for some sequences and pages, got " +
                                 counted(room.sequences, "sequences") + " of " +
                                 counted(room.pages, "pages"));
   }
-  if (room.heads < 1 || room.heads % layout.num_kv_heads != 0) {
-    throw std::invalid_argument("heads must be a multiple of the " +
-                                counted(layout.num_kv_heads, "KV heads") + ", got " +
-                                std::to_string(room.heads));
-  }
+  check_query_heads(layout, room.heads);
 }
 
 }  // namespace
 
 std::int64_t DecodeTables::words(const PagePool& pool, const DecodeRoom& room) {
   check_room(pool, room);
-  const std::int64_t tickets = attention_tickets(attention_shape(pool, room));
+  const std::int64_t tickets = most_of_layers(pool, room, attention_tickets);
   return column_words(room) + (tickets + 1) / 2;
 }
 
@@ -94,15 +101,15 @@ DecodeTables::DecodeTables(std::shared_ptr<PagePool> pool, const DecodeRoom& roo
   tables_.sequences = room_.sequences;
   tables_.tokens = room_.sequences;
   tables_.most_tokens = 1;
-  tables_.most_keys = shape().most_keys;
+  tables_.most_keys = room_.pages * pool_->layout(room_.model).page_size();
   tickets_ = reinterpret_cast<std::uint32_t*>(memory_ + column_words(room_));
   packed_.resize(static_cast<std::size_t>(column_words(room_)));
 }
 
-AttentionArguments DecodeTables::shape() const { return attention_shape(*pool_, room_); }
-
 std::int64_t DecodeTables::scratch_size() const {
-  return attention_scratch(shape(), room_.sequences);
+  return most_of_layers(*pool_, room_, [this](const AttentionArguments& shape) {
+    return attention_scratch(shape, room_.sequences);
+  });
 }
 
 void DecodeTables::fill(const RaggedBatch& batch, DeviceStream stream) {
@@ -139,10 +146,15 @@ void DecodeTables::fill(const RaggedBatch& batch, DeviceStream stream) {
   arena_.write(memory_, std::as_bytes(std::span(packed_)), stream);
 }
 
+bool DecodeTables::shares(std::int32_t layer) const {
+  const KvLayout& layout = pool_->layout(room_.model);
+  return layer >= 0 && layer < layout.num_layers() && layout.shape(layer).shares >= 0;
+}
+
 void DecodeTables::append(std::int32_t layer, const HeadsView& keys, const HeadsView& values,
                           DeviceStream stream) {
   const KvLayout& layout = pool_->layout(room_.model);
-  check_keys_and_values(layout, {layer}, room_.sequences, keys, values);
+  check_written(layout, {layer}, room_.sequences, keys, values);
   arena_.append(layout, {layer}, tables_, keys, values, stream);
 }
 
@@ -155,8 +167,9 @@ void DecodeTables::attend(std::int32_t layer, const AttentionOptions& options,
     throw std::invalid_argument("these tables are for " + counted(room_.heads, "query heads") +
                                 ", got " + std::to_string(queries.heads));
   }
+  const AttentionArguments shape = attention_shape(*pool_, room_, layer);
   arena_.attend(layout, layer, tables_, options, queries, out,
-                attention_workspace(scratch, tickets_, shape(), room_.sequences), stream);
+                attention_workspace(scratch, tickets_, shape, room_.sequences), stream);
 }
 
 }  // namespace glimprouter

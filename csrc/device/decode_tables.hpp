@@ -53,12 +53,12 @@ class DecodeTables {
               const HeadsView& out, float* scratch, DeviceStream stream);
   std::int64_t scratch_size() const;
 
+  // Whether the layer reads another's keys and values: nothing is appended to it.
+  bool shares(std::int32_t layer) const;
   const PagePool& pool() const { return *pool_; }
   const DecodeRoom& room() const { return room_; }
 
  private:
-  AttentionArguments shape() const;
-
   std::shared_ptr<PagePool> pool_;
   DeviceArena& arena_;  // of the pool
   DecodeRoom room_;

@@ -22,7 +22,7 @@ struct PageRun {
 };
 
 std::vector<PageRun> runs_of(const KvLayout& layout, std::span<const PageId> pages) {
-  const auto units = static_cast<PageId>(layout.page_bytes / KvLayout::kPageUnit);
+  const auto units = static_cast<PageId>(layout.page_bytes() / KvLayout::kPageUnit);
   std::vector<PageRun> runs;
   for (std::size_t i = 0; i < pages.size(); ++i) {
     if (!runs.empty() && pages[i] == pages[i - 1] + units) {
@@ -69,11 +69,11 @@ bool DeviceArena::reaches(std::int32_t device_type, std::int32_t device_id) cons
 void DeviceArena::copy_page(const KvLayout& layout, PageId from, PageId to) {
   device_.backend->copy(device_.index, data() + std::int64_t{to} * KvLayout::kPageUnit,
                         data() + std::int64_t{from} * KvLayout::kPageUnit,
-                        static_cast<std::size_t>(layout.page_bytes), stream_);
+                        static_cast<std::size_t>(layout.page_bytes()), stream_);
 }
 
 void DeviceArena::fill_page(const KvLayout& layout, PageId page, int byte) {
-  const std::vector<std::byte> bytes(static_cast<std::size_t>(layout.page_bytes),
+  const std::vector<std::byte> bytes(static_cast<std::size_t>(layout.page_bytes()),
                                      static_cast<std::byte>(byte));
   device_.backend->copy(device_.index, data() + std::int64_t{page} * KvLayout::kPageUnit,
                         bytes.data(), bytes.size(), stream_);
@@ -85,25 +85,25 @@ void DeviceArena::transfer(const SequencePages& moved, std::byte* pinned, bool t
   const std::span<const PageId> pages = moved.pages;
   const std::vector<PageRun> runs = runs_of(layout, pages);
   const auto count = static_cast<std::int64_t>(pages.size());
-  if (count * layout.page_bytes / static_cast<std::int64_t>(runs.size()) < kCopyEngineBytes) {
+  if (count * layout.page_bytes() / static_cast<std::int64_t>(runs.size()) < kCopyEngineBytes) {
     const PageId* const list = upload(pages, stream_);
     const PageCopyArguments arguments =
-        to_host ? PageCopyArguments{data(), list, pinned, nullptr, count, layout.page_bytes}
-                : PageCopyArguments{pinned, nullptr, data(), list, count, layout.page_bytes};
+        to_host ? PageCopyArguments{data(), list, pinned, nullptr, count, layout.page_bytes()}
+                : PageCopyArguments{pinned, nullptr, data(), list, count, layout.page_bytes()};
     device_.backend->pages->copy_pages(device_.index, arguments, stream_);
     return;
   }
   for (const PageRun& run : runs) {
     std::byte* const page = data() + std::int64_t{pages[run.begin]} * KvLayout::kPageUnit;
-    std::byte* const host = pinned + run.begin * static_cast<std::size_t>(layout.page_bytes);
+    std::byte* const host = pinned + run.begin * static_cast<std::size_t>(layout.page_bytes());
     device_.backend->copy(device_.index, to_host ? host : page, to_host ? page : host,
-                          run.count * static_cast<std::size_t>(layout.page_bytes), stream_);
+                          run.count * static_cast<std::size_t>(layout.page_bytes()), stream_);
   }
 }
 
 // As many pages as the staging memory takes, which is allocated when it is first needed.
 std::size_t DeviceArena::pages_together(const KvLayout& layout, std::size_t pages) {
-  const auto page_bytes = static_cast<std::size_t>(layout.page_bytes);
+  const auto page_bytes = static_cast<std::size_t>(layout.page_bytes());
   const std::size_t bytes = std::max(std::min(kStagingBytes, pages * page_bytes), page_bytes);
   if (staging_bytes_ < bytes) {
     staging_bytes_ = 0;
@@ -120,7 +120,7 @@ void DeviceArena::read_pages(const SequencePages& source, std::byte* target) {
     const std::size_t count = std::min(pages_together(layout, pages.size()), pages.size());
     transfer({layout, pages.first(count)}, staging_->data(), /*to_host=*/true);
     device_.backend->wait(device_.index, stream_);
-    const std::size_t bytes = count * static_cast<std::size_t>(layout.page_bytes);
+    const std::size_t bytes = count * static_cast<std::size_t>(layout.page_bytes());
     std::memcpy(target, staging_->data(), bytes);
     target += bytes;
     pages = pages.subspan(count);
@@ -132,7 +132,7 @@ void DeviceArena::write_pages(const SequencePages& target, const std::byte* sour
   std::span<const PageId> pages = target.pages;
   while (!pages.empty()) {
     const std::size_t count = std::min(pages_together(layout, pages.size()), pages.size());
-    const std::size_t bytes = count * static_cast<std::size_t>(layout.page_bytes);
+    const std::size_t bytes = count * static_cast<std::size_t>(layout.page_bytes());
     std::memcpy(staging_->data(), source, bytes);
     transfer({layout, pages.first(count)}, staging_->data(), /*to_host=*/false);
     device_.backend->wait(device_.index, stream_);

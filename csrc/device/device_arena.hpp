@@ -69,6 +69,7 @@ class DeviceArena : public Arena {
   void write(void* target, std::span<const std::byte> source, DeviceStream stream);
 
  private:
+  DevicePages pages_of(const KvLayout& layout, const LayerRange& layers) const;
   void follow(DeviceStream stream);
   DeviceTables upload(const PageTables& tables, DeviceStream stream);
   const PageId* upload(std::span<const PageId> pages, DeviceStream stream);

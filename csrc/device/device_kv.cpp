@@ -33,14 +33,24 @@ void check_aligned(const HeadsView& view, const char* what) {
 }
 
 DeviceHeads device_heads(const HeadsView& view, const char* what) {
+  if (view.absent()) return {};
   check_aligned(view, what);
   const std::int64_t size = element_size(view.dtype);
   return {static_cast<std::byte*>(view.data), view.dtype, view.layer_stride * size,
           view.token_stride * size, view.head_stride * size};
 }
 
+bool fits_kernel(const LayerLayout& layer) {
+  return layer.head_dim <= kMaxDeviceHeadDim && layer.value_dim <= kMaxDeviceHeadDim &&
+         layer.page_size <= kMaxDevicePageSize;
+}
+
 void check_attention_layout(const KvLayout& layout) {
-  if (layout.head_dim <= kMaxDeviceHeadDim && layout.page_size <= kMaxDevicePageSize) return;
+  bool fits = true;
+  for (std::int32_t layer = 0; layer < layout.num_layers(); ++layer) {
+    fits = fits && fits_kernel(layout.layer(layer));
+  }
+  if (fits) return;
   throw std::invalid_argument(
       "attention over pages on a device takes heads of at most " +
       std::to_string(kMaxDeviceHeadDim) + " elements and pages of at most " +
@@ -130,7 +140,7 @@ void DeviceArena::append(const KvLayout& layout, const LayerRange& layers, const
 void DeviceArena::append(const KvLayout& layout, const LayerRange& layers,
                          const DeviceTables& tables, const HeadsView& keys, const HeadsView& values,
                          DeviceStream stream) {
-  const AppendArguments arguments{{data(), layout},           layers,
+  const AppendArguments arguments{pages_of(layout, layers),   layers.count,
                                   tables.slot_mapping,        tables.tokens,
                                   device_heads(keys, "keys"), device_heads(values, "values")};
   follow(stream);
@@ -139,9 +149,12 @@ void DeviceArena::append(const KvLayout& layout, const LayerRange& layers,
 
 void DeviceArena::gather(const SequencePages& source, const LayerRange& layers,
                          const HeadsView& keys, const HeadsView& values, DeviceStream stream) {
-  GatherArguments arguments{
-      {data(), source.layout},       layers, nullptr, keys.tokens, device_heads(keys, "keys"),
-      device_heads(values, "values")};
+  GatherArguments arguments{pages_of(source.layout, layers),
+                            layers.count,
+                            nullptr,
+                            keys.tokens,
+                            device_heads(keys, "keys"),
+                            device_heads(values, "values")};
   follow(stream);
   arguments.table = upload(source.pages, stream);
   device_.backend->pages->gather(device_.index, arguments, stream);
@@ -152,14 +165,22 @@ void DeviceArena::cast_copy(const SequencePages& source, const SequencePages& ta
   std::vector<PageId> tables(source.pages.begin(), source.pages.end());
   tables.insert(tables.end(), target.pages.begin(), target.pages.end());
   const PageId* const uploaded = upload(tables, stream_);
-  device_.backend->pages->cast_copy(device_.index,
-                                    {{data(), source.layout},
-                                     uploaded,
-                                     {data(), target.layout},
-                                     uploaded + source.pages.size(),
-                                     first,
-                                     std::int64_t{first} + count},
-                                    stream_);
+  const KvLayout& from = source.layout;
+  for (std::int32_t begin = 0; begin < from.num_layers();) {
+    const LayerRange layers{begin, from.end_of_run(begin) - begin};
+    if (from.shape(begin).shares < 0) {
+      device_.backend->pages->cast_copy(
+          device_.index,
+          {layers.count, pages_of(from, layers), uploaded, pages_of(target.layout, layers),
+           uploaded + source.pages.size(), first, std::int64_t{first} + count},
+          stream_);
+    }
+    begin += layers.count;
+  }
+}
+
+DevicePages DeviceArena::pages_of(const KvLayout& layout, const LayerRange& layers) const {
+  return {data(), layout.layer(layers.first), layout.layer_stride(layers.first, layers.count)};
 }
 
 AttentionWorkspace DeviceArena::workspace(const AttentionArguments& arguments, std::int64_t tokens,
@@ -175,11 +196,13 @@ AttentionWorkspace DeviceArena::workspace(const AttentionArguments& arguments, s
 void DeviceArena::stage(const KvLayout& layout, const PageTables& tables, std::int32_t heads,
                         std::int32_t window, DeviceStream stream) {
   check_attention_layout(layout);
-  AttentionArguments arguments = attention_of({data(), layout}, tables);
-  arguments.heads = heads;
-  arguments.window = window;
   follow(stream);
-  workspace(arguments, tables.tokens(), stream);
+  for (std::int32_t layer = 0; layer < layout.num_layers(); ++layer) {
+    AttentionArguments arguments = attention_of(pages_of(layout, {layer}), tables);
+    arguments.heads = heads;
+    arguments.window = window;
+    workspace(arguments, tables.tokens(), stream);
+  }
   upload(tables, stream);
 }
 
@@ -189,7 +212,7 @@ void DeviceArena::attend(const KvLayout& layout, std::int32_t layer, const PageT
   check_attention_layout(layout);
   check_aligned(queries, "queries");
   check_aligned(out, "out");
-  AttentionArguments shape = attention_of({data(), layout}, tables);
+  AttentionArguments shape = attention_of(pages_of(layout, {layer}), tables);
   shape.heads = queries.heads;
   shape.window = options.window;
   follow(stream);
@@ -203,8 +226,7 @@ void DeviceArena::attend(const KvLayout& layout, std::int32_t layer, const Devic
                          DeviceStream stream) {
   check_attention_layout(layout);
   AttentionArguments arguments{};
-  arguments.pages = {data(), layout};
-  arguments.layer = layer;
+  arguments.pages = pages_of(layout, {layer});
   arguments.block_table = tables.block_table;
   arguments.table_width = tables.table_width;
   arguments.cu_seqlens = tables.cu_seqlens;

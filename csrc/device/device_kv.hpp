@@ -12,10 +12,11 @@
 
 namespace glimprouter {
 
-// Pages of one layout. The arena begins at a multiple of KvLayout::kPageUnit.
+// A layer of the pages of one layout. The arena begins at a multiple of KvLayout::kPageUnit.
 struct DevicePages {
   std::byte* arena;
-  KvLayout layout;
+  LayerLayout layer;
+  std::int64_t layer_stride = 0;  // to the next layers, where there are several, all of them alike
 };
 
 // Keys, values or queries outside of pages: [layers, tokens, heads, head_dim] with contiguous head
@@ -31,26 +32,27 @@ struct DeviceHeads {
 // New keys and values into their slot_mapping, cast to the pages' type.
 struct AppendArguments {
   DevicePages pages;
-  LayerRange layers;
+  std::int32_t layers;               // how many, from that of `pages` on
   const std::int64_t* slot_mapping;  // [tokens] page * page_size + place; -1: the token is left out
   std::int64_t tokens;
-  DeviceHeads keys;  // layer 0 of it is layers.first
-  DeviceHeads values;
+  DeviceHeads keys;
+  DeviceHeads values;  // no data: keys alone
 };
 
 // The first tokens of one sequence out of its pages, cast to the type of the targets.
 struct GatherArguments {
   DevicePages pages;
-  LayerRange layers;
+  std::int32_t layers;
   const PageId* table;  // [ceil(tokens / page_size)]
   std::int64_t tokens;
   DeviceHeads keys;
-  DeviceHeads values;
+  DeviceHeads values;  // no data: keys alone
 };
 
-// The tokens [begin, end) of one sequence, all layers, from the pages of one layout to those of
-// another with the same layers, heads and head size, cast to the other's type.
+// The tokens [begin, end) of one sequence, some layers, from the pages of one layout to those of
+// another with the same layers, cast to the other's type.
 struct CastCopyArguments {
+  std::int32_t layers;
   DevicePages source;
   const PageId* source_table;  // from the sequence's first token on
   DevicePages target;
@@ -72,15 +74,14 @@ struct PageCopyArguments {
 
 // Scratch memory of one stream: launches that may overlap need their own.
 struct AttentionWorkspace {
-  float* out;              // [T, heads, chunks, head_dim]
+  float* out;              // [T, heads, chunks, value_dim]
   float* sums;             // [T, heads, chunks, 2]: maximum and sum
   std::uint32_t* tickets;  // [attention_tickets()], zero between launches
 };
 
 // Causal attention of the batch's tokens over the pages of their sequences.
 struct AttentionArguments {
-  DevicePages pages;  // head_dim a multiple of 16 up to 256, at most 256 tokens a page
-  std::int32_t layer;
+  DevicePages pages;          // head sizes: multiples of 16 up to 576; at most 256 tokens a page
   const PageId* block_table;  // [sequences, table_width]
   std::int32_t table_width;
   const std::int32_t* cu_seqlens;  // [sequences + 1]
@@ -94,27 +95,28 @@ struct AttentionArguments {
   float softcap;        // 0: off
   RowView sinks;        // [heads]; no data: off
   DeviceHeads queries;  // [T, heads, head_dim]
-  DeviceHeads out;
+  DeviceHeads out;      // [T, heads, value_dim]
   AttentionWorkspace workspace;
 };
 
-inline constexpr std::int32_t kMaxDeviceHeadDim = 256;
+// The latent vectors of multi-head latent attention (DeepSeek V3) have 576, Gemma 4 up to 512.
+inline constexpr std::int32_t kMaxDeviceHeadDim = 576;
 inline constexpr std::int32_t kMaxDevicePageSize = 256;
 
 // Query rows of a block: (token, query head) pairs that share a KV head.
 inline std::int32_t attention_block_rows(const AttentionArguments& arguments) {
-  const std::int32_t group = arguments.heads / arguments.pages.layout.num_kv_heads;
+  const std::int32_t group = arguments.heads / arguments.pages.layer.num_kv_heads;
   return arguments.most_tokens * group <= 4 ? 4 : 8;
 }
 // Row groups of one sequence and KV head.
 inline std::int32_t attention_row_groups(const AttentionArguments& arguments) {
-  const std::int32_t group = arguments.heads / arguments.pages.layout.num_kv_heads;
+  const std::int32_t group = arguments.heads / arguments.pages.layer.num_kv_heads;
   const std::int32_t rows = attention_block_rows(arguments);
   return (arguments.most_tokens * group + rows - 1) / rows;
 }
 // Chunks that one row group sees at most.
 inline std::int32_t attention_chunks(const AttentionArguments& arguments) {
-  const std::int32_t page_size = arguments.pages.layout.page_size;
+  const std::int32_t page_size = arguments.pages.layer.page_size;
   const std::int32_t tokens = page_size * attention_chunk_pages(page_size);
   const std::int32_t all = (arguments.most_keys + tokens - 1) / tokens;
   if (arguments.window == 0) return all;
@@ -123,19 +125,19 @@ inline std::int32_t attention_chunks(const AttentionArguments& arguments) {
   return touched < all ? static_cast<std::int32_t>(touched) : all;
 }
 inline std::int64_t attention_tickets(const AttentionArguments& arguments) {
-  return static_cast<std::int64_t>(arguments.sequences) * arguments.pages.layout.num_kv_heads *
+  return static_cast<std::int64_t>(arguments.sequences) * arguments.pages.layer.num_kv_heads *
          attention_row_groups(arguments);
 }
 // Floats of the workspace for so many tokens, tickets aside; and the workspace in that memory.
 inline std::int64_t attention_scratch(const AttentionArguments& arguments, std::int64_t tokens) {
   return tokens * arguments.heads * attention_chunks(arguments) *
-         (arguments.pages.layout.head_dim + 2);
+         (arguments.pages.layer.value_dim + 2);
 }
 inline AttentionWorkspace attention_workspace(float* scratch, std::uint32_t* tickets,
                                               const AttentionArguments& arguments,
                                               std::int64_t tokens) {
   const std::int64_t rows = tokens * arguments.heads * attention_chunks(arguments);
-  return {scratch, scratch + rows * arguments.pages.layout.head_dim, tickets};
+  return {scratch, scratch + rows * arguments.pages.layer.value_dim, tickets};
 }
 
 }  // namespace glimprouter

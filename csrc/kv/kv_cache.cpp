@@ -234,7 +234,7 @@ RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> s
 void KvCache::place(RaggedBatch& batch, std::size_t row) noexcept {
   CachedSequence& entry = sequences_[static_cast<std::size_t>(batch.sequences[row])];
   const auto model = static_cast<std::size_t>(batch.model);
-  const std::int32_t page_size = pool_->layout(batch.model).page_size;
+  const std::int32_t page_size = pool_->layout(batch.model).page_size();
   const ModelCache& cache = entry.caches[model];
   const std::int32_t end = cache.allocated;
   entry.in_flight = batch.ticket;

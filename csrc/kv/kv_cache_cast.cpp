@@ -8,10 +8,7 @@ namespace glimprouter {
 namespace {
 
 void check_geometry(const KvLayout& source, const KvLayout& target) {
-  if (source.num_layers == target.num_layers && source.num_kv_heads == target.num_kv_heads &&
-      source.head_dim == target.head_dim) {
-    return;
-  }
+  if (source.same_layers(target)) return;
   throw std::invalid_argument(
       "a cast-copy needs layouts that differ in type or page size only: from " + source.describe() +
       " to " + target.describe());

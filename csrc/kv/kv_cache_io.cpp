@@ -19,7 +19,9 @@ struct SavedHeader {
 };
 
 struct SavedModel {
-  KvLayout layout;
+  std::uint32_t layout_version;
+  DataType dtype;
+  std::int64_t layout;  // numbers of it (KvLayout::numbers), which follow; then the prompt's tokens
   std::int64_t prompt;
   std::int64_t num_computed_tokens;
   std::int64_t excess;
@@ -28,7 +30,7 @@ static_assert(std::is_trivially_copyable_v<SavedHeader> &&
               std::is_trivially_copyable_v<SavedModel>);
 
 constexpr char kMagic[8] = {'G', 'R', 'K', 'V', 'S', 'E', 'Q', '\n'};
-constexpr std::uint32_t kVersion = 3;
+constexpr std::uint32_t kVersion = 4;
 constexpr const char* kWhat = "sequence";
 
 std::string_view checked_body(std::string_view saved) {
@@ -46,6 +48,16 @@ std::string_view checked_body(std::string_view saved) {
   return checked_bytes(saved, kWhat);
 }
 
+KvLayout read_layout(const SavedModel& saved, BytesReader& reader) {
+  if (saved.layout_version != KvLayout::kVersion) {
+    throw std::invalid_argument("the sequence was saved with KV layouts of version " +
+                                std::to_string(saved.layout_version) + ", this version reads " +
+                                std::to_string(KvLayout::kVersion));
+  }
+  if (saved.dtype < DataType::kFloat32 || saved.dtype > DataType::kFloat16) refuse_damaged(kWhat);
+  return KvLayout::of_numbers(reader.many<std::int64_t>(saved.layout), saved.dtype);
+}
+
 }  // namespace
 
 std::string KvCache::save(std::int32_t sequence) {
@@ -53,9 +65,10 @@ std::string KvCache::save(std::int32_t sequence) {
   std::int64_t size = sizeof(SavedHeader) + sizeof(std::uint64_t) + bytes_of_tokens(entry.ledger);
   for (std::int32_t model = 0; model < pool_->num_models(); ++model) {
     const auto index = static_cast<std::size_t>(model);
-    size += static_cast<std::int64_t>(sizeof(SavedModel) + entry.prompts[index].size() * 4);
+    size += static_cast<std::int64_t>(sizeof(SavedModel) + entry.prompts[index].size() * 4 +
+                                      pool_->layout(model).numbers().size() * 8);
     size += static_cast<std::int64_t>(entry.caches[index].pages.size()) *
-            pool_->layout(model).page_bytes;
+            pool_->layout(model).page_bytes();
   }
   std::string bytes;
   bytes.reserve(static_cast<std::size_t>(size));
@@ -70,15 +83,20 @@ std::string KvCache::save(std::int32_t sequence) {
     const auto index = static_cast<std::size_t>(model);
     SavedModel saved;
     std::memset(static_cast<void*>(&saved), 0, sizeof saved);  // no indeterminate padding
-    saved.layout = pool_->layout(model);
+    const KvLayout& layout = pool_->layout(model);
+    const std::vector<std::int64_t> numbers = layout.numbers();
+    saved.layout_version = KvLayout::kVersion;
+    saved.dtype = layout.dtype();
+    saved.layout = static_cast<std::int64_t>(numbers.size());
     saved.prompt = static_cast<std::int64_t>(entry.prompts[index].size());
     saved.num_computed_tokens = entry.caches[index].num_computed_tokens;
     saved.excess = entry.caches[index].excess;
     append_values(bytes, &saved, 1);
+    append_values(bytes, numbers.data(), numbers.size());
     append_values(bytes, entry.prompts[index].data(), entry.prompts[index].size());
     const std::vector<PageId>& pages = entry.caches[index].pages;
     const std::size_t begin = bytes.size();
-    bytes.resize(begin + pages.size() * static_cast<std::size_t>(saved.layout.page_bytes));
+    bytes.resize(begin + pages.size() * static_cast<std::size_t>(layout.page_bytes()));
     pool_->read_pages(model, pages, reinterpret_cast<std::byte*>(bytes.data()) + begin);
   }
   append_checksum(bytes);
@@ -106,7 +124,7 @@ KvCache::Parsed KvCache::parse(std::string_view saved) const {
   for (std::int32_t model = 0; model < header.num_models; ++model) {
     const auto saved_model = reader.one<SavedModel>();
     const KvLayout& layout = pool_->layout(model);
-    check_same_layout(layout, saved_model.layout, "the saved sequence");
+    check_same_layout(layout, read_layout(saved_model, reader), "the saved sequence");
     entry.prompts.push_back(reader.many<std::int32_t>(saved_model.prompt));
     if (map_) map_->check_ids(model, entry.prompts.back(), "a prompt of the saved sequence");
     ModelCache& cache = entry.caches[static_cast<std::size_t>(model)];
@@ -116,7 +134,7 @@ KvCache::Parsed KvCache::parse(std::string_view saved) const {
       throw std::invalid_argument("the saved sequence is damaged: it holds more than its tokens");
     }
     parsed.computed.push_back(computed);
-    parsed.contents.push_back(reader.take(layout.pages_for(computed) * layout.page_bytes));
+    parsed.contents.push_back(reader.take(layout.pages_for(computed) * layout.page_bytes()));
   }
   reader.check_end();
   entry.open = true;

@@ -7,7 +7,7 @@ namespace glimprouter {
 void PagePlan::add(std::int32_t model, ModelCache& cache, std::int32_t length) {
   const KvLayout& layout = pool_.layout(model);
   Write write{model, &cache, length, /*copies_tail=*/false};
-  if (cache.num_computed_tokens % layout.page_size != 0) {
+  if (cache.num_computed_tokens % layout.page_size() != 0) {
     const PageId tail = cache.pages.back();
     std::int32_t& owners = owners_.try_emplace(tail, pool_.references(tail)).first->second;
     write.copies_tail = owners > 1;

@@ -18,15 +18,15 @@ constexpr int kMaxPagesPerSector = 64;  // of the largest layout, when the secto
 
 std::int64_t PagePool::default_sector_bytes(const std::vector<KvLayout>& layouts) {
   std::int64_t largest = 0;
-  for (const KvLayout& layout : layouts) largest = std::max(largest, layout.page_bytes);
+  for (const KvLayout& layout : layouts) largest = std::max(largest, layout.page_bytes());
   std::int64_t best = largest;
   double least_waste = std::numeric_limits<double>::infinity();
   for (std::int64_t pages = 1; pages <= kMaxPagesPerSector; ++pages) {
     const std::int64_t bytes = pages * largest;
     double waste = 0;
     for (const KvLayout& layout : layouts) {
-      waste = std::max(waste,
-                       static_cast<double>(bytes % layout.page_bytes) / static_cast<double>(bytes));
+      waste = std::max(
+          waste, static_cast<double>(bytes % layout.page_bytes()) / static_cast<double>(bytes));
     }
     if (waste < least_waste - 0.02) {  // a larger sector has to be worth its coarseness
       best = bytes;
@@ -47,8 +47,8 @@ std::size_t PagePool::cut_sectors(std::int64_t arena_bytes, std::int64_t sector_
   sector_bytes_ = sector_bytes == 0 ? default_sector_bytes(layouts_) : sector_bytes;
   std::int64_t smallest_page = sector_bytes_;
   for (const KvLayout& layout : layouts_) {
-    smallest_page = std::min(smallest_page, layout.page_bytes);
-    if (layout.page_bytes > sector_bytes_ || sector_bytes_ % KvLayout::kPageUnit != 0) {
+    smallest_page = std::min(smallest_page, layout.page_bytes());
+    if (layout.page_bytes() > sector_bytes_ || sector_bytes_ % KvLayout::kPageUnit != 0) {
       throw std::invalid_argument("a sector of " + std::to_string(sector_bytes_) +
                                   " bytes must be a multiple of " +
                                   std::to_string(KvLayout::kPageUnit) +
@@ -83,7 +83,7 @@ std::size_t PagePool::cut_sectors(std::int64_t arena_bytes, std::int64_t sector_
 std::int32_t PagePool::slot_of(PageId page) const {
   const Sector& sector = sectors_[static_cast<std::size_t>(sector_of(page))];
   return static_cast<std::int32_t>(page * KvLayout::kPageUnit % sector_bytes_ /
-                                   layout(sector.model).page_bytes);
+                                   layout(sector.model).page_bytes());
 }
 
 const PagePool::PageRecord& PagePool::record(PageId page) const {
@@ -163,7 +163,7 @@ PageId PagePool::take(std::int32_t model) noexcept {
   sector.records[static_cast<std::size_t>(slot)].references = 1;
   --pages.free;
   ++pages.owned;
-  const std::int64_t offset = index * sector_bytes_ + slot * layout(model).page_bytes;
+  const std::int64_t offset = index * sector_bytes_ + slot * layout(model).page_bytes();
   return static_cast<PageId>(offset / KvLayout::kPageUnit);
 }
 

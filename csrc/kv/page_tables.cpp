@@ -11,7 +11,7 @@ namespace {
 
 void check_page(std::int64_t page, const KvLayout& layout, std::int64_t arena_bytes,
                 const char* column) {
-  if (page >= 0 && page <= (arena_bytes - layout.page_bytes) / KvLayout::kPageUnit) return;
+  if (page >= 0 && page <= (arena_bytes - layout.page_bytes()) / KvLayout::kPageUnit) return;
   refuse(std::string(column) + " names page " + std::to_string(page) +
          ", which does not lie in the arena of " + std::to_string(arena_bytes) + " bytes");
 }
@@ -42,7 +42,7 @@ void check_tables(const PageTables& tables, const KvLayout& layout, std::int64_t
     if (added < 0) refuse("cu_seqlens must not fall");
     if (added == 0) continue;
     const std::int64_t length = tables.seq_lens[i];
-    const std::int64_t room = std::int64_t{tables.table_width} * layout.page_size;
+    const std::int64_t room = std::int64_t{tables.table_width} * layout.page_size();
     if (length < added || length > room) {
       refuse("seq_lens holds " + std::to_string(length) + " for sequence " + std::to_string(i) +
              ", which has " + std::to_string(added) + " new tokens and pages for " +
@@ -56,7 +56,7 @@ void check_tables(const PageTables& tables, const KvLayout& layout, std::int64_t
   }
   for (const std::int64_t slot : tables.slot_mapping) {
     // A division rounds towards 0: a negative slot must not become page 0.
-    check_page(slot < 0 ? -1 : slot / layout.page_size, layout, arena_bytes, "slot_mapping");
+    check_page(slot < 0 ? -1 : slot / layout.page_size(), layout, arena_bytes, "slot_mapping");
   }
 }
 

@@ -63,46 +63,84 @@ std::int64_t run_length(std::span<const std::int64_t> slot_mapping, std::int64_t
   return length;
 }
 
-std::int64_t layer_offset(const KvLayout& layout, std::int32_t layer, std::int32_t head,
-                          std::int64_t place) {
-  return layer * layout.layer_stride + head * layout.head_stride + place * layout.token_stride;
+// Tokens of one head in a page, from a place on.
+struct PlaceInPage {
+  std::int32_t head;
+  std::int64_t token;
+};
+
+std::int64_t key_offset(const LayerLayout& layer, const PlaceInPage& at) {
+  return layer.key_offset + at.head * layer.key_head_stride + at.token * layer.key_token_stride;
 }
 
-void append_layer(std::byte* arena, const KvLayout& layout, std::int32_t layer,
+std::int64_t value_offset(const LayerLayout& layer, const PlaceInPage& at) {
+  return layer.value_offset + at.head * layer.value_head_stride +
+         at.token * layer.value_token_stride;
+}
+
+void append_layer(std::byte* arena, const LayerLayout& layer,
                   std::span<const std::int64_t> slot_mapping, const HeadsView& keys,
                   const HeadsView& values) {
   const auto tokens = static_cast<std::int64_t>(slot_mapping.size());
   for (std::int64_t token = 0; token < tokens;) {
     const std::int64_t slot = slot_mapping[static_cast<std::size_t>(token)];
-    const std::int64_t length = run_length(slot_mapping, token, layout.page_size);
-    std::byte* const page = arena + slot / layout.page_size * KvLayout::kPageUnit;
-    for (std::int32_t head = 0; head < layout.num_kv_heads; ++head) {
-      std::byte* const target = page + layer_offset(layout, layer, head, slot % layout.page_size);
-      copy_run({head_address(keys, token, head), token_bytes(keys), keys.dtype, target,
-                layout.token_stride, layout.dtype, length, layout.head_dim});
+    const std::int64_t length = run_length(slot_mapping, token, layer.page_size);
+    std::byte* const page = arena + slot / layer.page_size * KvLayout::kPageUnit;
+    for (std::int32_t head = 0; head < layer.num_kv_heads; ++head) {
+      const PlaceInPage at{head, slot % layer.page_size};
+      copy_run({head_address(keys, token, head), token_bytes(keys), keys.dtype,
+                page + key_offset(layer, at), layer.key_token_stride, layer.dtype, length,
+                layer.head_dim});
+      if (values.absent()) continue;
       copy_run({head_address(values, token, head), token_bytes(values), values.dtype,
-                target + layout.value_offset, layout.token_stride, layout.dtype, length,
-                layout.head_dim});
+                page + value_offset(layer, at), layer.value_token_stride, layer.dtype, length,
+                layer.value_dim});
     }
     token += length;
   }
 }
 
-void gather_layer(const std::byte* arena, const SequencePages& pages, std::int32_t layer,
+void gather_layer(const std::byte* arena, std::span<const PageId> pages, const LayerLayout& layer,
                   const HeadsView& keys, const HeadsView& values) {
-  const KvLayout& layout = pages.layout;
-  for (std::int64_t token = 0; token < keys.tokens; token += layout.page_size) {
-    const std::int64_t length = std::min<std::int64_t>(layout.page_size, keys.tokens - token);
-    const PageId id = pages.pages[static_cast<std::size_t>(token / layout.page_size)];
+  for (std::int64_t token = 0; token < keys.tokens; token += layer.page_size) {
+    const std::int64_t length = std::min<std::int64_t>(layer.page_size, keys.tokens - token);
+    const PageId id = pages[static_cast<std::size_t>(token / layer.page_size)];
     const std::byte* const page = arena + id * KvLayout::kPageUnit;
-    for (std::int32_t head = 0; head < layout.num_kv_heads; ++head) {
-      const std::byte* const source = page + layer_offset(layout, layer, head, 0);
-      copy_run({source, layout.token_stride, layout.dtype, head_address(keys, token, head),
-                token_bytes(keys), keys.dtype, length, layout.head_dim});
-      copy_run({source + layout.value_offset, layout.token_stride, layout.dtype,
+    for (std::int32_t head = 0; head < layer.num_kv_heads; ++head) {
+      copy_run({page + key_offset(layer, {head, 0}), layer.key_token_stride, layer.dtype,
+                head_address(keys, token, head), token_bytes(keys), keys.dtype, length,
+                layer.head_dim});
+      if (values.absent()) continue;
+      copy_run({page + value_offset(layer, {head, 0}), layer.value_token_stride, layer.dtype,
                 head_address(values, token, head), token_bytes(values), values.dtype, length,
-                layout.head_dim});
+                layer.value_dim});
     }
+  }
+}
+
+// The same tokens of one layer in two pages.
+struct LayerCopy {
+  const LayerLayout& from;
+  const std::byte* source_page;
+  std::int64_t read;  // token of the page
+  const LayerLayout& to;
+  std::byte* target_page;
+  std::int64_t written;
+  std::int64_t tokens;
+};
+
+void cast_layer(const LayerCopy& copy) {
+  const LayerLayout& from = copy.from;
+  const LayerLayout& to = copy.to;
+  for (std::int32_t head = 0; head < from.num_kv_heads; ++head) {
+    const PlaceInPage read{head, copy.read}, written{head, copy.written};
+    copy_run({copy.source_page + key_offset(from, read), from.key_token_stride, from.dtype,
+              copy.target_page + key_offset(to, written), to.key_token_stride, to.dtype,
+              copy.tokens, from.head_dim});
+    if (from.latent()) continue;
+    copy_run({copy.source_page + value_offset(from, read), from.value_token_stride, from.dtype,
+              copy.target_page + value_offset(to, written), to.value_token_stride, to.dtype,
+              copy.tokens, from.value_dim});
   }
 }
 
@@ -135,7 +173,7 @@ bool HostArena::reaches(std::int32_t device_type, std::int32_t /*device_id*/) co
 void HostArena::append(const KvLayout& layout, const LayerRange& layers, const PageTables& tables,
                        const HeadsView& keys, const HeadsView& values, DeviceStream /*stream*/) {
   for (std::int32_t i = 0; i < layers.count; ++i) {
-    append_layer(data_, layout, layers.first + i, tables.slot_mapping, layer_of(keys, i),
+    append_layer(data_, layout.layer(layers.first + i), tables.slot_mapping, layer_of(keys, i),
                  layer_of(values, i));
   }
 }
@@ -143,14 +181,15 @@ void HostArena::append(const KvLayout& layout, const LayerRange& layers, const P
 void HostArena::gather(const SequencePages& source, const LayerRange& layers, const HeadsView& keys,
                        const HeadsView& values, DeviceStream /*stream*/) {
   for (std::int32_t i = 0; i < layers.count; ++i) {
-    gather_layer(data_, source, layers.first + i, layer_of(keys, i), layer_of(values, i));
+    gather_layer(data_, source.pages, source.layout.layer(layers.first + i), layer_of(keys, i),
+                 layer_of(values, i));
   }
 }
 
 void HostArena::attend(const KvLayout& layout, std::int32_t layer, const PageTables& tables,
                        const AttentionOptions& options, const HeadsView& queries,
                        const HeadsView& out, DeviceStream /*stream*/) {
-  attend_on_host({data_, layout, layer, tables, options, queries, out});
+  attend_on_host({data_, layout.layer(layer), tables, options, queries, out});
 }
 
 void HostArena::cast_copy(const SequencePages& source, const SequencePages& target,
@@ -158,39 +197,32 @@ void HostArena::cast_copy(const SequencePages& source, const SequencePages& targ
   const KvLayout& from = source.layout;
   const KvLayout& to = target.layout;
   for (std::int32_t token = first; token < first + count;) {
-    const std::int32_t read = token % from.page_size;
-    const std::int32_t written = token % to.page_size;
+    const std::int32_t read = token % from.page_size();
+    const std::int32_t written = token % to.page_size();
     const std::int32_t length =
-        std::min({first + count - token, from.page_size - read, to.page_size - written});
+        std::min({first + count - token, from.page_size() - read, to.page_size() - written});
     const auto page = [this, token](const SequencePages& side) {
-      return address(side.pages[static_cast<std::size_t>(token / side.layout.page_size)]);
+      return address(side.pages[static_cast<std::size_t>(token / side.layout.page_size())]);
     };
-    const std::byte* const source_page = page(source);
-    std::byte* const target_page = page(target);
-    for (std::int32_t layer = 0; layer < from.num_layers; ++layer) {
-      for (std::int32_t head = 0; head < from.num_kv_heads; ++head) {
-        const std::byte* const keys = source_page + layer_offset(from, layer, head, read);
-        std::byte* const out = target_page + layer_offset(to, layer, head, written);
-        copy_run({keys, from.token_stride, from.dtype, out, to.token_stride, to.dtype, length,
-                  from.head_dim});
-        copy_run({keys + from.value_offset, from.token_stride, from.dtype, out + to.value_offset,
-                  to.token_stride, to.dtype, length, from.head_dim});
-      }
+    for (std::int32_t layer = 0; layer < from.num_layers(); ++layer) {
+      if (from.shape(layer).shares >= 0) continue;
+      cast_layer(
+          {from.layer(layer), page(source), read, to.layer(layer), page(target), written, length});
     }
     token += length;
   }
 }
 
 void HostArena::copy_page(const KvLayout& layout, PageId from, PageId to) {
-  std::memcpy(address(to), address(from), static_cast<std::size_t>(layout.page_bytes));
+  std::memcpy(address(to), address(from), static_cast<std::size_t>(layout.page_bytes()));
 }
 
 void HostArena::fill_page(const KvLayout& layout, PageId page, int byte) {
-  std::memset(address(page), byte, static_cast<std::size_t>(layout.page_bytes));
+  std::memset(address(page), byte, static_cast<std::size_t>(layout.page_bytes()));
 }
 
 void HostArena::read_pages(const SequencePages& source, std::byte* target) {
-  const auto bytes = static_cast<std::size_t>(source.layout.page_bytes);
+  const auto bytes = static_cast<std::size_t>(source.layout.page_bytes());
   for (const PageId page : source.pages) {
     std::memcpy(target, address(page), bytes);
     target += bytes;
@@ -198,7 +230,7 @@ void HostArena::read_pages(const SequencePages& source, std::byte* target) {
 }
 
 void HostArena::write_pages(const SequencePages& target, const std::byte* source) {
-  const auto bytes = static_cast<std::size_t>(target.layout.page_bytes);
+  const auto bytes = static_cast<std::size_t>(target.layout.page_bytes());
   for (const PageId page : target.pages) {
     std::memcpy(address(page), source, bytes);
     source += bytes;

@@ -17,7 +17,7 @@ void append_kv(PagePool& pool, const LayerRange& layers, const RaggedBatch& batc
 
 void append_kv(const PagedMemory& pages, const LayerRange& layers, const PageTables& tables,
                const HeadsView& keys, const HeadsView& values, DeviceStream stream) {
-  check_keys_and_values(pages.layout, layers, tables.tokens(), keys, values);
+  check_written(pages.layout, layers, tables.tokens(), keys, values);
   pages.arena.append(pages.layout, layers, tables, keys, values, stream);
 }
 
@@ -45,7 +45,7 @@ void gather_kv(const PagePool& pool, std::int32_t model, const LayerRange& layer
   const KvLayout& layout = pool.layout(model);
   check_keys_and_values(layout, layers, keys.tokens, keys, values);
   const auto needed =
-      static_cast<std::size_t>((keys.tokens + layout.page_size - 1) / layout.page_size);
+      static_cast<std::size_t>((keys.tokens + layout.page_size() - 1) / layout.page_size());
   if (pages.size() < needed) {
     throw std::invalid_argument(std::to_string(keys.tokens) + " tokens lie in " +
                                 std::to_string(needed) + " pages, got " +
@@ -57,11 +57,7 @@ void gather_kv(const PagePool& pool, std::int32_t model, const LayerRange& layer
 void stage_batch(const PagePool& pool, const RaggedBatch& batch, std::int32_t heads,
                  std::int32_t window, DeviceStream stream) {
   const KvLayout& layout = pool.layout(batch.model);
-  if (heads < 1 || heads % layout.num_kv_heads != 0) {
-    throw std::invalid_argument("heads must be a multiple of the " +
-                                std::to_string(layout.num_kv_heads) + " KV heads, got " +
-                                std::to_string(heads));
-  }
+  check_query_heads(layout, heads);
   if (window < 0) throw std::invalid_argument("window must be >= 0 (0: off)");
   pool.arena().stage(layout, tables_of(batch), heads, window, stream);
 }

@@ -24,26 +24,25 @@ struct TaskPlace {
 struct Scratch {
   std::vector<float> pages;
   std::vector<float> queries;  // [rows, head_dim]
-  std::vector<float> out;      // [rows, head_dim]
+  std::vector<float> out;      // [rows, value_dim]
 };
 
 class AttentionPass {
  public:
   explicit AttentionPass(const HostAttention& attention)
       : arena_(attention.arena),
-        layout_(attention.layout),
         layer_(attention.layer),
         tables_(attention.tables),
         options_(attention.options),
         queries_(attention.queries),
         out_(attention.out),
-        group_(queries_.heads / layout_.num_kv_heads) {}
+        group_(queries_.heads / layer_.num_kv_heads) {}
 
   std::vector<TaskPlace> places() const {
     std::vector<TaskPlace> result;
     for (std::size_t i = 0; i < tables_.sequences(); ++i) {
       const std::int32_t rows = (tables_.cu_seqlens[i + 1] - tables_.cu_seqlens[i]) * group_;
-      for (std::int32_t head = 0; head < layout_.num_kv_heads; ++head) {
+      for (std::int32_t head = 0; head < layer_.num_kv_heads; ++head) {
         for (std::int32_t begin = 0; begin < rows; begin += kMaxAttentionRows) {
           result.push_back({static_cast<std::int32_t>(i), head, begin,
                             std::min(kMaxAttentionRows, rows - begin)});
@@ -55,13 +54,11 @@ class AttentionPass {
 
   void run(const TaskPlace& place) const noexcept {
     thread_local Scratch scratch;  // grows with the largest layout and stays
-    const std::int32_t head_dim = layout_.head_dim;
-    const auto elements =
-        static_cast<std::size_t>(kMaxAttentionRows) * static_cast<std::size_t>(head_dim);
-    scratch.pages.resize(
-        static_cast<std::size_t>(attention_scratch_size(head_dim, layout_.page_size)));
-    scratch.queries.resize(elements);
-    scratch.out.resize(elements);
+    const std::int32_t head_dim = layer_.head_dim;
+    const std::int32_t value_dim = layer_.value_dim;
+    scratch.pages.resize(static_cast<std::size_t>(attention_scratch_size(layer_)));
+    scratch.queries.resize(static_cast<std::size_t>(kMaxAttentionRows * head_dim));
+    scratch.out.resize(static_cast<std::size_t>(kMaxAttentionRows * value_dim));
     std::int32_t first_keys[kMaxAttentionRows];
     std::int32_t end_keys[kMaxAttentionRows];
     float sinks[kMaxAttentionRows];
@@ -84,8 +81,7 @@ class AttentionPass {
     const AttentionTask task{
         arena_,
         tables_.block_table.data() + sequence * static_cast<std::size_t>(tables_.table_width),
-        &layout_,
-        layer_,
+        &layer_,
         place.kv_head,
         place.count,
         scratch.queries.data(),
@@ -99,17 +95,16 @@ class AttentionPass {
       const std::int32_t token = (place.begin + row) / group_;
       const std::int32_t head = place.kv_head * group_ + (place.begin + row) % group_;
       std::byte* const target = head_address(out_, first_token + token, head);
-      for (std::int32_t i = 0; i < head_dim; ++i) {
+      for (std::int32_t i = 0; i < value_dim; ++i) {
         store_element(target + i * element_size(out_.dtype), out_.dtype,
-                      scratch.out[static_cast<std::size_t>(row * head_dim + i)]);
+                      scratch.out[static_cast<std::size_t>(row * value_dim + i)]);
       }
     }
   }
 
  private:
   const std::byte* arena_;
-  const KvLayout& layout_;
-  std::int32_t layer_;
+  const LayerLayout& layer_;
   const PageTables& tables_;
   const AttentionOptions& options_;
   const HeadsView& queries_;
@@ -120,7 +115,7 @@ class AttentionPass {
 }  // namespace
 
 void attend_on_host(const HostAttention& attention) {
-  const KvLayout& layout = attention.layout;
+  const LayerLayout& layer = attention.layer;
   const AttentionPass pass(attention);
   const std::vector<TaskPlace> places = pass.places();
   std::int64_t keys = 0;
@@ -129,7 +124,8 @@ void attend_on_host(const HostAttention& attention) {
     pass.run(places[static_cast<std::size_t>(index)]);
   };
   parallel_tasks(static_cast<std::int64_t>(places.size()),
-                 keys * layout.num_kv_heads * layout.head_dim, TaskBody(body));
+                 keys * layer.num_kv_heads * (layer.head_dim + layer.value_dim) / 2,
+                 TaskBody(body));
 }
 
 }  // namespace glimprouter

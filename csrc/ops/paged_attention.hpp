@@ -13,12 +13,11 @@ namespace glimprouter {
 // The tokens of the tables in one layer; checked. Non-owning, for the duration of a call.
 struct HostAttention {
   const std::byte* arena;
-  const KvLayout& layout;
-  std::int32_t layer;
+  const LayerLayout& layer;
   const PageTables& tables;
   const AttentionOptions& options;
   const HeadsView& queries;  // [T, heads, head_dim]
-  const HeadsView& out;
+  const HeadsView& out;      // [T, heads, value_dim]
 };
 
 // On the library's threads. What it promises is said at paged_attention() (kv_ops.hpp).

@@ -52,7 +52,7 @@ int main() {
   const auto layout = gr::KvLayout::make(/*num_layers=*/1, /*num_kv_heads=*/1, /*head_dim=*/16,
                                          /*page_size=*/4, gr::DataType::kFloat32);
   const auto pool = std::make_shared<gr::PagePool>(std::vector<gr::KvLayout>{layout, layout},
-                                                   64 * layout.page_bytes, gr::arena_on("cpu"));
+                                                   64 * layout.page_bytes(), gr::arena_on("cpu"));
   gr::KvCache cache(pool, 1);
   const std::int32_t sequence = cache.open({{0, 1}, {0, 1}});
 

@@ -10,7 +10,7 @@ inline LaunchStatus launch_attention(const AttentionArguments& arguments, const 
                                      Stream stream) {
   if (arguments.sequences == 0 || arguments.most_tokens == 0) return 0;
   const std::int64_t lines = static_cast<std::int64_t>(attention_row_groups(arguments)) *
-                             arguments.pages.layout.num_kv_heads;
+                             arguments.pages.layer.num_kv_heads;
   if (lines > kMaxGridY || arguments.sequences > static_cast<std::int32_t>(kMaxGridY)) {
     return kInvalidConfiguration;
   }

@@ -42,12 +42,12 @@ class ChunkAttention {
  public:
   GR_DEVICE explicit ChunkAttention(const AttentionArguments& arguments)
       : arguments_(arguments),
-        layout_(arguments.pages.layout),
-        heads_a_group_(arguments.heads / arguments.pages.layout.num_kv_heads),
-        chunk_tokens_(layout_.page_size * attention_chunk_pages(layout_.page_size)) {
+        layer_(arguments.pages.layer),
+        heads_a_group_(arguments.heads / arguments.pages.layer.num_kv_heads),
+        chunk_tokens_(layer_.page_size * attention_chunk_pages(layer_.page_size)) {
     group_.sequence = static_cast<std::int32_t>(blockIdx.z);
-    group_.kv_head = static_cast<std::int32_t>(blockIdx.y) % layout_.num_kv_heads;
-    group_.first_row = static_cast<std::int32_t>(blockIdx.y) / layout_.num_kv_heads * kRows;
+    group_.kv_head = static_cast<std::int32_t>(blockIdx.y) % layer_.num_kv_heads;
+    group_.first_row = static_cast<std::int32_t>(blockIdx.y) / layer_.num_kv_heads * kRows;
     group_.first_token = arguments.cu_seqlens[group_.sequence];
     new_tokens_ = arguments.cu_seqlens[group_.sequence + 1] - group_.first_token;
     length_ = arguments.seq_lens[group_.sequence];
@@ -84,17 +84,16 @@ class ChunkAttention {
     return range(chunk, query.first_key, query.end_key);
   }
 
-  // Keys, or values, of a page of the chunk.
+  // Where a page of the chunk begins.
   GR_DEVICE const std::byte* page_address(std::int32_t chunk, std::int32_t page) const {
     const std::int64_t index =
         static_cast<std::int64_t>(group_.sequence) * arguments_.table_width +
-        (group_.first_chunk + chunk) * attention_chunk_pages(layout_.page_size) + page;
-    return arguments_.pages.arena + arguments_.block_table[index] * KvLayout::kPageUnit +
-           arguments_.layer * layout_.layer_stride + group_.kv_head * layout_.head_stride;
+        (group_.first_chunk + chunk) * attention_chunk_pages(layer_.page_size) + page;
+    return arguments_.pages.arena + arguments_.block_table[index] * KvLayout::kPageUnit;
   }
 
   GR_DEVICE void load_queries(AttentionShared<kRows>& shared) const {
-    const std::int32_t head_dim = layout_.head_dim;
+    const std::int32_t head_dim = layer_.head_dim;
     for (auto i = static_cast<std::int32_t>(threadIdx.x); i < kRows * head_dim; i += kThreads) {
       const std::int32_t row = i / head_dim;
       const std::int32_t element = i - row * head_dim;
@@ -137,12 +136,14 @@ class ChunkAttention {
   GR_DEVICE void add_values(std::int32_t chunk, std::int32_t row, std::int32_t quad,
                             const AttentionRow& weights, float (&sums)[4]) const {
     const ChunkRange seen = row_range(chunk, row);
-    const std::int32_t page_size = layout_.page_size;
+    const std::int32_t page_size = layer_.page_size;
     for (std::int32_t page = seen.begin / page_size; page * page_size < seen.end; ++page) {
       const ChunkRange tokens = page_range(seen, page, page_size);
-      const std::byte* const values = page_address(chunk, page) + layout_.value_offset +
-                                      (tokens.begin - page * page_size) * layout_.token_stride +
-                                      quad * static_cast<std::int32_t>(sizeof(RawQuad<kType>));
+      const std::byte* const values =
+          page_address(chunk, page) + layer_.value_offset +
+          group_.kv_head * layer_.value_head_stride +
+          (tokens.begin - page * page_size) * layer_.value_token_stride +
+          quad * static_cast<std::int32_t>(sizeof(RawQuad<kType>));
       const float rescale = weights.rescale[page];
       GR_UNROLL
       for (int i = 0; i < 4; ++i) sums[i] = sums[i] * rescale;
@@ -167,7 +168,7 @@ class ChunkAttention {
     return (query.token * arguments_.heads + query.head) * gridDim.x + chunk;
   }
   GR_DEVICE float* partial_out(std::int32_t row, std::int32_t chunk, std::int32_t quad) const {
-    return arguments_.workspace.out + partial(row, chunk) * layout_.head_dim + quad * 4;
+    return arguments_.workspace.out + partial(row, chunk) * layer_.value_dim + quad * 4;
   }
   GR_DEVICE float* partial_sum(std::int32_t row, std::int32_t chunk) const {
     return arguments_.workspace.sums + partial(row, chunk) * 2;
@@ -224,23 +225,24 @@ class ChunkAttention {
   GR_DEVICE void add_products(std::int32_t chunk, std::int32_t token, std::int32_t part,
                               const AttentionShared<kRows>& shared,
                               float (&lanes)[kRows][4]) const {
-    const std::int32_t page = token / layout_.page_size;
-    const std::byte* key = page_address(chunk, page) +
-                           (token - page * layout_.page_size) * layout_.token_stride +
+    const std::int32_t page = token / layer_.page_size;
+    const std::byte* key = page_address(chunk, page) + layer_.key_offset +
+                           group_.kv_head * layer_.key_head_stride +
+                           (token - page * layer_.page_size) * layer_.key_token_stride +
                            part * static_cast<std::int32_t>(sizeof(RawQuad<kType>));
     constexpr std::int32_t kStride = kKeysTogether * kAttentionLanes;
-    for (std::int32_t first = part * 4; first < layout_.head_dim; first += kStride) {
+    for (std::int32_t first = part * 4; first < layer_.head_dim; first += kStride) {
       RawQuad<kType> raw[kKeysTogether];
       GR_UNROLL
       for (int quad = 0; quad < kKeysTogether; ++quad) {
-        if (first + quad * kAttentionLanes >= layout_.head_dim) continue;
+        if (first + quad * kAttentionLanes >= layer_.head_dim) continue;
         raw[quad] = read_quad<kType>(key + quad * 4 * sizeof(RawQuad<kType>));
       }
       key += kKeysTogether * 4 * sizeof(RawQuad<kType>);
       GR_UNROLL
       for (int quad = 0; quad < kKeysTogether; ++quad) {
         const std::int32_t i = first + quad * kAttentionLanes;
-        if (i >= layout_.head_dim) continue;
+        if (i >= layer_.head_dim) continue;
         float elements[4];
         floats_of(raw[quad], elements);
         GR_UNROLL
@@ -270,7 +272,7 @@ class ChunkAttention {
   GR_DEVICE void add_page(const std::byte* values, const ChunkRange& tokens,
                           const AttentionRow& weights, float (&sums)[4]) const {
     constexpr std::int32_t kTokensTogether = kType == DataType::kFloat32 ? 8 : 16;
-    const std::int64_t stride = layout_.token_stride;
+    const std::int64_t stride = layer_.value_token_stride;
     for (std::int32_t token = tokens.begin; token < tokens.end; token += kTokensTogether) {
       RawQuad<kType> raw[kTokensTogether];
       GR_UNROLL
@@ -295,7 +297,7 @@ class ChunkAttention {
   }
 
   const AttentionArguments& arguments_;
-  const KvLayout& layout_;
+  const LayerLayout& layer_;
   std::int32_t heads_a_group_;
   std::int32_t chunk_tokens_;
   std::int32_t new_tokens_;
@@ -316,7 +318,7 @@ GR_DEVICE void attend_chunk(const ChunkAttention<kRows>& attention, std::int32_t
     const ChunkRange seen = attention.row_range(chunk, warp);
     if (seen.begin < seen.end) {
       const PartialSum sum =
-          weigh_row(shared.rows[warp], seen, arguments.pages.layout.page_size, arguments.softcap);
+          weigh_row(shared.rows[warp], seen, arguments.pages.layer.page_size, arguments.softcap);
       if (threadIdx.x % kWarpSize == 0) {
         shared.sums[warp] = sum;
         if (group.chunks > 1) {
@@ -328,7 +330,7 @@ GR_DEVICE void attend_chunk(const ChunkAttention<kRows>& attention, std::int32_t
     }
   }
   __syncthreads();
-  const std::int32_t quads = arguments.pages.layout.head_dim / 4;
+  const std::int32_t quads = arguments.pages.layer.value_dim / 4;
   for (auto item = static_cast<std::int32_t>(threadIdx.x); item < group.count * quads;
        item += kRows * static_cast<std::int32_t>(kWarpSize)) {
     const std::int32_t row = item / quads;
@@ -361,7 +363,7 @@ void attention_kernel(const AttentionArguments arguments) {
   if (group.count <= 0 || chunk >= group.chunks) return;
   attention.load_queries(shared);
   __syncthreads();
-  switch (arguments.pages.layout.dtype) {
+  switch (arguments.pages.layer.dtype) {
     case DataType::kFloat32:
       attend_chunk<kRows, DataType::kFloat32>(attention, chunk, arguments, shared);
       break;
@@ -383,7 +385,7 @@ void attention_kernel(const AttentionArguments arguments) {
   __syncthreads();
   if (!shared.last) return;
   __threadfence();
-  const std::int32_t quads = arguments.pages.layout.head_dim / 4;
+  const std::int32_t quads = arguments.pages.layer.value_dim / 4;
   for (auto item = static_cast<std::int32_t>(threadIdx.x); item < group.count * quads;
        item += kRows * static_cast<std::int32_t>(kWarpSize)) {
     attention.merge_row(item / quads, item % quads, shared.sinks[item / quads]);

@@ -25,9 +25,10 @@ inline unsigned copy_blocks(std::int64_t items, std::int64_t lines, int processo
 // Nothing for no tokens. 2^32 pieces of a head, or 65535 heads of all layers, are too many.
 template <typename Job>
 LaunchStatus launch_head_copy(const Job& job, std::int64_t tokens, std::int32_t layers,
-                              const KvLayout& layout, const DeviceShape& device, Stream stream) {
-  const std::int64_t lines = std::int64_t{2} * layers * layout.num_kv_heads;
-  const std::int64_t items = tokens * ((layout.head_dim + kPieceElements - 1) / kPieceElements);
+                              const LayerLayout& layer, const DeviceShape& device, Stream stream) {
+  const std::int64_t lines = std::int64_t{job.parts()} * layers * layer.num_kv_heads;
+  const std::int32_t longest = layer.head_dim > layer.value_dim ? layer.head_dim : layer.value_dim;
+  const std::int64_t items = tokens * ((longest + kPieceElements - 1) / kPieceElements);
   if (items == 0 || lines == 0) return 0;
   if (lines > kMaxGridY || items > 0xFFFFFFFFll) return kInvalidConfiguration;
   LaunchShape shape = shape_on(device, stream);
@@ -39,21 +40,20 @@ LaunchStatus launch_head_copy(const Job& job, std::int64_t tokens, std::int32_t 
 
 inline LaunchStatus launch_append(const AppendArguments& arguments, const DeviceShape& device,
                                   Stream stream) {
-  return launch_head_copy(AppendJob{arguments}, arguments.tokens, arguments.layers.count,
-                          arguments.pages.layout, device, stream);
+  return launch_head_copy(AppendJob{arguments}, arguments.tokens, arguments.layers,
+                          arguments.pages.layer, device, stream);
 }
 
 inline LaunchStatus launch_gather(const GatherArguments& arguments, const DeviceShape& device,
                                   Stream stream) {
-  return launch_head_copy(GatherJob{arguments}, arguments.tokens, arguments.layers.count,
-                          arguments.pages.layout, device, stream);
+  return launch_head_copy(GatherJob{arguments}, arguments.tokens, arguments.layers,
+                          arguments.pages.layer, device, stream);
 }
 
 inline LaunchStatus launch_cast_copy(const CastCopyArguments& arguments, const DeviceShape& device,
                                      Stream stream) {
-  const KvLayout& layout = arguments.source.layout;
-  return launch_head_copy(CastCopyJob{arguments}, arguments.end - arguments.begin,
-                          layout.num_layers, layout, device, stream);
+  return launch_head_copy(CastCopyJob{arguments}, arguments.end - arguments.begin, arguments.layers,
+                          arguments.source.layer, device, stream);
 }
 
 inline LaunchStatus launch_page_copy(const PageCopyArguments& arguments, const DeviceShape& device,

@@ -1,7 +1,7 @@
 // Keys and values to, from and between pages: one launch over all layers that are asked for. A Job
 // says where a token of one head lies on both sides:
 //
-//   std::int64_t tokens(); std::int32_t num_kv_heads(), head_dim();
+//   std::int64_t tokens(); const LayerLayout& layer(); int parts();  of keys and values, or of keys
 //   DataType source_type(), target_type();
 //   bool locate(const HeadLine&, std::int64_t token, Ends&)        false: the token is left out
 #pragma once
@@ -29,29 +29,31 @@ struct Ends {
   std::byte* target;
 };
 
-// [layers, key or value, head].
-GR_DEVICE HeadLine line_of(std::uint32_t index, std::int32_t num_kv_heads) {
+// [layers, key or value, head]; `parts` is 1 where there are keys alone.
+GR_DEVICE HeadLine line_of(std::uint32_t index, std::uint32_t parts, std::int32_t num_kv_heads) {
   const auto heads = static_cast<std::uint32_t>(num_kv_heads);
-  const std::uint32_t pair = index / heads;
-  return {static_cast<std::int32_t>(pair / 2), static_cast<std::int32_t>(index - pair * heads),
-          pair % 2 != 0};
+  const std::uint32_t part = index / heads;
+  return {static_cast<std::int32_t>(part / parts), static_cast<std::int32_t>(index - part * heads),
+          part % parts != 0};
 }
 
-GR_DEVICE std::byte* address_in_page(const DevicePages& pages, std::int32_t first_layer,
-                                     const HeadLine& line, std::int64_t page, std::int64_t place) {
-  const KvLayout& layout = pages.layout;
-  return pages.arena + page * KvLayout::kPageUnit +
-         (first_layer + line.layer) * layout.layer_stride +
-         (line.values ? layout.value_offset : 0) + line.head * layout.head_stride +
-         place * layout.token_stride;
+GR_DEVICE std::byte* address_in_page(const DevicePages& pages, const HeadLine& line,
+                                     std::int64_t page, std::int64_t place) {
+  const LayerLayout& layer = pages.layer;
+  std::byte* const begin =
+      pages.arena + page * KvLayout::kPageUnit + line.layer * pages.layer_stride;
+  if (line.values) {
+    return begin + layer.value_offset + line.head * layer.value_head_stride +
+           place * layer.value_token_stride;
+  }
+  return begin + layer.key_offset + line.head * layer.key_head_stride +
+         place * layer.key_token_stride;
 }
 
 GR_DEVICE std::byte* address_in_table(const DevicePages& pages, const PageId* table,
-                                      std::int32_t first_layer, const HeadLine& line,
-                                      std::int64_t token) {
-  const std::int64_t page = token / pages.layout.page_size;
-  return address_in_page(pages, first_layer, line, table[page],
-                         token - page * pages.layout.page_size);
+                                      const HeadLine& line, std::int64_t token) {
+  const std::int64_t page = token / pages.layer.page_size;
+  return address_in_page(pages, line, table[page], token - page * pages.layer.page_size);
 }
 
 GR_DEVICE std::byte* address_in_heads(const DeviceHeads& heads, const HeadLine& line,
@@ -64,20 +66,20 @@ struct AppendJob {
   AppendArguments arguments;
 
   GR_DEVICE std::int64_t tokens() const { return arguments.tokens; }
-  GR_DEVICE std::int32_t num_kv_heads() const { return arguments.pages.layout.num_kv_heads; }
-  GR_DEVICE std::int32_t head_dim() const { return arguments.pages.layout.head_dim; }
+  GR_DEVICE const LayerLayout& layer() const { return arguments.pages.layer; }
+  GR_DEVICE std::uint32_t parts() const { return arguments.values.data != nullptr ? 2 : 1; }
   GR_DEVICE const DeviceHeads& heads(const HeadLine& line) const {
     return line.values ? arguments.values : arguments.keys;
   }
   GR_DEVICE DataType source_type(const HeadLine& line) const { return heads(line).dtype; }
-  GR_DEVICE DataType target_type(const HeadLine&) const { return arguments.pages.layout.dtype; }
+  GR_DEVICE DataType target_type(const HeadLine&) const { return arguments.pages.layer.dtype; }
   GR_DEVICE bool locate(const HeadLine& line, std::int64_t token, Ends& ends) const {
     const std::int64_t slot = arguments.slot_mapping[token];
     if (slot < 0) return false;
-    const std::int64_t page = slot / arguments.pages.layout.page_size;
+    const std::int64_t page = slot / arguments.pages.layer.page_size;
     ends = {address_in_heads(heads(line), line, token),
-            address_in_page(arguments.pages, arguments.layers.first, line, page,
-                            slot - page * arguments.pages.layout.page_size)};
+            address_in_page(arguments.pages, line, page,
+                            slot - page * arguments.pages.layer.page_size)};
     return true;
   }
 };
@@ -86,15 +88,15 @@ struct GatherJob {
   GatherArguments arguments;
 
   GR_DEVICE std::int64_t tokens() const { return arguments.tokens; }
-  GR_DEVICE std::int32_t num_kv_heads() const { return arguments.pages.layout.num_kv_heads; }
-  GR_DEVICE std::int32_t head_dim() const { return arguments.pages.layout.head_dim; }
+  GR_DEVICE const LayerLayout& layer() const { return arguments.pages.layer; }
+  GR_DEVICE std::uint32_t parts() const { return arguments.values.data != nullptr ? 2 : 1; }
   GR_DEVICE const DeviceHeads& heads(const HeadLine& line) const {
     return line.values ? arguments.values : arguments.keys;
   }
-  GR_DEVICE DataType source_type(const HeadLine&) const { return arguments.pages.layout.dtype; }
+  GR_DEVICE DataType source_type(const HeadLine&) const { return arguments.pages.layer.dtype; }
   GR_DEVICE DataType target_type(const HeadLine& line) const { return heads(line).dtype; }
   GR_DEVICE bool locate(const HeadLine& line, std::int64_t token, Ends& ends) const {
-    ends = {address_in_table(arguments.pages, arguments.table, arguments.layers.first, line, token),
+    ends = {address_in_table(arguments.pages, arguments.table, line, token),
             address_in_heads(heads(line), line, token)};
     return true;
   }
@@ -104,28 +106,28 @@ struct CastCopyJob {
   CastCopyArguments arguments;
 
   GR_DEVICE std::int64_t tokens() const { return arguments.end - arguments.begin; }
-  GR_DEVICE std::int32_t num_kv_heads() const { return arguments.source.layout.num_kv_heads; }
-  GR_DEVICE std::int32_t head_dim() const { return arguments.source.layout.head_dim; }
-  GR_DEVICE DataType source_type(const HeadLine&) const { return arguments.source.layout.dtype; }
-  GR_DEVICE DataType target_type(const HeadLine&) const { return arguments.target.layout.dtype; }
+  GR_DEVICE const LayerLayout& layer() const { return arguments.source.layer; }
+  GR_DEVICE std::uint32_t parts() const { return layer().latent() ? 1 : 2; }
+  GR_DEVICE DataType source_type(const HeadLine&) const { return arguments.source.layer.dtype; }
+  GR_DEVICE DataType target_type(const HeadLine&) const { return arguments.target.layer.dtype; }
   GR_DEVICE bool locate(const HeadLine& line, std::int64_t token, Ends& ends) const {
     const std::int64_t place = arguments.begin + token;
-    ends = {address_in_table(arguments.source, arguments.source_table, 0, line, place),
-            address_in_table(arguments.target, arguments.target_table, 0, line, place)};
+    ends = {address_in_table(arguments.source, arguments.source_table, line, place),
+            address_in_table(arguments.target, arguments.target_table, line, place)};
     return true;
   }
 };
 
-// grid: (any, [layers, 2, heads]). Neighbouring threads move neighbouring pieces of a head, then
-// those of the next token.
+// grid: (any, [layers, parts, heads]). Neighbouring threads move neighbouring pieces of a head,
+// then those of the next token.
 template <typename Job>
 GR_KERNEL(kCopyThreads)
 void head_copy_kernel(const Job job) {
   wait_for_dependencies();
-  const HeadLine line = line_of(blockIdx.y, job.num_kv_heads());
+  const HeadLine line = line_of(blockIdx.y, job.parts(), job.layer().num_kv_heads);
   const DataType from = job.source_type(line);
   const DataType to = job.target_type(line);
-  const std::int32_t head_dim = job.head_dim();
+  const std::int32_t head_dim = line.values ? job.layer().value_dim : job.layer().head_dim;
   const auto pieces = static_cast<std::uint32_t>((head_dim + kPieceElements - 1) / kPieceElements);
   const std::uint64_t total = static_cast<std::uint64_t>(job.tokens()) * pieces;
   const std::uint64_t stride = std::uint64_t{gridDim.x} * kCopyThreads;

@@ -44,16 +44,15 @@ class HeldTables {
     const BorrowedSinks borrowed(arena, sinks);
     options.sinks = borrowed.view;
     const BorrowedTensor q(queries.ptr(), "queries");
-    const BorrowedTensor k(keys.ptr(), "keys");
-    const BorrowedTensor v(values.ptr(), "values");
+    const BorrowedHeads k(arena, keys, "keys");
+    const BorrowedHeads v(arena, values, "values");
     const BorrowedTensor o(out.ptr(), "out");
     const BorrowedTensor s(scratch.ptr(), "scratch");
     const HeadsView query = heads_view(arena, q, "queries", Axes::kHeadsFirst, false);
     const HeadsView target = heads_view(arena, o, "out", Axes::kTokensFirst, true);
     void* const floats = compact(tables_.pool(), s, "scratch", 32, tables_.scratch_size());
     const DeviceStream where = stream();
-    tables_.append(layer, heads_view(arena, k, "keys", Axes::kHeadsFirst, false),
-                   heads_view(arena, v, "values", Axes::kHeadsFirst, false), where);
+    if (!tables_.shares(layer)) tables_.append(layer, k.view, v.view, where);
     tables_.attend(layer, options, query, target, static_cast<float*>(floats), where);
   }
 

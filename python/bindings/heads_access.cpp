@@ -50,6 +50,17 @@ HeadsView heads_view(const Arena& arena, const BorrowedTensor& tensor, const cha
   return view;
 }
 
+BorrowedHeads::BorrowedHeads(const Arena& arena, const py::object& heads, const char* what,
+                             bool written)
+    : object_(heads.ptr()) {
+  if (heads.is_none()) return;
+  view = heads_view(arena, tensor_.emplace(object_, what), what, Axes::kHeadsFirst, written);
+}
+
+DeviceStream BorrowedHeads::stream() const {
+  return tensor_ ? current_stream(object_, *tensor_) : nullptr;
+}
+
 AttentionOptions attention_options(float scale, std::int32_t window, float softcap) {
   if (!std::isfinite(scale)) throw py::value_error("scale must be finite");
   if (window < 0) throw py::value_error("window must be >= 0 (0: off)");

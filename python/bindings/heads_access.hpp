@@ -25,6 +25,22 @@ void check_place(const Arena& arena, const BorrowedTensor& tensor, const std::st
 HeadsView heads_view(const Arena& arena, const BorrowedTensor& tensor, const char* what, Axes axes,
                      bool written);
 
+// Keys or values of one layer; None: there are none (HeadsView::absent). Borrowed while it lives.
+class BorrowedHeads {
+ public:
+  BorrowedHeads(const Arena& arena, const pybind11::object& heads, const char* what,
+                bool written = false);
+
+  // The stream that the tensor's framework works on now; null for no tensor.
+  DeviceStream stream() const;
+
+  HeadsView view{};
+
+ private:
+  PyObject* object_;
+  std::optional<BorrowedTensor> tensor_;
+};
+
 AttentionOptions attention_options(float scale, std::int32_t window, float softcap);
 
 // Attention sinks, [heads], on the arena's device; None: there are none. Borrowed while it lives.

@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -54,7 +55,52 @@ void def_column(py::class_<RaggedBatch>& batch, const char* name, const char* do
       doc);
 }
 
+void bind_layer_shape(py::module_& module) {
+  py::class_<LayerShape>(module, "LayerShape", docs::kLayerShape)
+      .def(py::init([](std::int32_t num_kv_heads, std::int32_t head_dim,
+                       std::optional<std::int32_t> value_dim, std::optional<std::int32_t> shares,
+                       bool latent) {
+             return LayerShape{num_kv_heads, head_dim, value_dim.value_or(head_dim),
+                               shares.value_or(-1), latent};
+           }),
+           py::kw_only(), py::arg("num_kv_heads"), py::arg("head_dim"),
+           py::arg("value_dim") = py::none(), py::arg("shares") = py::none(),
+           py::arg("latent") = false)
+      .def_readonly("num_kv_heads", &LayerShape::num_kv_heads)
+      .def_readonly("head_dim", &LayerShape::head_dim)
+      .def_readonly("value_dim", &LayerShape::value_dim)
+      .def_property_readonly("shares",
+                             [](const LayerShape& shape) {
+                               return shape.shares < 0 ? std::nullopt : std::optional(shape.shares);
+                             })
+      .def_readonly("latent", &LayerShape::latent)
+      .def(
+          "__eq__", [](const LayerShape& a, const LayerShape& b) { return a == b; },
+          py::is_operator());
+}
+
+void bind_layer_layout(py::module_& module) {
+  py::class_<LayerLayout>(module, "LayerLayout", docs::kLayerLayout)
+      .def_readonly("num_kv_heads", &LayerLayout::num_kv_heads)
+      .def_readonly("head_dim", &LayerLayout::head_dim)
+      .def_readonly("value_dim", &LayerLayout::value_dim)
+      .def_readonly("key_offset", &LayerLayout::key_offset)
+      .def_readonly("key_head_stride", &LayerLayout::key_head_stride)
+      .def_readonly("key_token_stride", &LayerLayout::key_token_stride)
+      .def_readonly("value_offset", &LayerLayout::value_offset)
+      .def_readonly("value_head_stride", &LayerLayout::value_head_stride)
+      .def_readonly("value_token_stride", &LayerLayout::value_token_stride);
+}
+
+const LayerLayout& layer_of(const KvLayout& layout, std::int32_t layer) {
+  if (layer >= 0 && layer < layout.num_layers()) return layout.layer(layer);
+  throw py::index_error("layer must lie in [0, " + std::to_string(layout.num_layers()) + "), got " +
+                        std::to_string(layer));
+}
+
 void bind_layout(py::module_& module) {
+  bind_layer_shape(module);
+  bind_layer_layout(module);
   py::class_<KvLayout>(module, "KvLayout", docs::kKvLayout)
       .def(py::init([](std::int32_t num_layers, std::int32_t num_kv_heads, std::int32_t head_dim,
                        std::int32_t page_size, const std::string& dtype) {
@@ -62,15 +108,25 @@ void bind_layout(py::module_& module) {
            }),
            py::kw_only(), py::arg("num_layers"), py::arg("num_kv_heads"), py::arg("head_dim"),
            py::arg("page_size"), py::arg("dtype"))
-      .def_readonly("num_layers", &KvLayout::num_layers)
-      .def_readonly("num_kv_heads", &KvLayout::num_kv_heads)
-      .def_readonly("head_dim", &KvLayout::head_dim)
-      .def_readonly("page_size", &KvLayout::page_size)
-      .def_readonly("token_stride", &KvLayout::token_stride)
-      .def_readonly("head_stride", &KvLayout::head_stride)
-      .def_readonly("value_offset", &KvLayout::value_offset)
-      .def_readonly("layer_stride", &KvLayout::layer_stride)
-      .def_readonly("page_bytes", &KvLayout::page_bytes)
+      .def(py::init([](const std::vector<LayerShape>& layers, std::int32_t page_size,
+                       const std::string& dtype) {
+             return KvLayout::make(layers, page_size, data_type(dtype));
+           }),
+           py::kw_only(), py::arg("layers"), py::arg("page_size"), py::arg("dtype"))
+      .def_property_readonly("num_layers", &KvLayout::num_layers)
+      .def_property_readonly("page_size", &KvLayout::page_size)
+      .def_property_readonly("page_bytes", &KvLayout::page_bytes)
+      .def_property_readonly("layers",
+                             [](const KvLayout& layout) {
+                               std::vector<LayerShape> shapes;
+                               for (std::int32_t i = 0; i < layout.num_layers(); ++i) {
+                                 shapes.push_back(layout.shape(i));
+                               }
+                               return shapes;
+                             })
+      .def_property_readonly("sharing", &KvLayout::sharing, docs::kLayoutSharing)
+      .def("layer", &layer_of, py::arg("layer"), "Where a layer's keys and values lie in a page.")
+      .def_property_readonly("numbers", &KvLayout::numbers, docs::kLayoutNumbers)
       .def(
           "__eq__", [](const KvLayout& a, const KvLayout& b) { return a == b; }, py::is_operator())
       .def("__repr__",
@@ -103,7 +159,8 @@ void bind_pool(py::module_& module) {
             return pool.can_allocate(wanted);
           },
           py::arg("wanted"), "Whether so many pages of each model could be had together.")
-      .def("layout", &PagePool::layout, py::arg("model"), "KvLayout of a model.")
+      .def("layout", &PagePool::layout, py::arg("model"),
+           py::return_value_policy::reference_internal, "KvLayout of a model.")
       .def("available", &PagePool::available, py::arg("model"),
            "Pages of a model that could be had now, if no other model took any.")
       .def("owned", &PagePool::owned, py::arg("model"), "Pages of a model in use.")

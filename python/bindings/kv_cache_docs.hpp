@@ -3,19 +3,51 @@
 
 namespace glimprouter::bindings::docs {
 
+inline constexpr const char* kLayerShape =
+    R"(What one layer keeps of a token.
+
+Args:
+    num_kv_heads: Heads of keys and values, >= 1.
+    head_dim: Elements of a key, >= 1.
+    value_dim: Elements of a value; None for as many as a key has.
+    shares: An earlier layer of the same shape whose keys and values this one reads, so that it
+        keeps none (the last layers of Gemma 3n and Gemma 4); None for its own.
+    latent: The values are the first value_dim elements of the keys and are not kept again (the
+        latent vectors of multi-head latent attention, DeepSeek V2, arXiv 2405.04434).
+
+Attributes: the arguments.
+)";
+
+inline constexpr const char* kLayerLayout =
+    R"(Where the keys and values of one layer lie in a page: [head, token, element] each.
+
+Attributes: num_kv_heads, head_dim, value_dim; and in bytes key_offset, value_offset (from the page's
+first byte), key_head_stride, key_token_stride, value_head_stride, value_token_stride.
+)";
+
+inline constexpr const char* kLayoutNumbers =
+    R"(The layout as a list of int, which torch.ops.glimprouter takes.)";
+
+inline constexpr const char* kLayoutSharing =
+    R"(Layers that read the keys and values of others, ascending: nothing is appended to these.)";
+
 inline constexpr const char* kKvLayout =
-    R"(How one model's keys and values lie in a page: (layer, key or value, head, token, element).
+    R"(How one model's keys and values lie in a page: a list of layers, each of its own geometry.
+
+Two forms: layers of one shape by ``num_layers``, ``num_kv_heads`` and ``head_dim``, others by
+``layers``.
 
 Args:
     num_layers, num_kv_heads, head_dim: Sizes of the model, each >= 1.
+    layers: A LayerShape a layer.
     page_size: Tokens of a page, >= 1.
     dtype: "float32", "bfloat16" or "float16".
 
-Attributes: the arguments, and token_stride, head_stride, value_offset, layer_stride, page_bytes
-(bytes).
+Attributes: num_layers, layers, sharing, page_size, page_bytes, numbers; ``layer(i)`` is a LayerLayout.
 
 Raises:
-    ValueError: A size below 1, or another dtype.
+    ValueError: No layer, a size below 1, another dtype, a layer that shares one that is not before
+        it or has another shape, or latent values with more elements than the keys.
 )";
 
 inline constexpr const char* kPagePool =

@@ -2,10 +2,12 @@
 #include "glimprouter/kv_ops.hpp"
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "heads_access.hpp"
 #include "index_list.hpp"
@@ -46,11 +48,9 @@ HeadsView layers_view(const Arena& arena, const BorrowedTensor& tensor, const ch
 // Work on a device goes where the tensors' framework works now (current_stream).
 void append(PagePool& pool, std::int32_t layer, const RaggedBatch& batch, const py::object& keys,
             const py::object& values) {
-  const BorrowedTensor k(keys.ptr(), "keys");
-  const BorrowedTensor v(values.ptr(), "values");
-  const HeadsView key = heads_view(pool.arena(), k, "keys", Axes::kHeadsFirst, false);
-  const HeadsView value = heads_view(pool.arena(), v, "values", Axes::kHeadsFirst, false);
-  append_kv(pool, {layer}, batch, key, value, current_stream(keys.ptr(), k));
+  const BorrowedHeads k(pool.arena(), keys, "keys");
+  const BorrowedHeads v(pool.arena(), values, "values");
+  append_kv(pool, {layer}, batch, k.view, v.view, k.stream());
 }
 
 void attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
@@ -105,11 +105,9 @@ void stage(const PagePool& pool, const RaggedBatch& batch, std::int32_t heads, s
 void gather(const PagePool& pool, std::int32_t model, std::int32_t layer, const py::object& pages,
             const py::object& keys, const py::object& values) {
   const IndexList list(pages.ptr(), "pages");
-  const BorrowedTensor k(keys.ptr(), "keys");
-  const BorrowedTensor v(values.ptr(), "values");
-  const HeadsView key = heads_view(pool.arena(), k, "keys", Axes::kHeadsFirst, true);
-  const HeadsView value = heads_view(pool.arena(), v, "values", Axes::kHeadsFirst, true);
-  gather_kv(pool, model, {layer}, list.span(), key, value, current_stream(keys.ptr(), k));
+  const BorrowedHeads k(pool.arena(), keys, "keys", true);
+  const BorrowedHeads v(pool.arena(), values, "values", true);
+  gather_kv(pool, model, {layer}, list.span(), k.view, v.view, k.stream());
 }
 
 // Integers of one table, contiguous; a view.
@@ -133,9 +131,9 @@ std::span<const Integer> integers(const BorrowedTensor& tensor, const char* what
 // Arena and tables of a forward pass that come as tensors; borrowed and checked.
 class TensorPages {
  public:
-  // tables: slot_mapping, block_table, cu_seqlens, seq_lens. geometry: layers, KV heads, page size.
-  TensorPages(const py::object& arena, const py::tuple& tables, const py::tuple& geometry,
-              std::int32_t head_dim)
+  // tables: slot_mapping, block_table, cu_seqlens, seq_lens. numbers: KvLayout::numbers().
+  TensorPages(const py::object& arena, const py::tuple& tables,
+              const std::vector<std::int64_t>& numbers)
       : tensor_(arena.ptr(), "arena"),
         slot_mapping_(py::object(tables[0]).ptr(), "slot_mapping"),
         block_table_(py::object(tables[1]).ptr(), "block_table"),
@@ -146,8 +144,7 @@ class TensorPages {
     if (tensor_.device_type != kCpuDevice || tensor_.dimensions != 1 || tensor_.strides[0] != 1) {
       throw py::value_error("arena must be contiguous, of one dimension, on the CPU");
     }
-    layout = KvLayout::make(geometry[0].cast<std::int32_t>(), geometry[1].cast<std::int32_t>(),
-                            head_dim, geometry[2].cast<std::int32_t>(), dtype);
+    layout = KvLayout::of_numbers(numbers, dtype);
     view.block_table = integers<PageId>(block_table_, "block_table", 2);
     view.table_width = static_cast<std::int32_t>(block_table_.shape[1]);
     view.slot_mapping = integers<std::int64_t>(slot_mapping_, "slot_mapping", 1);
@@ -178,21 +175,26 @@ HeadsView host_view(const BorrowedTensor& tensor, const char* what, Axes axes, b
   return heads_view(host(), tensor, what, axes, written);
 }
 
-void append_to(const py::object& arena, const py::tuple& tables, const py::tuple& geometry,
-               std::int32_t layer, const py::object& keys, const py::object& values) {
-  const BorrowedTensor k(keys.ptr(), "keys");
-  const BorrowedTensor v(values.ptr(), "values");
-  const HeadsView key = host_view(k, "keys", Axes::kHeadsFirst, false);
-  const HeadsView value = host_view(v, "values", Axes::kHeadsFirst, false);
-  TensorPages pages(arena, tables, geometry, key.head_dim);
-  append_kv(pages.memory(true), {layer}, pages.view, key, value);
+void append_to(const py::object& arena, const py::tuple& tables,
+               const std::vector<std::int64_t>& numbers, std::int32_t layer, const py::object& keys,
+               const py::object& values) {
+  const BorrowedHeads k(host(), keys, "keys");
+  const BorrowedHeads v(host(), values, "values");
+  TensorPages pages(arena, tables, numbers);
+  append_kv(pages.memory(true), {layer}, pages.view, k.view, v.view);
 }
 
-// keys: None when they are in the pages by now.
-void attend(const py::object& arena, const py::tuple& tables, const py::tuple& geometry,
-            std::int32_t layer, const py::object& queries, const py::object& keys,
-            const py::object& values, const py::object& out, float scale, std::int32_t window,
-            float softcap, const py::object& sinks) {
+// Whether a layer reads another's keys and values, which are in the pages by now.
+bool shares(const KvLayout& layout, std::int32_t layer) {
+  return layer >= 0 && layer < layout.num_layers() && layout.shape(layer).shares >= 0;
+}
+
+// keys: None when they are in the pages by now. values: None for a layer that keeps them within its
+// keys.
+void attend(const py::object& arena, const py::tuple& tables,
+            const std::vector<std::int64_t>& numbers, std::int32_t layer, const py::object& queries,
+            const py::object& keys, const py::object& values, const py::object& out, float scale,
+            std::int32_t window, float softcap, const py::object& sinks) {
   AttentionOptions options = attention_options(scale, window, softcap);
   const BorrowedSinks borrowed(host(), sinks);
   options.sinks = borrowed.view;
@@ -200,15 +202,13 @@ void attend(const py::object& arena, const py::tuple& tables, const py::tuple& g
   const BorrowedTensor o(out.ptr(), "out");
   const HeadsView query = host_view(q, "queries", Axes::kHeadsFirst, false);
   const HeadsView target = host_view(o, "out", Axes::kTokensFirst, true);
-  TensorPages pages(arena, tables, geometry, query.head_dim);
-  if (!keys.is_none()) {
+  TensorPages pages(arena, tables, numbers);
+  if (!keys.is_none() && !shares(pages.layout, layer)) {
     // Before the pages change: attention that is refused leaves them as they were.
     check_attention(pages.layout, layer, pages.view.tokens(), options, query, target);
-    const BorrowedTensor k(keys.ptr(), "keys");
-    const BorrowedTensor v(values.ptr(), "values");
-    const HeadsView key = host_view(k, "keys", Axes::kHeadsFirst, false);
-    const HeadsView value = host_view(v, "values", Axes::kHeadsFirst, false);
-    append_kv(pages.memory(true), {layer}, pages.view, key, value);
+    const BorrowedHeads k(host(), keys, "keys");
+    const BorrowedHeads v(host(), values, "values");
+    append_kv(pages.memory(true), {layer}, pages.view, k.view, v.view);
   }
   const py::gil_scoped_release release;
   paged_attention(pages.memory(false), layer, pages.view, options, query, target);

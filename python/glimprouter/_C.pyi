@@ -1,7 +1,7 @@
 """Types of the native core. Documented in the Python modules that wrap it."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -144,7 +144,50 @@ class StepRouter:
 
 class OutOfPages(RuntimeError): ...
 
+class LayerShape:
+    def __init__(
+        self,
+        *,
+        num_kv_heads: int,
+        head_dim: int,
+        value_dim: int | None = ...,
+        shares: int | None = ...,
+        latent: bool = ...,
+    ) -> None: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def value_dim(self) -> int: ...
+    @property
+    def shares(self) -> int | None: ...
+    @property
+    def latent(self) -> bool: ...
+    def __eq__(self, other: object) -> bool: ...
+
+class LayerLayout:
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def value_dim(self) -> int: ...
+    @property
+    def key_offset(self) -> int: ...
+    @property
+    def key_head_stride(self) -> int: ...
+    @property
+    def key_token_stride(self) -> int: ...
+    @property
+    def value_offset(self) -> int: ...
+    @property
+    def value_head_stride(self) -> int: ...
+    @property
+    def value_token_stride(self) -> int: ...
+
 class KvLayout:
+    @overload
     def __init__(
         self,
         *,
@@ -154,24 +197,27 @@ class KvLayout:
         page_size: int,
         dtype: Literal["float32", "bfloat16", "float16"],
     ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        *,
+        layers: Sequence[LayerShape],
+        page_size: int,
+        dtype: Literal["float32", "bfloat16", "float16"],
+    ) -> None: ...
     @property
     def num_layers(self) -> int: ...
     @property
-    def num_kv_heads(self) -> int: ...
+    def layers(self) -> list[LayerShape]: ...
     @property
-    def head_dim(self) -> int: ...
+    def sharing(self) -> list[int]: ...
     @property
     def page_size(self) -> int: ...
     @property
-    def token_stride(self) -> int: ...
-    @property
-    def head_stride(self) -> int: ...
-    @property
-    def value_offset(self) -> int: ...
-    @property
-    def layer_stride(self) -> int: ...
-    @property
     def page_bytes(self) -> int: ...
+    @property
+    def numbers(self) -> list[int]: ...
+    def layer(self, layer: int) -> LayerLayout: ...
     def __eq__(self, other: object) -> bool: ...
 
 class PagePool:
@@ -338,7 +384,7 @@ def rotate_heads(
 def append_kv_to(
     arena: Any,
     tables: tuple[Any, Any, Any, Any],
-    geometry: tuple[int, int, int],
+    layout: Sequence[int],
     layer: int,
     keys: Any,
     values: Any,
@@ -347,7 +393,7 @@ def append_kv_to(
 def attend_over(
     arena: Any,
     tables: tuple[Any, Any, Any, Any],
-    geometry: tuple[int, int, int],
+    layout: Sequence[int],
     layer: int,
     queries: Any,
     keys: Any,

@@ -25,6 +25,8 @@ from glimprouter.glimpse import (
 from glimprouter.kv import (
     KvCache,
     KvLayout,
+    LayerLayout,
+    LayerShape,
     OutOfPages,
     PagePool,
     RaggedBatch,
@@ -46,6 +48,8 @@ __all__ = [
     "Glimpse",
     "KvCache",
     "KvLayout",
+    "LayerLayout",
+    "LayerShape",
     "OutOfPages",
     "OutputField",
     "PagePool",

@@ -18,6 +18,8 @@ from glimprouter import _C
 from glimprouter._C import (
     KvCache,
     KvLayout,
+    LayerLayout,
+    LayerShape,
     OutOfPages,
     PagePool,
     RaggedBatch,
@@ -28,6 +30,8 @@ from glimprouter._C import (
 __all__ = [
     "KvCache",
     "KvLayout",
+    "LayerLayout",
+    "LayerShape",
     "OutOfPages",
     "PagePool",
     "RaggedBatch",
@@ -50,11 +54,12 @@ def append_kv(pool: PagePool, layer: int, batch: RaggedBatch, keys: Any, values:
         layer: In ``[0, num_layers)``.
         batch: Tells the slot_mapping; T tokens.
         keys: ``[T, KV heads, size]`` or ``[1, KV heads, T, size]``, contiguous along ``size``.
-        values: Likewise.
+        values: Likewise, of the size that the layer's values have; None for a latent layer, which
+            keeps them within its keys (:class:`LayerShape`).
 
     Raises:
         TypeError: Another element type.
-        ValueError: Another shape, stride, device or layer.
+        ValueError: Another shape, stride, device or layer; or a layer that shares another's keys.
     """
     _C.append_kv(pool, layer, batch, keys, values)
 
@@ -81,7 +86,7 @@ def paged_attention(
         batch: T tokens of B sequences.
         queries: ``[T, heads, size]`` or ``[1, heads, T, size]``; ``heads`` is a multiple of the KV
             heads, ``size`` a multiple of 16.
-        out: Written: ``[T, heads, size]`` or ``[1, T, heads, size]``.
+        out: Written: ``[T, heads, size]`` or ``[1, T, heads, size]``, of the size of a value.
         scale: Factor of the scores, usually ``size ** -0.5``.
         window: Tokens that a token sees, itself included; 0 for all before it.
         softcap: Scores become ``softcap * tanh(score / softcap)``; 0 is off.

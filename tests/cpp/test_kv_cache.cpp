@@ -134,7 +134,7 @@ class CacheTape {
       ++refused_;
       return;
     }
-    const std::int32_t page_size = pool_->layout(model).page_size;
+    const std::int32_t page_size = pool_->layout(model).page_size();
     auto& tags = tags_[sequence][static_cast<std::size_t>(model)];
     const bool fails = below(5) == 0;  // the forward pass stops half-way
     for (std::size_t i = 0; i < batch.ids.size() / (fails ? 2 : 1); ++i) {
@@ -152,7 +152,7 @@ class CacheTape {
   }
 
   std::byte* token_address(int model, PageId page, std::int32_t place) {
-    return pool_->address(page) + place * pool_->layout(model).token_stride;
+    return pool_->address(page) + place * pool_->layout(model).layer(0).key_token_stride;
   }
   void resize_tags(std::int32_t sequence, int model) {
     const auto index = static_cast<std::size_t>(model);
@@ -164,7 +164,7 @@ class CacheTape {
     for (const auto& [sequence, tags] : tags_) {
       for (std::size_t model = 0; model < kModels; ++model) {
         const ModelCache& cache = cache_.sequence(sequence).caches[model];
-        const std::int32_t page_size = pool_->layout(static_cast<int>(model)).page_size;
+        const std::int32_t page_size = pool_->layout(static_cast<int>(model)).page_size();
         ASSERT_EQ(static_cast<std::size_t>(cache.num_computed_tokens), tags[model].size());
         for (std::int32_t position = 0; position < cache.num_computed_tokens; ++position) {
           std::uint32_t stored = 0;

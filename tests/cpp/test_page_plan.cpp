@@ -35,9 +35,9 @@ struct Fixture {
   int copies_left = 1000;
   KvLayout layout = KvLayout::make(2, 1, 32, kPageSize, DataType::kFloat32);
   std::shared_ptr<PagePool> pool = std::make_shared<PagePool>(
-      std::vector<KvLayout>{layout}, 9 * layout.page_bytes,
+      std::vector<KvLayout>{layout}, 9 * layout.page_bytes(),
       [this](std::size_t bytes) { return std::make_unique<RefusingArena>(bytes, copies_left); },
-      layout.page_bytes);
+      layout.page_bytes());
   KvCache cache{pool, 4};
 
   // A sequence whose six tokens are computed, in two pages of which the second has room for two.
@@ -45,7 +45,7 @@ struct Fixture {
     const std::int32_t sequence = cache.open({{1, 2, 3, 4, 5, 6}});
     cache.complete(cache.prepare(0, std::vector{sequence}));
     const PageId tail = cache.sequence(sequence).caches[0].pages[1];
-    std::memset(pool->address(tail), 0x5A, static_cast<std::size_t>(layout.page_bytes));
+    std::memset(pool->address(tail), 0x5A, static_cast<std::size_t>(layout.page_bytes()));
     return sequence;
   }
   const std::vector<PageId>& pages(std::int32_t sequence) {
@@ -77,7 +77,7 @@ TEST(PagePlan, OfForksInOneBatchTheLastWritesInPlace) {
     EXPECT_NE(own[1], shared[1]);
     EXPECT_EQ(fixture.pool->references(own[1]), 1);
     EXPECT_EQ(0, std::memcmp(fixture.pool->address(own[1]), fixture.pool->address(shared[1]),
-                             static_cast<std::size_t>(fixture.layout.page_bytes)));
+                             static_cast<std::size_t>(fixture.layout.page_bytes())));
   }
   EXPECT_NE(fixture.pages(sequences[0])[1], fixture.pages(sequences[1])[1]);
   EXPECT_EQ(fixture.pool->references(shared[1]), 1);

@@ -23,7 +23,7 @@ constexpr std::int32_t kPageSize = 4;
 struct Fixture {
   KvLayout layout = KvLayout::make(2, kHeads, kHeadSize, kPageSize, DataType::kFloat32);
   std::shared_ptr<PagePool> pool = std::make_shared<PagePool>(
-      std::vector<KvLayout>{layout}, 40 * layout.page_bytes, arena_on("cpu"));
+      std::vector<KvLayout>{layout}, 40 * layout.page_bytes(), arena_on("cpu"));
   KvCache cache{pool, 3};
   RaggedBatch batch;
 

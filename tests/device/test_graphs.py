@@ -23,6 +23,7 @@ import hf_pairs
 from device_pairs import DEVICES, pair_of, written
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.attention import paged
+from glimprouter.hf.attention.layers import kv_layout
 from glimprouter.hf.engine import kept_pool
 from glimprouter.hf.graphs import decode_graphs
 from glimprouter.hf.graphs.compiled_decode import CompiledDecode
@@ -184,7 +185,7 @@ def test_preempted_sequences_go_on(device: str, recorders: list[CountingRecorder
     """The second model has as little memory as one long sequence needs, and a few pages more."""
     prompts = pair_of("qwen3").prompts[:4]
     want = written(routed(device).generate(prompts))
-    layouts = [paged.kv_layout(pair_of("qwen3").model(n)) for n in ("small", "large")]
+    layouts = [kv_layout(pair_of("qwen3").model(n)) for n in ("small", "large")]
     sector = gr.PagePool.default_sector_bytes(layouts)
     tight = routed(device, kv_memory_bytes=14 * sector)
     assert written(tight.generate(prompts)) == want
@@ -304,13 +305,13 @@ def test_compiled_passes_are_captured(
 def test_a_decode_pass_attends_as_other_passes_do(device: str) -> None:
     """Scale, window, softcap and sinks reach its kernels."""
     model, home = hf_pairs.random_model("qwen3", 1, 7), torch_device(device)
-    layout = paged.kv_layout(model)
+    layout = kv_layout(model)
     outs = []
     for padded in (True, False):
         generator = torch.Generator().manual_seed(3)
 
         def heads(count: int, tokens: int, draw: torch.Generator = generator) -> torch.Tensor:
-            return torch.randn((1, count, tokens, layout.head_dim), generator=draw).to(home)
+            return torch.randn((1, count, tokens, layout.layers[0].head_dim), generator=draw).to(home)
 
         pool = gr.PagePool([layout], 4 * layout.page_bytes, layout.page_bytes, device)
         cache = gr.KvCache(pool, 1)
@@ -344,7 +345,7 @@ def test_a_decode_pass_attends_as_other_passes_do(device: str) -> None:
 def test_strides_of_ids_and_positions_follow_from_the_size(device: str) -> None:
     """Compilers see strides: those of odd and even sizes would be compiled apart."""
     model = hf_pairs.random_model("qwen3", 1, 7)
-    layout = paged.kv_layout(model)
+    layout = kv_layout(model)
     pool = gr.PagePool([layout], 4 * layout.page_bytes, layout.page_bytes, device)
     home = SimpleNamespace(config=model.config, device=torch_device(device))
     for size in range(1, 9):

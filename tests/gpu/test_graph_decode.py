@@ -16,7 +16,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 import glimprouter as gr
 import hf_pairs
 from glimprouter.hf import RoutedModel
-from glimprouter.hf.attention.paged import kv_layout, paged_forward
+from glimprouter.hf.attention.layers import kv_layout
+from glimprouter.hf.attention.paged import paged_forward
 from glimprouter.hf.graphs import decode_graphs
 from glimprouter.hf.graphs.decode_graphs import DecodeGraphs
 from glimprouter.hf.graphs.recorders import CudaRecorder, Recording

@@ -10,7 +10,8 @@ import torch
 
 import glimprouter as gr
 import hf_pairs
-from glimprouter.hf.attention.paged import PagedPass, kv_layout, packed_forward
+from glimprouter.hf.attention.layers import kv_layout
+from glimprouter.hf.attention.paged import PagedPass, packed_forward
 from glimprouter.torch import AttendingPass, AttentionOptions, PassTables, arena_of
 
 FAMILIES = ("qwen3", "llama", "gemma2", "gemma3")
@@ -132,10 +133,10 @@ def test_our_passes_attend_as_the_contract_says(kind: str, options: AttentionOpt
         if kind == "tables":
             attending = PassTables.of(pool, batch, arena_of(pool, torch.float32))
         expected = TensorPass(held, counts)
-        for layer in range(layout.num_layers):
+        for layer, shape in enumerate(layout.layers):
             query, key, value = (
-                torch.randn(1, heads, sum(counts), layout.head_dim, generator=generator)
-                for heads in (4, layout.num_kv_heads, layout.num_kv_heads)
+                torch.randn(1, heads, sum(counts), shape.head_dim, generator=generator)
+                for heads in (4, shape.num_kv_heads, shape.num_kv_heads)
             )
             got = attending.attend(layer, query, key, value, options)
             want = expected.attend(layer, query, key, value, options)

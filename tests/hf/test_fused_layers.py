@@ -28,7 +28,8 @@ import hf_pairs
 from glimprouter import _C
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.attention.fused_layers import FusedLayers
-from glimprouter.hf.attention.paged import kv_layout, paged_forward
+from glimprouter.hf.attention.layers import kv_layout
+from glimprouter.hf.attention.paged import paged_forward
 from glimprouter.hf.engine.choice import choose_engine
 from glimprouter.kv import KvCache, PagePool
 

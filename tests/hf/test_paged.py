@@ -17,7 +17,7 @@ from transformers import (
 import glimprouter as gr
 import hf_pairs
 from glimprouter.hf import RoutedModel
-from glimprouter.hf.attention.paged import kv_layout
+from glimprouter.hf.attention.layers import kv_layout
 from glimprouter.hf.attention.trial import why_not_paged
 from glimprouter.hf.engine.paged import PagedEngine
 from hf_pairs import TOKENIZER, VOCABULARY, Pair

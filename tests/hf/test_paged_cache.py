@@ -21,7 +21,7 @@ from transformers import (
 import glimprouter as gr
 import hf_pairs
 from glimprouter.hf import PagedCache, RoutedModel
-from glimprouter.hf.attention.paged import kv_layout
+from glimprouter.hf.attention.layers import kv_layout
 
 pytestmark = pytest.mark.usefixtures("pages_of_16")
 FAMILIES = (*hf_pairs.FAMILIES, "gemma2")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import hf_pairs
 from glimprouter.hf import Result, RoutedModel, Run, TokenCounts
-from glimprouter.hf.attention.paged import kv_layout
+from glimprouter.hf.attention.layers import kv_layout
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.state.form import find_state_form
 from glimprouter.kv import KvLayout, PagePool

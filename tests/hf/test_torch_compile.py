@@ -12,7 +12,8 @@ from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 import glimprouter as gr
 import hf_pairs
 from glimprouter.hf import RoutedModel
-from glimprouter.hf.attention.paged import kv_layout, paged_forward
+from glimprouter.hf.attention.layers import kv_layout
+from glimprouter.hf.attention.paged import paged_forward
 from glimprouter.torch import operations
 
 PAIR = hf_pairs.random_pair("qwen3", "llama")  # the small model is a Qwen3, the large one a Llama

@@ -15,7 +15,7 @@ import hf_translated
 import tokenizer_kinds
 from glimprouter.boundary import token_bytes
 from glimprouter.hf import EncodedPrompt, Result, RoutedModel, routed_generate
-from glimprouter.hf.attention.paged import kv_layout
+from glimprouter.hf.attention.layers import kv_layout
 from glimprouter.hf.engine.paged import PagedEngine
 from glimprouter.hf.run.run import Run
 from hf_pairs import ENGINE

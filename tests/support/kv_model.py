@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -179,8 +180,8 @@ def token_view(
     memory: NDArray[np.uint8], layout: gr.KvLayout, page: int, place: int
 ) -> NDArray[np.float32]:
     """Keys and values of one token in all layers and heads of a float32 page, [L, 2, H, D]."""
-    whole = memory[page * 256 : page * 256 + layout.num_layers * layout.layer_stride]
-    shape = (layout.num_layers, 2, layout.num_kv_heads, layout.page_size, layout.head_dim)
-    assert layout.value_offset * 2 == layout.layer_stride
+    kind = layout.layers[0]
+    shape = (layout.num_layers, 2, kind.num_kv_heads, layout.page_size, kind.head_dim)
+    whole = memory[page * 256 : page * 256 + 4 * math.prod(shape)]
     view: NDArray[np.float32] = whole.view(np.float32).reshape(shape)[:, :, :, place]
     return view

@@ -22,7 +22,9 @@ struct PagedMemory {
 };
 
 // Writes keys and values [layers, T, KV heads, head size] of the batch's tokens into those layers
-// of their pages, cast to the pages' type. One layer: `{layer}`; everything: all_layers(layout).
+// of their pages, cast to the pages' type. One layer: `{layer}`; everything: all_layers(layout),
+// where all are alike. A layer that shares another's keys is refused; a latent one has no values
+// (`{}`).
 void append_kv(PagePool& pool, const LayerRange& layers, const RaggedBatch& batch,
                const HeadsView& keys, const HeadsView& values, DeviceStream stream = nullptr);
 // The same for tables that check_tables() has accepted.
@@ -32,7 +34,8 @@ void append_kv(const PagedMemory& pages, const LayerRange& layers, const PageTab
 // Causal attention of the batch's tokens [T, heads, head size] over the pages of their sequences,
 // which hold the batch's own keys by now. KV head h serves the heads [h G, (h + 1) G).
 // Pages are read in place, whatever the number of tokens; bitwise the same on every instruction
-// set, for any batch, and however a prefill is cut. The library's threads share the work.
+// set, for any batch, and however a prefill is cut. The library's threads share the work. Where a
+// value has another size than a key, so has out.
 void paged_attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
                      const AttentionOptions& options, const HeadsView& queries,
                      const HeadsView& out, DeviceStream stream = nullptr);

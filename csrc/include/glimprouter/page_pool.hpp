@@ -47,7 +47,7 @@ class PagePool {
   std::int64_t num_sectors() const { return static_cast<std::int64_t>(sectors_.size()) - 1; }
   std::int64_t num_free_sectors() const { return static_cast<std::int64_t>(free_sectors_.size()); }
   std::int64_t pages_per_sector(std::int32_t model) const {
-    return sector_bytes_ / layout(model).page_bytes;
+    return sector_bytes_ / layout(model).page_bytes();
   }
   // Where the pages are, and what is done with them there.
   Arena& arena() const { return *arena_; }

@@ -59,7 +59,7 @@ class Decoding:
             tokens: Room of each sequence.
             device: Of the pages.
         """
-        from glimprouter.hf.attention.paged import kv_layout
+        from glimprouter.hf.attention.layers import kv_layout
         from glimprouter.hf.attention.stateful import stateful_forward
         from glimprouter.hf.state.form import find_state_form
         from glimprouter.hf.state.sequences import SequenceStates

@@ -18,7 +18,7 @@ CATCH_UP = (8, 64, 512)
 def _transfers(settings: Settings) -> list[BenchmarkRow]:
     import torch
 
-    from glimprouter.hf.attention.paged import PAGE_SIZE
+    from glimprouter.hf.attention.layers import PAGE_SIZE
 
     layout = gr.KvLayout(
         num_layers=1, num_kv_heads=8, head_dim=128, page_size=PAGE_SIZE, dtype="bfloat16"
@@ -116,7 +116,8 @@ def _catch_up(settings: Settings) -> list[BenchmarkRow]:
     from transformers import DynamicCache
 
     from glimprouter.bench.decode import thin_model
-    from glimprouter.hf.attention.paged import kv_layout, paged_forward
+    from glimprouter.hf.attention.layers import kv_layout
+    from glimprouter.hf.attention.paged import paged_forward
     from glimprouter.hf.engine.gather_runner import ModelRunner
 
     model: Any = thin_model()
@@ -164,7 +165,7 @@ def _catch_up(settings: Settings) -> list[BenchmarkRow]:
                     f"k = {k}: {name}",
                     timings.microseconds(name),
                     speedup=None if name == "DynamicCache" else timings.ratio("DynamicCache", name),
-                    gathered_bytes=_gathered_bytes(contenders[name], CONTEXT + k, layout.head_dim),
+                    gathered_bytes=_gathered_bytes(contenders[name], CONTEXT + k, layout.layers[0].head_dim),
                 )
             )
     return rows

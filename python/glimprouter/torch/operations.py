@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -87,33 +88,38 @@ def _append_kv(
     block_table: torch.Tensor,
     cu_seqlens: torch.Tensor,
     seq_lens: torch.Tensor,
-    num_layers: int,
-    page_size: int,
+    layout: Sequence[int],
     layer: int,
     keys: torch.Tensor,
-    values: torch.Tensor,
+    values: torch.Tensor | None,
 ) -> None:
     tables = (slot_mapping, block_table, cu_seqlens, seq_lens)
-    geometry = (num_layers, _heads(keys), page_size)
-    _C.append_kv_to(arena, tables, geometry, layer, keys, values)
+    _C.append_kv_to(arena, tables, layout, layer, keys, values)
 
 
 def _fake_append_kv(*arguments: Any) -> None:
     """Nothing comes out of it."""
 
 
-def _heads(states: torch.Tensor) -> int:
-    return states.shape[1]  # [1, heads, T, size] and [T, heads, size] alike
-
-
-def _output(query: torch.Tensor) -> torch.Tensor:
-    """Uninitialised, with tokens before heads."""
+def _output(query: torch.Tensor, size: int) -> torch.Tensor:
+    """Uninitialised, with tokens before heads; of so many elements a head."""
     if query.dim() not in (3, 4):
         raise ValueError(f"queries must have three or four dimensions, got {query.dim()}")
     if query.dim() == 3:
-        return query.new_empty(query.shape)
-    batch, heads, tokens, size = query.shape
+        return query.new_empty((*query.shape[:2], size))
+    batch, heads, tokens, _ = query.shape
     return query.new_empty((batch, tokens, heads, size))
+
+
+def _value_dim(layout: Sequence[int], layer: int) -> int:
+    """Of a layer, by the numbers of :attr:`glimprouter.KvLayout.numbers`."""
+    count, value_dim, run = 1, 3, 6
+    left = layer
+    for at in range(1, len(layout), run):
+        if left < layout[at + count - 1]:
+            return layout[at + value_dim]
+        left -= layout[at + count - 1]
+    raise ValueError(f"layer must lie in [0, {layer - left}), got {layer}")
 
 
 def _paged_attention(
@@ -123,21 +129,33 @@ def _paged_attention(
     block_table: torch.Tensor,
     cu_seqlens: torch.Tensor,
     seq_lens: torch.Tensor,
-    num_layers: int,
-    num_kv_heads: int,
-    page_size: int,
+    layout: Sequence[int],
     layer: int,
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    out = _output(query)
+    out = _output(query, _value_dim(layout, layer))
     tables = (slot_mapping, block_table, cu_seqlens, seq_lens)
-    geometry = (num_layers, num_kv_heads, page_size)
     options = (scale, window, softcap, sinks)
-    _C.attend_over(arena, tables, geometry, layer, query, None, None, out, *options)
+    _C.attend_over(arena, tables, layout, layer, query, None, None, out, *options)
     return out
+
+
+def _fake_paged_attention(
+    query: torch.Tensor,
+    arena: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    block_table: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    seq_lens: torch.Tensor,
+    layout: Sequence[int],
+    layer: int,
+    *options: Any,
+    **named: Any,
+) -> torch.Tensor:
+    return _output(query, _value_dim(layout, layer))
 
 
 def _attend(
@@ -149,19 +167,17 @@ def _attend(
     block_table: torch.Tensor,
     cu_seqlens: torch.Tensor,
     seq_lens: torch.Tensor,
-    num_layers: int,
-    page_size: int,
+    layout: Sequence[int],
     layer: int,
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    out = _output(query)
+    out = _output(query, values.shape[-1])
     tables = (slot_mapping, block_table, cu_seqlens, seq_lens)
-    geometry = (num_layers, _heads(keys), page_size)
     options = (scale, window, softcap, sinks)
-    _C.attend_over(arena, tables, geometry, layer, query, keys, values, out, *options)
+    _C.attend_over(arena, tables, layout, layer, query, keys, values, out, *options)
     return out
 
 
@@ -181,8 +197,10 @@ def _attend_named(
     )
 
 
-def _fake_attention(query: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
-    return _output(query)
+def _fake_attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *arguments: Any, **named: Any
+) -> torch.Tensor:
+    return _output(query, values.shape[-1])
 
 
 def _define(
@@ -211,29 +229,27 @@ _define(
 )
 _define(
     "append_kv",
-    f"(Tensor(a!) arena, {_TABLES}, int num_layers, int page_size, int layer, Tensor keys,"
-    " Tensor values) -> ()",
+    f"(Tensor(a!) arena, {_TABLES}, int[] layout, int layer, Tensor keys, Tensor? values) -> ()",
     _append_kv,
     _fake_append_kv,
 )
 _define(
     "paged_attention",
-    f"(Tensor query, Tensor arena, {_TABLES}, int num_layers, int num_kv_heads, int page_size,"
-    f" {_OPTIONS}) -> Tensor",
+    f"(Tensor query, Tensor arena, {_TABLES}, int[] layout, {_OPTIONS}) -> Tensor",
     _paged_attention,
-    _fake_attention,
+    _fake_paged_attention,
 )
 _define(
     "attend",
-    f"(Tensor query, Tensor keys, Tensor values, Tensor(a!) arena, {_TABLES}, int num_layers,"
-    f" int page_size, {_OPTIONS}) -> Tensor",
+    f"(Tensor query, Tensor keys, Tensor values, Tensor(a!) arena, {_TABLES}, int[] layout,"
+    f" {_OPTIONS}) -> Tensor",
     _attend,
-    _fake_attention,
+    _fake_attend,
 )
 _define(
     "attend_named",
     f"(Tensor query, Tensor keys, Tensor values, Tensor(a!) name, {_OPTIONS}) -> Tensor",
     _attend_named,
-    _fake_attention,
+    _fake_attend,
     ("CPU", "CUDA"),
 )

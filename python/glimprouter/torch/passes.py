@@ -69,13 +69,14 @@ class AttendingPass(Protocol):
             layer: A layer of the model.
             query: ``[B, heads, T, size]``; B is 1 in a packed pass, whose rows stand side by side.
             key: ``[B, KV heads, T, size]``.
-            value: ``[B, KV heads, T, size]``.
+            value: Likewise; a value may have another size than a key. A layer that shares the
+                keys and values of another is given those, which are in the pages by then.
             options: How the layer attends.
             mask: Bool ``[B, tokens]``, False for padding, where rows are padded: a packed pass has
                 none.
 
         Returns:
-            ``[B, T, heads, size]``.
+            ``[B, T, heads, size]``, of the size of a value.
         """
 
 
@@ -88,8 +89,7 @@ class PassTables(NamedTuple):
         block_table: int32 ``[B, pages]``.
         cu_seqlens: int32 ``[B + 1]``.
         seq_lens: int32 ``[B]``.
-        num_layers: Layers of the layout.
-        page_size: Page size of the layout.
+        layout: Of the pages, :attr:`glimprouter.KvLayout.numbers`.
     """
 
     arena: torch.Tensor
@@ -97,8 +97,7 @@ class PassTables(NamedTuple):
     block_table: torch.Tensor
     cu_seqlens: torch.Tensor
     seq_lens: torch.Tensor
-    num_layers: int
-    page_size: int
+    layout: list[int]
 
     @classmethod
     def of(cls, pool: PagePool, batch: RaggedBatch, arena: torch.Tensor) -> PassTables:
@@ -111,7 +110,7 @@ class PassTables(NamedTuple):
         """
         layout = pool.layout(batch.model)
         slot_mapping, table, ends, lengths = (torch.from_numpy(c) for c in batch.padded_tables())
-        return cls(arena, slot_mapping, table, ends, lengths, layout.num_layers, layout.page_size)
+        return cls(arena, slot_mapping, table, ends, lengths, layout.numbers)
 
     def attend(
         self,

@@ -144,13 +144,19 @@ class HeadsTensor {
   std::vector<std::byte> bytes_;
 };
 
-// Where an element lies in a page, from the shape alone: [layer][key, value][head][token][element].
+// Where an element lies in a page, from the shape alone: [layer][key, value][head][token][element],
+// where all layers are alike and each begins at a multiple of 16 bytes.
 inline std::int64_t place_in_page(const KvLayout& layout, std::int32_t layer, bool value,
                                   std::int32_t head, std::int64_t token, std::int32_t i) {
-  std::int64_t index = std::int64_t{2} * layer + (value ? 1 : 0);
-  index = index * layout.num_kv_heads + head;
-  index = index * layout.page_size + token;
-  return (index * layout.head_dim + i) * (layout.dtype == DataType::kFloat32 ? 4 : 2);
+  const LayerShape& shape = layout.shape(layer);
+  const std::int64_t size = layout.dtype() == DataType::kFloat32 ? 4 : 2;
+  const std::int64_t rows = std::int64_t{shape.num_kv_heads} * layout.page_size();
+  const std::int64_t keys = rows * shape.head_dim * size;
+  const std::int64_t values = shape.latent ? 0 : rows * shape.value_dim * size;
+  const bool behind = value && !shape.latent;
+  const std::int64_t row = head * std::int64_t{layout.page_size()} + token;
+  return layer * ((keys + values + 15) / 16 * 16) + (behind ? keys : 0) +
+         (row * (behind ? shape.value_dim : shape.head_dim) + i) * size;
 }
 
 inline std::int64_t page_offset(PageId page) { return std::int64_t{page} * 256; }

@@ -34,6 +34,10 @@ struct Case {
   DataType dtype;  // of the pages
   AttentionOptions options;
   std::vector<Span> spans;
+  std::int32_t value_dim = 0;  // 0: as many as head_dim
+  bool latent = false;         // the values are the first elements of the keys
+
+  std::int32_t value_size() const { return value_dim == 0 ? head_dim : value_dim; }
 };
 
 // Pages full of keys and values, queries, and what attention over them gives.
@@ -41,8 +45,7 @@ class Scene {
  public:
   Scene(const Case& shape, std::uint64_t seed)
       : shape_(shape),
-        layout_(
-            KvLayout::make(kLayers, shape.kv_heads, shape.head_dim, shape.page_size, shape.dtype)),
+        layout_(KvLayout::make(layers(shape), shape.page_size, shape.dtype)),
         pool_({layout_}, arena_bytes(), host_arena()),
         queries_(seed, {1, tokens(), shape.heads, shape.head_dim}, query_type()) {
     queries_.fill(seed + 1);
@@ -69,7 +72,7 @@ class Scene {
   }
 
   HeadsTensor output(std::uint64_t seed) const {
-    return HeadsTensor(seed, {1, tokens(), shape_.heads, shape_.head_dim}, query_type());
+    return HeadsTensor(seed, {1, tokens(), shape_.heads, shape_.value_size()}, query_type());
   }
 
   void on_cpu(HeadsTensor& out) {
@@ -77,8 +80,7 @@ class Scene {
   }
 
   void on_device(HeadsTensor& out, std::int32_t more_tokens = 0, std::int32_t more_keys = 0) {
-    AttentionArguments arguments{{pool_.address(kNullPage), layout_},
-                                 kLayer,
+    AttentionArguments arguments{{pool_.address(kNullPage), layout_.layer(kLayer)},
                                  batch_.block_table.data(),
                                  batch_.table_width,
                                  batch_.cu_seqlens.data(),
@@ -100,7 +102,8 @@ class Scene {
     }
     const auto partials =
         static_cast<std::size_t>(tokens() * shape_.heads * attention_chunks(arguments));
-    std::vector<float> partial_out(partials * static_cast<std::size_t>(shape_.head_dim) + 4, NAN);
+    std::vector<float> partial_out(partials * static_cast<std::size_t>(shape_.value_size()) + 4,
+                                   NAN);
     std::vector<float> sums(partials * 2, NAN);
     std::vector<std::uint32_t> tickets(static_cast<std::size_t>(attention_tickets(arguments)));
     const auto misaligned = reinterpret_cast<std::uintptr_t>(partial_out.data()) / 4 % 4;
@@ -117,7 +120,7 @@ class Scene {
       for (std::int32_t token = 0; token < shape_.spans[i].new_tokens; ++token) {
         for (std::int32_t head = 0; head < shape_.heads; ++head) {
           const std::vector<double> expected = reference(i, token, head);
-          for (std::int32_t k = 0; k < shape_.head_dim; ++k) {
+          for (std::int32_t k = 0; k < shape_.value_size(); ++k) {
             const double value = out.value(0, batch_.cu_seqlens[i] + token, head, k);
             const double bound = std::fabs(value - expected[static_cast<std::size_t>(k)]);
             worst = std::isnan(bound) ? INFINITY : std::max(worst, bound);
@@ -131,6 +134,11 @@ class Scene {
  private:
   static constexpr std::int32_t kLayers = 2, kLayer = 1;
 
+  static std::vector<LayerShape> layers(const Case& shape) {
+    const LayerShape layer{shape.kv_heads, shape.head_dim, shape.value_size(), -1, shape.latent};
+    return std::vector<LayerShape>(kLayers, layer);
+  }
+
   DataType query_type() const {
     return shape_.dtype == DataType::kFloat16 ? DataType::kFloat32 : shape_.dtype;
   }
@@ -142,7 +150,7 @@ class Scene {
   std::int64_t arena_bytes() const {
     std::int64_t pages = 4;
     for (const Span& span : shape_.spans) pages += layout_.pages_for(span.length) + 1;
-    return (pages + 3) * layout_.page_bytes;
+    return (pages + 3) * layout_.page_bytes();
   }
   std::byte* key_at(const std::vector<PageId>& table, std::int32_t token, bool value,
                     std::int32_t head, std::int32_t i) {
@@ -155,7 +163,8 @@ class Scene {
     for (std::int32_t token = 0; token < length; ++token) {
       for (const bool value : {false, true}) {
         for (std::int32_t head = 0; head < shape_.kv_heads; ++head) {
-          for (std::int32_t i = 0; i < shape_.head_dim; ++i) {
+          if (value && shape_.latent) continue;
+          for (std::int32_t i = 0; i < (value ? shape_.value_size() : shape_.head_dim); ++i) {
             const std::uint32_t bits =
                 simt::exact_bits(simt::as_type(normal(random), shape_.dtype), shape_.dtype);
             std::memcpy(key_at(tables_.back(), token, value, head, i), &bits,
@@ -172,7 +181,7 @@ class Scene {
     const std::int32_t end = span.length - span.new_tokens + token + 1;
     const std::int32_t window = shape_.options.window;
     const std::int32_t begin = window > 0 ? std::max(0, end - window) : 0;
-    std::vector<double> weights, result(static_cast<std::size_t>(shape_.head_dim));
+    std::vector<double> weights, result(static_cast<std::size_t>(shape_.value_size()));
     for (std::int32_t key = begin; key < end; ++key) {
       double score = 0;
       for (std::int32_t i = 0; i < shape_.head_dim; ++i) {
@@ -193,7 +202,7 @@ class Scene {
     double sum = std::exp(sink - largest);
     for (double& weight : weights) sum += weight = std::exp(weight - largest);
     for (std::int32_t key = begin; key < end; ++key) {
-      for (std::int32_t i = 0; i < shape_.head_dim; ++i) {
+      for (std::int32_t i = 0; i < shape_.value_size(); ++i) {
         result[static_cast<std::size_t>(i)] +=
             weights[static_cast<std::size_t>(key - begin)] / sum *
             simt::exact_value(key_at(tables_[sequence], key, true, kv_head, i), shape_.dtype);
@@ -301,6 +310,31 @@ TEST(AttentionKernel, EqualsTheCpuWithSinks) {
   }
 }
 
+// Values narrower and wider than keys, latent ones within them; decoding, and several tokens.
+TEST(AttentionKernel, EqualsTheCpuForValuesOfAnotherSize) {
+  const struct {
+    std::int32_t kv_heads, head_dim, value_dim;
+    bool latent;
+  } kShapes[] = {{2, 48, 32, false}, {2, 16, 80, false}, {1, 80, 64, true}, {1, 576, 512, true}};
+  std::uint64_t seed = 400;
+  for (const auto& shape : kShapes) {
+    for (const DataType dtype : kTypes) {
+      if (kReduced && shape.head_dim > 100 && dtype != DataType::kBFloat16) continue;
+      simt::set_seed(++seed);
+      expect_exact({4,
+                    shape.kv_heads,
+                    shape.head_dim,
+                    16,
+                    dtype,
+                    {0.1f, seed % 2 == 0 ? 20 : 0, 0.0f},
+                    {{kReduced ? 140 : 300, 1}, {9, 3}},
+                    shape.value_dim,
+                    shape.latent},
+                   seed);
+    }
+  }
+}
+
 // The grid is larger than the batch needs, the order of blocks is any.
 TEST(AttentionKernel, EqualsTheCpuUnderManySchedules) {
   const std::vector<Span> spans =
@@ -313,7 +347,7 @@ TEST(AttentionKernel, EqualsTheCpuUnderManySchedules) {
 
 TEST(AttentionKernel, AnEmptyBatchIsNoLaunch) {
   AttentionArguments arguments{};
-  arguments.pages.layout = KvLayout::make(1, 1, 16, 16, DataType::kFloat32);
+  arguments.pages.layer = KvLayout::make(1, 1, 16, 16, DataType::kFloat32).layer(0);
   arguments.heads = 1;
   EXPECT_EQ(device::launch_attention(arguments, {}, nullptr), 0);
 }

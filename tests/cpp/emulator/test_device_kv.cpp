@@ -25,11 +25,33 @@ using simt::kReduced;
 constexpr std::int32_t kSequences = 3, kModels = 2, kHeads = 2;
 const Device kDevice{&simt::backend(), 0};
 
-// Pages of a few hundred bytes go by the kernel when a sequence is saved, the others by the copy
-// engine.
+// Layers of every kind, two of them alike and one that keeps nothing.
+constexpr LayerShape kLayers[] = {
+    {1, 16, 16}, {1, 16, 16}, {2, 32, 16}, {1, 16, 16, 1}, {1, 48, 32, -1, true}};
+
+// Small pages go by the kernel when a sequence is saved, the others by the copy engine.
 std::vector<KvLayout> layouts() {
-  return {KvLayout::make(2, 1, 16, 4, DataType::kFloat32),
+  return {KvLayout::make(kLayers, 4, DataType::kFloat32),
           KvLayout::make(1, 1, 128, 128, DataType::kBFloat16)};
+}
+
+simt::HeadsShape keys_of(const LayerShape& layer, std::int64_t tokens) {
+  return {1, tokens, layer.num_kv_heads, layer.head_dim};
+}
+simt::HeadsShape values_of(const LayerShape& layer, std::int64_t tokens) {
+  return {1, tokens, layer.num_kv_heads, layer.value_dim};
+}
+
+// What a model has computed of one layer, as fp32 keys and then values.
+std::vector<std::byte> layer_bytes(const PagePool& pool, const ModelCache& cache,
+                                   std::int32_t model, std::int32_t layer) {
+  const LayerShape& shape = pool.layout(model).shape(layer);
+  HeadsTensor keys(7, keys_of(shape, cache.num_computed_tokens), DataType::kFloat32);
+  HeadsTensor values(8, values_of(shape, cache.num_computed_tokens), DataType::kFloat32);
+  gather_kv(pool, model, {layer}, cache.pages, keys.cpu_view(0), values.cpu_view(0));
+  std::vector<std::byte> all = keys.bytes();
+  all.insert(all.end(), values.bytes().begin(), values.bytes().end());
+  return all;
 }
 
 struct Side {
@@ -105,32 +127,39 @@ class TwoCaches {
     const RaggedBatch expected = cpu_.cache.prepare(model, open);
     const RaggedBatch batch = device_.cache.prepare(model, open);
     ASSERT_EQ(expected.slot_mapping, batch.slot_mapping);
-    const KvLayout& layout = cpu_.pool->layout(model);
-    const auto tokens = static_cast<std::int64_t>(batch.ids.size());
-    const std::uint64_t seed = random_();
-    const DataType dtype = seed % 2 == 0 ? DataType::kFloat32 : DataType::kBFloat16;
-    const simt::HeadsShape kv{layout.num_layers, tokens, layout.num_kv_heads, layout.head_dim};
-    HeadsTensor keys(seed, kv, dtype), values(seed + 1, kv, dtype);
-    keys.fill(seed);
-    values.fill(seed + 1);
-    const simt::HeadsShape heads{layout.num_layers, tokens, layout.num_kv_heads * kHeads,
-                                 layout.head_dim};
-    HeadsTensor queries(seed + 2, heads, dtype);
-    queries.fill(seed + 2);
-    HeadsTensor cpu_out(seed, heads, dtype), device_out(seed, heads, dtype);
-    for (std::int32_t layer = 0; layer < layout.num_layers; ++layer) {
-      const AttentionOptions options{0.25f, seed % 3 == 0 ? 9 : 0, 0.0f};
-      append_kv(*cpu_.pool, {layer}, expected, keys.cpu_view(layer), values.cpu_view(layer));
-      append_kv(*device_.pool, {layer}, batch, keys.cpu_view(layer), values.cpu_view(layer));
-      paged_attention(*cpu_.pool, layer, expected, options, queries.cpu_view(layer),
-                      cpu_out.cpu_view(layer));
-      paged_attention(*device_.pool, layer, batch, options, queries.cpu_view(layer),
-                      device_out.cpu_view(layer));
+    for (std::int32_t layer = 0; layer < cpu_.pool->layout(model).num_layers(); ++layer) {
+      attend(expected, batch, layer);
     }
-    EXPECT_EQ(cpu_out.bytes(), device_out.bytes());
     cpu_.cache.complete(expected);
     device_.cache.complete(batch);
     gather(open.front(), model);
+  }
+
+  // One layer of a pass on both sides.
+  void attend(const RaggedBatch& expected, const RaggedBatch& batch, std::int32_t layer) {
+    const LayerShape& shape = cpu_.pool->layout(batch.model).shape(layer);
+    const auto tokens = static_cast<std::int64_t>(batch.ids.size());
+    const std::uint64_t seed = random_();
+    const DataType dtype = seed % 2 == 0 ? DataType::kFloat32 : DataType::kBFloat16;
+    HeadsTensor keys(seed, keys_of(shape, tokens), dtype);
+    HeadsTensor values(seed + 1, values_of(shape, tokens), dtype);
+    const std::int32_t heads = shape.num_kv_heads * kHeads;
+    HeadsTensor queries(seed + 2, {1, tokens, heads, shape.head_dim}, dtype);
+    HeadsTensor cpu_out(seed, {1, tokens, heads, shape.value_dim}, dtype);
+    HeadsTensor device_out(seed, {1, tokens, heads, shape.value_dim}, dtype);
+    keys.fill(seed);
+    values.fill(seed + 1);
+    queries.fill(seed + 2);
+    const HeadsView value = shape.latent ? HeadsView{} : values.cpu_view(0);
+    if (shape.shares < 0) {
+      append_kv(*cpu_.pool, {layer}, expected, keys.cpu_view(0), value);
+      append_kv(*device_.pool, {layer}, batch, keys.cpu_view(0), value);
+    }
+    const AttentionOptions options{0.25f, seed % 3 == 0 ? 9 : 0, 0.0f};
+    paged_attention(*cpu_.pool, layer, expected, options, queries.cpu_view(0), cpu_out.cpu_view(0));
+    paged_attention(*device_.pool, layer, batch, options, queries.cpu_view(0),
+                    device_out.cpu_view(0));
+    EXPECT_EQ(cpu_out.bytes(), device_out.bytes()) << "layer " << layer;
   }
 
   void gather(std::int32_t sequence, std::int32_t model) {
@@ -138,15 +167,11 @@ class TwoCaches {
     const ModelCache& other =
         device_.cache.sequence(sequence).caches[static_cast<std::size_t>(model)];
     ASSERT_EQ(cache.pages, other.pages);
-    const KvLayout& layout = cpu_.pool->layout(model);
-    const simt::HeadsShape shape{1, cache.num_computed_tokens, layout.num_kv_heads,
-                                 layout.head_dim};
-    HeadsTensor cpu_keys(7, shape, DataType::kFloat32), cpu_values(8, shape, DataType::kFloat16);
-    HeadsTensor keys(7, shape, DataType::kFloat32), values(8, shape, DataType::kFloat16);
-    gather_kv(*cpu_.pool, model, {0}, cache.pages, cpu_keys.cpu_view(0), cpu_values.cpu_view(0));
-    gather_kv(*device_.pool, model, {0}, other.pages, keys.cpu_view(0), values.cpu_view(0));
-    EXPECT_EQ(cpu_keys.bytes(), keys.bytes());
-    EXPECT_EQ(cpu_values.bytes(), values.bytes());
+    for (std::int32_t layer = 0; layer < cpu_.pool->layout(model).num_layers(); ++layer) {
+      EXPECT_EQ(layer_bytes(*cpu_.pool, cache, model, layer),
+                layer_bytes(*device_.pool, other, model, layer))
+          << "layer " << layer;
+    }
   }
 
   std::mt19937 random_;
@@ -211,6 +236,38 @@ TEST(DeviceKv, AllLayersAtOnceAndTheCastCopyGiveTheBytesOfTheCpu) {
   }
   for (std::int32_t model = 0; model < kModels; ++model) {
     EXPECT_EQ(cpu.gathered(model, shape), device.gathered(model, shape)) << model;
+  }
+}
+
+// Layers of every kind: runs of equal ones at once, what a layer shares not twice.
+TEST(DeviceKv, TheCastCopyOfLayersOfManyShapesGivesTheBytesOfTheCpu) {
+  const std::vector pages{KvLayout::make(kLayers, 4, DataType::kFloat32),
+                          KvLayout::make(kLayers, 3, DataType::kBFloat16)};
+  CastSide cpu(std::make_shared<PagePool>(pages, 1 << 20, host_arena()));
+  CastSide device(std::make_shared<PagePool>(pages, 1 << 20, device_arena(kDevice)));
+  for (CastSide* side : {&cpu, &device}) {
+    const RaggedBatch batch = side->cache.prepare(0, std::span(&side->sequence, 1));
+    for (std::int32_t layer = 0; layer < pages[0].num_layers(); ++layer) {
+      const LayerShape& shape = pages[0].shape(layer);
+      if (shape.shares >= 0) continue;
+      const auto seed = static_cast<std::uint64_t>(layer);
+      HeadsTensor keys(seed, keys_of(shape, 11), DataType::kFloat32);
+      HeadsTensor values(seed + 9, values_of(shape, 11), DataType::kFloat32);
+      keys.fill(seed);
+      values.fill(seed + 9);
+      append_kv(*side->pool, {layer}, batch, keys.cpu_view(0),
+                shape.latent ? HeadsView{} : values.cpu_view(0));
+    }
+    side->cache.complete(batch);
+    EXPECT_EQ(side->cache.cast_copy(0, 1, side->sequence), 11);
+  }
+  const auto held = [](const CastSide& side, std::size_t model) -> const ModelCache& {
+    return side.cache.sequence(side.sequence).caches[model];
+  };
+  for (std::int32_t layer = 0; layer < pages[0].num_layers(); ++layer) {
+    EXPECT_EQ(layer_bytes(*cpu.pool, held(cpu, 1), 1, layer),
+              layer_bytes(*device.pool, held(device, 1), 1, layer))
+        << layer;
   }
 }
 
@@ -285,7 +342,7 @@ TEST(DeviceKv, ACopyThatFailsChangesNothing) {
 }
 
 TEST(DeviceKv, RefusesLayoutsThatTheKernelDoesNotServe) {
-  const KvLayout layout = KvLayout::make(1, 1, 272, 4, DataType::kFloat32);
+  const KvLayout layout = KvLayout::make(1, 1, 592, 4, DataType::kFloat32);
   PagePool pool({layout}, 1 << 20, device_arena(kDevice));
   RaggedBatch batch;
   batch.ids = {1};
@@ -293,7 +350,7 @@ TEST(DeviceKv, RefusesLayoutsThatTheKernelDoesNotServe) {
   batch.seq_lens = {1};
   batch.table_width = 1;
   batch.block_table = {pool.take(0)};
-  HeadsTensor queries(1, {1, 1, 1, 272}, DataType::kFloat32);
+  HeadsTensor queries(1, {1, 1, 1, 592}, DataType::kFloat32);
   EXPECT_THROW(paged_attention(pool, 0, batch, {}, queries.cpu_view(0), queries.cpu_view(0)),
                std::invalid_argument);
 }

@@ -38,10 +38,15 @@ KvLayout layout_of(const Case& shape, DataType dtype) {
   return KvLayout::make(shape.layers, shape.heads, shape.head_dim, shape.page_size, dtype);
 }
 
+// All layers of it.
+DevicePages pages_of(std::byte* arena, const KvLayout& layout) {
+  return {arena, layout.layer(0), layout.layer_stride(0, layout.num_layers())};
+}
+
 PagePool pool_of(const std::vector<KvLayout>& layouts, std::int64_t tokens) {
   std::int64_t bytes = 0;
   for (const KvLayout& layout : layouts) {
-    bytes += (tokens / layout.page_size + 4) * layout.page_bytes;
+    bytes += (tokens / layout.page_size() + 4) * layout.page_bytes();
   }
   const std::int64_t sector = PagePool::default_sector_bytes(layouts);
   return PagePool(layouts, bytes + 3 * sector * static_cast<std::int64_t>(layouts.size()),
@@ -119,8 +124,8 @@ void expect_appended(const Case& shape, DataType source, DataType target, std::u
       }
     }
   }
-  const AppendArguments arguments{{pool.address(kNullPage), layout},
-                                  {0, shape.layers},
+  const AppendArguments arguments{pages_of(pool.address(kNullPage), layout),
+                                  shape.layers,
                                   slot_mapping.data(),
                                   shape.tokens,
                                   keys.device_view(),
@@ -135,9 +140,10 @@ device::LaunchStatus append_all_layers(const AppendArguments& arguments) {
 }
 
 device::LaunchStatus append_layer_by_layer(const AppendArguments& arguments) {
-  for (std::int32_t layer = 0; layer < arguments.layers.count; ++layer) {
+  for (std::int32_t layer = 0; layer < arguments.layers; ++layer) {
     AppendArguments one = arguments;
-    one.layers = {layer, 1};
+    one.layers = 1;
+    one.pages.arena += layer * one.pages.layer_stride;
     one.keys.data += layer * one.keys.layer_stride;
     one.values.data += layer * one.values.layer_stride;
     if (const int status = device::launch_append(one, {100, false}, nullptr); status != 0)
@@ -179,11 +185,8 @@ TEST(KvPages, AppendEqualsTheCpu) {
       for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
         append_kv(cpu, {layer}, batch, keys.cpu_view(layer), values.cpu_view(layer));
       }
-      ASSERT_EQ(device::launch_append({{pool.address(kNullPage), layout},
-                                       {0, shape.layers},
-                                       batch.slot_mapping.data(),
-                                       shape.tokens,
-                                       keys.device_view(),
+      ASSERT_EQ(device::launch_append({pages_of(pool.address(kNullPage), layout), shape.layers,
+                                       batch.slot_mapping.data(), shape.tokens, keys.device_view(),
                                        values.device_view()},
                                       {3, false}, nullptr),
                 0);
@@ -205,13 +208,10 @@ TEST(KvPages, GatherReadsPagesAndEqualsTheCpu) {
         HeadsTensor keys(seed, heads, target), values(seed + 1, heads, target);
         HeadsTensor cpu_keys(seed, heads, target), cpu_values(seed + 1, heads, target);
         simt::set_seed(seed);
-        ASSERT_EQ(device::launch_gather({{pool.address(kNullPage), layout},
-                                         {0, shape.layers},
-                                         pages.data(),
-                                         shape.tokens,
-                                         keys.device_view(),
-                                         values.device_view()},
-                                        {2, false}, nullptr),
+        ASSERT_EQ(device::launch_gather(
+                      {pages_of(pool.address(kNullPage), layout), shape.layers, pages.data(),
+                       shape.tokens, keys.device_view(), values.device_view()},
+                      {2, false}, nullptr),
                   0);
         for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
           gather_kv(pool, 0, {layer}, pages, cpu_keys.cpu_view(layer), cpu_values.cpu_view(layer));
@@ -239,17 +239,17 @@ void write_tokens(const Case& shape, const KvLayout& layout, const std::vector<P
                   std::int64_t begin, HeadsTensor& keys, HeadsTensor& values, std::byte* arena) {
   for (std::int64_t token = begin; token < shape.tokens; ++token) {
     std::byte* const page =
-        arena + simt::page_offset(pages[static_cast<std::size_t>(token / layout.page_size)]);
+        arena + simt::page_offset(pages[static_cast<std::size_t>(token / layout.page_size())]);
     for (std::int32_t line = 0; line < shape.layers * 2 * shape.heads; ++line) {
       const std::int32_t layer = line / (2 * shape.heads), head = line % shape.heads;
       const bool is_value = line / shape.heads % 2 != 0;
       for (std::int32_t i = 0; i < shape.head_dim; ++i) {
         const double value = (is_value ? values : keys).value(layer, token, head, i);
         const std::uint32_t bits =
-            simt::exact_bits(simt::as_type(value, layout.dtype), layout.dtype);
+            simt::exact_bits(simt::as_type(value, layout.dtype()), layout.dtype());
         const std::int64_t at =
-            simt::place_in_page(layout, layer, is_value, head, token % layout.page_size, i);
-        std::memcpy(page + at, &bits, layout.dtype == DataType::kFloat32 ? 4 : 2);
+            simt::place_in_page(layout, layer, is_value, head, token % layout.page_size(), i);
+        std::memcpy(page + at, &bits, layout.dtype() == DataType::kFloat32 ? 4 : 2);
       }
     }
   }
@@ -273,14 +273,11 @@ void expect_cast(const Case& shape, DataType source, DataType target, std::uint6
   const std::int64_t begin = shape.tokens / 3;
   write_tokens(other, to, target_pages, begin, keys, values, expected.data());
   simt::set_seed(seed);
-  ASSERT_EQ(device::launch_cast_copy({{arena, from},
-                                      source_pages.data(),
-                                      {arena, to},
-                                      target_pages.data(),
-                                      begin,
-                                      shape.tokens},
-                                     {2, false}, nullptr),
-            0);
+  ASSERT_EQ(
+      device::launch_cast_copy({shape.layers, pages_of(arena, from), source_pages.data(),
+                                pages_of(arena, to), target_pages.data(), begin, shape.tokens},
+                               {2, false}, nullptr),
+      0);
   EXPECT_TRUE(std::ranges::equal(expected, simt::arena_of(pool))) << "seed " << seed;
 }
 
@@ -302,7 +299,7 @@ TEST(KvPages, PageCopyMovesWholePagesEitherWay) {
     fill_arena(pool, 3);
     const auto from = simt::take_pages(pool, 0, 5, 1);
     const auto to = simt::take_pages(pool, 0, 5, 2);
-    const auto bytes = static_cast<std::size_t>(layout.page_bytes);
+    const auto bytes = static_cast<std::size_t>(layout.page_bytes());
     std::vector<std::byte> expected(simt::arena_of(pool).begin(), simt::arena_of(pool).end());
     for (std::size_t i = 0; i < from.size(); ++i) {
       std::memcpy(expected.data() + simt::page_offset(to[i]), pool.address(from[i]), bytes);
@@ -311,14 +308,14 @@ TEST(KvPages, PageCopyMovesWholePagesEitherWay) {
     for (const int processors : {1, 100}) {
       if (kReduced && processors > 1) continue;
       ASSERT_EQ(
-          device::launch_page_copy({arena, from.data(), arena, to.data(), 5, layout.page_bytes},
+          device::launch_page_copy({arena, from.data(), arena, to.data(), 5, layout.page_bytes()},
                                    {processors, false}, nullptr),
           0);
       EXPECT_TRUE(std::equal(expected.begin(), expected.end(), simt::arena_of(pool).begin()));
     }
     std::vector<std::byte> host(6 * bytes, std::byte{9});
     ASSERT_EQ(
-        device::launch_page_copy({arena, to.data(), host.data(), nullptr, 5, layout.page_bytes},
+        device::launch_page_copy({arena, to.data(), host.data(), nullptr, 5, layout.page_bytes()},
                                  {1, false}, nullptr),
         0);
     for (std::size_t i = 0; i < from.size(); ++i) {
@@ -328,7 +325,7 @@ TEST(KvPages, PageCopyMovesWholePagesEitherWay) {
     EXPECT_EQ(std::count(host.end() - static_cast<std::ptrdiff_t>(bytes), host.end(), std::byte{9}),
               static_cast<std::ptrdiff_t>(bytes));
     ASSERT_EQ(
-        device::launch_page_copy({host.data(), nullptr, arena, to.data(), 5, layout.page_bytes},
+        device::launch_page_copy({host.data(), nullptr, arena, to.data(), 5, layout.page_bytes()},
                                  {1, false}, nullptr),
         0);
     EXPECT_TRUE(std::equal(expected.begin(), expected.end(), simt::arena_of(pool).begin()));
@@ -337,11 +334,11 @@ TEST(KvPages, PageCopyMovesWholePagesEitherWay) {
 
 TEST(KvPages, NothingToMoveIsNoLaunch) {
   const KvLayout layout = layout_of(kCases[1], DataType::kFloat32);
-  const DevicePages pages{nullptr, layout};
-  EXPECT_EQ(device::launch_append({pages, {0, 2}, nullptr, 0, {}, {}}, {2, false}, nullptr), 0);
-  EXPECT_EQ(device::launch_gather({pages, {0, 2}, nullptr, 0, {}, {}}, {2, false}, nullptr), 0);
-  EXPECT_EQ(device::launch_cast_copy({pages, nullptr, pages, nullptr, 4, 4}, {2, false}, nullptr),
-            0);
+  const DevicePages pages = pages_of(nullptr, layout);
+  EXPECT_EQ(device::launch_append({pages, 2, nullptr, 0, {}, {}}, {2, false}, nullptr), 0);
+  EXPECT_EQ(device::launch_gather({pages, 2, nullptr, 0, {}, {}}, {2, false}, nullptr), 0);
+  EXPECT_EQ(
+      device::launch_cast_copy({2, pages, nullptr, pages, nullptr, 4, 4}, {2, false}, nullptr), 0);
   EXPECT_EQ(
       device::launch_page_copy({nullptr, nullptr, nullptr, nullptr, 0, 256}, {2, false}, nullptr),
       0);

@@ -43,13 +43,14 @@ class Arena {
   // Where page 0 begins, in the memory of the device.
   virtual std::byte* data() const = 0;
 
-  // Keys and values [layers, T, KV heads, head_dim] into the tables' slots.
+  // Keys and values [layers, T, KV heads, head_dim] into the tables' slots; of latent layers keys
+  // alone.
   virtual void append(const KvLayout& layout, const LayerRange& layers, const PageTables& tables,
                       const HeadsView& keys, const HeadsView& values, DeviceStream stream) = 0;
   // The first keys.tokens tokens of a sequence's pages into the views.
   virtual void gather(const SequencePages& source, const LayerRange& layers, const HeadsView& keys,
                       const HeadsView& values, DeviceStream stream) = 0;
-  // Attention in one layer; queries and out are [T, heads, head_dim].
+  // Attention in one layer; queries are [T, heads, head_dim], out is [T, heads, value_dim].
   virtual void attend(const KvLayout& layout, std::int32_t layer, const PageTables& tables,
                       const AttentionOptions& options, const HeadsView& queries,
                       const HeadsView& out, DeviceStream stream) = 0;
@@ -57,8 +58,8 @@ class Arena {
   virtual void stage(const KvLayout& layout, const PageTables& tables, std::int32_t heads,
                      std::int32_t window, DeviceStream stream) = 0;
 
-  // All layers of `count` tokens from `first` on, between layouts with the same layers, heads and
-  // head size, cast to the target's type.
+  // All layers of `count` tokens from `first` on, between layouts of the same layers, cast to the
+  // target's type.
   virtual void cast_copy(const SequencePages& source, const SequencePages& target,
                          std::int32_t first, std::int32_t count) = 0;
   virtual void copy_page(const KvLayout& layout, PageId from, PageId to) = 0;

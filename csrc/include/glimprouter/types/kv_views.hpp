@@ -18,14 +18,17 @@ struct HeadsView {
   std::int64_t token_stride;
   std::int64_t head_stride;
   std::int64_t layer_stride = 0;  // where there are several, [layers, tokens, heads, head_dim]
+
+  // No tensor: values of a layer that keeps them within its keys (LayerShape::latent).
+  bool absent() const { return heads == 0; }
 };
 
-// The layers of an operation: one inside a forward pass, all of them elsewhere.
+// The layers of an operation: one inside a forward pass, elsewhere all of them, if they are alike.
 struct LayerRange {
   std::int32_t first;
   std::int32_t count = 1;
 };
-inline LayerRange all_layers(const KvLayout& layout) { return {0, layout.num_layers}; }
+inline LayerRange all_layers(const KvLayout& layout) { return {0, layout.num_layers()}; }
 
 struct AttentionOptions {
   float scale = 1.0f;

@@ -43,26 +43,26 @@ def gathered_attention(
         layer: A layer of the model.
         batch: T tokens of B sequences.
         query: ``[1, heads, T, size]``.
-        out: Written, ``[1, T, heads, size]``.
+        out: Written, ``[1, T, heads, size]``, of the size of a value.
         scale: Factor of the scores.
         window: Tokens that a token sees, itself included; 0 for all before it.
     """
     layout = pool.layout(batch.model)
+    own = layout.layers[layer]
     starts, lengths = batch.cu_seqlens.tolist(), batch.seq_lens.tolist()
     for index, length in enumerate(lengths):
         rows = slice(starts[index], starts[index + 1])
-        shape = (1, layout.num_kv_heads, length, layout.head_dim)
-        keys, values = query.new_empty(shape), query.new_empty(shape)
+        keys = query.new_empty((1, own.num_kv_heads, length, own.head_dim))
+        values = query.new_empty((1, own.num_kv_heads, length, own.value_dim))
         pages = batch.block_table[index, : -(-length // layout.page_size)]
         _C.gather_kv(pool, batch.model, layer, pages, keys, values)
-        own = query[:, :, rows]
         attended = scaled_dot_product_attention(
-            own,
+            query[:, :, rows],
             keys,
             values,
-            attn_mask=_mask(own.shape[2], length, window, query.device),
+            attn_mask=_mask(rows.stop - rows.start, length, window, query.device),
             scale=scale,
-            enable_gqa=own.shape[1] != layout.num_kv_heads,
+            enable_gqa=query.shape[1] != own.num_kv_heads,
         )
         out[:, rows] = attended.transpose(1, 2)
 

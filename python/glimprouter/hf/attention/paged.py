@@ -13,14 +13,8 @@ from glimprouter import _C
 from glimprouter.hf.attention.function import own_attention
 from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.gathered import gathered_attention, gathers
-from glimprouter.hf.state.form import StateForm
-from glimprouter.kv import KvLayout, PagePool, RaggedBatch
+from glimprouter.kv import PagePool, RaggedBatch
 from glimprouter.torch import AttendingPass, AttentionOptions
-
-# Of a CPU's pages: what a core reads of one head is then long enough to be fetched ahead.
-PAGE_SIZE = 256
-# Of a GPU's at most: its blocks share a context page by page.
-DEVICE_PAGE_SIZE = 64
 
 
 class PagedPass:
@@ -31,12 +25,13 @@ class PagedPass:
         batch: Which tokens, and which pages they write and read.
     """
 
-    __slots__ = ("batch", "pool")
+    __slots__ = ("_sharing", "batch", "pool")
 
     def __init__(self, pool: PagePool, batch: RaggedBatch) -> None:
         """A pass that has not begun."""
         self.pool = pool
         self.batch = batch
+        self._sharing = pool.layout(batch.model).sharing
 
     def attend(
         self,
@@ -48,9 +43,10 @@ class PagedPass:
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As in :class:`glimprouter.torch.AttendingPass`, packed."""
-        _, heads, tokens, size = query.shape
-        out = query.new_empty((1, tokens, heads, size))
-        _C.append_kv(self.pool, layer, self.batch, key, value)
+        _, heads, tokens, _ = query.shape
+        out = query.new_empty((1, tokens, heads, value.shape[-1]))
+        if layer not in self._sharing:
+            _C.append_kv(self.pool, layer, self.batch, key, value)
         if gathers(self.pool, self.batch, options):
             scale, window = options.scale, options.window
             gathered_attention(self.pool, layer, self.batch, query, out, scale=scale, window=window)
@@ -88,31 +84,6 @@ class CountedPass:
         return self.own.attend(layer, query, key, value, options, mask)
 
 
-def kv_layout(model: Any, form: StateForm | None = None) -> KvLayout:
-    """The layout of a model's keys and values.
-
-    Args:
-        model: A model of transformers.
-        form: Of its states, which says what the layers that attend have; None for a model where
-            all do: its configuration says it.
-    """
-    config = model.config.get_text_config()
-    on_cpu = model.device.type == "cpu"
-    if form is None:
-        layers, heads = config.num_hidden_layers, config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    else:
-        layers, kv_heads, head_dim = len(form.attending), form.num_kv_heads, form.head_dim
-    return KvLayout(
-        num_layers=layers,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        page_size=PAGE_SIZE if on_cpu else min(PAGE_SIZE, DEVICE_PAGE_SIZE),
-        dtype=str(model.dtype).removeprefix("torch."),  # type: ignore[arg-type]
-    )
-
-
 @torch.inference_mode()
 def paged_forward(
     model: Any, pool: PagePool, batch: RaggedBatch, fused: FusedLayers | None = None
@@ -142,7 +113,7 @@ def packed_forward(
     ids: torch.Tensor,
     positions: torch.Tensor,
     attending: AttendingPass,
-    num_layers: int,
+    num_layers: int | None,
     keep: torch.Tensor | int = 0,
 ) -> torch.Tensor:
     """The model's own code over packed tokens; logits ``[B, V]``.
@@ -152,7 +123,7 @@ def packed_forward(
         ids: ``[1, T]``.
         positions: ``[1, T]``.
         attending: The pass.
-        num_layers: That must come by.
+        num_layers: That must come by; None for any.
         keep: Tokens whose logits are wanted, ``[B]``; 0 for all.
 
     Raises:
@@ -167,7 +138,7 @@ def packed_forward(
             logits_to_keep=keep,
             glimprouter_pass=counted,
         )
-    if counted.layers != num_layers:
+    if num_layers is not None and counted.layers != num_layers:
         raise RuntimeError(f"{counted.layers} of the model's layers used the attention over pages")
     logits: torch.Tensor = output.logits[0]
     return logits

@@ -9,7 +9,8 @@ import torch
 
 from glimprouter.hf.attention.function import ATTENTION_NAME
 from glimprouter.hf.attention.fused_layers import FusedLayers
-from glimprouter.hf.attention.paged import kv_layout, paged_forward
+from glimprouter.hf.attention.layers import kv_layout, why_not_attended
+from glimprouter.hf.attention.paged import paged_forward
 from glimprouter.hf.attention.stateful import rows_together, stateful_forward
 from glimprouter.hf.pair.devices import torch_device
 from glimprouter.hf.pair.facts import rope_depends_on_length
@@ -55,8 +56,8 @@ def why_not_paged(
         layout = kv_layout(model, form)
     except Exception as failure:  # a configuration that is not of this kind at all
         return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
-    if layout.head_dim % 16 != 0:
-        return f"its head size of {layout.head_dim} is no multiple of 16"
+    if (reason := why_not_attended(layout)) is not None:
+        return reason
     trial = trial or trial_of(model)
     return trial.why_not(lambda lengths: _paged_passes(model, layout, form, device, fused, lengths))
 

@@ -11,7 +11,8 @@ import torch
 
 from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.gathered import MANY_TOKENS
-from glimprouter.hf.attention.paged import kv_layout, paged_forward
+from glimprouter.hf.attention.layers import kv_layout
+from glimprouter.hf.attention.paged import paged_forward
 from glimprouter.hf.attention.stateful import rows_together, stateful_forward
 from glimprouter.hf.engine.arena_plan import ArenaPlan
 from glimprouter.hf.engine.base import Engine

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from glimprouter.hf.attention.function import own_attention
-from glimprouter.hf.attention.paged import kv_layout
+from glimprouter.hf.attention.layers import kv_layout
 from glimprouter.kv import KvCache, PagePool, RaggedBatch
 from glimprouter.torch import AttendingPass, PassTables, arena_of
 

@@ -101,8 +101,8 @@ class DecodePass:
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As in :class:`glimprouter.torch.AttendingPass`, packed."""
-        _, heads, tokens, size = query.shape
-        out = query.new_empty((1, tokens, heads, size))
+        _, heads, tokens, _ = query.shape
+        out = query.new_empty((1, tokens, heads, value.shape[-1]))
         # Of torch's allocator: what a graph holds of it stays the graph's, and layers share it.
         scratch = query.new_empty(self._scratch_size, dtype=torch.float32)
         self._tables.attend(layer, query, key, value, out, scratch, *options)

@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from glimprouter.config import check_integer
 from glimprouter.hf.attention.function import ATTENTION_NAME, leave_note
-from glimprouter.hf.attention.paged import kv_layout
+from glimprouter.hf.attention.layers import kv_layout, why_not_attended
 from glimprouter.hf.attention.trial import why_not_paged
 from glimprouter.hf.pair.facts import context_length, unserved_layer
 from glimprouter.hf.pair.locks import exclusive
@@ -170,8 +170,8 @@ def _check_model(model: Any) -> None:
     layout = kv_layout(model)
     if model.device.type != "cpu":
         raise ValueError(f"the model is on {model.device}, and the pages are on the CPU")
-    if layout.head_dim % 16 != 0:
-        raise ValueError(f"the model's head size of {layout.head_dim} is no multiple of 16")
+    if (odd := why_not_attended(layout)) is not None:
+        raise ValueError(f"the model cannot be served on pages: {odd}")
     if (unserved := unserved_layer(model)) is not None:
         raise ValueError(
             f"the model has layers of type {unserved!r}; pages serve full and sliding attention"

@@ -24,6 +24,7 @@ class PagedRows:
         """No rows; see :class:`glimprouter.hf.PagedCache`."""
         self.layout = layout
         self.length = 0
+        self._sharing = frozenset(layout.sharing)
         self._context = context
         self._max_sequences = max_sequences
         self._pool = None if memory_bytes is None else PagePool([layout], memory_bytes)
@@ -146,10 +147,12 @@ class PagedRows:
         """Writes and reads the pages of one layer: ``[B, heads, T, size]`` to ``[B, T, ...]``."""
         assert self._pool is not None
         assert self._batch is not None
-        batch_size, heads, new, size = query.shape
+        batch_size, heads, new, _ = query.shape
+        size = value.shape[-1]
         query, key, value = (self._packed(states) for states in (query, key, value))
-        out = torch.empty_like(query, memory_format=torch.contiguous_format)
-        _C.append_kv(self._pool, layer, self._batch, key, value)
+        out = query.new_empty((*query.shape[:2], size))
+        if layer not in self._sharing:
+            _C.append_kv(self._pool, layer, self._batch, key, value)
         _C.paged_attention(self._pool, layer, self._batch, query, out, *options)
         if self._real is not None:  # what stands in place of padding is never looked at
             everything = out.new_zeros((batch_size * new, heads, size))

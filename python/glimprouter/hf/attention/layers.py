@@ -1,0 +1,100 @@
+"""What the layers of a model keep of a token: seen in a pass over one, not read from a name."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from glimprouter.hf.attention.paged import packed_forward
+from glimprouter.hf.state.form import StateForm
+from glimprouter.kv import KvLayout, LayerShape
+from glimprouter.torch import AttentionOptions
+
+# Of a CPU's pages: what a core reads of one head is then long enough to be fetched ahead.
+PAGE_SIZE = 256
+# Of a GPU's at most: its blocks share a context page by page.
+DEVICE_PAGE_SIZE = 64
+
+_seen: WeakKeyDictionary[Any, tuple[LayerShape, ...]] = WeakKeyDictionary()
+
+
+class _Observer:
+    """A pass that attends to nothing and remembers which keys and values came by."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[int, LayerShape] = {}
+        self._keys: dict[int, torch.Tensor] = {}
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: AttentionOptions,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As in :class:`glimprouter.torch.AttendingPass`, but zeros."""
+        # The very tensor of an earlier layer: this one keeps nothing.
+        shares = next((index for index, kept in self._keys.items() if kept is key), None)
+        if shares is None:
+            self._keys[layer] = key
+        self.shapes[layer] = LayerShape(
+            num_kv_heads=key.shape[1],
+            head_dim=key.shape[3],
+            value_dim=value.shape[3],
+            shares=shares,
+        )
+        batch, heads, tokens, _ = query.shape
+        return query.new_zeros((batch, tokens, heads, value.shape[3]))
+
+
+@torch.inference_mode()
+def layers_of(model: Any) -> tuple[LayerShape, ...]:
+    """What each layer of a model without states keeps, found by a pass over one token.
+
+    Args:
+        model: A model of transformers.
+
+    Raises:
+        ValueError: Its layers do not come to the attention over pages.
+    """
+    if model not in _seen:
+        observer = _Observer()
+        token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        packed_forward(model, token, token, observer, None)
+        found = sorted(observer.shapes)
+        if not found or found != list(range(len(found))):
+            raise ValueError(
+                f"{len(found)} of its layers use the attention that it is configured for"
+            )
+        _seen[model] = tuple(observer.shapes[layer] for layer in found)
+    return _seen[model]
+
+
+def kv_layout(model: Any, form: StateForm | None = None) -> KvLayout:
+    """The layout of a model's keys and values.
+
+    Args:
+        model: A model of transformers.
+        form: Of its states, which says what the layers that attend have; None for a model where
+            all do: a pass over one token shows it.
+
+    Raises:
+        ValueError: Its layers do not come to the attention over pages.
+    """
+    on_cpu = model.device.type == "cpu"
+    return KvLayout(
+        layers=layers_of(model) if form is None else form.shapes,
+        page_size=PAGE_SIZE if on_cpu else min(PAGE_SIZE, DEVICE_PAGE_SIZE),
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+
+
+def why_not_attended(layout: KvLayout) -> str | None:
+    """Why attention over pages cannot read a layout, or None when it can."""
+    sizes = {size for layer in layout.layers for size in (layer.head_dim, layer.value_dim)}
+    odd = sorted(size for size in sizes if size % 16 != 0)
+    return f"its head size of {odd[0]} is no multiple of 16" if odd else None
