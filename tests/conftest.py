@@ -12,7 +12,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import glimprouter as gr
-from glimprouter.hf.attention import paged
+from glimprouter.hf.attention import layers
 from hf_pairs import ENGINE
 
 # The emulator takes some milliseconds a row.
@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def pages_of_16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small pages, so that short sequences fill several and run short of them."""
-    monkeypatch.setattr(paged, "PAGE_SIZE", 16)
+    monkeypatch.setattr(layers, "PAGE_SIZE", 16)
 
 
 @pytest.fixture(autouse=True)

@@ -59,7 +59,7 @@ class DeviceArena : public Arena {
   void write_pages(const SequencePages& target, const std::byte* source) override;
 
   // The same for tables that are on the device (decode_tables.hpp). The workspace is for attention
-  // without a window.
+  // without a window or chunks.
   void append(const KvLayout& layout, const LayerRange& layers, const DeviceTables& tables,
               const HeadsView& keys, const HeadsView& values, DeviceStream stream);
   void attend(const KvLayout& layout, std::int32_t layer, const DeviceTables& tables,

@@ -215,6 +215,7 @@ void DeviceArena::attend(const KvLayout& layout, std::int32_t layer, const PageT
   AttentionArguments shape = attention_of(pages_of(layout, {layer}), tables);
   shape.heads = queries.heads;
   shape.window = options.window;
+  shape.chunk_size = options.chunk_size;
   follow(stream);
   const AttentionWorkspace memory = workspace(shape, queries.tokens, stream);
   attend(layout, layer, upload(tables, stream), options, queries, out, memory, stream);
@@ -239,6 +240,7 @@ void DeviceArena::attend(const KvLayout& layout, std::int32_t layer, const Devic
   arguments.window = options.window;
   arguments.softcap = options.softcap;
   arguments.sinks = options.sinks;
+  arguments.chunk_size = options.chunk_size;
   arguments.queries = device_heads(queries, "queries");
   arguments.out = device_heads(out, "out");
   arguments.workspace = memory;

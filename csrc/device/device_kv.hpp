@@ -91,11 +91,12 @@ struct AttentionArguments {
   std::int32_t most_keys;    // of one sequence, or more
   std::int32_t heads;        // a multiple of the KV heads
   float scale;
-  std::int32_t window;  // 0: off
-  float softcap;        // 0: off
-  RowView sinks;        // [heads]; no data: off
-  DeviceHeads queries;  // [T, heads, head_dim]
-  DeviceHeads out;      // [T, heads, value_dim]
+  std::int32_t window;      // 0: off
+  float softcap;            // 0: off
+  RowView sinks;            // [heads]; no data: off
+  std::int32_t chunk_size;  // 0: off
+  DeviceHeads queries;      // [T, heads, head_dim]
+  DeviceHeads out;          // [T, heads, value_dim]
   AttentionWorkspace workspace;
 };
 
@@ -119,8 +120,12 @@ inline std::int32_t attention_chunks(const AttentionArguments& arguments) {
   const std::int32_t page_size = arguments.pages.layer.page_size;
   const std::int32_t tokens = page_size * attention_chunk_pages(page_size);
   const std::int32_t all = (arguments.most_keys + tokens - 1) / tokens;
-  if (arguments.window == 0) return all;
-  const std::int64_t seen = static_cast<std::int64_t>(arguments.window) + arguments.most_tokens - 1;
+  if (arguments.window == 0 && arguments.chunk_size == 0) return all;
+  const std::int32_t narrowest =
+      arguments.window == 0 || (arguments.chunk_size > 0 && arguments.chunk_size < arguments.window)
+          ? arguments.chunk_size
+          : arguments.window;
+  const std::int64_t seen = static_cast<std::int64_t>(narrowest) + arguments.most_tokens - 1;
   const std::int64_t touched = (seen + tokens - 2) / tokens + 1;  // begins anywhere in a chunk
   return touched < all ? static_cast<std::int32_t>(touched) : all;
 }

@@ -75,7 +75,7 @@ class AttentionPass {
             element(query, i) * options_.scale;
       }
       end_keys[row] = tables_.seq_lens[sequence] - new_tokens + token + 1;
-      first_keys[row] = options_.window > 0 ? std::max(0, end_keys[row] - options_.window) : 0;
+      first_keys[row] = first_key_seen(end_keys[row], options_.window, options_.chunk_size);
       if (options_.sinks.data != nullptr) sinks[row] = element(options_.sinks, head);
     }
     const AttentionTask task{

@@ -22,6 +22,7 @@ struct AttentionShared {
   alignas(16) float queries[kRows][kMaxDeviceHeadDim];  // multiplied by the scale
   AttentionRow rows[kRows];
   PartialSum sums[kRows];
+  KeyRange seen[kRows];
   float sinks[kRows];  // kNoMaximum: none
   bool last;
 };
@@ -54,9 +55,8 @@ class ChunkAttention {
     const std::int32_t left = new_tokens_ * heads_a_group_ - group_.first_row;
     group_.count = left < kRows ? left : kRows;
     if (group_.count <= 0) return;
-    group_.first_chunk = query_row(0).first_key / chunk_tokens_;
-    group_.chunks =
-        (query_row(group_.count - 1).end_key - 1) / chunk_tokens_ - group_.first_chunk + 1;
+    group_.first_chunk = keys_seen(0).first / chunk_tokens_;
+    group_.chunks = (keys_seen(group_.count - 1).end - 1) / chunk_tokens_ - group_.first_chunk + 1;
   }
 
   GR_DEVICE const RowGroup& group() const { return group_; }
@@ -64,24 +64,21 @@ class ChunkAttention {
   GR_DEVICE QueryRow query_row(std::int32_t row) const {
     const std::int32_t token = (group_.first_row + row) / heads_a_group_;
     const std::int32_t head = (group_.first_row + row) % heads_a_group_;
-    const std::int32_t end = length_ - new_tokens_ + token + 1;
-    const std::int32_t first =
-        arguments_.window > 0 && end > arguments_.window ? end - arguments_.window : 0;
     return {static_cast<std::int64_t>(group_.first_token) + token,
-            group_.kv_head * heads_a_group_ + head, first, end};
+            group_.kv_head * heads_a_group_ + head};
+  }
+  GR_DEVICE KeyRange keys_seen(std::int32_t row) const {
+    const std::int32_t token = (group_.first_row + row) / heads_a_group_;
+    const std::int32_t end = length_ - new_tokens_ + token + 1;
+    return {first_key_seen(end, arguments_.window, arguments_.chunk_size), end};
   }
 
-  // The tokens of a chunk (counted within the group's) that are seen from first_key to end_key.
-  GR_DEVICE ChunkRange range(std::int32_t chunk, std::int32_t first_key,
-                             std::int32_t end_key) const {
+  // Those of the keys that lie in a chunk (counted within the group's).
+  GR_DEVICE ChunkRange range(std::int32_t chunk, const KeyRange& keys) const {
     const std::int32_t base = (group_.first_chunk + chunk) * chunk_tokens_;
-    const std::int32_t begin = first_key - base;
-    const std::int32_t end = end_key - base;
+    const std::int32_t begin = keys.first - base;
+    const std::int32_t end = keys.end - base;
     return {begin > 0 ? begin : 0, end < chunk_tokens_ ? end : chunk_tokens_};
-  }
-  GR_DEVICE ChunkRange row_range(std::int32_t chunk, std::int32_t row) const {
-    const QueryRow query = query_row(row);
-    return range(chunk, query.first_key, query.end_key);
   }
 
   // Where a page of the chunk begins.
@@ -105,16 +102,17 @@ class ChunkAttention {
         value = read_element(source, arguments_.queries.dtype) * arguments_.scale;
       }
       shared.queries[row][element] = value;
-      if (element == 0)
-        shared.sinks[row] = row < group_.count ? sink_of(arguments_.sinks, query_row(row).head) : 0;
+      if (element == 0 && row < group_.count) {
+        shared.sinks[row] = sink_of(arguments_.sinks, query_row(row).head);
+        shared.seen[row] = keys_seen(row);
+      }
     }
   }
 
   // Four threads a token: each holds four of the 16 virtual lanes, for every row.
   template <DataType kType>
   GR_DEVICE void score_chunk(std::int32_t chunk, AttentionShared<kRows>& shared) const {
-    const ChunkRange seen =
-        range(chunk, query_row(0).first_key, query_row(group_.count - 1).end_key);
+    const ChunkRange seen = range(chunk, {shared.seen[0].first, shared.seen[group_.count - 1].end});
     const auto part = static_cast<std::int32_t>(threadIdx.x % 4);
     const auto own = static_cast<std::int32_t>(threadIdx.x / 4);
     for (std::int32_t base = seen.begin; base < seen.end; base += kThreads / 4) {
@@ -131,18 +129,17 @@ class ChunkAttention {
     }
   }
 
-  // One row's weighted values of a chunk, four neighbouring elements of it.
+  // A row's weighted values of what it sees of a chunk, four neighbouring elements of it.
   template <DataType kType>
-  GR_DEVICE void add_values(std::int32_t chunk, std::int32_t row, std::int32_t quad,
+  GR_DEVICE void add_values(std::int32_t chunk, const ChunkRange& seen, std::int32_t quad,
                             const AttentionRow& weights, float (&sums)[4]) const {
-    const ChunkRange seen = row_range(chunk, row);
     const std::int32_t page_size = layer_.page_size;
     for (std::int32_t page = seen.begin / page_size; page * page_size < seen.end; ++page) {
       const ChunkRange tokens = page_range(seen, page, page_size);
       const std::byte* const values =
           page_address(chunk, page) + layer_.value_offset +
           group_.kv_head * layer_.value_head_stride +
-          (tokens.begin - page * page_size) * layer_.value_token_stride +
+          (tokens.begin - page * page_size) * narrow(layer_.value_token_stride) +
           quad * static_cast<std::int32_t>(sizeof(RawQuad<kType>));
       const float rescale = weights.rescale[page];
       GR_UNROLL
@@ -175,10 +172,10 @@ class ChunkAttention {
   }
 
   // Merges the chunks of one row in order, four elements of it.
-  GR_DEVICE void merge_row(std::int32_t row, std::int32_t quad, float sink) const {
-    const QueryRow query = query_row(row);
-    const std::int32_t first = query.first_key / chunk_tokens_ - group_.first_chunk;
-    const std::int32_t last = (query.end_key - 1) / chunk_tokens_ - group_.first_chunk;
+  GR_DEVICE void merge_row(std::int32_t row, std::int32_t quad,
+                           const AttentionShared<kRows>& shared) const {
+    const std::int32_t first = shared.seen[row].first / chunk_tokens_ - group_.first_chunk;
+    const std::int32_t last = (shared.seen[row].end - 1) / chunk_tokens_ - group_.first_chunk;
     PartialSum total{partial_sum(row, first)[0], partial_sum(row, first)[1]};
     float sums[4];
     read_floats(partial_out(row, first, quad), sums);
@@ -201,7 +198,7 @@ class ChunkAttention {
         }
       }
     }
-    store_out(row, quad, final_scale(sink, total), sums);
+    store_out(row, quad, final_scale(shared.sinks[row], total), sums);
   }
 
  private:
@@ -209,6 +206,11 @@ class ChunkAttention {
   // What is on its way at once, per thread: quads of keys, chunks of a merge.
   static constexpr int kKeysTogether = 8;
   static constexpr int kChunksTogether = 4;
+
+  // A token of one head is small (kMaxDeviceHeadDim): half the registers.
+  GR_DEVICE static std::int32_t narrow(std::int64_t stride) {
+    return static_cast<std::int32_t>(stride);
+  }
 
   GR_DEVICE static std::byte* address(const DeviceHeads& heads, const QueryRow& query) {
     return heads.data + query.token * heads.token_stride + query.head * heads.head_stride;
@@ -228,7 +230,7 @@ class ChunkAttention {
     const std::int32_t page = token / layer_.page_size;
     const std::byte* key = page_address(chunk, page) + layer_.key_offset +
                            group_.kv_head * layer_.key_head_stride +
-                           (token - page * layer_.page_size) * layer_.key_token_stride +
+                           (token - page * layer_.page_size) * narrow(layer_.key_token_stride) +
                            part * static_cast<std::int32_t>(sizeof(RawQuad<kType>));
     constexpr std::int32_t kStride = kKeysTogether * kAttentionLanes;
     for (std::int32_t first = part * 4; first < layer_.head_dim; first += kStride) {
@@ -272,7 +274,7 @@ class ChunkAttention {
   GR_DEVICE void add_page(const std::byte* values, const ChunkRange& tokens,
                           const AttentionRow& weights, float (&sums)[4]) const {
     constexpr std::int32_t kTokensTogether = kType == DataType::kFloat32 ? 8 : 16;
-    const std::int64_t stride = layer_.value_token_stride;
+    const std::int32_t stride = narrow(layer_.value_token_stride);
     for (std::int32_t token = tokens.begin; token < tokens.end; token += kTokensTogether) {
       RawQuad<kType> raw[kTokensTogether];
       GR_UNROLL
@@ -315,7 +317,7 @@ GR_DEVICE void attend_chunk(const ChunkAttention<kRows>& attention, std::int32_t
   attention.template score_chunk<kType>(chunk, shared);
   __syncthreads();
   if (warp < group.count) {
-    const ChunkRange seen = attention.row_range(chunk, warp);
+    const ChunkRange seen = attention.range(chunk, shared.seen[warp]);
     if (seen.begin < seen.end) {
       const PartialSum sum =
           weigh_row(shared.rows[warp], seen, arguments.pages.layer.page_size, arguments.softcap);
@@ -335,10 +337,10 @@ GR_DEVICE void attend_chunk(const ChunkAttention<kRows>& attention, std::int32_t
        item += kRows * static_cast<std::int32_t>(kWarpSize)) {
     const std::int32_t row = item / quads;
     const std::int32_t quad = item - row * quads;
-    const ChunkRange seen = attention.row_range(chunk, row);
+    const ChunkRange seen = attention.range(chunk, shared.seen[row]);
     if (seen.begin >= seen.end) continue;
     float sums[4] = {};
-    attention.template add_values<kType>(chunk, row, quad, shared.rows[row], sums);
+    attention.template add_values<kType>(chunk, seen, quad, shared.rows[row], sums);
     if (group.chunks == 1) {
       attention.store_out(row, quad, final_scale(shared.sinks[row], shared.sums[row]), sums);
     } else {
@@ -388,7 +390,7 @@ void attention_kernel(const AttentionArguments arguments) {
   const std::int32_t quads = arguments.pages.layer.value_dim / 4;
   for (auto item = static_cast<std::int32_t>(threadIdx.x); item < group.count * quads;
        item += kRows * static_cast<std::int32_t>(kWarpSize)) {
-    attention.merge_row(item / quads, item % quads, shared.sinks[item / quads]);
+    attention.merge_row(item / quads, item % quads, shared);
   }
 }
 

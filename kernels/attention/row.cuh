@@ -24,12 +24,16 @@ GR_DEVICE std::int32_t score_place(std::int32_t token) { return token + token / 
 
 inline constexpr float kNoMaximum = std::bit_cast<float>(0xFF800000u);
 
-// Where one row stands, and the keys that it sees.
+// Where one row stands.
 struct QueryRow {
   std::int64_t token;  // in the batch
   std::int32_t head;
-  std::int32_t first_key;
-  std::int32_t end_key;
+};
+
+// Keys of a sequence that a row sees.
+struct KeyRange {
+  std::int32_t first;
+  std::int32_t end;
 };
 
 // Of one row, in shared memory.

@@ -38,8 +38,9 @@ class HeldTables {
 
   void attend(std::int32_t layer, const py::object& queries, const py::object& keys,
               const py::object& values, const py::object& out, const py::object& scratch,
-              float scale, std::int32_t window, float softcap, const py::object& sinks) {
-    AttentionOptions options = attention_options(scale, window, softcap);
+              float scale, std::int32_t window, float softcap, const py::object& sinks,
+              std::int32_t chunk_size) {
+    AttentionOptions options = attention_options(scale, window, softcap, chunk_size);
     const Arena& arena = tables_.pool().arena();
     const BorrowedSinks borrowed(arena, sinks);
     options.sinks = borrowed.view;
@@ -101,7 +102,7 @@ void bind_decode_tables(py::module_& module) {
       .def("attend", &HeldTables::attend, py::arg("layer"), py::arg("queries"), py::arg("keys"),
            py::arg("values"), py::arg("out"), py::arg("scratch"), py::arg("scale"),
            py::arg("window") = 0, py::arg("softcap") = 0.0f, py::arg("sinks") = py::none(),
-           docs::kDecodeAttend);
+           py::arg("chunk_size") = 0, docs::kDecodeAttend);
 }
 
 }  // namespace glimprouter::bindings

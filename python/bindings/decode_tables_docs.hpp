@@ -50,6 +50,8 @@ Args:
     window: Tokens that a token sees, itself included; 0 for all before it.
     softcap: 0 is off.
     sinks: [heads], scores without values (attention sinks); None is off.
+    chunk_size: The sequence is cut every so many tokens, and a token sees none before its own cut;
+        0 is off.
 
 Raises:
     TypeError: Another element type.

@@ -61,9 +61,11 @@ DeviceStream BorrowedHeads::stream() const {
   return tensor_ ? current_stream(object_, *tensor_) : nullptr;
 }
 
-AttentionOptions attention_options(float scale, std::int32_t window, float softcap) {
+AttentionOptions attention_options(float scale, std::int32_t window, float softcap,
+                                   std::int32_t chunk_size) {
   if (!std::isfinite(scale)) throw py::value_error("scale must be finite");
   if (window < 0) throw py::value_error("window must be >= 0 (0: off)");
+  if (chunk_size < 0) throw py::value_error("chunk_size must be >= 0 (0: off)");
   if (!(softcap >= 0.0f) || std::isinf(softcap)) {
     throw py::value_error("softcap must be >= 0 (0: off)");
   }
@@ -71,6 +73,7 @@ AttentionOptions attention_options(float scale, std::int32_t window, float softc
   options.scale = scale;
   options.window = window;
   options.softcap = softcap;
+  options.chunk_size = chunk_size;
   return options;
 }
 

@@ -41,7 +41,8 @@ class BorrowedHeads {
   std::optional<BorrowedTensor> tensor_;
 };
 
-AttentionOptions attention_options(float scale, std::int32_t window, float softcap);
+AttentionOptions attention_options(float scale, std::int32_t window, float softcap,
+                                   std::int32_t chunk_size);
 
 // Attention sinks, [heads], on the arena's device; None: there are none. Borrowed while it lives.
 class BorrowedSinks {

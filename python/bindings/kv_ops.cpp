@@ -55,8 +55,8 @@ void append(PagePool& pool, std::int32_t layer, const RaggedBatch& batch, const 
 
 void attention(const PagePool& pool, std::int32_t layer, const RaggedBatch& batch,
                const py::object& queries, const py::object& out, float scale, std::int32_t window,
-               float softcap, const py::object& sinks) {
-  AttentionOptions options = attention_options(scale, window, softcap);
+               float softcap, const py::object& sinks, std::int32_t chunk_size) {
+  AttentionOptions options = attention_options(scale, window, softcap, chunk_size);
   const BorrowedSinks borrowed(pool.arena(), sinks);
   options.sinks = borrowed.view;
   const BorrowedTensor q(queries.ptr(), "queries");
@@ -194,8 +194,8 @@ bool shares(const KvLayout& layout, std::int32_t layer) {
 void attend(const py::object& arena, const py::tuple& tables,
             const std::vector<std::int64_t>& numbers, std::int32_t layer, const py::object& queries,
             const py::object& keys, const py::object& values, const py::object& out, float scale,
-            std::int32_t window, float softcap, const py::object& sinks) {
-  AttentionOptions options = attention_options(scale, window, softcap);
+            std::int32_t window, float softcap, const py::object& sinks, std::int32_t chunk_size) {
+  AttentionOptions options = attention_options(scale, window, softcap, chunk_size);
   const BorrowedSinks borrowed(host(), sinks);
   options.sinks = borrowed.view;
   const BorrowedTensor q(queries.ptr(), "queries");

@@ -343,6 +343,7 @@ def paged_attention(
     window: int,
     softcap: float,
     sinks: Any,
+    chunk_size: int,
     /,
 ) -> None: ...
 def gather_kv(
@@ -370,6 +371,7 @@ class DecodeTables:
         window: int = ...,
         softcap: float = ...,
         sinks: Any = ...,
+        chunk_size: int = ...,
     ) -> None: ...
 
 def append_kv_layers(pool: PagePool, batch: RaggedBatch, keys: Any, values: Any, /) -> None: ...
@@ -403,5 +405,6 @@ def attend_over(
     window: int,
     softcap: float,
     sinks: Any,
+    chunk_size: int,
     /,
 ) -> None: ...

@@ -75,6 +75,7 @@ def paged_attention(
     window: int = 0,
     softcap: float = 0.0,
     sinks: Any = None,
+    chunk_size: int = 0,
 ) -> None:
     """Causal attention of a batch's tokens over the pages of their sequences, read in place.
 
@@ -93,12 +94,14 @@ def paged_attention(
         sinks: ``[heads]``, float32, bfloat16 or float16: scores that take their share of each
             softmax and have no value (attention sinks, as in gpt-oss), neither scaled nor capped.
             None is off.
+        chunk_size: The sequence is cut every so many tokens, and a token sees none before its own
+            cut (chunked attention, Llama 4); 0 is off.
 
     Raises:
         TypeError: Another element type.
         ValueError: Another shape, stride, device or layer, or an option out of range.
     """
-    _C.paged_attention(pool, layer, batch, queries, out, scale, window, softcap, sinks)
+    _C.paged_attention(pool, layer, batch, queries, out, scale, window, softcap, sinks, chunk_size)
 
 
 def gather_kv(

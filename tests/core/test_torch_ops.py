@@ -73,7 +73,7 @@ def test_the_bits_of_the_native_functions(dtype: str, options: tuple[Any, ...]) 
     got = OPS.attend(fused.query, fused.keys, fused.values, *fused.tables, 1, 0.2, *options)
     OPS.append_kv(*apart.tables, 1, apart.keys, apart.values)
     tables = apart.tables
-    read = OPS.paged_attention(apart.query, *tables[:5], LAYERS, KV_HEADS, PAGE, 1, 0.2, *options)
+    read = OPS.paged_attention(apart.query, *tables, 1, 0.2, *options)
     for out, other in ((got, fused), (read, apart)):
         assert torch.equal(out, expected)
         np.testing.assert_array_equal(other.pool.memory, want.pool.memory)
@@ -103,7 +103,7 @@ def test_opcheck() -> None:
     samples: dict[Any, tuple[Any, ...]] = {
         OPS.attend: (made.query, made.keys, made.values, *attention),
         OPS.append_kv: (*made.tables, 0, made.keys, made.values),
-        OPS.paged_attention: (made.query, *made.tables[:5], LAYERS, KV_HEADS, PAGE, 1, 0.2),
+        OPS.paged_attention: (made.query, *made.tables, 1, 0.2),
         OPS.glimpse: (torch.randn(3, 500), 20),
         OPS.sample: (
             torch.randn(3, 500).half(),

@@ -22,7 +22,7 @@ import glimprouter as gr
 import hf_pairs
 from device_pairs import DEVICES, pair_of, written
 from glimprouter.hf import RoutedModel
-from glimprouter.hf.attention import paged
+from glimprouter.hf.attention import layers, paged
 from glimprouter.hf.attention.layers import kv_layout
 from glimprouter.hf.engine import kept_pool
 from glimprouter.hf.graphs import decode_graphs
@@ -78,7 +78,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[CountingRecorder]:
 
     monkeypatch.setattr(kept_pool, "recorder_for", make)
     monkeypatch.setattr(decode_graphs, "_FEWEST_PAGES", 1)
-    monkeypatch.setattr(paged, "PAGE_SIZE", 16)
+    monkeypatch.setattr(layers, "PAGE_SIZE", 16)
     return made
 
 
@@ -306,12 +306,13 @@ def test_a_decode_pass_attends_as_other_passes_do(device: str) -> None:
     """Scale, window, softcap and sinks reach its kernels."""
     model, home = hf_pairs.random_model("qwen3", 1, 7), torch_device(device)
     layout = kv_layout(model)
+    size = layout.layers[0].head_dim
     outs = []
     for padded in (True, False):
         generator = torch.Generator().manual_seed(3)
 
         def heads(count: int, tokens: int, draw: torch.Generator = generator) -> torch.Tensor:
-            return torch.randn((1, count, tokens, layout.layers[0].head_dim), generator=draw).to(home)
+            return torch.randn((1, count, tokens, size), generator=draw).to(home)
 
         pool = gr.PagePool([layout], 4 * layout.page_bytes, layout.page_bytes, device)
         cache = gr.KvCache(pool, 1)

@@ -58,6 +58,8 @@ class TensorPass:
         length, new = keys.shape[1], queries.shape[1]
         distance = torch.arange(length - new, length)[:, None] - torch.arange(length)
         seen = (distance >= 0) & (distance < (options.window or length))
+        chunk = torch.arange(length) // (options.chunk_size or length)
+        seen &= chunk[length - new :, None] == chunk
         scores = scores.masked_fill(~seen, -torch.inf)
         if options.sinks is not None:
             sinks = options.sinks[:, None, None].expand(-1, new, 1)
@@ -108,6 +110,8 @@ def test_another_backend_serves_a_model(family: str) -> None:
         AttentionOptions(0.3, softcap=2.0),
         AttentionOptions(0.3, window=9, softcap=1.0),
         AttentionOptions(0.3, window=9, sinks=torch.tensor([0.5, -2.0, 3.0, 0.0])),
+        AttentionOptions(0.25, chunk_size=6),
+        AttentionOptions(0.25, window=4, chunk_size=6),
     ],
     ids=str,
 )

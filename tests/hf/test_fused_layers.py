@@ -269,6 +269,7 @@ def counted(module: torch.nn.Module) -> Iterator[list[str]]:
 def test_hooks_of_the_user_fire_in_passes_and_not_in_trials() -> None:
     model = tiny(Qwen3Config)
     layer = model.model.layers[1]
+    kv_layout(model)  # looks at its layers, once
     with counted(layer.self_attn) as attention, counted(layer.self_attn.q_norm) as norm:
         fused = FusedLayers(model)
         assert attention == norm == []

@@ -17,7 +17,7 @@ import pytest
 
 import hf_pairs
 from glimprouter.demo_pair import task
-from glimprouter.hf.attention import paged
+from glimprouter.hf.attention import layers
 from hf_pairs import ENGINE, Pair
 from hf_watch import TRIAL, Rows
 
@@ -142,7 +142,7 @@ def test_pages_against_the_oracle(name: str, monkeypatch: pytest.MonkeyPatch) ->
     pair, total, models = pair_of(name), Comparison(), []
     cap = 512 if name == "trained" else CAP
     batch = generate(pair, pair.prompts, "paged", cap)
-    monkeypatch.setattr(paged, "PAGE_SIZE", 16)
+    monkeypatch.setattr(layers, "PAGE_SIZE", 16)
     for prompt, together in zip(pair.prompts, batch, strict=True):
         with margins(pair, prompt) as close:
             oracle = generate(pair, [prompt], "gather", cap)[0]
@@ -169,9 +169,9 @@ def test_other_softcaps_are_noticed() -> None:
     prompt = pair.prompts[0]
     with margins(pair, prompt) as close:
         oracle = generate(pair, [prompt], "gather", CAP)[0]
-    layers = [*pair.small.model.layers, *pair.large.model.layers]
+    blocks = [*pair.small.model.layers, *pair.large.model.layers]
     with pytest.MonkeyPatch.context() as patch:
-        for layer in layers:
+        for layer in blocks:
             patch.setattr(layer.self_attn, "attn_logit_softcapping", 2.2)
         other = generate(pair, [prompt], "paged", CAP)[0]
     with pytest.raises(AssertionError):

@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+import glimprouter as gr
 from glimprouter.hf.state.form import StateForm, StateTensor
 from glimprouter.hf.state.sequences import PackedState, SequenceStates, StateMove
 from glimprouter.hf.state.slots import StateSlots
@@ -20,7 +21,8 @@ TENSORS = (
     StateTensor(0, "sum", None, (2,), torch.int64, CPU),
     StateTensor(1, "parts", 0, (3, 1), torch.float64, CPU),
 )
-FORM = StateForm((2,), 1, 16, TENSORS, (), ())
+SHAPES = (gr.LayerShape(num_kv_heads=1, head_dim=16),)
+FORM = StateForm((2,), SHAPES, TENSORS, (), ())
 SLOTS, SNAPSHOTS = 5, 2
 
 

@@ -120,7 +120,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "llama": {},
-    "llama4_text": {"head_dim": 16, "intermediate_size_mlp": 96},
+    "llama4_text": {
+        "head_dim": 16,
+        "intermediate_size_mlp": 96,
+        "attention_chunk_size": 24,
+        "floor_scale": 16,
+    },
     "mamba": {"state_size": 8},
     "mamba2": {"state_size": 16, "head_dim": 16, "num_heads": 8, "n_groups": 1, "chunk_size": 16},
     "minimax": {"head_dim": 16},

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "glimprouter/types/host_device.hpp"
 #include "glimprouter/types/row_view.hpp"
 
 namespace glimprouter {
@@ -46,7 +47,7 @@ struct LayerLayout {
   std::int64_t value_head_stride = 0;
   std::int64_t value_token_stride = 0;
 
-  bool latent() const { return value_offset == key_offset; }
+  GR_HOST_DEVICE bool latent() const { return value_offset == key_offset; }
   bool operator==(const LayerLayout&) const = default;
 };
 

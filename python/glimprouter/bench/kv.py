@@ -165,7 +165,9 @@ def _catch_up(settings: Settings) -> list[BenchmarkRow]:
                     f"k = {k}: {name}",
                     timings.microseconds(name),
                     speedup=None if name == "DynamicCache" else timings.ratio("DynamicCache", name),
-                    gathered_bytes=_gathered_bytes(contenders[name], CONTEXT + k, layout.layers[0].head_dim),
+                    gathered_bytes=_gathered_bytes(
+                        contenders[name], CONTEXT + k, layout.layers[0].head_dim
+                    ),
                 )
             )
     return rows

@@ -11,13 +11,14 @@ Tensors and numbers only: no Python object becomes part of a graph.
   value or ``[B]``, ``seed`` lies in [0, 2^63).
 - ``append_kv(arena, slot_mapping, block_table, cu_seqlens, seq_lens, layout, layer, keys, values)``
   writes one layer's keys and values into their pages.
-- ``paged_attention(query, arena, <tables>, layout, layer, scale, window=0, softcap=0, sinks=None)``
-  -> what the tokens read from the pages.
+- ``paged_attention(query, arena, <tables>, layout, layer, scale, window=0, softcap=0, sinks=None,
+  chunk_size=0)`` -> what the tokens read from the pages.
 - ``attend(query, keys, values, arena, <tables>, layout, layer, scale, window=0, softcap=0,
-  sinks=None)``: ``append_kv`` (but for a layer that shares another's keys), then
+  sinks=None, chunk_size=0)``: ``append_kv`` (but for a layer that shares another's keys), then
   ``paged_attention``.
-- ``attend_named(query, keys, values, name, layer, scale, window=0, softcap=0, sinks=None)``: what
-  the pass that has this name does (:class:`.PassHandle`); for passes whose tables are on a device.
+- ``attend_named(query, keys, values, name, layer, scale, window=0, softcap=0, sinks=None,
+  chunk_size=0)``: what the pass that has this name does (:class:`.PassHandle`); for passes whose
+  tables are on a device.
 
 ``arena`` is the memory of a :class:`glimprouter.PagePool` as a tensor of the pages' type
 (:func:`arena_of`); the operations write into it in place. The tables are those of a

@@ -15,7 +15,9 @@ from glimprouter.torch.passes import AttentionOptions, named_pass
 
 _LIBRARY = torch.library.Library("glimprouter", "DEF")  # type: ignore[no-untyped-call]
 _TABLES = "Tensor slot_mapping, Tensor block_table, Tensor cu_seqlens, Tensor seq_lens"
-_OPTIONS = "int layer, float scale, int window=0, float softcap=0.0, Tensor? sinks=None"
+_OPTIONS = (
+    "int layer, float scale, int window=0, float softcap=0.0, Tensor? sinks=None, int chunk_size=0"
+)
 
 
 def _glimpse(logits: torch.Tensor, entropy_top_k: int = 0) -> tuple[torch.Tensor, ...]:
@@ -135,10 +137,11 @@ def _paged_attention(
     window: int = 0,
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
+    chunk_size: int = 0,
 ) -> torch.Tensor:
     out = _output(query, _value_dim(layout, layer))
     tables = (slot_mapping, block_table, cu_seqlens, seq_lens)
-    options = (scale, window, softcap, sinks)
+    options = (scale, window, softcap, sinks, chunk_size)
     _C.attend_over(arena, tables, layout, layer, query, None, None, out, *options)
     return out
 
@@ -173,10 +176,11 @@ def _attend(
     window: int = 0,
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
+    chunk_size: int = 0,
 ) -> torch.Tensor:
     out = _output(query, values.shape[-1])
     tables = (slot_mapping, block_table, cu_seqlens, seq_lens)
-    options = (scale, window, softcap, sinks)
+    options = (scale, window, softcap, sinks, chunk_size)
     _C.attend_over(arena, tables, layout, layer, query, keys, values, out, *options)
     return out
 
@@ -191,9 +195,10 @@ def _attend_named(
     window: int = 0,
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
+    chunk_size: int = 0,
 ) -> torch.Tensor:
     return named_pass(name).attend(
-        layer, query, keys, values, AttentionOptions(scale, window, softcap, sinks)
+        layer, query, keys, values, AttentionOptions(scale, window, softcap, sinks, chunk_size)
     )
 
 

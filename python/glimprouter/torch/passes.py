@@ -43,12 +43,15 @@ class AttentionOptions(NamedTuple):
         softcap: Scores are ``softcap * tanh(score / softcap)``; 0 for none.
         sinks: ``[heads]``, scores that take their share of the softmax and have no value; None for
             none.
+        chunk_size: The sequence is cut every so many tokens, and a token sees none before its own
+            cut (Llama 4); 0 for no cuts.
     """
 
     scale: float
     window: int = 0
     softcap: float = 0.0
     sinks: torch.Tensor | None = None
+    chunk_size: int = 0
 
 
 class AttendingPass(Protocol):

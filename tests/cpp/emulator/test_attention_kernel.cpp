@@ -93,6 +93,7 @@ class Scene {
                                  shape_.options.window,
                                  shape_.options.softcap,
                                  shape_.options.sinks,
+                                 shape_.options.chunk_size,
                                  queries_.device_view(),
                                  out.device_view(),
                                  {}};
@@ -180,7 +181,10 @@ class Scene {
     const std::int32_t kv_head = head / (shape_.heads / shape_.kv_heads);
     const std::int32_t end = span.length - span.new_tokens + token + 1;
     const std::int32_t window = shape_.options.window;
-    const std::int32_t begin = window > 0 ? std::max(0, end - window) : 0;
+    std::int32_t begin = window > 0 ? std::max(0, end - window) : 0;
+    if (const std::int32_t chunk = shape_.options.chunk_size; chunk > 0) {
+      while (begin / chunk < (end - 1) / chunk) ++begin;
+    }
     std::vector<double> weights, result(static_cast<std::size_t>(shape_.value_size()));
     for (std::int32_t key = begin; key < end; ++key) {
       double score = 0;
@@ -284,6 +288,22 @@ TEST(AttentionKernel, EqualsTheCpuForGroupsWindowsAndCaps) {
                        {0.3f, window, seed % 4 == 0 ? 2.5f : 0.0f},
                        spans};
       expect_exact(shape, seed);
+    }
+  }
+}
+
+// Chunks within a page, over pages and over chunks of the kernel; with a window, too. Tokens of one
+// pass on both sides of a cut.
+TEST(AttentionKernel, EqualsTheCpuInChunks) {
+  std::uint64_t seed = 500;
+  for (const std::int32_t chunk_size : {1, 6, 40, 150, 1000}) {
+    if (kReduced && chunk_size == 1000) continue;
+    for (const std::int32_t window : {0, 30}) {
+      simt::set_seed(++seed);
+      AttentionOptions options{0.3f, window, 0.0f};
+      options.chunk_size = chunk_size;
+      const std::int32_t length = kReduced ? 153 : 303;
+      expect_exact({4, 2, 32, 16, kTypes[seed % 3], options, {{length, 5}, {7, 3}}}, seed);
     }
   }
 }

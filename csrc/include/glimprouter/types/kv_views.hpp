@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "glimprouter/kv_layout.hpp"
+#include "glimprouter/types/host_device.hpp"
 #include "glimprouter/types/row_view.hpp"
 
 namespace glimprouter {
@@ -37,6 +38,17 @@ struct AttentionOptions {
   // Attention sinks: a score of each query head, [heads], that takes its share of the softmax and
   // has no value. Neither scaled nor capped. No data: off.
   RowView sinks{nullptr, DataType::kFloat32, 0};
+  // Chunked attention (Llama 4): a sequence is cut every so many tokens, and a token sees none that
+  // is before its own cut. 0: off.
+  std::int32_t chunk_size = 0;
 };
+
+// The first key that a token sees whose keys end at `end`, itself the last of them.
+GR_HOST_DEVICE inline std::int32_t first_key_seen(std::int32_t end, std::int32_t window,
+                                                  std::int32_t chunk_size) {
+  const std::int32_t in_window = window > 0 && end > window ? end - window : 0;
+  const std::int32_t in_chunk = chunk_size > 0 ? (end - 1) / chunk_size * chunk_size : 0;
+  return in_window > in_chunk ? in_window : in_chunk;
+}
 
 }  // namespace glimprouter

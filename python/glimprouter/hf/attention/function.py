@@ -53,8 +53,18 @@ def _attention(
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     sinks = None if s_aux is None else s_aux.detach()
-    options = AttentionOptions(scale, sliding_window or 0, softcap or 0.0, sinks)
+    chunk = _chunk_size(module)
+    options = AttentionOptions(scale, sliding_window or 0, softcap or 0.0, sinks, chunk)
     return attending.attend(module.layer_idx, query, key, value, options, attention_mask), None
+
+
+def _chunk_size(module: Any) -> int:
+    """Of a layer with chunked attention, which its mask alone would say."""
+    config = getattr(module, "config", None)
+    kinds = getattr(config, "layer_types", None)
+    if not kinds or kinds[module.layer_idx] != "chunked_attention":
+        return 0
+    return int(config.attention_chunk_size)  # type: ignore[union-attr]
 
 
 def _padding_mask(

@@ -32,9 +32,7 @@ def gathered_attention(
     batch: RaggedBatch,
     query: torch.Tensor,
     out: torch.Tensor,
-    *,
-    scale: float,
-    window: int,
+    options: AttentionOptions,
 ) -> None:
     """Causal attention of a batch whose keys and values are in their pages.
 
@@ -44,8 +42,7 @@ def gathered_attention(
         batch: T tokens of B sequences.
         query: ``[1, heads, T, size]``.
         out: Written, ``[1, T, heads, size]``, of the size of a value.
-        scale: Factor of the scores.
-        window: Tokens that a token sees, itself included; 0 for all before it.
+        options: How the layer attends, without softcap and sinks.
     """
     layout = pool.layout(batch.model)
     own = layout.layers[layer]
@@ -60,17 +57,23 @@ def gathered_attention(
             query[:, :, rows],
             keys,
             values,
-            attn_mask=_mask(rows.stop - rows.start, length, window, query.device),
-            scale=scale,
+            attn_mask=_mask(rows.stop - rows.start, length, options, query.device),
+            scale=options.scale,
             enable_gqa=query.shape[1] != own.num_kv_heads,
         )
         out[:, rows] = attended.transpose(1, 2)
 
 
-def _mask(new: int, length: int, window: int, device: torch.device) -> torch.Tensor:
-    """The last ``new`` of ``length`` tokens see what is before them, within the window."""
-    if window == 0 or window >= length:
+def _mask(new: int, length: int, options: AttentionOptions, device: torch.device) -> torch.Tensor:
+    """The last ``new`` of ``length`` tokens see what is before them, in their window and chunk."""
+    limits = [limit for limit in (options.window, options.chunk_size) if limit]
+    if all(limit >= length for limit in limits):
         return causal_lower_right(new, length)
     place = torch.arange(length, device=device)
-    seen = place[length - new :, None] - place
-    return (seen >= 0) & (seen < window)
+    own = place[length - new :, None]
+    seen = own >= place
+    if options.window:
+        seen &= own - place < options.window
+    if options.chunk_size:
+        seen &= own // options.chunk_size == place // options.chunk_size
+    return seen

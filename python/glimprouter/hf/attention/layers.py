@@ -86,10 +86,11 @@ def kv_layout(model: Any, form: StateForm | None = None) -> KvLayout:
         ValueError: Its layers do not come to the attention over pages.
     """
     on_cpu = model.device.type == "cpu"
+    dtype: Any = str(model.dtype).removeprefix("torch.")
     return KvLayout(
         layers=layers_of(model) if form is None else form.shapes,
         page_size=PAGE_SIZE if on_cpu else min(PAGE_SIZE, DEVICE_PAGE_SIZE),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype,
     )
 
 

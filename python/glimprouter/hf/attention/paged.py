@@ -13,6 +13,7 @@ from glimprouter import _C
 from glimprouter.hf.attention.function import own_attention
 from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.gathered import gathered_attention, gathers
+from glimprouter.hf.attention.pasts import asked_of_a_cache
 from glimprouter.kv import PagePool, RaggedBatch
 from glimprouter.torch import AttendingPass, AttentionOptions
 
@@ -48,8 +49,7 @@ class PagedPass:
         if layer not in self._sharing:
             _C.append_kv(self.pool, layer, self.batch, key, value)
         if gathers(self.pool, self.batch, options):
-            scale, window = options.scale, options.window
-            gathered_attention(self.pool, layer, self.batch, query, out, scale=scale, window=window)
+            gathered_attention(self.pool, layer, self.batch, query, out, options)
         else:
             _C.paged_attention(self.pool, layer, self.batch, query, out, *options)
         return out
@@ -130,13 +130,15 @@ def packed_forward(
         RuntimeError: A layer did not come by: the model has attention of its own.
     """
     counted = CountedPass(attending)
-    with own_attention(model.config.get_text_config()):
+    config = model.config.get_text_config()
+    with own_attention(config):
         output = model(
             input_ids=ids,
             position_ids=positions,
             use_cache=False,
             logits_to_keep=keep,
             glimprouter_pass=counted,
+            **asked_of_a_cache(config, positions),
         )
     if num_layers is not None and counted.layers != num_layers:
         raise RuntimeError(f"{counted.layers} of the model's layers used the attention over pages")

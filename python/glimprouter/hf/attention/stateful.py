@@ -171,6 +171,7 @@ def rows_forward(
             position_ids=positions,
             use_cache=True,
             logits_to_keep=1,
+            glimprouter_pass=counted,
             **{form.argument: cache},
         )
     if counted.layers != len(form.attending):

@@ -11,6 +11,7 @@ import torch
 
 from glimprouter.hf.attention.function import own_attention
 from glimprouter.hf.attention.layers import kv_layout
+from glimprouter.hf.attention.pasts import asked_of_a_cache
 from glimprouter.kv import KvCache, PagePool, RaggedBatch
 from glimprouter.torch import AttendingPass, PassTables, arena_of
 
@@ -34,6 +35,7 @@ def _forward(
         use_cache=False,
         logits_to_keep=keep,
         glimprouter_pass=attending,
+        **asked_of_a_cache(model.config.get_text_config(), positions),
     )
     logits: torch.Tensor = output.logits[0]
     return logits

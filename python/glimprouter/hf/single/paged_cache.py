@@ -167,11 +167,8 @@ _served: weakref.WeakSet[Any] = weakref.WeakSet()  # models whose trial went wel
 
 def _check_model(model: Any) -> None:
     config = model.config.get_text_config()
-    layout = kv_layout(model)
     if model.device.type != "cpu":
         raise ValueError(f"the model is on {model.device}, and the pages are on the CPU")
-    if (odd := why_not_attended(layout)) is not None:
-        raise ValueError(f"the model cannot be served on pages: {odd}")
     if (unserved := unserved_layer(model)) is not None:
         raise ValueError(
             f"the model has layers of type {unserved!r}; pages serve full and sliding attention"
@@ -183,6 +180,14 @@ def _check_model(model: Any) -> None:
         )
     if model in _served:
         return
+    layout = kv_layout(model)
+    if (odd := why_not_attended(layout)) is not None:
+        raise ValueError(f"the model cannot be served on pages: {odd}")
+    if layout.sharing:  # under generate() these compute the last token alone, of a mask of its own
+        raise ValueError(
+            f"the model's layers {layout.sharing} read the keys of earlier ones, which a PagedCache"
+            " does not serve; RoutedModel does"
+        )
     with exclusive(model):  # the trial makes its windows narrow
         reason = why_not_paged(model)
     if reason is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -34,6 +34,14 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.1}
 # Logits of a random model hardly depend on what came before: there a tolerance is as much less,
 # but never below what rounding takes.
 _ROUNDING = {torch.float32: 2e-5, torch.bfloat16: 0.03, torch.float16: 0.01}
+# What a pass differs by is up to so much of what rounding alone does to the model's own pass, which
+# is seen by rounding its embeddings anew, twice: half of it mostly, rarely more than twice.
+_NOISES = 3.0
+_DRAWS = 2
+# Where rounding may do more than this to what came before, nothing can be told from the logits (a
+# wrong pass differs by about 1); another text may tell.
+_TELLING = 0.5
+_TEXTS = 4
 # Multiplications and additions that a long text may take: a second or two.
 _AFFORDABLE = {"cpu": 2e12, "cuda": 1e15}
 
@@ -45,10 +53,12 @@ class _Cut:
     Attributes:
         logits: Of the model's own full pass, ``[V]`` in float32.
         allowed: Difference that is taken for rounding, over the spread of the logits.
+        telling: Whether a wrong pass would differ by more.
     """
 
     logits: torch.Tensor
     allowed: float
+    telling: bool = True
 
 
 class Trial:
@@ -70,8 +80,9 @@ class Trial:
         self._model = model
         self._attention = attention
         self._parameters = inspect.signature(model.forward).parameters
-        self._expected: dict[_Schedule, list[list[_Cut]]] = {}
-        self._chosen: dict[_Schedule, Selections] = {}
+        self._narrow = model.dtype.itemsize < 4
+        self._expected: dict[tuple[_Schedule, int], list[list[_Cut]]] = {}
+        self._chosen: dict[tuple[_Schedule, int], Selections] = {}
 
     @torch.inference_mode()
     def why_not(self, begin: Callable[[Sequence[int]], Passes]) -> str | None:
@@ -82,9 +93,8 @@ class Trial:
         """
         try:
             for schedule, windows in self._schedules():
-                lengths = [len(text) for text in self._texts(schedule)]
-                with windows, self._choosing(schedule):
-                    error = self._excess(begin(lengths), schedule)
+                with windows:
+                    error = self._why_not(begin, schedule)
                 if error is not None:
                     return error
         except Exception as failure:  # whatever a model's code does with what it does not know
@@ -140,6 +150,23 @@ class Trial:
                 done[row] += len(piece)
         return logits
 
+    def _why_not(self, begin: Callable[[Sequence[int]], Passes], schedule: _Schedule) -> str | None:
+        """The first difference that is no rounding, in words; of several texts if need be."""
+        silent = set(range(len(schedule)))  # passes that nothing has been told of
+        for number in range(_TEXTS):
+            texts = self._texts(schedule, number)
+            with self._choosing(schedule, number):
+                cuts = self._expectation(schedule, number)
+                error = self._excess(begin([len(text) for text in texts]), schedule, texts, cuts)
+            if error is not None:
+                return error
+            silent -= {index for index, row in enumerate(cuts) if any(cut.telling for cut in row)}
+            if not silent:
+                return None
+        if silent >= set(range(1, len(schedule))):
+            return f"its logits in {self._model.dtype} are rounding for the most part"
+        return None
+
     def _schedules(self) -> Iterator[tuple[_Schedule, Any]]:
         yield _SCHEDULE, narrowed(self._model)
         widest = widest_window(self._model.config.get_text_config())
@@ -153,23 +180,27 @@ class Trial:
         most = _AFFORDABLE.get(self._model.device.type, _AFFORDABLE["cpu"])
         return bool(2.0 * weights * tokens <= most)
 
-    def _choosing(self, schedule: _Schedule) -> AbstractContextManager[None]:
+    def _choosing(self, schedule: _Schedule, number: int) -> AbstractContextManager[None]:
         """Where rounding may turn a choice of experts, every pass chooses as the model's own."""
-        if self._model.dtype.itemsize >= 4:
+        if not self._narrow:
             return nullcontext()
-        if schedule not in self._chosen:
+        if (schedule, number) not in self._chosen:
             passes = []
-            for text in self._texts(schedule):
+            for text in self._texts(schedule, number):
                 with recorded(self._model) as own:
                     self._full_pass(text)
                 passes.append(own)
-            self._chosen[schedule] = of_all(passes)
-        return repeated(self._model, self._chosen[schedule])
+            self._chosen[schedule, number] = of_all(passes)
+        return repeated(self._model, self._chosen[schedule, number])
 
-    def _excess(self, passes: Passes, schedule: _Schedule) -> str | None:
+    @staticmethod
+    def _excess(
+        passes: Passes,
+        schedule: _Schedule,
+        texts: Sequence[Sequence[int]],
+        expected: Sequence[Sequence[_Cut]],
+    ) -> str | None:
         """The first difference that is no rounding, in words."""
-        expected = self._expectation(schedule)
-        texts = self._texts(schedule)
         done = [0] * len(texts)
         for number, entries in enumerate(schedule):
             pieces = []
@@ -179,27 +210,27 @@ class Trial:
             logits = passes([row for row, _ in entries], pieces)
             for own, cut in zip(logits, expected[number], strict=True):
                 error = _difference(own, cut.logits)
-                if not error <= cut.allowed:  # NaN is none
+                if not error <= (cut.allowed if cut.telling else float("inf")):  # NaN is none
                     return f"its logits differ by {error:.2g} of their spread from its own"
         return None
 
-    def _texts(self, schedule: _Schedule) -> list[list[int]]:
+    def _texts(self, schedule: _Schedule, number: int = 0) -> list[list[int]]:
         width = self._model.get_output_embeddings().weight.shape[0]
         lengths: dict[int, int] = {}
         for entries in schedule:
             for row, count in entries:
                 lengths[row] = lengths.get(row, 0) + count
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(number)
         return [
             torch.randint(0, width, (lengths[row],), generator=generator).tolist()
             for row in sorted(lengths)
         ]
 
-    def _expectation(self, schedule: _Schedule) -> list[list[_Cut]]:
+    def _expectation(self, schedule: _Schedule, number: int) -> list[list[_Cut]]:
         """By pass and row of the pass; computed once."""
-        if schedule in self._expected:
-            return self._expected[schedule]
-        texts = self._texts(schedule)
+        if (schedule, number) in self._expected:
+            return self._expected[schedule, number]
+        texts = self._texts(schedule, number)
         done = [0] * len(texts)
         cuts: list[list[_Cut]] = []
         for entries in schedule:
@@ -207,7 +238,7 @@ class Trial:
             for row, count in entries:
                 start, done[row] = done[row], done[row] + count
                 cuts[-1].append(self._cut(texts[row], start, done[row]))
-        self._expected[schedule] = cuts
+        self._expected[schedule, number] = cuts
         return cuts
 
     def _cut(self, text: list[int], start: int, end: int) -> _Cut:
@@ -218,7 +249,15 @@ class Trial:
             signal = min(signal, _difference(self._full_pass(text[start:end]), full.float()))
         tolerance = _TOLERANCE.get(dtype, _TOLERANCE[torch.float32])
         rounding = _ROUNDING.get(dtype, _ROUNDING[torch.float32])
-        return _Cut(full.float(), max(rounding, tolerance * signal))
+        allowed = max(rounding, tolerance * signal)
+        if not self._narrow:
+            return _Cut(full.float(), allowed)
+        noise = 0.0
+        for draw in range(_DRAWS):
+            with _rounded_anew(self._model, draw):
+                other = _difference(self._full_pass(text[:end]), full.float())
+            noise = max(noise, _NOISES * other)
+        return _Cut(full.float(), max(allowed, noise), telling=noise <= _TELLING * signal)
 
     def _full_pass(self, ids: list[int]) -> torch.Tensor:
         """Logits of the last token, ``[V]``, by the model's own attention and without a cache."""
@@ -234,6 +273,22 @@ class Trial:
             config._attn_implementation = before
         logits: torch.Tensor = output.logits[0, -1]
         return logits
+
+
+@contextmanager
+def _rounded_anew(model: Any, draw: int) -> Iterator[None]:
+    """The embeddings of a model's tokens are off by about the last place meanwhile."""
+    generator = torch.Generator().manual_seed(draw)
+
+    def moved(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(output.shape, generator=generator).to(output.device)
+        return (output * (1 + torch.finfo(output.dtype).eps * noise)).to(output.dtype)
+
+    hook = model.get_input_embeddings().register_forward_hook(moved)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _difference(own: torch.Tensor, expected: torch.Tensor) -> float:

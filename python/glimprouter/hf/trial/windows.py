@@ -17,6 +17,7 @@ _NAMES = {
     "local_attention_window": NARROW,
     "local_window_size": NARROW,
     "window_size": NARROW,
+    "floor_scale": NARROW,  # tokens behind which queries are made larger (Llama 4)
     "index_topk": NARROW,
     "index_block_size": NARROW // 4,
     "index_topk_blocks": 2,
