@@ -151,6 +151,11 @@ bool DecodeTables::shares(std::int32_t layer) const {
   return layer >= 0 && layer < layout.num_layers() && layout.shape(layer).shares >= 0;
 }
 
+bool DecodeTables::latent(std::int32_t layer) const {
+  const KvLayout& layout = pool_->layout(room_.model);
+  return layer >= 0 && layer < layout.num_layers() && layout.shape(layer).latent;
+}
+
 void DecodeTables::append(std::int32_t layer, const HeadsView& keys, const HeadsView& values,
                           DeviceStream stream) {
   const KvLayout& layout = pool_->layout(room_.model);

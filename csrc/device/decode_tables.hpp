@@ -55,6 +55,8 @@ class DecodeTables {
 
   // Whether the layer reads another's keys and values: nothing is appended to it.
   bool shares(std::int32_t layer) const;
+  // Whether its values lie within its keys: keys alone are appended to it.
+  bool latent(std::int32_t layer) const;
   const PagePool& pool() const { return *pool_; }
   const DecodeRoom& room() const { return room_; }
 

@@ -188,6 +188,14 @@ std::vector<std::int32_t> KvLayout::sharing() const {
   return result;
 }
 
+std::vector<std::int32_t> KvLayout::latent() const {
+  std::vector<std::int32_t> result;
+  for (std::int32_t layer = 0; layer < num_layers(); ++layer) {
+    if (shape(layer).latent) result.push_back(layer);
+  }
+  return result;
+}
+
 std::int64_t KvLayout::layer_stride(std::int32_t first, std::int32_t count) const {
   if (count == 1) return 1;
   const std::int64_t stride = layer(first + 1).key_offset - layer(first).key_offset;

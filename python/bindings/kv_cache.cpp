@@ -125,6 +125,7 @@ void bind_layout(py::module_& module) {
                                return shapes;
                              })
       .def_property_readonly("sharing", &KvLayout::sharing, docs::kLayoutSharing)
+      .def_property_readonly("latent", &KvLayout::latent, docs::kLayoutLatent)
       .def("layer", &layer_of, py::arg("layer"), "Where a layer's keys and values lie in a page.")
       .def_property_readonly("numbers", &KvLayout::numbers, docs::kLayoutNumbers)
       .def(

@@ -31,6 +31,9 @@ inline constexpr const char* kLayoutNumbers =
 inline constexpr const char* kLayoutSharing =
     R"(Layers that read the keys and values of others, ascending: nothing is appended to these.)";
 
+inline constexpr const char* kLayoutLatent =
+    R"(Layers whose values lie within their keys, ascending: keys alone are appended to these.)";
+
 inline constexpr const char* kKvLayout =
     R"(How one model's keys and values lie in a page: a list of layers, each of its own geometry.
 
@@ -43,7 +46,7 @@ Args:
     page_size: Tokens of a page, >= 1.
     dtype: "float32", "bfloat16" or "float16".
 
-Attributes: num_layers, layers, sharing, page_size, page_bytes, numbers; ``layer(i)`` is a LayerLayout.
+Attributes: num_layers, layers, sharing, latent, page_size, page_bytes, numbers; ``layer(i)`` is a LayerLayout.
 
 Raises:
     ValueError: No layer, a size below 1, another dtype, a layer that shares one that is not before

@@ -208,7 +208,8 @@ void attend(const py::object& arena, const py::tuple& tables,
     check_attention(pages.layout, layer, pages.view.tokens(), options, query, target);
     const BorrowedHeads k(host(), keys, "keys");
     const BorrowedHeads v(host(), values, "values");
-    append_kv(pages.memory(true), {layer}, pages.view, k.view, v.view);
+    const bool latent = pages.layout.shape(layer).latent;
+    append_kv(pages.memory(true), {layer}, pages.view, k.view, latent ? HeadsView{} : v.view);
   }
   const py::gil_scoped_release release;
   paged_attention(pages.memory(false), layer, pages.view, options, query, target);

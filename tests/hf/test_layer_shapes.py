@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import glimprouter as gr
 from families import build
 from glimprouter.hf import PagedCache
 from glimprouter.hf.attention.layers import kv_layout, why_not_attended
 from glimprouter.hf.attention.trial import why_not_paged
+from glimprouter.hf.graphs.compiled import CompiledForward
 
 
 def test_layers_of_gemma_4() -> None:
@@ -20,9 +22,9 @@ def test_layers_of_gemma_4() -> None:
     assert layout.page_bytes == 4 * layout.page_size * kept
 
 
-def test_values_narrower_than_keys() -> None:
-    layout = kv_layout(build("deepseek_v2"))
-    assert {(layer.head_dim, layer.value_dim) for layer in layout.layers} == {(32, 16)}
+def test_a_layer_that_attends_twice() -> None:
+    reason = "ValueError: its layer 0 attends more than once in a pass"
+    assert why_not_paged(build("diffllama")) == reason
 
 
 def test_head_sizes_that_attention_does_not_read() -> None:
@@ -50,6 +52,28 @@ def test_what_llama_4_needs_shows_in_the_trial(what: str, monkeypatch: pytest.Mo
     else:
         monkeypatch.setattr(f"glimprouter.hf.attention.paged.{what}", lambda *arguments: {})
     assert "differ by" in str(why_not_paged(model))
+
+
+@pytest.mark.parametrize("family", ["gemma4_text", "llama4_text", "deepseek_v3"])
+def test_compiled(family: str) -> None:
+    """Two sequences, a prompt and then a token each, against full passes without a cache."""
+    model = build(family)
+    compiled = CompiledForward(model, backend="eager")
+    layout = kv_layout(model)
+    pool = gr.PagePool([layout], 6 * layout.page_bytes, layout.page_bytes)
+    cache = gr.KvCache(pool, 2)
+    generator = torch.Generator().manual_seed(0)
+    texts = [torch.randint(3, 90, (n,), generator=generator).tolist() for n in (45, 9)]
+    rows = [cache.open([text[:-1]]) for text in texts]
+    batch = cache.prepare(0, rows)
+    compiled(pool, batch)
+    cache.complete(batch)
+    for row, text in zip(rows, texts, strict=True):
+        cache.append(0, row, text[-1:])
+    got = compiled(pool, cache.prepare(0, rows))
+    with torch.inference_mode():
+        want = torch.stack([model(torch.tensor([text])).logits[0, -1] for text in texts])
+    assert (got - want).abs().max() < 1e-4 * want.std()
 
 
 def test_a_paged_cache_refuses_layers_that_share() -> None:

@@ -11,7 +11,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-import glimprouter as gr
 from glimprouter.hf.state.form import StateForm, StateTensor
 from glimprouter.hf.state.sequences import PackedState, SequenceStates, StateMove
 from glimprouter.hf.state.slots import StateSlots
@@ -21,8 +20,7 @@ TENSORS = (
     StateTensor(0, "sum", None, (2,), torch.int64, CPU),
     StateTensor(1, "parts", 0, (3, 1), torch.float64, CPU),
 )
-SHAPES = (gr.LayerShape(num_kv_heads=1, head_dim=16),)
-FORM = StateForm((2,), SHAPES, TENSORS, (), ())
+FORM = StateForm((2,), TENSORS, (), ())
 SLOTS, SNAPSHOTS = 5, 2
 
 

@@ -91,6 +91,8 @@ class KvLayout {
 
   // Layers that read the keys and values of others, ascending.
   std::vector<std::int32_t> sharing() const;
+  // Layers whose values lie within their keys, likewise.
+  std::vector<std::int32_t> latent() const;
 
   // Layers [first, first + count) as one array: bytes from each to the next, 0 where they are not
   // alike or not all their own. One layer is always an array (of any stride; 0 is given as 1).

@@ -55,6 +55,12 @@ def _hybrid(settings: Settings) -> list[Section]:
     return hybrid.run(settings)
 
 
+def _latent(settings: Settings) -> list[Section]:
+    from glimprouter.bench import latent
+
+    return latent.run(settings)
+
+
 BENCHMARKS: dict[str, Callable[[Settings], list[Section]]] = {
     "glimpse": _glimpse,
     "sampling": _sampling,
@@ -63,6 +69,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Section]]] = {
     "kv": _kv,
     "batch": _batch,
     "hybrid": _hybrid,
+    "latent": _latent,
 }
 
 
@@ -73,7 +80,7 @@ def run_benchmarks(
 
     Args:
         names: Keys of `BENCHMARKS`: "glimpse", "sampling", "step", "decode", "kv", "batch",
-            "hybrid".
+            "hybrid", "latent".
         settings: Length and size of the run; the default takes some minutes.
 
     Returns:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from glimprouter.hf.attention.latent import Given, expansion_of, latent_attention
 from glimprouter.torch import AttendingPass, AttentionOptions
 
 ATTENTION_NAME = "glimprouter"
@@ -55,7 +56,14 @@ def _attention(
     sinks = None if s_aux is None else s_aux.detach()
     chunk = _chunk_size(module)
     options = AttentionOptions(scale, sliding_window or 0, softcap or 0.0, sinks, chunk)
-    return attending.attend(module.layer_idx, query, key, value, options, attention_mask), None
+    layer = module.layer_idx
+    take = getattr(attending, "given", None)  # of a pass that layers give what they give caches
+    given: Given | None = take(layer) if take else None
+    if given is not None and given.latent is not key:
+        expansion = expansion_of(module, query, value, given)
+        if expansion is not None:
+            return latent_attention(layer, query, given, expansion, attending, options), None
+    return attending.attend(layer, query, key, value, options, attention_mask), None
 
 
 def _chunk_size(module: Any) -> int:

@@ -7,7 +7,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from glimprouter.hf.attention.latent import lies_within
 from glimprouter.hf.attention.paged import packed_forward
+from glimprouter.hf.attention.stateful import rows_forward
 from glimprouter.hf.state.form import StateForm
 from glimprouter.kv import KvLayout, LayerShape
 from glimprouter.torch import AttentionOptions
@@ -37,6 +39,8 @@ class _Observer:
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As in :class:`glimprouter.torch.AttendingPass`, but zeros."""
+        if layer in self.shapes:
+            raise ValueError(f"its layer {layer} attends more than once in a pass")
         # The very tensor of an earlier layer: this one keeps nothing.
         shares = next((index for index, kept in self._keys.items() if kept is key), None)
         if shares is None:
@@ -46,17 +50,19 @@ class _Observer:
             head_dim=key.shape[3],
             value_dim=value.shape[3],
             shares=shares,
+            latent=lies_within(value, key),
         )
         batch, heads, tokens, _ = query.shape
         return query.new_zeros((batch, tokens, heads, value.shape[3]))
 
 
 @torch.inference_mode()
-def layers_of(model: Any) -> tuple[LayerShape, ...]:
-    """What each layer of a model without states keeps, found by a pass over one token.
+def layers_of(model: Any, form: StateForm | None = None) -> tuple[LayerShape, ...]:
+    """What each layer of a model that attends keeps, found by a pass over one token.
 
     Args:
         model: A model of transformers.
+        form: Of its states; None for a model without.
 
     Raises:
         ValueError: Its layers do not come to the attention over pages.
@@ -64,7 +70,10 @@ def layers_of(model: Any) -> tuple[LayerShape, ...]:
     if model not in _seen:
         observer = _Observer()
         token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-        packed_forward(model, token, token, observer, None)
+        if form is None:
+            packed_forward(model, token, token, observer, None)
+        else:
+            rows_forward(model, token, token, observer, form, None, 0)
         found = sorted(observer.shapes)
         if not found or found != list(range(len(found))):
             raise ValueError(
@@ -79,8 +88,7 @@ def kv_layout(model: Any, form: StateForm | None = None) -> KvLayout:
 
     Args:
         model: A model of transformers.
-        form: Of its states, which says what the layers that attend have; None for a model where
-            all do: a pass over one token shows it.
+        form: Of its states; None for a model without.
 
     Raises:
         ValueError: Its layers do not come to the attention over pages.
@@ -88,7 +96,7 @@ def kv_layout(model: Any, form: StateForm | None = None) -> KvLayout:
     on_cpu = model.device.type == "cpu"
     dtype: Any = str(model.dtype).removeprefix("torch.")
     return KvLayout(
-        layers=layers_of(model) if form is None else form.shapes,
+        layers=layers_of(model, form),
         page_size=PAGE_SIZE if on_cpu else min(PAGE_SIZE, DEVICE_PAGE_SIZE),
         dtype=dtype,
     )

@@ -13,7 +13,8 @@ from glimprouter import _C
 from glimprouter.hf.attention.function import own_attention
 from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.gathered import gathered_attention, gathers
-from glimprouter.hf.attention.pasts import asked_of_a_cache
+from glimprouter.hf.attention.given_cache import asked_of_a_cache
+from glimprouter.hf.attention.latent import Given, lies_within
 from glimprouter.kv import PagePool, RaggedBatch
 from glimprouter.torch import AttendingPass, AttentionOptions
 
@@ -26,13 +27,14 @@ class PagedPass:
         batch: Which tokens, and which pages they write and read.
     """
 
-    __slots__ = ("_sharing", "batch", "pool")
+    __slots__ = ("_latent", "_sharing", "batch", "pool")
 
     def __init__(self, pool: PagePool, batch: RaggedBatch) -> None:
         """A pass that has not begun."""
         self.pool = pool
         self.batch = batch
-        self._sharing = pool.layout(batch.model).sharing
+        layout = pool.layout(batch.model)
+        self._sharing, self._latent = layout.sharing, layout.latent
 
     def attend(
         self,
@@ -47,28 +49,40 @@ class PagedPass:
         _, heads, tokens, _ = query.shape
         out = query.new_empty((1, tokens, heads, value.shape[-1]))
         if layer not in self._sharing:
-            _C.append_kv(self.pool, layer, self.batch, key, value)
-        if gathers(self.pool, self.batch, options):
+            kept = value if layer not in self._latent else None
+            if kept is None and not lies_within(value, key):
+                raise RuntimeError(f"the values of layer {layer} no longer lie within its keys")
+            _C.append_kv(self.pool, layer, self.batch, key, kept)
+        if layer not in self._latent and gathers(self.pool, self.batch, options):
             gathered_attention(self.pool, layer, self.batch, query, out, options)
         else:
             _C.paged_attention(self.pool, layer, self.batch, query, out, *options)
         return out
 
 
-class CountedPass:
-    """Counts the layers that attend in a pass.
+class ModelPass:
+    """A pass as the layers of a model meet it: counts them, and has what they gave their cache.
 
     Attributes:
         own: The pass.
         layers: How many layers have attended.
     """
 
-    __slots__ = ("layers", "own")
+    __slots__ = ("_given", "layers", "own")
 
     def __init__(self, own: AttendingPass) -> None:
         """A pass that has not begun."""
         self.own = own
         self.layers = 0
+        self._given: dict[int, Given] = {}
+
+    def give(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """What a layer gives its cache, before it attends."""
+        self._given[layer] = Given(key, value)
+
+    def given(self, layer: int) -> Given | None:
+        """What it gave, once; None where it gave nothing."""
+        return self._given.pop(layer, None)
 
     def attend(
         self,
@@ -129,7 +143,7 @@ def packed_forward(
     Raises:
         RuntimeError: A layer did not come by: the model has attention of its own.
     """
-    counted = CountedPass(attending)
+    own = ModelPass(attending)
     config = model.config.get_text_config()
     with own_attention(config):
         output = model(
@@ -137,11 +151,11 @@ def packed_forward(
             position_ids=positions,
             use_cache=False,
             logits_to_keep=keep,
-            glimprouter_pass=counted,
-            **asked_of_a_cache(config, positions),
+            glimprouter_pass=own,
+            **asked_of_a_cache(config, positions, own),
         )
-    if num_layers is not None and counted.layers != num_layers:
-        raise RuntimeError(f"{counted.layers} of the model's layers used the attention over pages")
+    if num_layers is not None and own.layers != num_layers:
+        raise RuntimeError(f"{own.layers} of the model's layers used the attention over pages")
     logits: torch.Tensor = output.logits[0]
     return logits
 

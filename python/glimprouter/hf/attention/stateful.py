@@ -11,7 +11,8 @@ from transformers.cache_utils import Cache
 
 from glimprouter.hf.attention.function import leave_note, own_attention
 from glimprouter.hf.attention.fused_layers import FusedLayers
-from glimprouter.hf.attention.paged import CountedPass, PagedPass
+from glimprouter.hf.attention.latent import lies_within
+from glimprouter.hf.attention.paged import ModelPass, PagedPass
 from glimprouter.hf.state.form import StateForm
 from glimprouter.hf.state.sequences import SequenceStates
 from glimprouter.kv import PagePool, RaggedBatch
@@ -48,9 +49,9 @@ class RowsPass:
     ) -> torch.Tensor:
         """As in :class:`glimprouter.torch.AttendingPass`."""
         rows, _, count, _ = query.shape
-        out = self.own.attend(
-            self._layers[layer], _packed(query), _packed(key), _packed(value), options
-        )
+        keys = _packed(key)
+        values = keys[..., : value.shape[-1]] if lies_within(value, key) else _packed(value)
+        out = self.own.attend(self._layers[layer], _packed(query), keys, values, options)
         return out.view(rows, count, *out.shape[2:])
 
 
@@ -66,7 +67,7 @@ class StatefulCache(Cache):
         attending: The pass that they go to.
     """
 
-    def __init__(self, layers: list[Any], attending: AttendingPass, start: int) -> None:
+    def __init__(self, layers: list[Any], attending: ModelPass, start: int) -> None:
         """For one pass.
 
         Args:
@@ -79,10 +80,16 @@ class StatefulCache(Cache):
         self._start = start
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values as they are: with them comes which pass they belong to."""
         leave_note(key_states, self.attending)
+        self.attending.give(layer_idx, key_states, value_states)
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -163,7 +170,7 @@ def rows_forward(
         RuntimeError: A layer did not come by: the model has attention of its own.
         ValueError: A state of another shape.
     """
-    counted = CountedPass(RowsPass(own, form.attending))
+    counted = ModelPass(RowsPass(own, form.attending))
     cache = StatefulCache(form.layers(before), counted, start)
     with own_attention(model.config.get_text_config()):
         output = model(

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import torch
 
 from glimprouter.hf.attention.function import own_attention
+from glimprouter.hf.attention.given_cache import asked_of_a_cache
 from glimprouter.hf.attention.layers import kv_layout
-from glimprouter.hf.attention.pasts import asked_of_a_cache
+from glimprouter.hf.attention.paged import ModelPass
 from glimprouter.kv import KvCache, PagePool, RaggedBatch
 from glimprouter.torch import AttendingPass, PassTables, arena_of
 
@@ -29,13 +30,14 @@ def _forward(
     keep: torch.Tensor | int,
     attending: AttendingPass,
 ) -> torch.Tensor:
+    own = ModelPass(attending)
     output = model(
         input_ids=ids,
         position_ids=positions,
         use_cache=False,
         logits_to_keep=keep,
-        glimprouter_pass=attending,
-        **asked_of_a_cache(model.config.get_text_config(), positions),
+        glimprouter_pass=own,
+        **asked_of_a_cache(model.config.get_text_config(), positions, own),
     )
     logits: torch.Tensor = output.logits[0]
     return logits

@@ -183,6 +183,11 @@ def _check_model(model: Any) -> None:
     layout = kv_layout(model)
     if (odd := why_not_attended(layout)) is not None:
         raise ValueError(f"the model cannot be served on pages: {odd}")
+    if layout.latent:
+        raise ValueError(
+            "the model compresses its keys before it gives them to a cache, which a PagedCache does"
+            " not serve; RoutedModel does"
+        )
     if layout.sharing:  # under generate() these compute the last token alone, of a mask of its own
         raise ValueError(
             f"the model's layers {layout.sharing} read the keys of earlier ones, which a PagedCache"

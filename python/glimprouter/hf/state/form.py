@@ -19,8 +19,6 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from glimprouter.kv import LayerShape
-
 _ARGUMENT = "past_key_values"
 _KEYS_AND_VALUES = ("keys", "values")
 # Layers whose keys and values pages can hold, with a state of their own or without.
@@ -83,7 +81,6 @@ class StateForm:
 
     Attributes:
         attending: Layers with keys and values, ascending.
-        shapes: Of each of these: its keys and values.
         tensors: All else, of fixed size.
         fresh: Layers of a cache without tokens.
         begun: Layers of one with a token; their tensors are None.
@@ -91,7 +88,6 @@ class StateForm:
     """
 
     attending: tuple[int, ...]
-    shapes: tuple[LayerShape, ...]
     tensors: tuple[StateTensor, ...]
     fresh: tuple[Any, ...]
     begun: tuple[Any, ...]
@@ -144,14 +140,6 @@ def _tensors_of(index: int, layer: Any) -> Iterator[StateTensor]:
                 )
 
 
-def _shape_of(layer: Any) -> LayerShape:
-    return LayerShape(
-        num_kv_heads=layer.keys.shape[1],
-        head_dim=layer.keys.shape[3],
-        value_dim=layer.values.shape[3],
-    )
-
-
 def keeps_states(model: Any) -> bool:
     """Whether some layers of a model keep a state of fixed size, as far as transformers knows."""
     try:
@@ -190,7 +178,6 @@ def find_state_form(model: Any) -> StateForm | None:
             raise ValueError(f"layer {index} keeps what pages do not hold: {type(layer).__name__}")
     if not attending:
         raise ValueError("it has no layer that attends: there is nothing for pages to hold")
-    shapes = tuple(_shape_of(cache.layers[index]) for index in attending)
     tensors = tuple(
         tensor for index, layer in enumerate(cache.layers) for tensor in _tensors_of(index, layer)
     )
@@ -198,4 +185,4 @@ def find_state_form(model: Any) -> StateForm | None:
         cache.layers[index].keys = cache.layers[index].values = None
     for tensor in tensors:
         tensor.put(cache.layers, None)
-    return StateForm(tuple(attending), shapes, tensors, fresh, tuple(cache.layers), argument)
+    return StateForm(tuple(attending), tensors, fresh, tuple(cache.layers), argument)
