@@ -21,6 +21,7 @@ from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 import glimprouter as gr
 import hf_pairs
 from device_pairs import DEVICES, pair_of, written
+from families import build
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.attention import layers, paged
 from glimprouter.hf.attention.layers import kv_layout
@@ -111,6 +112,19 @@ def graphs_of(model: RoutedModel) -> dict[str, DecodeGraphs]:
     kept = model._engines._kept
     assert kept is not None
     return kept._graphs
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "gemma4_text", "kimi_linear", "llama4_text"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_layers_of_many_shapes(device: str, family: str, recorders: list[CountingRecorder]) -> None:
+    """Latent vectors, heads of two sizes and shared ones, chunks; beside states, too."""
+    models = build(family, seed=1), build(family, seed=2)
+    eager = routed(device, models=models, execution="eager")
+    graphs = routed(device, models=models)
+    assert graphs.execution == "graphs"
+    prompts = hf_pairs.raw_prompts((23, 5, 41))
+    assert written(graphs.generate(prompts)) == written(eager.generate(prompts))
+    assert recorders[0].replays > 10
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3", "hybrid"])

@@ -12,6 +12,8 @@ import glimprouter as gr
 import hf_pairs
 from families import build
 from glimprouter.hf import Result, RoutedModel
+from reference.philox import uniform_double
+from reference.selection import Filters, InverseCdf
 
 PROMPTS = hf_pairs.raw_prompts((5, 23, 12))
 TOKENS = 80
@@ -111,6 +113,42 @@ def follows_from_full_passes(pair: RoutedModel, results: list[Result], threshold
     return handoffs
 
 
+SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95}
+_SEED = 11
+
+
+@torch.inference_mode()
+def draws_from_full_passes(name: str, model: Any, threshold: float) -> int:
+    """Every sampled token is drawn from a full pass by its seed, substream and place; how many."""
+    pair, _ = routed(partner(name), model, threshold=threshold, **SAMPLED)
+    drawn = 0
+    for prompt in PROMPTS:
+        [result] = pair.generate([prompt], _SEED)
+        ids = torch.tensor([[*prompt, *result.token_ids]])
+        rows = {
+            writer: own(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+            for writer, own in (("small", pair.small), ("large", pair.large))
+        }
+        writers = [step.model for step in result.trace.steps for _ in range(step.num_tokens)]
+        writers += ["large"] * (len(result.token_ids) - len(writers))  # the answer
+        assert set(writers) == {"small", "large"}
+        for place, (writer, token) in enumerate(zip(writers, result.token_ids, strict=True)):
+            # White space before a step's first word is the small model's, whoever writes the step.
+            spaces = not hf_pairs.TOKENIZER.decode([token]).strip()
+            row, may_write = rows[writer][place], {writer, "small"} if spaces else {writer}
+            expected = {_drawn(rows[own][place], own, place) for own in may_write}
+            drawn += token in expected
+            # Where rounding chooses between two tokens, a row that is off by as much has the other.
+            nudged = (row + 1e-4 * torch.randn(row.shape) for _ in range(20))
+            assert token in expected or any(_drawn(own, writer, place) == token for own in nudged)
+    return drawn
+
+
+def _drawn(row: torch.Tensor, writer: str, place: int) -> int:
+    draw = uniform_double(_SEED, 0, place, purpose=int(writer == "large"))
+    return InverseCdf(row.numpy(), Filters(**SAMPLED)).draw(draw)[0]
+
+
 def entropy_of(logits: torch.Tensor) -> float:
     """In nats, over the tokenizer's ids."""
     log_p = logits[: hf_pairs.VOCABULARY].log_softmax(0)
@@ -157,6 +195,7 @@ def checked(name: str) -> dict[str, str]:
     consistent = not any("token by token" in message for message in warned)
     if consistent:
         assert follows_from_full_passes(beside, results, threshold) > 0
+        assert draws_from_full_passes(name, model, threshold) >= 0.99 * len(PROMPTS) * TOKENS
     recomputed = survives_calls(beside, PROMPTS[1])
     return {
         "family": name,

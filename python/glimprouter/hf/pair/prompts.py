@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 
 from glimprouter.config import check_random_key
+from glimprouter.hf.pair.messages import schemas_of
 from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.pair.translation import same_vocabulary
 
@@ -26,12 +28,14 @@ class EncodedPrompt:
         large: Ids for the large model.
         openings: For each model, how many ids at the end its template appended for the answer:
             they say whether thinking is open; None: whatever follows the last special token does.
+        tools: JSON schemas of the tools that it names; None for none.
     """
 
     text: str | None
     small: list[int]
     large: list[int]
     openings: tuple[int | None, int | None] = (None, None)
+    tools: list[Any] | None = None
 
     def opening(self, model: str) -> list[int]:
         """What says where a model's sequence stands."""
@@ -82,7 +86,7 @@ def encode_prompt(
         small, large = _as_ids(prompt.small), _as_ids(prompt.large)
         for ids, tokenizer in ((small, small_tokenizer), (large, large_tokenizer)):
             _check_ids(ids, tokenizer)
-        return EncodedPrompt(prompt.text, small, large, prompt.openings)
+        return dataclasses.replace(prompt, small=small, large=large)
     if isinstance(prompt, str):
         if not prompt.strip():
             raise ValueError("the prompt is empty; give a question, a chat, or a list of token ids")
@@ -98,12 +102,13 @@ def encode_prompt(
     if all(isinstance(item, dict) for item in prompt):
         chat = [dict(message) for message in prompt if isinstance(message, dict)]
         for message in chat:
-            if "role" not in message or not message.get("content"):
+            said = message.get("content") or message.get("tool_calls")
+            if "role" not in message or not said:
                 raise ValueError(
-                    f"a message needs a role and some content, got keys {sorted(message)}"
-                    " (content is empty or missing)"
+                    "a message needs a role and some content or tool calls, got keys"
+                    f" {sorted(message)} (content is empty or missing)"
                 )
-        text = str(chat[-1]["content"])
+        text = str(chat[-1].get("content") or chat[-1]["tool_calls"])
         return _rendered(text, chat, (small_tokenizer, large_tokenizer), template_options)
     if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
         if not same_vocabulary(small_tokenizer, large_tokenizer):
@@ -168,8 +173,10 @@ def _rendered(
     tokenizers: Sequence[Any],
     template_options: Mapping[str, Any] | None,
 ) -> EncodedPrompt:
-    small, large = (_render(chat, tokenizer, template_options or {}) for tokenizer in tokenizers)
-    return EncodedPrompt(text, small[0], large[0], (small[1], large[1]))
+    options = template_options or {}
+    small, large = (_render(chat, tokenizer, options) for tokenizer in tokenizers)
+    tools = schemas_of(options.get("tools"))
+    return EncodedPrompt(text, small[0], large[0], (small[1], large[1]), tools)
 
 
 def _render(

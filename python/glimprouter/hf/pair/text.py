@@ -28,7 +28,15 @@ class StreamDecoder(Protocol):
 
 
 class TextReader(Protocol):
-    """Reads generated ids, each of its writer's vocabulary."""
+    """Reads generated ids, each of its writer's vocabulary.
+
+    Attributes:
+        large_tokenizer: Of the large model.
+    """
+
+    @property
+    def large_tokenizer(self) -> Any:
+        """The tokenizer."""
 
     def decode(
         self, ids: Sequence[int], writers: Sequence[int], *, skip_special: bool = False
@@ -45,6 +53,11 @@ class SharedTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         """Reads by this tokenizer."""
         self._tokenizer = tokenizer
+
+    @property
+    def large_tokenizer(self) -> Any:
+        """The one of both models."""
+        return self._tokenizer
 
     def decode(
         self, ids: Sequence[int], writers: Sequence[int], *, skip_special: bool = False

@@ -56,6 +56,11 @@ class Translation:
                 f"the tokenizers of the pair cannot be mapped (0: small, 1: large): {error}"
             ) from error
 
+    @property
+    def large_tokenizer(self) -> Any:
+        """Of the large model."""
+        return self._tokenizers[1]
+
     def tokenize(self, model: int, span: bytes) -> list[int]:
         """A span in a model's own tokens: as its tokenizer does it, if that keeps every byte.
 

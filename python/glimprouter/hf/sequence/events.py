@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from glimprouter.trace import Trace, TraceStep
 
@@ -41,6 +41,9 @@ class Result:
             tokenizers differ, all of them in the large model's vocabulary.
         trace: The steps.
         counts: By model, ``"small"`` and ``"large"``.
+        message: What was generated as a message of a chat, ``{"role": "assistant", "content": ...,
+            "tool_calls": [...]}``, where the large model's tokenizer has a response template
+            (``tokenizer.parse_response``); else None.
     """
 
     text: str
@@ -48,6 +51,7 @@ class Result:
     token_ids: list[int]
     trace: Trace
     counts: dict[str, TokenCounts] = field(default_factory=dict)
+    message: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+from glimprouter.hf.pair.messages import message_of
 from glimprouter.hf.pair.prompts import EncodedPrompt
 from glimprouter.hf.pair.text import MODELS, StreamDecoder, TextReader
 from glimprouter.hf.sequence.events import Event, Result, TokenCounts
@@ -301,4 +302,7 @@ class SequenceRecord:
     def result(self, token_ids: list[int], counts: dict[str, TokenCounts]) -> Result:
         """The sequence as a result."""
         text = self._text(0, len(self.generated), skip_special=True)
-        return Result(text, self.trace.answer, token_ids, self.trace, counts)
+        message = message_of(
+            self.reader.large_tokenizer, self.prompt.large, token_ids, self.prompt.tools
+        )
+        return Result(text, self.trace.answer, token_ids, self.trace, counts, message)

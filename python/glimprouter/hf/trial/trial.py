@@ -80,7 +80,10 @@ class Trial:
         self._model = model
         self._attention = attention
         self._parameters = inspect.signature(model.forward).parameters
-        self._narrow = model.dtype.itemsize < 4
+        # Quantized layers may round what comes to them to eight bits, by what a whole pass holds.
+        quantized = getattr(model, "is_quantized", False) and model.dtype == torch.float32
+        self._dtype = torch.float16 if quantized else model.dtype  # whose rounding is expected
+        self._narrow = self._dtype.itemsize < 4
         self._expected: dict[tuple[_Schedule, int], list[list[_Cut]]] = {}
         self._chosen: dict[tuple[_Schedule, int], Selections] = {}
 
@@ -243,12 +246,11 @@ class Trial:
 
     def _cut(self, text: list[int], start: int, end: int) -> _Cut:
         full = self._full_pass(text[:end])
-        dtype = full.dtype
         signal = 1.0  # how much the logits depend on what came before
         if start:
             signal = min(signal, _difference(self._full_pass(text[start:end]), full.float()))
-        tolerance = _TOLERANCE.get(dtype, _TOLERANCE[torch.float32])
-        rounding = _ROUNDING.get(dtype, _ROUNDING[torch.float32])
+        tolerance = _TOLERANCE.get(self._dtype, _TOLERANCE[torch.float32])
+        rounding = _ROUNDING.get(self._dtype, _ROUNDING[torch.float32])
         allowed = max(rounding, tolerance * signal)
         if not self._narrow:
             return _Cut(full.float(), allowed)
