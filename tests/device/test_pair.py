@@ -110,7 +110,7 @@ def test_gathering_attends_as_the_pages_do(device: str, window: int) -> None:
         assert gathers(pool, batch, AttentionOptions(0.2))
         assert not gathers(pool, batch, AttentionOptions(0.2, softcap=2.0))
         assert not gathers(pool, batch, AttentionOptions(0.2, sinks=torch.zeros(4)))
-        gathered_attention(pool, 1, batch, query, outs[1], scale=0.2, window=window)
+        gathered_attention(pool, 1, batch, query, outs[1], AttentionOptions(0.2, window))
         assert torch.allclose(*outs, atol=2e-6, rtol=1e-5)
         cache.complete(batch)
 

@@ -97,9 +97,9 @@ class RoutedModel:
                 whatever state they hold, one sequence after another; ``"auto"``: pages where both
                 models can be served (found by trying), else gathering, and their own caches for
                 those that it cannot serve, with a warning that says why.
-            kv_memory_bytes: Memory for all that both models keep on pages, > 0; None for what
-                the prompts of :meth:`generate` need, or ``max_sequences`` sequences as long as the
-                longest of :meth:`stream`, up to half of this machine's (or the device's free
+            kv_memory_bytes: Memory for all that both models keep, unless gathered, > 0; None for
+                what the prompts of :meth:`generate` need, or ``max_sequences`` sequences as long as
+                the longest of :meth:`stream`, up to half of this machine's (or the device's free
                 memory). When it runs short, sequences are preempted and resumed.
             state_snapshots: Earlier states of a sequence that are kept where a state cannot be cut
                 (recurrent layers, windows), >= 0: a rewind goes on from one of them.

@@ -78,7 +78,12 @@ class Engine(ABC):
 
     What both engines do alike is here: the tokens of each sequence in each model's vocabulary, and
     how far each model has computed.
+
+    Attributes:
+        planned: Whether a sequence that could outgrow the memory alone is refused beforehand.
     """
+
+    planned = False
 
     def __init__(self, tokens: SequenceTokens, translation: Translation | None) -> None:
         """No sequences.

@@ -122,6 +122,11 @@ class GatherTokens:
         self._open[slot] = _Sequence([list(ids) for ids in prompts], ledger, excess)
         return slot
 
+    def num_bytes(self, sequence: int) -> int:
+        """Memory of the states that models keep in caches of their own."""
+        native = [cache for cache in self._caches if isinstance(cache, NativeCache)]
+        return sum(cache.num_bytes(sequence) for cache in native)
+
     def append(self, model: int, sequence: int, ids: Any) -> None:
         """Tokens that a model wrote."""
         self._at(sequence).ledger.append(model, ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,7 +66,8 @@ class EngineMaker:
 
         Args:
             records: The sequences to come.
-            kv_memory_bytes: Memory of keys and values on pages; None for what the sequences need.
+            kv_memory_bytes: Memory of pages, or of caches of the models' own; None for what the
+                sequences need.
             compiled: Forward passes by name; None computes eagerly.
             spare_rows: Whether more sequences may come.
 
@@ -75,7 +77,14 @@ class EngineMaker:
         small, large = self._models.values()
         if self._choice.name != "paged":
             runners = [self._runner(name) for name in self._models]
-            return GatherEngine(runners, self._max_sequences, self._translation)
+            if kv_memory_bytes is not None and any(isinstance(r, ModelRunner) for r in runners):
+                warnings.warn(
+                    "kv_memory_bytes bounds pages and caches of the models' own; what is gathered"
+                    " takes the memory that it needs",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+            return GatherEngine(runners, self._max_sequences, self._translation, kv_memory_bytes)
         return PagedEngine(
             small,
             large,

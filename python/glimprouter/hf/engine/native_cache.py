@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 
-from glimprouter.hf.engine.native_state import can_be_cut, copy_state, cut, load_state, save_state
+from glimprouter.hf.engine.native_state import (
+    bytes_of,
+    can_be_cut,
+    copy_state,
+    cut,
+    load_state,
+    save_state,
+)
 from glimprouter.hf.sequence.saved import bytes_as_tensor, tensor_as_bytes
 from glimprouter.hf.state.ends import SNAPSHOT_SPAN, PassEnds
 
@@ -77,6 +84,11 @@ class NativeCache:
     def lengths(self) -> list[int]:
         """Tokens that each slot holds."""
         return [slot.length for slot in self._slots]
+
+    def num_bytes(self, slot: int) -> int:
+        """Memory of a slot: of its state and of the snapshots."""
+        held = self._slots[slot]
+        return bytes_of([held.state, held.snapshots])
 
     def recomputed(self, slot: int) -> int:
         """Tokens that were computed again, for want of a snapshot."""

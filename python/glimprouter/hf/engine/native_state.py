@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -57,6 +58,30 @@ def copy_state(state: Any, kept: Iterable[Any]) -> Any:
             for tensor in (layer.keys, layer.values):
                 memo[id(tensor)] = tensor
     return copy.deepcopy(state, memo)
+
+
+def bytes_of(states: Iterable[Any]) -> int:
+    """Memory of all tensors in some states; what several share is counted once."""
+    seen: set[int] = set()
+    total = 0
+    waiting = list(states)
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, _PLAIN) or id(value) in seen or _is_kept(value):
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                total += storage.nbytes()
+        elif isinstance(value, list | tuple | deque):
+            waiting.extend(value)
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+        else:
+            waiting.extend(getattr(value, "__dict__", {}).values())
+    return total
 
 
 def save_state(state: Any) -> tuple[str, dict[str, torch.Tensor]]:

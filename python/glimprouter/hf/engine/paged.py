@@ -82,6 +82,8 @@ class PagedEngine(Engine):
     computes rows of equal length together.
     """
 
+    planned = True
+
     def __init__(
         self,
         small: Any,

@@ -23,6 +23,9 @@ class StreamDecoder(Protocol):
     def push(self, token: int, writer: int) -> str:
         """The text that is complete with this token; the writer is an index of ``MODELS``."""
 
+    def drop_unfinished(self) -> None:
+        """Forgets the bytes of a character that has begun: what comes next does not finish it."""
+
     def flush(self) -> str:
         """What is left, with a replacement character for bytes that form none."""
 
@@ -39,9 +42,14 @@ class TextReader(Protocol):
         """The tokenizer."""
 
     def decode(
-        self, ids: Sequence[int], writers: Sequence[int], *, skip_special: bool = False
+        self,
+        ids: Sequence[int],
+        writers: Sequence[int],
+        *,
+        skip_special: bool = False,
+        cut: int | None = None,
     ) -> str:
-        """The text of some ids."""
+        """The text of some ids, without a character that is unfinished at ``cut``."""
 
     def incremental(self) -> StreamDecoder:
         """A decoder for one sequence."""
@@ -60,10 +68,21 @@ class SharedTokenizer:
         return self._tokenizer
 
     def decode(
-        self, ids: Sequence[int], writers: Sequence[int], *, skip_special: bool = False
+        self,
+        ids: Sequence[int],
+        writers: Sequence[int],
+        *,
+        skip_special: bool = False,
+        cut: int | None = None,
     ) -> str:
         """The text of some ids, whoever wrote them."""
-        return decode(self._tokenizer, ids, skip_special=skip_special)
+        before = "" if cut is None else decode(self._tokenizer, ids[:cut])
+        if not before.endswith(_UNFINISHED):
+            return decode(self._tokenizer, ids, skip_special=skip_special)
+        parts = (
+            decode(self._tokenizer, p, skip_special=skip_special) for p in (ids[:cut], ids[cut:])
+        )
+        return next(parts).removesuffix(_UNFINISHED) + next(parts)
 
     def incremental(self) -> IncrementalDecoder:
         """A decoder for one sequence."""
@@ -101,6 +120,12 @@ class IncrementalDecoder:
             self._context, self._safe = self._safe, len(self._ids)
             self._given = len(self._text())
         return piece
+
+    def drop_unfinished(self) -> None:
+        """Forgets the bytes of a character that has begun, if one has."""
+        if self._text().endswith(_UNFINISHED):
+            self._context = self._safe = len(self._ids)
+            self._given = 0
 
     def flush(self) -> str:
         """What is left, with a replacement character for bytes that form none."""

@@ -111,14 +111,23 @@ class Translation:
         return b"" if skip_special else name.encode()
 
     def decode(
-        self, ids: Sequence[int], writers: Sequence[int], *, skip_special: bool = False
+        self,
+        ids: Sequence[int],
+        writers: Sequence[int],
+        *,
+        skip_special: bool = False,
+        cut: int | None = None,
     ) -> str:
         """The text of ids, each of its writer's vocabulary, joined as bytes."""
-        parts = (
+        parts = [
             self.text(writer, token, skip_special=skip_special)
             for token, writer in zip(ids, writers, strict=True)
-        )
-        return b"".join(parts).decode(errors="replace")
+        ]
+        if cut is None:
+            return b"".join(parts).decode(errors="replace")
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        before = decoder.decode(b"".join(parts[:cut]))  # what is unfinished then, it keeps
+        return before + b"".join(parts[cut:]).decode(errors="replace")
 
     def incremental(self) -> BytesDecoder:
         """A decoder for one sequence."""
@@ -136,6 +145,10 @@ class BytesDecoder:
     def push(self, token: int, writer: int) -> str:
         """The text that is complete with this token, perhaps empty."""
         return self._decoder.decode(self._translation.text(writer, token))
+
+    def drop_unfinished(self) -> None:
+        """Forgets the bytes of a character that has begun."""
+        self._decoder.reset()
 
     def flush(self) -> str:
         """What is left, with a replacement character for bytes that form none."""

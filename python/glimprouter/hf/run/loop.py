@@ -128,7 +128,7 @@ class Loop:
             except OutOfPages as error:
                 if self.sequences.num_active > 1:
                     self.sequences.preempt_youngest()
-                elif self.sequences.pair.translation is None:
+                elif self.sequences.engine.planned and self.sequences.pair.translation is None:
                     raise
                 else:  # the text has more tokens in the other vocabulary than were planned for
                     self._fail(records[0], str(error))

@@ -55,6 +55,8 @@ class SequenceRecord:
         passes: For each model, how many of its tokens it had computed when a forward pass began.
         repeats: After a rewind: whether passes are computed again as a whole.
         thinks: Whether an answer follows the thinking; else all of the text is the answer.
+        closed_at: Tokens before the closing ids that a budget has forced; -1 for none. They may
+            come in the middle of a character, which is in no text then.
     """
 
     index: int
@@ -75,6 +77,7 @@ class SequenceRecord:
     passes: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in MODELS})
     repeats: bool = True
     thinks: bool = True
+    closed_at: int = -1
     _step: _RunningStep = field(default_factory=lambda: _RunningStep(0))
     _decoder: StreamDecoder | None = None
 
@@ -82,7 +85,9 @@ class SequenceRecord:
         """Prepares incremental decoding, behind what there is, when tokens are streamed."""
         if self.stream_tokens:
             self._decoder = self.reader.incremental()
-            for token, writer in zip(self.generated, self.writers, strict=True):
+            for place, (token, writer) in enumerate(zip(self.generated, self.writers, strict=True)):
+                if place == self.closed_at:
+                    self._decoder.drop_unfinished()
                 self._decoder.push(token, writer)
 
     @property
@@ -128,6 +133,8 @@ class SequenceRecord:
             writer = "large" if phase == Phase.LARGE_STEP else "small"
             self._step = running if decided else _RunningStep(start, writer)
         del self.generated[kept:], self.writers[kept:]
+        if kept <= self.closed_at:
+            self.closed_at = -1
         self.__post_init__()
 
     def note_pass(self, model: str, start: int) -> None:
@@ -158,8 +165,9 @@ class SequenceRecord:
     def state(self) -> dict[str, Any]:
         """All of it as values that JSON holds, for :meth:`from_state`."""
         kept = ("generated", "writers", "answering", "answer_start", "step_starts", "passes")
+        others = ("repeats", "max_new_tokens", "closed_at")
         return {
-            **{name: getattr(self, name) for name in (*kept, "repeats", "max_new_tokens")},
+            **{name: getattr(self, name) for name in (*kept, *others)},
             "prompt": dataclasses.asdict(self.prompt),
             "trace": dataclasses.asdict(self.trace),
             "step": dataclasses.asdict(self._step),
@@ -204,6 +212,9 @@ class SequenceRecord:
         if signals.end_reason and not self.answering:
             events += self._finish_step(signals)
         if signals.forced:
+            self.closed_at = len(self.generated)
+            if self._decoder is not None:
+                self._decoder.drop_unfinished()
             for token in self.close_ids:
                 events += self._commit(self.closing_writer or model, token)
             self._step.start = len(self.generated)  # the closing ids are no step
@@ -255,7 +266,10 @@ class SequenceRecord:
     def _text(self, start: int, end: int, *, skip_special: bool = False) -> str:
         """Text of a part of what was generated."""
         return self.reader.decode(
-            self.generated[start:end], self.writers[start:end], skip_special=skip_special
+            self.generated[start:end],
+            self.writers[start:end],
+            skip_special=skip_special,
+            cut=self.closed_at - start if start < self.closed_at <= end else None,
         )
 
     def finish(self, reason: str, error: str | None = None) -> list[Event]:
