@@ -53,7 +53,8 @@ class HeldTables {
     const HeadsView target = heads_view(arena, o, "out", Axes::kTokensFirst, true);
     void* const floats = compact(tables_.pool(), s, "scratch", 32, tables_.scratch_size());
     const DeviceStream where = stream();
-    if (!tables_.shares(layer)) tables_.append(layer, k.view, tables_.latent(layer) ? HeadsView{} : v.view, where);
+    if (!tables_.shares(layer))
+      tables_.append(layer, k.view, tables_.latent(layer) ? HeadsView{} : v.view, where);
     tables_.attend(layer, options, query, target, static_cast<float*>(floats), where);
   }
 

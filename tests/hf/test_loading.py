@@ -41,6 +41,28 @@ def test_options_for_each_model() -> None:
     assert (routed.max_sequences, routed.engine, routed.execution) == (3, "gather", "eager")
 
 
+@pytest.mark.parametrize("engine", ["paged", "gather", "native"])
+def test_layers_that_lie_elsewhere(engine: str, tmp_path: Path) -> None:
+    """Spread by ``device_map``, over memory and a disk here: each engine computes there."""
+    limits = {"max_think_tokens": 40, "max_answer_tokens": 8}
+    config = gr.RouterConfig(temperature=0.0, threshold=0.05, **limits)
+    options: dict[str, Any] = {"config": config, "dtype": torch.float32, "engine": engine}
+    whole = RoutedModel.from_pretrained(*PAIR, **options)
+    layers = {f"model.layers.{i}": "disk" if i % 2 else "cpu" for i in range(8)}
+    others = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+    spread = RoutedModel.from_pretrained(
+        *PAIR,
+        **options,
+        device_map={"large": {**dict.fromkeys(others, "cpu"), **layers}},
+        offload_folder={"large": tmp_path},
+    )
+    assert {str(parameter.device) for parameter in spread.large.parameters()} == {"cpu", "meta"}
+    assert spread.engine == engine
+    got, want = (model.generate([PROMPT])[0] for model in (spread, whole))
+    assert got.token_ids == want.token_ids
+    assert {step.model for step in got.trace.steps} == {"small", "large"}
+
+
 def test_gguf_files_hold_model_and_tokenizer(tmp_path: Path) -> None:
     """Two in one folder; the tokens are those that transformers writes with the same file."""
     files = {"small": "small.gguf", "large": "large.gguf"}
