@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import AddedToken
 
+from chat_templates import tokenizer_with, widened
 from glimprouter.hf import FORMATS, EncodedPrompt, RoutedModel
 from glimprouter.hf.pair.prompts import encode_prompt
 from glimprouter.hf.pair.thinking import formats_of
@@ -120,12 +119,6 @@ def test_models_that_do_not_think() -> None:
     assert sum(step.num_tokens for step in result.trace.steps) == len(result.token_ids) == 40
 
 
-def tokenizer_with(*tokens: str, template: str | None = None) -> Any:
-    tokenizer = byte_tokenizer(template)
-    tokenizer.add_tokens([AddedToken(token, special=True) for token in tokens])
-    return tokenizer
-
-
 HARMONY = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>")
 
 
@@ -162,18 +155,6 @@ def test_harmony_from_the_prompt_to_the_answer() -> None:
     answered = model.generate([tokenizer.encode(closed + "<|channel|>final<|message|>")])[0]
     assert answered.trace.steps == []
     assert len(answered.token_ids) == 9
-
-
-def widened(model: Any, spare: int) -> Any:
-    """A copy with so many output ids more, which never win."""
-    if spare <= 0:
-        return model
-    twin = copy.deepcopy(model)
-    twin.resize_token_embeddings(model.config.vocab_size + spare)
-    bias = torch.full((model.config.vocab_size + spare,), -100.0)
-    bias[: model.config.vocab_size] = model.lm_head.bias.detach()
-    twin.lm_head.bias = torch.nn.Parameter(bias)
-    return twin.eval()
 
 
 def test_what_cannot_be_is_refused() -> None:
