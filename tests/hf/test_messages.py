@@ -103,7 +103,7 @@ def test_a_turn_of_tool_calls_needs_no_content() -> None:
     prompt = encode_prompt(chat, tokenizer, tokenizer, {"tools": [weather]})
     assert "weather" in tokenizer.decode(prompt.large)
     assert prompt.tools == schemas_of([weather])
-    with pytest.raises(ValueError, match="some content or tool calls"):
+    with pytest.raises(ValueError, match="some content, tool calls or thinking"):
         encode_prompt([{"role": "assistant", "tool_calls": []}], tokenizer, tokenizer)
 
 

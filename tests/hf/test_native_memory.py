@@ -83,6 +83,29 @@ def test_one_that_outgrows_the_memory_ends_alone(monkeypatch: pytest.MonkeyPatch
     assert [written(result) for result in got[1:]] == [written(result) for result in want]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_sequences_wait_for_room(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loaded behind others that were preempted, and begun by a call while they wait."""
+    prompts = hf_pairs.raw_prompts((23, 5, 41))
+    free = pair_with(name, None)
+    want = [written(result) for result in free.generate(prompts)]
+    run = free.stream(prompts)
+    while any(len(run.generated(index)) < 12 for index in range(len(prompts))):
+        run.step()
+    saved = [run.save(index) for index in range(len(prompts))]
+    alone = max(most_held(free, [prompt], monkeypatch) for prompt in prompts)
+    tight = pair_with(name, alone)
+    results = {e.sequence: e.result for e in tight.resume(saved) if e.result is not None}
+    assert [written(results[index]) for index in range(len(prompts))] == want
+    late = tight.stream(prompts[:1])
+    late.step()
+    for each in saved[1:]:
+        late.load(each)
+    late.rewind(2, 3)
+    results = {e.sequence: e.result for e in late if e.result is not None}
+    assert [written(results[index]) for index in range(len(prompts))] == want
+
+
 def test_what_is_gathered_is_not_bounded() -> None:
     pair = pair_with("qwen3", 1 << 20, "gather")
     with pytest.warns(RuntimeWarning, match="what is gathered takes the memory that it needs"):

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from glimprouter.hf.pair.text import IncrementalDecoder
+import tokenizer_kinds
+from glimprouter.hf.pair.text import IncrementalDecoder, SharedTokenizer, byte_tokens
 from hf_pairs import TOKENIZER, VOCABULARY
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
@@ -42,6 +43,23 @@ def test_any_bytes(data: bytes, text: str) -> None:
     """Stray bytes before valid text, a token a byte."""
     ids = ids_of(data + text.encode())
     assert "".join(pieces(ids)) == (data + text.encode()).decode(errors="replace")
+
+
+@pytest.mark.parametrize("text", ["漢字 🙂 é", "🙂🙂", "aé漢"])
+def test_single_bytes_wait_for_their_character(text: str) -> None:
+    """Byte fallback: decoded in between, a whole run of bytes would be replacement characters."""
+    tokenizer = tokenizer_kinds.tokenizer_of("llama2")
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert any(token in byte_tokens(tokenizer) for token in ids)
+    reader = SharedTokenizer(tokenizer)
+    for cut in range(1, len(ids) + 1):
+        decoder = reader.incremental()
+        got = "".join(decoder.push(token, 0) for token in ids[:cut])
+        decoder.drop_unfinished()
+        got += "".join(decoder.push(token, 0) for token in ids) + decoder.flush()
+        joined = reader.decode([*ids[:cut], *ids], [0] * (cut + len(ids)), cut=cut)
+        assert got == joined
+        assert UNFINISHED not in got
 
 
 @pytest.mark.parametrize("text", ["déjà vu 🙂 €", "ﬁn\n\n.\n\n</think>"])

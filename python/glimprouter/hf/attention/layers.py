@@ -57,17 +57,20 @@ class _Observer:
 
 
 @torch.inference_mode()
-def layers_of(model: Any, form: StateForm | None = None) -> tuple[LayerShape, ...]:
+def layers_of(
+    model: Any, form: StateForm | None = None, *, again: bool = False
+) -> tuple[LayerShape, ...]:
     """What each layer of a model that attends keeps, found by a pass over one token.
 
     Args:
         model: A model of transformers.
         form: Of its states; None for a model without.
+        again: Looks anew: an adapter may have changed the layers.
 
     Raises:
         ValueError: Its layers do not come to the attention over pages.
     """
-    if model not in _seen:
+    if again or model not in _seen:
         observer = _Observer()
         token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         if form is None:

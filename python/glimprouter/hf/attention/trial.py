@@ -9,7 +9,7 @@ import torch
 
 from glimprouter.hf.attention.function import ATTENTION_NAME
 from glimprouter.hf.attention.fused_layers import FusedLayers
-from glimprouter.hf.attention.layers import kv_layout, why_not_attended
+from glimprouter.hf.attention.layers import kv_layout, layers_of, why_not_attended
 from glimprouter.hf.attention.paged import paged_forward
 from glimprouter.hf.attention.stateful import rows_together, stateful_forward
 from glimprouter.hf.pair.devices import torch_device
@@ -53,6 +53,7 @@ def why_not_paged(
         )
     try:
         form = find_state_form(model)
+        layers_of(model, form, again=True)
         layout = kv_layout(model, form)
     except Exception as failure:  # a configuration that is not of this kind at all
         return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"

@@ -82,13 +82,16 @@ class GatherEngine(Engine):
             prompts = [record.prompt_of(name) for name in MODELS]
             self._sequences[index] = self._slots.open(prompts)
         else:
-            self.restore(record, waiting.memory)
+            self._sequences[index] = self._load(record, waiting.memory)
             self._again[index] = waiting.recomputed
             del self._preempted[index]
         return True
 
     def preempt(self, record: SequenceRecord) -> None:
-        """What both models keep goes to host memory until the sequence is opened again."""
+        """What both models keep goes to host memory until the sequence is opened again.
+
+        Snapshots do not: a rewind computes again what lies behind it.
+        """
         sequence = self._sequences[record.index]
         memory = {name: tensor.cpu() for name, tensor in self.save(record).items()}
         recomputed = [self._recomputed(index, sequence) for index in range(len(MODELS))]
@@ -105,9 +108,17 @@ class GatherEngine(Engine):
         return self._slots.save(self._sequences[record.index])
 
     def restore(self, record: SequenceRecord, memory: dict[str, torch.Tensor]) -> None:
-        """Fills a slot at once; a pass that finds no room makes some."""
+        """Fills a slot at once, or waits for room as a preempted sequence does."""
+        number = self._load(record, memory)  # which refuses what is of another pair
+        if self._most_bytes is None:
+            self._sequences[record.index] = number
+            return
+        self._slots.close(number)
+        self._preempted[record.index] = _Preempted(memory, [0] * len(MODELS))
+
+    def _load(self, record: SequenceRecord, memory: dict[str, torch.Tensor]) -> int:
         prompts = [record.prompt_of(name) for name in MODELS]
-        self._sequences[record.index] = self._slots.load(prompts, memory)
+        return self._slots.load(prompts, memory)
 
     def _held_bytes(self) -> int:
         return sum(map(self._slots.num_bytes, self._sequences.values()))

@@ -44,4 +44,4 @@ def message_of(
             stacklevel=2,
         )
         return None
-    return dict(message)
+    return {"role": "assistant", **message}

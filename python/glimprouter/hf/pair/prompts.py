@@ -102,13 +102,14 @@ def encode_prompt(
     if all(isinstance(item, dict) for item in prompt):
         chat = [dict(message) for message in prompt if isinstance(message, dict)]
         for message in chat:
-            said = message.get("content") or message.get("tool_calls")
+            said = any(message.get(part) for part in ("content", "tool_calls", "thinking"))
             if "role" not in message or not said:
                 raise ValueError(
-                    "a message needs a role and some content or tool calls, got keys"
+                    "a message needs a role and some content, tool calls or thinking, got keys"
                     f" {sorted(message)} (content is empty or missing)"
                 )
-        text = str(chat[-1].get("content") or chat[-1]["tool_calls"])
+        last = chat[-1]
+        text = str(last.get("content") or last.get("tool_calls") or last["thinking"])
         return _rendered(text, chat, (small_tokenizer, large_tokenizer), template_options)
     if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
         if not same_vocabulary(small_tokenizer, large_tokenizer):

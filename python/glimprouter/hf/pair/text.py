@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 MODELS = ("small", "large")
@@ -15,6 +15,25 @@ def decode(tokenizer: Any, ids: Sequence[int], *, skip_special: bool = False) ->
         list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
     )
     return text
+
+
+def byte_tokens(tokenizer: Any) -> dict[int, int]:
+    """Tokens that stand for one byte each (byte fallback of SentencePiece), and which it is."""
+    names = [f"<0x{byte:02X}>" for byte in range(256)]
+    ids = tokenizer.convert_tokens_to_ids(names)
+    known = {token: byte for byte, token in enumerate(ids) if isinstance(token, int)}
+    return known if len(known) == len(names) else {}  # else it writes bytes in another way
+
+
+def unfinished(ids: Sequence[int], byte_of: Mapping[int, int]) -> int:
+    """How many tokens at the end stand for the bytes of a UTF-8 character that has only begun."""
+    for count, token in enumerate(reversed(ids[-3:]), start=1):
+        byte = byte_of.get(token, 0)
+        if 0x80 <= byte < 0xC0:  # within a character
+            continue
+        needed = 2 if 0xC2 <= byte < 0xE0 else 3 if byte < 0xF0 else 4 if byte < 0xF5 else 0
+        return count if byte >= 0xC2 and count < needed else 0
+    return 0
 
 
 class StreamDecoder(Protocol):
@@ -61,6 +80,7 @@ class SharedTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         """Reads by this tokenizer."""
         self._tokenizer = tokenizer
+        self._byte_of = byte_tokens(tokenizer)
 
     @property
     def large_tokenizer(self) -> Any:
@@ -76,6 +96,10 @@ class SharedTokenizer:
         cut: int | None = None,
     ) -> str:
         """The text of some ids, whoever wrote them."""
+        ids = list(ids)
+        if cut is not None and (count := unfinished(ids[:cut], self._byte_of)):
+            del ids[cut - count : cut]
+            cut = None
         before = "" if cut is None else decode(self._tokenizer, ids[:cut])
         if not before.endswith(_UNFINISHED):
             return decode(self._tokenizer, ids, skip_special=skip_special)
@@ -86,7 +110,7 @@ class SharedTokenizer:
 
     def incremental(self) -> IncrementalDecoder:
         """A decoder for one sequence."""
-        return IncrementalDecoder(self._tokenizer)
+        return IncrementalDecoder(self._tokenizer, self._byte_of)
 
 
 class IncrementalDecoder:
@@ -95,12 +119,19 @@ class IncrementalDecoder:
     A character may be spread over several tokens, and a SentencePiece token may lose its leading
     space at the start of a text: so the ids since the last safe point are decoded together. One
     replacement character at the end may yet become a character and is held back; whatever stands
-    before it stays.
+    before it stays. Tokens of single bytes are held back until their character is whole: decoded in
+    between, all of their run would be replacement characters.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Starts with nothing decoded."""
+    def __init__(self, tokenizer: Any, byte_of: Mapping[int, int] | None = None) -> None:
+        """Starts with nothing decoded.
+
+        Args:
+            tokenizer: Of transformers.
+            byte_of: What comes of :func:`byte_tokens`; None asks the tokenizer.
+        """
         self._tokenizer = tokenizer
+        self._byte_of = byte_tokens(tokenizer) if byte_of is None else byte_of
         self._ids: list[int] = []
         self._context = 0  # ids before this index are forgotten
         self._safe = 0  # no character crosses this index
@@ -112,6 +143,8 @@ class IncrementalDecoder:
     def push(self, token: int, writer: int = 0) -> str:
         """The text that is complete with this token, perhaps empty."""
         self._ids.append(token)
+        if self._unfinished():
+            return ""
         text = self._text()
         complete = text.removesuffix(_UNFINISHED)
         piece = complete[self._given :]
@@ -123,9 +156,14 @@ class IncrementalDecoder:
 
     def drop_unfinished(self) -> None:
         """Forgets the bytes of a character that has begun, if one has."""
-        if self._text().endswith(_UNFINISHED):
+        if count := self._unfinished():
+            del self._ids[-count:]
+        elif self._text().endswith(_UNFINISHED):
             self._context = self._safe = len(self._ids)
             self._given = 0
+
+    def _unfinished(self) -> int:
+        return unfinished(self._ids[self._context :], self._byte_of)
 
     def flush(self) -> str:
         """What is left, with a replacement character for bytes that form none."""

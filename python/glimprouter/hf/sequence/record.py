@@ -56,7 +56,7 @@ class SequenceRecord:
         repeats: After a rewind: whether passes are computed again as a whole.
         thinks: Whether an answer follows the thinking; else all of the text is the answer.
         closed_at: Tokens before the closing ids that a budget has forced; -1 for none. They may
-            come in the middle of a character, which is in no text then.
+            come in the middle of a character, which the whole text does not show then.
     """
 
     index: int
@@ -209,10 +209,11 @@ class SequenceRecord:
         if not self.answering:
             step.model = model
         events += self._commit(model, signals.token)
+        if signals.forced:
+            self.closed_at = len(self.generated)
         if signals.end_reason and not self.answering:
             events += self._finish_step(signals)
         if signals.forced:
-            self.closed_at = len(self.generated)
             if self._decoder is not None:
                 self._decoder.drop_unfinished()
             for token in self.close_ids:

@@ -180,6 +180,12 @@ def _check_model(model: Any) -> None:
         )
     if model in _served:
         return
+    with exclusive(model):  # looks at the layers by a pass, and the trial makes its windows narrow
+        _try(model)
+    _served.add(model)
+
+
+def _try(model: Any) -> None:
     layout = kv_layout(model)
     if (odd := why_not_attended(layout)) is not None:
         raise ValueError(f"the model cannot be served on pages: {odd}")
@@ -193,8 +199,6 @@ def _check_model(model: Any) -> None:
             f"the model's layers {layout.sharing} read the keys of earlier ones, which a PagedCache"
             " does not serve; RoutedModel does"
         )
-    with exclusive(model):  # the trial makes its windows narrow
-        reason = why_not_paged(model)
+    reason = why_not_paged(model)
     if reason is not None:
         raise ValueError(f"the model cannot be served on pages: {reason}")
-    _served.add(model)

@@ -41,7 +41,7 @@ _DRAWS = 2
 # Where rounding may do more than this to what came before, nothing can be told from the logits (a
 # wrong pass differs by about 1); another text may tell.
 _TELLING = 0.5
-_TEXTS = 4
+_TEXTS = 8
 # Multiplications and additions that a long text may take: a second or two.
 _AFFORDABLE = {"cpu": 2e12, "cuda": 1e15}
 
@@ -154,19 +154,26 @@ class Trial:
         return logits
 
     def _why_not(self, begin: Callable[[Sequence[int]], Passes], schedule: _Schedule) -> str | None:
-        """The first difference that is no rounding, in words; of several texts if need be."""
-        silent = set(range(len(schedule)))  # passes that nothing has been told of
-        for number in range(_TEXTS):
+        """The first difference that is no rounding, in words; of several texts if need be.
+
+        Every row of every pass must be told of once, in the short texts; the long one, which is
+        tried beside them, is one text.
+        """
+        silent = {(index, row) for index, entries in enumerate(schedule) for row, _ in entries}
+        short = schedule is _SCHEDULE
+        for number in range(_TEXTS if short else 1):
             texts = self._texts(schedule, number)
             with self._choosing(schedule, number):
                 cuts = self._expectation(schedule, number)
                 error = self._excess(begin([len(text) for text in texts]), schedule, texts, cuts)
             if error is not None:
                 return error
-            silent -= {index for index, row in enumerate(cuts) if any(cut.telling for cut in row)}
+            for index, entries in enumerate(schedule):
+                told = zip(entries, cuts[index], strict=True)
+                silent -= {(index, row) for (row, _), cut in told if cut.telling}
             if not silent:
                 return None
-        if silent >= set(range(1, len(schedule))):
+        if short:
             return f"its logits in {self._model.dtype} are rounding for the most part"
         return None
 
@@ -179,7 +186,8 @@ class Trial:
 
     def _affordable(self, window: int) -> bool:
         weights = sum(parameter.numel() for parameter in self._model.parameters())
-        tokens = (window + NARROW + sum(_LONG_TAIL)) * (2 + len(_LONG_TAIL))
+        passes = 2 + len(_LONG_TAIL) * (1 + (_DRAWS if self._narrow else 0))
+        tokens = (window + NARROW + sum(_LONG_TAIL)) * passes
         most = _AFFORDABLE.get(self._model.device.type, _AFFORDABLE["cpu"])
         return bool(2.0 * weights * tokens <= most)
 
@@ -254,12 +262,11 @@ class Trial:
         allowed = max(rounding, tolerance * signal)
         if not self._narrow:
             return _Cut(full.float(), allowed)
-        noise = 0.0
         for draw in range(_DRAWS):
-            with _rounded_anew(self._model, draw):
-                other = _difference(self._full_pass(text[:end]), full.float())
-            noise = max(noise, _NOISES * other)
-        return _Cut(full.float(), max(allowed, noise), telling=noise <= _TELLING * signal)
+            with _rounded_anew(self._model, torch.finfo(self._dtype).eps, draw):
+                noise = _difference(self._full_pass(text[:end]), full.float())
+            allowed = max(allowed, _NOISES * noise)
+        return _Cut(full.float(), allowed, telling=allowed <= _TELLING * signal)
 
     def _full_pass(self, ids: list[int]) -> torch.Tensor:
         """Logits of the last token, ``[V]``, by the model's own attention and without a cache."""
@@ -278,13 +285,13 @@ class Trial:
 
 
 @contextmanager
-def _rounded_anew(model: Any, draw: int) -> Iterator[None]:
+def _rounded_anew(model: Any, epsilon: float, draw: int) -> Iterator[None]:
     """The embeddings of a model's tokens are off by about the last place meanwhile."""
     generator = torch.Generator().manual_seed(draw)
 
     def moved(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
         noise = torch.randn(output.shape, generator=generator).to(output.device)
-        return (output * (1 + torch.finfo(output.dtype).eps * noise)).to(output.dtype)
+        return (output * (1 + epsilon * noise)).to(output.dtype)
 
     hook = model.get_input_embeddings().register_forward_hook(moved)
     try:
