@@ -128,10 +128,21 @@ def test_engines_agree(small: str, large: str) -> None:
         assert [s.model for s in gathered.trace.steps] == [s.model for s in paged.trace.steps]
 
 
-def test_steps_are_those_of_a_loop_without_cache() -> None:
+@pytest.mark.parametrize(
+    "families",
+    [
+        None,
+        ("gemma4_text", "deepseek_v3"),
+        ("qwen3_5_text", "llama4_text"),
+        ("gpt_oss", "kimi_linear"),
+    ],
+    ids=str,
+)
+def test_steps_are_those_of_a_loop_without_cache(families: tuple[str, str] | None) -> None:
     """Each model is run from scratch on its own list; it must choose the token that was written."""
     small, large = KINDS[1]
-    routed = hf_translated.routed(small, large)
+    engine_of_all = {} if families is None else {"engine": "auto"}
+    routed = hf_translated.routed(small, large, families=families, **engine_of_all)
     prompts = hf_translated.prompts(small, large)
     engine_calls = 0
     run = routed.stream(prompts)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 import glimprouter as gr
 import hf_pairs
 import tokenizer_kinds
+from families import build
 from glimprouter.boundary import token_bytes
 from glimprouter.hf import EncodedPrompt, RoutedModel
 from hf_pairs import ENGINE, Pair
@@ -51,6 +52,20 @@ def random_model(kind: str, layers: int, seed: int, context: int = 2048) -> Any:
             **{f"{name}_token_id": None for name in ("bos", "eos", "pad")},
         )
     )
+    return _speaking(model, known)
+
+
+@cache
+def family_model(kind: str, family: str, seed: int) -> Any:
+    """The same of another family."""
+    known = token_bytes(tokenizer_kinds.tokenizer_of(kind))
+    width = len(known) + 3
+    per_layer = {"vocab_size_per_layer_input": width} if family == "gemma4_text" else {}
+    return _speaking(build(family, seed=seed, vocab_size=width, **per_layer), known)
+
+
+def _speaking(model: Any, known: list[bytes | None]) -> Any:
+    """Gives a model's logits a bias, and a width that makes them decisive."""
     bias = torch.full((len(known) + 3,), -100.0)
     for token, data in enumerate(known):
         if data is not None and not data.startswith(b"<"):
@@ -70,8 +85,19 @@ def prompts(small: str, large: str) -> list[EncodedPrompt]:
     return [EncodedPrompt(text, *(list(one(text)) for one in encode)) for text in TEXTS]
 
 
-def routed(small: str, large: str, *, context: int = 2048, **config: Any) -> RoutedModel:
-    """Greedy, the guard off, steps cut often."""
+def routed(
+    small: str,
+    large: str,
+    *,
+    context: int = 2048,
+    families: tuple[str, str] | None = None,
+    **config: Any,
+) -> RoutedModel:
+    """Greedy, the guard off, steps cut often; of two families where they are named."""
+    if families is None:
+        models = random_model(small, 2, 5), random_model(large, 3, 6, context)
+    else:
+        models = family_model(small, families[0], 5), family_model(large, families[1], 6)
     options = {
         "threshold": 2.3,
         "temperature": 0.0,
@@ -83,8 +109,7 @@ def routed(small: str, large: str, *, context: int = 2048, **config: Any) -> Rou
     }
     extra = {name: config.pop(name) for name in _MODEL_OPTIONS if name in config}
     return RoutedModel(
-        random_model(small, 2, 5),
-        random_model(large, 3, 6, context),
+        *models,
         tokenizer_kinds.tokenizer_of(small),
         gr.RouterConfig(**{**options, **config}),
         large_tokenizer=tokenizer_kinds.tokenizer_of(large),
