@@ -32,7 +32,7 @@ def clean_exit() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    except (UserError, ValueError, RuntimeError, OSError, ImportError) as error:
+    except (UserError, ValueError, RuntimeError, OSError) as error:
         typer.echo(f"error: {neutralise(str(error)) or type(error).__name__}", err=True)
         raise typer.Exit(EXIT_ERROR) from None
 
