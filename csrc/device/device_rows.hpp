@@ -6,6 +6,7 @@
 
 #include "arithmetic/tile_statistics.hpp"
 #include "glimprouter/step_boundary.hpp"
+#include "glimprouter/types/drafted_rows.hpp"
 #include "glimprouter/types/row_types.hpp"
 #include "glimprouter/types/row_view.hpp"
 #include "glimprouter/types/step_columns.hpp"
@@ -38,12 +39,15 @@ struct DeviceStepOutputs : ColumnPointers {
 // Row numbers of a call that are part of the launch itself; more of them lie in device memory.
 inline constexpr std::int32_t kRowsByValue = 256;
 
-// One routed step of many sequences. The logits are those of `model`, as wide as its vocabulary.
+// One routed step of many sequences, or what becomes of their drafts. The logits are those of
+// `model`, as wide as its vocabulary.
 struct StepArguments {
   DeviceRowWorkspace workspace;
   LogitsView logits;
-  Model model;
-  BoundaryTable boundary;   // of the model
+  RowsOf kind;
+  Model model;              // whose logits
+  Model writer;             // that the rows wait for
+  BoundaryTable boundary;   // of the logits' model
   SequenceCore* sequences;  // [num_sequences]
   std::int32_t num_sequences;
   const std::uint8_t* open;                  // [num_sequences]
@@ -52,6 +56,10 @@ struct StepArguments {
   const std::int32_t* row_numbers;           // [rows], or null:
   std::int32_t rows_by_value[kRowsByValue];  // [rows]
   DeviceStepOutputs outputs;
+  // Of rows that are verified or drafted, else null:
+  const DraftedRow* drafted;   // [rows]
+  const std::int32_t* drafts;  // of all sequences; null where there are none
+  RowResult* results;          // [rows]; tickets are [2, rows] then
 };
 
 }  // namespace glimprouter

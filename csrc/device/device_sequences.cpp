@@ -185,31 +185,62 @@ void DeviceSequences::check_capture(std::size_t rows, const StepOutputs& outputs
                          "them by this router's outputs(n) before"));
 }
 
-void DeviceSequences::launch(Model model, const LogitsView& logits,
-                             std::span<const std::int32_t> rows, const std::int32_t* device_rows,
-                             StepOutputs& outputs, DeviceStream stream) {
-  check_capture(rows.size(), outputs, stream);
+template <typename Value>
+const Value* DeviceSequences::send(std::span<const Value> values, const StreamScratch& memory,
+                                   DeviceStream stream) const {
+  if (values.empty()) return nullptr;
+  device_.backend->copy(device_.index, memory.as<void>(), values.data(), values.size_bytes(),
+                        stream);
+  return memory.as<const Value>();
+}
+
+// What a step needs was there from the beginning.
+void DeviceSequences::take_scratch(const StepCall& call, DeviceStream stream) {
+  if (call.kind == RowsOf::kStep) return;
+  const auto rows = static_cast<std::size_t>(call.logits.rows);
+  const auto reserve = [&](StreamScratch& scratch, std::size_t bytes) {
+    scratch.reserve(device_, bytes, stream, "drafts cannot be captured into a graph");
+  };
+  refuse_capture(device_, stream, "drafts cannot be captured into a graph");
+  reserve(drafted_tiles_,
+          rows * static_cast<std::size_t>(tiles_of(call.logits.width)) * sizeof(TileStatistics));
+  reserve(drafted_tickets_, 2 * rows * sizeof(std::uint32_t));
+  reserve(drafted_, call.drafted.size_bytes());
+  reserve(drafts_, call.drafts.size_bytes());
+  reserve(results_, rows * sizeof(RowResult));
+}
+
+void DeviceSequences::launch(const StepCall& call, StepOutputs& outputs, DeviceStream stream) {
+  check_capture(call.rows.size(), outputs, stream);
   attach(outputs);
   if (stream != stream_) device_.backend->order(device_.index, stream_, stream);
   stream_ = stream;
+  take_scratch(call, stream);
   StepArguments arguments;
-  arguments.workspace = {tiles_.as<TileStatistics>(), tickets_.as<std::uint32_t>()};
-  arguments.logits = logits;
-  arguments.model = model;
-  arguments.boundary = table(model);
+  const bool steps = call.kind == RowsOf::kStep;
+  arguments.workspace = {(steps ? tiles_ : drafted_tiles_).as<TileStatistics>(),
+                         (steps ? tickets_ : drafted_tickets_).as<std::uint32_t>()};
+  arguments.logits = call.logits;
+  arguments.kind = call.kind;
+  arguments.model = call.model;
+  arguments.writer = call.writer;
+  arguments.boundary = table(call.model);
   arguments.sequences = cores_.as<SequenceCore>();
   arguments.num_sequences = max_sequences_;
   arguments.open = open_.as<const std::uint8_t>();
   arguments.log = log_.as<TokenRecord>();
   arguments.log_capacity = log_capacity_;
   arguments.outputs = outputs.device->view();
-  arguments.row_numbers = device_rows;
-  if (device_rows == nullptr && rows.size() > kRowsByValue) {
-    device_.backend->copy(device_.index, row_numbers_.as<void>(), rows.data(), rows.size_bytes(),
-                          stream);
-    arguments.row_numbers = row_numbers_.as<const std::int32_t>();
-  } else {
-    std::copy(rows.begin(), rows.end(), arguments.rows_by_value);
+  arguments.row_numbers = call.device_rows;
+  arguments.drafted = send(call.drafted, drafted_, stream);
+  arguments.drafts = send(call.drafts, drafts_, stream);
+  arguments.results = results_.as<RowResult>();
+  if (call.device_rows == nullptr && call.drafted.empty()) {
+    if (call.rows.size() > kRowsByValue) {
+      arguments.row_numbers = send(call.rows, row_numbers_, stream);
+    } else {
+      std::copy(call.rows.begin(), call.rows.end(), arguments.rows_by_value);
+    }
   }
   device_.backend->rows->step(device_.index, arguments, stream);
 }

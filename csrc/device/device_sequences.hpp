@@ -50,8 +50,7 @@ class DeviceSequences final : public StepDevice {
   void upload(std::int32_t row, const Sequence& sequence) override;
   void download(std::int32_t row, Sequence& sequence) override;
   void attach(StepOutputs& outputs) const override;
-  void launch(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
-              const std::int32_t* device_rows, StepOutputs& outputs, DeviceStream stream) override;
+  void launch(const StepCall& call, StepOutputs& outputs, DeviceStream stream) override;
   void collect(StepOutputs& outputs) const override;
   void collect_all(StepOutputs& outputs) const override;
 
@@ -59,6 +58,11 @@ class DeviceSequences final : public StepDevice {
   BoundaryTable table(Model model) const;
   bool attached(const StepOutputs& outputs) const;
   void check_capture(std::size_t rows, const StepOutputs& outputs, DeviceStream stream) const;
+  void take_scratch(const StepCall& call, DeviceStream stream);
+  // What a launch reads of a list of the caller's.
+  template <typename Value>
+  const Value* send(std::span<const Value> values, const StreamScratch& memory,
+                    DeviceStream stream) const;
   void copy(void* target, const void* source, std::size_t bytes);
 
   Device device_;
@@ -72,6 +76,12 @@ class DeviceSequences final : public StepDevice {
   DeviceMemory open_;
   std::vector<std::uint8_t> known_open_;  // what open_ holds
   StreamScratch row_numbers_;
+  // Of verified and drafted rows; a captured step keeps its own scratch, which never grows.
+  StreamScratch drafted_;
+  StreamScratch drafts_;
+  StreamScratch drafted_tiles_;
+  StreamScratch drafted_tickets_;
+  StreamScratch results_;
   DeviceMemory log_;
   std::int64_t log_capacity_ = 0;
   DeviceStream stream_ = nullptr;  // of the last launch

@@ -14,7 +14,8 @@ struct Sequence : SequenceCore {
   std::vector<TokenRecord> log;  // reserved when the sequence is opened
   std::uint64_t last_call = 0;   // finds a row named twice in one call
   bool stale = false;            // the device has a newer core and log
-  bool phase_known = true;       // state.phase is that of the device
+  bool phase_known = true;       // state.phase is that of the device, and so is
+  std::int32_t known_room = 0;   // the room that it has, where it is stale
 };
 
 // Tokens that a sequence may commit, or has committed.

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "arithmetic/row_statistics.hpp"
 #include "glimprouter/step_boundary.hpp"
 #include "glimprouter/types/host_device.hpp"
 #include "glimprouter/types/row_types.hpp"
@@ -39,12 +40,14 @@ struct StepDecision {
   std::uint8_t route = 0;
 };
 
-// What is asked about the row of a sequence whose turn it is.
-GR_HOST_DEVICE inline RowRequest request_of(const SequenceCore& sequence, Model model) {
+// What is asked about the row of a sequence whose turn it is, or about one behind so many drafts.
+// model: whose turn it is.
+GR_HOST_DEVICE inline RowRequest request_of(const SequenceCore& sequence, Model model,
+                                            std::int32_t ahead = 0) {
   RowRequest request;
   request.sampling = sequence.options.sampling;
   request.random = RandomKey{sequence.options.seed, sequence.options.substream,
-                             static_cast<std::uint64_t>(sequence.state.position),
+                             static_cast<std::uint64_t>(sequence.state.position + ahead),
                              static_cast<std::uint32_t>(model)};
   request.entropy_top_k = sequence.options.entropy_top_k;
   return request;
@@ -111,12 +114,29 @@ GR_HOST_DEVICE inline void write_statistics(const ColumnPointers& out, std::int6
 }
 
 GR_HOST_DEVICE inline void write_decision(const ColumnPointers& out, std::int64_t index,
-                                          const StepDecision& decision, Phase phase) {
+                                          const StepDecision& decision,
+                                          const SequenceCore& sequence) {
   out.token[index] = decision.token;
   out.route[index] = decision.route;
   out.end_reason[index] = static_cast<std::uint8_t>(decision.end_reason);
   out.forced[index] = decision.forced;
+  out.phase[index] = static_cast<std::uint8_t>(sequence.state.phase);
+  out.room[index] = room_of(sequence.state, sequence.options.limits);
+}
+
+// A row that nothing was done with, and why.
+GR_HOST_DEVICE inline void write_untouched(const ColumnPointers& out, std::int64_t index,
+                                           RowStatus why, Phase phase, std::int32_t room,
+                                           std::int32_t num_ids) {
+  write_statistics(out, index, invalid_result(why));
+  out.status[index] = static_cast<std::uint8_t>(why);
+  out.token[index] = out.step_index[index] = -1;
+  out.route[index] = 0;
   out.phase[index] = static_cast<std::uint8_t>(phase);
+  out.end_reason[index] = static_cast<std::uint8_t>(EndReason::kNone);
+  out.forced[index] = 0;
+  out.room[index] = room;
+  for (std::int32_t i = 0; i < num_ids; ++i) out.logprobs[index * num_ids + i] = kNotANumber;
 }
 
 // One evaluated row: moves its sequence on, unless the row is invalid, and writes every column but
@@ -131,8 +151,79 @@ GR_HOST_DEVICE inline StepDecision step_sequence(SequenceCore& sequence,
   out.step_index[index] = answers ? -1 : sequence.state.step_index;
   StepDecision decision;
   if (result.status == RowStatus::kOk) decision = advance(sequence, boundary, model, result);
-  write_decision(out, index, decision, sequence.state.phase);
+  write_decision(out, index, decision, sequence);
   return decision;
+}
+
+// Where a sequence stood before a token.
+struct Standing {
+  std::int32_t position;
+  bool answers;
+
+  GR_HOST_DEVICE explicit Standing(const SequenceState& state)
+      : position(state.position), answers(state.phase == Phase::kAnswer) {}
+};
+
+// Whether a sequence has taken one token since, and goes on with the same model, with no end of
+// thinking between: so that a draft of the next token is of use.
+GR_HOST_DEVICE inline bool goes_on(const SequenceCore& sequence, const Standing& before,
+                                   Model model) {
+  const Standing now(sequence.state);
+  return now.position == before.position + 1 && now.answers == before.answers &&
+         waits_for(sequence.state, sequence.options.limits, model);
+}
+
+// Takes the rows of one sequence in order, as long as each draft is the token that was drawn in its
+// place. A sequence of no drafts has one row. Calls log(record) for each token.
+//
+// results: [count + 1]; drafts: [count]; index: of the first row in the outputs.
+template <typename Log>
+GR_HOST_DEVICE inline void take_rows(SequenceCore& sequence, const BoundaryTable& boundary,
+                                     Model model, const RowResult* results,
+                                     const std::int32_t* drafts, std::int32_t count,
+                                     const ColumnPointers& out, std::int64_t index,
+                                     std::int32_t num_ids, const Log& log) {
+  for (std::int32_t k = 0; k <= count; ++k) {
+    const Standing before(sequence.state);
+    const RowResult& result = results[k];
+    const StepDecision decision = step_sequence(sequence, boundary, model, result, out, index + k);
+    if (decision.token >= 0)
+      log(TokenRecord{decision.token, result.logprob, result.entropy, model});
+    if (k < count && (decision.token != drafts[k] || !goes_on(sequence, before, model))) {
+      const std::int32_t room = room_of(sequence.state, sequence.options.limits);
+      while (++k <= count) {
+        write_untouched(out, index + k, RowStatus::kNotReached, sequence.state.phase, room,
+                        num_ids);
+      }
+    }
+  }
+}
+
+// Moves a copy of a sequence on by drafts, as if its model had written them. False where they end
+// what that model may write: nothing follows then. boundary: of the drafts' vocabulary.
+GR_HOST_DEVICE inline bool follow_drafts(SequenceCore& copy, const BoundaryTable& boundary,
+                                         Model model, const std::int32_t* drafts,
+                                         std::int32_t count) {
+  for (std::int32_t k = 0; k < count; ++k) {
+    const Standing before(copy.state);
+    commit_record(copy, boundary, {drafts[k], 0.0f, 0.0f, model});
+    if (!goes_on(copy, before, model)) return false;
+  }
+  return true;
+}
+
+// Says what the sequence would do behind its drafts, on a copy of it. boundary: of the drafts'
+// vocabulary, and of the row's.
+GR_HOST_DEVICE inline void take_draft(SequenceCore& copy, const BoundaryTable& boundary,
+                                      Model writer, const RowResult& result,
+                                      const std::int32_t* drafts, std::int32_t count,
+                                      const ColumnPointers& out, std::int64_t index,
+                                      std::int32_t num_ids) {
+  if (follow_drafts(copy, boundary, writer, drafts, count)) {
+    step_sequence(copy, boundary, writer, result, out, index);
+    return;
+  }
+  write_untouched(out, index, RowStatus::kNotReached, copy.state.phase, 0, num_ids);
 }
 
 }  // namespace glimprouter

@@ -7,12 +7,25 @@
 #include <string>
 
 #include "glimprouter/types/device_stream.hpp"
+#include "glimprouter/types/drafted_rows.hpp"
 #include "glimprouter/types/row_view.hpp"
 #include "glimprouter/types/step_outputs.hpp"
 #include "glimprouter/types/step_types.hpp"
 #include "router/sequence.hpp"
 
 namespace glimprouter {
+
+// One launch over rows of logits.
+struct StepCall {
+  RowsOf kind = RowsOf::kStep;
+  Model model = Model::kSmall;   // whose logits
+  Model writer = Model::kSmall;  // that the rows wait for: the other one where rows are drafted
+  LogitsView logits{};
+  std::span<const std::int32_t> rows;         // sequences, each once
+  const std::int32_t* device_rows = nullptr;  // or [logits.rows] in device memory: of a step
+  std::span<const DraftedRow> drafted = {};   // [logits.rows], but for a step
+  std::span<const std::int32_t> drafts = {};
+};
 
 // The device holds what a step reads and writes; the router's copy is brought up to date when
 // someone asks for it, and written back when a call other than a step has changed it.
@@ -36,11 +49,8 @@ class StepDevice {
 
   // Memory that this device writes, for outputs that have none yet.
   virtual void attach(StepOutputs& outputs) const = 0;
-  // Row numbers: `rows`, or `device_rows` [logits.rows] in device memory. Returns when the launch
-  // is enqueued.
-  virtual void launch(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
-                      const std::int32_t* device_rows, StepOutputs& outputs,
-                      DeviceStream stream) = 0;
+  // Returns when the launch is enqueued.
+  virtual void launch(const StepCall& call, StepOutputs& outputs, DeviceStream stream) = 0;
   // Waits for the last launch, or for everything that the device does, and fills the outputs.
   virtual void collect(StepOutputs& outputs) const = 0;
   virtual void collect_all(StepOutputs& outputs) const = 0;

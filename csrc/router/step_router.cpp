@@ -7,28 +7,15 @@
 #include "arithmetic/row_statistics.hpp"
 #include "router/sequence.hpp"
 #include "router/step_device.hpp"
+#include "router/words.hpp"
 
 namespace glimprouter {
 namespace {
 
 // Tokens that a log holds without growing; longer sequences let it double.
 constexpr std::int64_t kReservedTokens = 16384;
-
-// Only a sequence longer than the reserved log can allocate here; running out of memory then ends
-// the process, as everywhere else in a noexcept path.
-void log(Sequence& sequence, const TokenRecord& record) noexcept { sequence.log.push_back(record); }
-
-const char* name_of(Model model) { return model == Model::kSmall ? "small" : "large"; }
-
-const char* describe(Phase phase) {
-  constexpr const char* kNames[] = {"waits for the small model's glimpse",
-                                    "waits for the small model",
-                                    "waits for the large model",
-                                    "waits for decide()",
-                                    "writes its answer",
-                                    "is done"};
-  return kNames[static_cast<int>(phase)];
-}
+// Rows of logits of one call that take no memory.
+constexpr std::size_t kReservedRows = 256;
 
 }  // namespace
 
@@ -47,10 +34,12 @@ StepRouter::StepRouter(std::shared_ptr<const StepBoundary> boundary,
     throw std::invalid_argument("max_sequences must be >= 1, got " + std::to_string(max_sequences));
   }
   sequences_.resize(static_cast<std::size_t>(max_sequences));
+  packed_.reserve(std::max(sequences_.size(), kReservedRows));
   if (device) {
     on_device_ = device(max_sequences, *boundary_, *large_boundary_);
     return;
   }
+  results_.reserve(packed_.capacity());
   workspaces_.reserve(std::max(boundary_->vocabulary_size(), large_boundary_->vocabulary_size()));
 }
 
@@ -238,95 +227,14 @@ std::vector<std::int32_t> StepRouter::rows() {
   return result;
 }
 
-void StepRouter::check_batch(std::span<const std::int32_t> rows, const StepOutputs& outputs) {
-  if (static_cast<std::int64_t>(rows.size()) > outputs.capacity) {
-    throw std::invalid_argument("outputs were made for " + std::to_string(outputs.capacity) +
-                                " rows, the batch has " + std::to_string(rows.size()) +
-                                "; call router.outputs(" + std::to_string(rows.size()) + ")");
-  }
-  ++calls_;
-  for (const std::int32_t row : rows) {
-    Sequence& sequence = slot(row);
-    if (sequence.last_call == calls_) {
-      throw std::invalid_argument("row " + std::to_string(row) + " is named twice in one call");
-    }
-    sequence.last_call = calls_;
-  }
-}
-
-void StepRouter::check_logits(Model model, const LogitsView& logits, std::int64_t rows,
-                              const StepOutputs& outputs) const {
-  const std::int64_t vocabulary = boundary(model).vocabulary_size();
-  if (logits.rows != rows) {
-    throw std::invalid_argument("logits have " + std::to_string(logits.rows) + " rows, but " +
-                                std::to_string(rows) + " rows are named");
-  }
-  if (logits.width < vocabulary) {
-    throw std::invalid_argument(
-        "logits are " + std::to_string(logits.width) + " wide, narrower than the vocabulary of " +
-        std::to_string(vocabulary) + "; wrong model, or wrong tokenizer for the boundary");
-  }
-  for (const std::int32_t id : outputs.logprob_ids) {
-    if (id < 0 || id >= vocabulary) {
-      throw std::invalid_argument("logprob_ids holds " + std::to_string(id) +
-                                  ", outside the vocabulary of " + std::to_string(vocabulary));
-    }
-  }
-}
-
-void StepRouter::step(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
-                      StepOutputs& outputs, DeviceStream stream) {
-  const Use use(*this);
-  const std::int64_t vocabulary = boundary(model).vocabulary_size();
-  check_logits(model, logits, static_cast<std::int64_t>(rows.size()), outputs);
-  check_batch(rows, outputs);
-  for (const std::int32_t row : rows) {
-    const Sequence& sequence = slot(row);
-    if (!sequence.phase_known) at(row);
-    if (!waits_for(sequence.state, sequence.options.limits, model)) {
-      throw std::invalid_argument("row " + std::to_string(row) + " does not wait for the " +
-                                  name_of(model) + " model: it " + describe(sequence.state.phase) +
-                                  "; use the rows of pending(\"" + name_of(model) + "\")");
-    }
-  }
-  if (on_device_) {
-    start(model, logits, rows, nullptr, outputs, stream);
-    on_device_->collect(outputs);
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      Sequence& sequence = slot(rows[i]);
-      sequence.state.phase = static_cast<Phase>(outputs.phase[i]);
-      sequence.phase_known = true;
-    }
-    return;
-  }
-  const auto num_ids = static_cast<std::int32_t>(outputs.logprob_ids.size());
-  const ColumnPointers columns = outputs.pointers();
-  auto body = [&](std::int64_t i, RowWorkspace& workspace) noexcept {
-    const auto index = static_cast<std::size_t>(i);
-    Sequence& sequence = sequences_[static_cast<std::size_t>(rows[index])];
-    RowRequest request = request_of(sequence, model);
-    request.want_varentropy = outputs.wants(OutputField::kVarentropy);
-    request.logprob_ids = outputs.logprob_ids.data();
-    request.num_logprob_ids = num_ids;
-    const RowResult result = evaluate_row(logits.row(i, vocabulary), request, workspace,
-                                          outputs.logprobs.data() + i * num_ids);
-    const StepDecision decision =
-        step_sequence(sequence, boundary(model).table(), model, result, columns, i);
-    if (decision.token >= 0) {
-      log(sequence, {decision.token, result.logprob, result.entropy, model});
-    }
-  };
-  parallel_rows(logits.rows, vocabulary, workspaces_, RowBody(body));
-}
-
 void StepRouter::decide(Model model, std::span<const std::int32_t> rows, StepOutputs& outputs) {
   const Use use(*this);
-  check_batch(rows, outputs);
+  check_batch(rows, static_cast<std::int64_t>(rows.size()), outputs);
   for (const std::int32_t row : rows) {
     const Phase phase = at(row).state.phase;
     if (phase != Phase::kAwaitDecision) {
       throw std::invalid_argument("row " + std::to_string(row) + " has no decision to make: it " +
-                                  describe(phase));
+                                  phase_in_words(phase));
     }
   }
   const ColumnPointers columns = outputs.pointers();
@@ -350,13 +258,13 @@ void StepRouter::decide(Model model, std::span<const std::int32_t> rows, StepOut
     if (model == Model::kSmall) {
       const TokenRecord record{token, sequence.candidate_logprob, sequence.candidate_entropy,
                                Model::kSmall};
-      log(sequence, record);
+      sequence.log.push_back(record);
       const TransitionResult transition = commit_record(sequence, boundary_->table(), record);
       decision.token = token;
       decision.end_reason = transition.end_reason;
       decision.forced = transition.forced_tokens;
     }
-    write_decision(columns, index, decision, sequence.state.phase);
+    write_decision(columns, index, decision, sequence);
     publish(rows[i]);
   }
 }

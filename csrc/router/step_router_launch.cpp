@@ -8,15 +8,13 @@
 
 namespace glimprouter {
 
-void StepRouter::start(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
-                       const std::int32_t* device_rows, StepOutputs& outputs, DeviceStream stream) {
-  LogitsView cut = logits;
-  cut.width = boundary(model).vocabulary_size();
-  outputs.launched_rows.reserve(rows.size());  // what may fail comes before the launch
-  on_device_->launch(model, cut, rows, device_rows, outputs, stream);
-  outputs.launched_rows.assign(rows.begin(), rows.end());
-  outputs.launched = logits.rows;
-  mark_stale(outputs);
+void StepRouter::start(StepCall call, StepOutputs& outputs, DeviceStream stream) {
+  call.logits.width = boundary(call.model).vocabulary_size();
+  outputs.launched_rows.reserve(call.rows.size());  // what may fail comes before the launch
+  on_device_->launch(call, outputs, stream);
+  outputs.launched_rows.assign(call.rows.begin(), call.rows.end());
+  outputs.launched = call.logits.rows;
+  if (call.kind != RowsOf::kDraft) mark_stale(outputs);
 }
 
 // The device is ahead of the host for the rows of a launch: all rows where it named them itself.
@@ -53,8 +51,13 @@ void StepRouter::launch(Model model, const LogitsView& logits, std::span<const s
     throw std::invalid_argument("outputs were made for " + std::to_string(outputs.capacity) +
                                 " rows, the batch has " + std::to_string(logits.rows));
   }
-  check_batch(rows, outputs);
-  start(model, logits, rows, device_rows, outputs, stream);
+  check_batch(rows, logits.rows, outputs);
+  StepCall call;
+  call.model = call.writer = model;
+  call.logits = logits;
+  call.rows = rows;
+  call.device_rows = device_rows;
+  start(call, outputs, stream);
 }
 
 void StepRouter::wait(StepOutputs& outputs) {

@@ -57,6 +57,27 @@ GR_HOST_DEVICE inline bool waits_for(const SequenceState& state, const SequenceL
   }
 }
 
+// Tokens that the model which a sequence waits for may write, at most, before its step, the
+// thinking or the answer is over for it; 0 where it waits for none.
+GR_HOST_DEVICE inline std::int32_t room_of(const SequenceState& state,
+                                           const SequenceLimits& limits) {
+  if (state.phase == Phase::kAnswer) return limits.max_answer_tokens - state.answer_tokens;
+  if (!waits_for(state, limits, Model::kSmall) && !waits_for(state, limits, Model::kLarge))
+    return 0;
+  const std::int32_t thinking = limits.max_think_tokens - state.think_tokens;
+  const std::int32_t step = limits.max_step_tokens - state.step_tokens;
+  const std::int32_t large_ahead = limits.first_steps_large - state.step_index - 1;
+  if (limits.route == RouteMode::kAuto || limits.route == RouteMode::kManual) {
+    if (state.phase == Phase::kLargeStep) {  // the small model looks at the next step's start
+      const std::int64_t steps = large_ahead > 0 ? large_ahead : 0;
+      const std::int64_t written = step + steps * limits.max_step_tokens;
+      return written < thinking ? static_cast<std::int32_t>(written) : thinking;
+    }
+    if (large_ahead > 0 && step < thinking) return step;
+  }
+  return thinking;
+}
+
 GR_HOST_DEVICE inline void begin_step(SequenceState& state, const SequenceLimits& limits) {
   state.step_tokens = 0;
   state.step_hash = TokenText::kEmptyHash;

@@ -41,7 +41,7 @@ struct EvaluateJob {
   }
 };
 
-// One routed step: StepRouter::step on the device.
+// StepRouter's calls over rows of logits on the device: steps, verified drafts, drafts.
 struct StepJob {
   // A sequence is read and written by one thread, field by field: in shared memory that takes a
   // tenth of the time.
@@ -49,11 +49,14 @@ struct StepJob {
   static_assert(sizeof(SequenceCore) % sizeof(std::uint64_t) == 0);
   struct Shared {
     alignas(SequenceCore) std::uint64_t words[kWords];
+    RowResult result;
+    bool last;
   };
   StepArguments arguments;
 
   GR_DEVICE const DeviceRowWorkspace& workspace() const { return arguments.workspace; }
   GR_DEVICE std::int32_t sequence_of(std::uint32_t index) const {
+    if (arguments.drafted != nullptr) return arguments.drafted[index].sequence;
     return arguments.row_numbers != nullptr ? arguments.row_numbers[index]
                                             : arguments.rows_by_value[index];
   }
@@ -64,7 +67,7 @@ struct StepJob {
     // Side by side, not one after the other.
     const SequenceCore& sequence = arguments.sequences[number];
     const bool open = arguments.open[number] != 0;
-    const bool waits = waits_for(sequence.state, sequence.options.limits, arguments.model);
+    const bool waits = waits_for(sequence.state, sequence.options.limits, arguments.writer);
     return open & waits;
   }
   GR_DEVICE RowView row(std::uint32_t index) const {
@@ -75,7 +78,9 @@ struct StepJob {
                            arguments.outputs.varentropy != nullptr, arguments.logits.width);
   }
   GR_DEVICE RowRequest request(std::uint32_t index) const {
-    RowRequest request = request_of(arguments.sequences[sequence_of(index)], arguments.model);
+    const std::int32_t ahead = arguments.drafted != nullptr ? arguments.drafted[index].ahead : 0;
+    RowRequest request =
+        request_of(arguments.sequences[sequence_of(index)], arguments.writer, ahead);
     request.want_varentropy = arguments.outputs.varentropy != nullptr;
     request.logprob_ids = arguments.outputs.logprob_ids;
     request.num_logprob_ids = arguments.outputs.num_logprob_ids;
@@ -87,12 +92,8 @@ struct StepJob {
   }
 
   GR_DEVICE void refuse(std::uint32_t index) const {
-    write_statistics(arguments.outputs, index, invalid_result(RowStatus::kNotWaiting));
-    write_decision(arguments.outputs, index, StepDecision{}, Phase::kDone);
-    arguments.outputs.status[index] = static_cast<std::uint8_t>(RowStatus::kNotWaiting);
-    arguments.outputs.step_index[index] = -1;
-    for (std::int32_t i = 0; i < arguments.outputs.num_logprob_ids; ++i)
-      logprobs(index)[i] = kNotANumber;
+    write_untouched(arguments.outputs, index, RowStatus::kNotWaiting, Phase::kDone, 0,
+                    arguments.outputs.num_logprob_ids);
   }
 
   GR_DEVICE std::uint64_t* words_of(std::uint32_t index) const {
@@ -113,23 +114,56 @@ struct StepJob {
     prefetch_global(arguments.boundary.texts + token);
   }
   GR_DEVICE void finish(std::uint32_t index, const RowResult& result, Shared& shared) const {
+    // Log-probabilities come from all threads, and are taken back where a row is not reached.
+    if (arguments.kind != RowsOf::kStep) __syncthreads();
     if (threadIdx.x == 0) {
-      advance_sequence(index, core_in(shared), result);
+      shared.last = finish_alone(index, result, shared);
     }
     __syncthreads();
+    if (!shared.last) return;
     std::uint64_t* const words = words_of(index);
     if (threadIdx.x < kWords) words[threadIdx.x] = shared.words[threadIdx.x];
   }
 
-  GR_DEVICE void advance_sequence(std::uint32_t index, SequenceCore& sequence,
-                                  const RowResult& result) const {
-    const std::int32_t logged = sequence.state.think_tokens + sequence.state.answer_tokens;
-    const StepDecision decision = step_sequence(sequence, arguments.boundary, arguments.model,
-                                                result, arguments.outputs, index);
-    if (decision.token >= 0) {
-      arguments.log[sequence_of(index) * arguments.log_capacity + logged] = {
-          decision.token, result.logprob, result.entropy, arguments.model};
+  // Whether the sequence has changed. Of verified rows the last one to be finished takes them all,
+  // in order: nobody has written the sequence since its block has read it.
+  GR_DEVICE bool finish_alone(std::uint32_t index, const RowResult& result, Shared& shared) const {
+    DraftedRow row{0, 0, 0, 0};
+    if (arguments.kind != RowsOf::kStep) row = arguments.drafted[index];
+    if (arguments.kind == RowsOf::kDraft) {
+      draft(index, core_in(shared), result, row);
+      return false;
     }
+    const std::uint32_t first = index - static_cast<std::uint32_t>(row.ahead);
+    const RowResult* results = &shared.result;
+    if (row.count == 0) {
+      shared.result = result;
+    } else {
+      arguments.results[index] = result;
+      const auto last = static_cast<std::uint32_t>(row.count);
+      if (ticket_increment(arguments.workspace.tickets + gridDim.y + first, last) != last) {
+        return false;
+      }
+      __threadfence();
+      results = arguments.results + first;
+    }
+    take(first, core_in(shared), results, row);
+    return true;
+  }
+
+  GR_DEVICE void take(std::uint32_t first, SequenceCore& sequence, const RowResult* results,
+                      const DraftedRow& row) const {
+    const std::int32_t logged = sequence.state.think_tokens + sequence.state.answer_tokens;
+    TokenRecord* record = arguments.log + sequence_of(first) * arguments.log_capacity + logged;
+    take_rows(sequence, arguments.boundary, arguments.model, results, arguments.drafts + row.begin,
+              row.count, arguments.outputs, first, arguments.outputs.num_logprob_ids,
+              [&record](const TokenRecord& taken) { *record++ = taken; });
+  }
+
+  GR_DEVICE void draft(std::uint32_t index, SequenceCore& copy, const RowResult& result,
+                       const DraftedRow& row) const {
+    take_draft(copy, arguments.boundary, arguments.writer, result, arguments.drafts + row.begin,
+               row.count, arguments.outputs, index, arguments.outputs.num_logprob_ids);
   }
 };
 

@@ -63,6 +63,58 @@ void step(StepRouter& router, const py::object& model, const py::object& logits,
   router.step(writer, view, list.span(), outputs, stream);
 }
 
+// What verify() and draft() take; the lists live as long as it.
+struct DraftLists {
+  IndexList rows;
+  IndexList counts;
+  IndexList tokens;
+
+  DraftLists(const py::object& row_list, const py::object& count_list, const py::object& drafts)
+      : rows(row_list.ptr(), "rows"),
+        counts(count_list.ptr(), "counts"),
+        tokens(drafts.ptr(), "drafts") {}
+  DraftedTokens view() const { return {rows.span(), counts.span(), tokens.span()}; }
+};
+
+using DraftCall = void (StepRouter::*)(Model, const LogitsView&, const DraftedTokens&, StepOutputs&,
+                                       DeviceStream);
+
+template <DraftCall kCall>
+void call_drafted(StepRouter& router, const py::object& model, const py::object& logits,
+                  const DraftLists& lists, const py::object& out) {
+  StepOutputs& outputs = outputs_of(out);
+  const Model computed = model_of(model);
+  const BorrowedTensor tensor(logits.ptr(), "logits");
+  const LogitsView view = logits_of(router, tensor);
+  const DeviceStream stream = current_stream(logits.ptr(), tensor);
+  const py::gil_scoped_release release;
+  (router.*kCall)(computed, view, lists.view(), outputs, stream);
+}
+
+py::array_t<std::int32_t> verify(StepRouter& router, const py::object& model,
+                                 const py::object& logits, const py::object& rows,
+                                 const py::object& counts, const py::object& drafts,
+                                 const py::object& out) {
+  const DraftLists lists(rows, counts, drafts);
+  call_drafted<&StepRouter::verify>(router, model, logits, lists, out);
+  const StepOutputs& outputs = outputs_of(out);
+  const std::span<const std::int32_t> drafted = lists.counts.span();
+  py::array_t<std::int32_t> taken(static_cast<py::ssize_t>(drafted.size()));
+  std::int32_t* const counted = taken.mutable_data();
+  std::size_t entry = 0;
+  for (std::size_t i = 0; i < drafted.size(); ++i) {
+    counted[i] = 0;
+    for (std::int32_t k = 0; k <= drafted[i]; ++k) counted[i] += outputs.token[entry++] >= 0;
+  }
+  return taken;
+}
+
+void draft(StepRouter& router, const py::object& model, const py::object& logits,
+           const py::object& rows, const py::object& counts, const py::object& drafts,
+           const py::object& out) {
+  call_drafted<&StepRouter::draft>(router, model, logits, DraftLists(rows, counts, drafts), out);
+}
+
 // Row numbers in device memory are handed on; others are read here.
 void launch(StepRouter& router, const py::object& model, const py::object& logits,
             const py::object& rows, const py::object& out) {
@@ -232,6 +284,8 @@ void bind_step_router(py::module_& module) {
           "Open rows, ascending, int32 [n].")
       // Positional only: keywords would cost more than the call.
       .def("step", &step, docs::kStep)
+      .def("verify", &verify, docs::kVerify)
+      .def("draft", &draft, docs::kDraft)
       .def("launch", &launch, docs::kLaunch)
       .def("wait", &wait, docs::kWait)
       .def("decide", &decide, docs::kDecide)

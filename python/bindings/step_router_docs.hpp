@@ -92,6 +92,57 @@ Raises:
     RuntimeError: Another thread than the router's.
 )";
 
+inline constexpr const char* kVerify =
+    R"(verify(model, logits, rows, counts, drafts, out) -> int32 [n]: many tokens of a row at once.
+
+Each row comes with tokens that were drafted for it, by whomever, and with the logits of the model
+that it waits for behind each of them. A draft holds if it is the token that these logits give in
+its place, drawn by the key of that place as step() draws it: so drafts change no token, they only
+save passes of the model. Rows of logits are evaluated side by side, then each sequence takes its
+tokens in order while its drafts hold: a step that ends with a hand-off, the end of thinking, a
+closing by force, invalid logits stop it there. Without drafts this is step().
+
+Args:
+    model: "small" or "large": who computed the logits.
+    logits: [n + sum(counts), width] as in step(): for each row counts[i] + 1 rows side by side,
+        behind what the sequence has, then behind each of its drafts.
+    rows: n distinct rows of pending(model).
+    counts: Drafts of each row, n integers in [0, room), where room is out.room of the row's last
+        call.
+    drafts: sum(counts) ids of the model's vocabulary, row behind row.
+    out: From outputs(m), m >= n + sum(counts). An entry for each row of logits; status is
+        NOT_REACHED behind a draft that did not hold, or behind what stops the row.
+
+Returns:
+    Tokens that each row took: its drafts that held, and the one behind them.
+
+Raises:
+    As step(); also:
+    ValueError: Counts or drafts that do not fit together, a draft outside the vocabulary, or more
+        drafts than the row has room for.
+)";
+
+inline constexpr const char* kDraft =
+    R"(draft(model, logits, rows, counts, drafts, out): what the other model would write.
+
+For rows that wait for one model, this draws from the logits of the other, behind the drafts that
+each row has so far, with the key of the model that it waits for: where both give the same
+distribution, verify() will take the draft. No row changes.
+
+Args:
+    model: "small" or "large": who computed the logits, and whom the rows do not wait for.
+    logits: [n, width] as in step().
+    rows: n distinct rows that wait for the other model.
+    counts: Drafts of each row so far, n integers in [0, room).
+    drafts: sum(counts) ids of this model's vocabulary, row behind row.
+    out: From outputs(m), m >= n: what step() would say there. token is the draft, phase and room
+        are those behind it; status is NOT_REACHED, and token -1, where the drafts so far end what
+        the other model may write.
+
+Raises:
+    As verify().
+)";
+
 inline constexpr const char* kLaunch =
     R"(launch(model, logits, rows, out): starts a step on the router's device and returns.
 

@@ -136,6 +136,26 @@ class StepRouter:
     @property
     def rows(self) -> _Int: ...
     def step(self, model: str, logits: Any, rows: Any, outputs: StepOutputs, /) -> None: ...
+    def verify(
+        self,
+        model: str,
+        logits: Any,
+        rows: Any,
+        counts: Any,
+        drafts: Any,
+        outputs: StepOutputs,
+        /,
+    ) -> _Int: ...
+    def draft(
+        self,
+        model: str,
+        logits: Any,
+        rows: Any,
+        counts: Any,
+        drafts: Any,
+        outputs: StepOutputs,
+        /,
+    ) -> None: ...
     def launch(self, model: str, logits: Any, rows: Any, outputs: StepOutputs, /) -> None: ...
     def wait(self, outputs: StepOutputs, /) -> None: ...
     def decide(self, model: str, rows: Any, outputs: StepOutputs, /) -> None: ...

@@ -37,6 +37,7 @@ class Status(enum.IntEnum):
     POSITIVE_INFINITY = 2
     ALL_MASKED = 3
     NOT_WAITING = 4  # StepRouter.launch only: the row is not open, or waits for the other model
+    NOT_REACHED = 5  # StepRouter.verify and draft: behind a draft that did not hold
 
 
 class Glimpse(NamedTuple):

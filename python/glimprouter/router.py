@@ -75,6 +75,8 @@ class StepOutputs(_C.StepOutputs):
         end_reason: :class:`EndReason` of the step or answer that this token ended, uint8 ``[n]``.
         step_index: Step that the token belongs to, int32 ``[n]``; -1 in the answer.
         forced: Closing ids (``boundary.close_ids``) to append after the token, int32 ``[n]``.
+        room: Tokens that the model which the row then waits for may write, at most, before its
+            step, the thinking or the answer is over, int32 ``[n]``; 0: it waits for none.
         entropy: Nats, float32 ``[n]``: full, or of the top k with ``entropy_top_k``.
         logprob: ln p of the committed or candidate token at temperature 1, float32 ``[n]``. This
             and the following: None unless the mask asks for it.
@@ -110,6 +112,7 @@ class StepOutputs(_C.StepOutputs):
         self.end_reason: npt.NDArray[np.uint8] = views["end_reason"]
         self.step_index: npt.NDArray[np.int32] = views["step_index"]
         self.forced: npt.NDArray[np.int32] = views["forced"]
+        self.room: npt.NDArray[np.int32] = views["room"]
         self.entropy: npt.NDArray[np.float32] = views["entropy"]
         self.logprob: npt.NDArray[np.float32] | None = views.get("logprob")
         self.logsumexp: npt.NDArray[np.float32] | None = views.get("logsumexp")

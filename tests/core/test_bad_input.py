@@ -14,10 +14,10 @@ import bad_input
 import glimprouter as gr
 from bad_engine_calls import PAIRS, PROMPTS, TRACES
 from bad_input import VOCABULARY, World
-from bad_router_calls import LOGITS, OPENED, ROUTER, ROWS
+from bad_router_calls import DRAFTS, LOGITS, OPENED, ROUTER, ROWS
 
 NO_ROWS = np.zeros((0, VOCABULARY), np.float32)
-TABLES = (LOGITS, ROWS, ROUTER, OPENED, PROMPTS, PAIRS, TRACES)
+TABLES = (LOGITS, ROWS, DRAFTS, ROUTER, OPENED, PROMPTS, PAIRS, TRACES)
 CASES = {name: case for table in TABLES for name, case in table.items()}
 assert len(CASES) == sum(map(len, TABLES)), "two cases share a name"
 

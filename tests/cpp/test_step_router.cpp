@@ -31,7 +31,7 @@ class Tape {
   explicit Tape(std::uint32_t seed)
       : random_(seed),
         router_(make_boundary(), nullptr, kRows),
-        outputs_(kRows, kAllOutputFields, {0, 5}) {}
+        outputs_(kRows * 5, kAllOutputFields, {0, 5}) {}
 
   void run(int calls) {
     for (int i = 0; i < calls; ++i) play_one();
@@ -59,6 +59,8 @@ class Tape {
       rewind_and_repeat();
     } else if (choice == 5) {
       damaged_state();
+    } else if (choice >= 16) {
+      verify(choice % 2 == 0 ? Model::kLarge : Model::kSmall);
     } else {
       step(choice % 3 == 0 ? Model::kLarge : Model::kSmall);
     }
@@ -115,6 +117,47 @@ class Tape {
     for (const std::int32_t row : router_.rows()) {
       if (router_.sequence(row).state.phase == Phase::kDone && below(3) == 0) router_.close(row);
     }
+  }
+
+  // The drafts are what a copy of the row writes step by step, some of them changed: it must end
+  // where as many steps of another copy end.
+  void verify(Model model) {
+    const std::vector<std::int32_t> rows = router_.pending(model);
+    if (rows.empty() || router_.rows().size() + 2 > kRows) return;
+    const std::int32_t row = rows[static_cast<std::size_t>(below(static_cast<int>(rows.size())))];
+    const Sequence& sequence = router_.sequence(row);
+    const int count = below(std::min(room_of(sequence.state, sequence.options.limits), 5));
+    const std::vector<float> values = logits(static_cast<std::size_t>(count) + 1);
+    const std::string before = router_.save(row);
+    const std::int32_t model_row = router_.load(before);
+    std::vector<std::int32_t> drafts;
+    for (int k = 0; k < count; ++k) {
+      const std::vector<std::int32_t> waiting = router_.pending(model);
+      if (std::find(waiting.begin(), waiting.end(), model_row) == waiting.end()) break;
+      call(model, row_of(values, k), {model_row});
+      drafts.push_back(below(6) != 0 && outputs_.token[0] >= 0 ? outputs_.token[0]
+                                                               : below(kVocabulary));
+    }
+    router_.close(model_row);
+    const auto drafted = static_cast<std::int32_t>(drafts.size());
+    const std::vector<std::int32_t> named{row}, counts{drafted};
+    const LogitsView view{reinterpret_cast<const char*>(values.data()), DataType::kFloat32,
+                          drafted + 1, kVocabulary, kVocabulary};
+    router_.verify(model, view, {named, counts, drafts}, outputs_);
+    int reached = 0;
+    while (reached <= drafted && outputs_.status[static_cast<std::size_t>(reached)] !=
+                                     static_cast<std::uint8_t>(RowStatus::kNotReached)) {
+      ++reached;
+    }
+    EXPECT_GE(reached, 1);
+    const std::int32_t steps_row = router_.load(before);
+    for (int k = 0; k < reached; ++k) call(model, row_of(values, k), {steps_row});
+    EXPECT_EQ(router_.save(row), router_.save(steps_row));
+    router_.close(steps_row);
+  }
+  static std::vector<float> row_of(const std::vector<float>& values, int row) {
+    const auto begin = values.begin() + static_cast<std::ptrdiff_t>(row) * kVocabulary;
+    return {begin, begin + kVocabulary};
   }
 
   void save_and_load() {

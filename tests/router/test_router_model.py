@@ -29,11 +29,13 @@ from router_model import (
     Expected,
     RouterModel,
     entropies,
+    room,
 )
 
 pytestmark = pytest.mark.device
 
 MAX_ROWS = 5
+MAX_DRAFTS = 4
 SIZE = len(VOCABULARY)
 THRESHOLDS = (0.0, 0.3, 1.0, 2.0, 2.7, math.inf)
 # Filters that leave one token, the largest logit.
@@ -48,7 +50,7 @@ FAULTS = {
     gr.Status.POSITIVE_INFINITY: math.inf,
     gr.Status.ALL_MASKED: -math.inf,
 }
-COMPARED = ("token", "status", "route", "phase", "end_reason", "step_index", "forced")
+COMPARED = ("token", "status", "route", "phase", "end_reason", "step_index", "forced", "room")
 
 options = st.fixed_dictionaries(
     {"sampling": st.sampled_from(ONE_TOKEN)},
@@ -100,7 +102,7 @@ class Router(RuleBasedStateMachine):
         )
         self.router = gr.StepRouter(boundary, config, max_sequences=MAX_ROWS, device=DEVICE)
         self.model = RouterModel(config)
-        self.out = self.router.outputs(MAX_ROWS)
+        self.out = self.router.outputs(MAX_ROWS * (MAX_DRAFTS + 1))
         self.saved: list[tuple[bytes, Any]] = []
 
     def free(self) -> bool:
@@ -127,18 +129,14 @@ class Router(RuleBasedStateMachine):
             waiting = self.model.pending(model)
             if not waiting:
                 return
-            rows = data.draw(st.permutations(waiting), label="order")
-            rows = rows[: data.draw(st.integers(1, len(rows)), label="count")]
+            rows = self.draw_rows(data, waiting)
             expected, logits = [], []
             for row in rows:
-                values = logits_for(data.draw(chosen_tokens), data.draw(peaks))
-                fault = data.draw(st.integers(0, 11), label="fault")
-                if fault in FAULTS:
-                    expected.append(self.model.invalid(row, gr.Status(fault)))
-                    faulty = slice(None) if fault == gr.Status.ALL_MASKED else fault
-                    values[faulty] = FAULTS[gr.Status(fault)]
-                else:
+                values, fault = self.draw_row(data, data.draw(chosen_tokens))
+                if fault is None:
                     expected.append(self.model.step(row, values))
+                else:
+                    expected.append(self.model.invalid(row, fault))
                 logits.append(values)
             batch = np.stack(logits)
             if wide:  # what lies beyond the vocabulary is not looked at
@@ -146,11 +144,80 @@ class Router(RuleBasedStateMachine):
             self.router.step(model, on_device(batch), rows, self.out)
             self.compare_outputs(rows, expected)
 
+    def draw_row(
+        self, data: st.DataObject, token: int
+    ) -> tuple[NDArray[np.float32], gr.Status | None]:
+        """Logits for this token, or with a fault."""
+        values = logits_for(token, data.draw(peaks))
+        drawn = data.draw(st.integers(0, 11), label="fault")
+        if drawn not in FAULTS:
+            return values, None
+        fault = gr.Status(drawn)
+        values[slice(None) if fault == gr.Status.ALL_MASKED else drawn] = FAULTS[fault]
+        return values, fault
+
+    def draw_drafts(self, data: st.DataObject, row: int, most: int) -> list[int]:
+        size = data.draw(st.integers(0, most), label="drafts")
+        return [data.draw(chosen_tokens) for _ in range(size)]
+
+    def draw_rows(self, data: st.DataObject, waiting: list[int]) -> list[int]:
+        rows = data.draw(st.permutations(waiting), label="order")
+        return list(rows[: data.draw(st.integers(1, len(rows)), label="count")])
+
+    @rule(data=st.data(), model=st.sampled_from(["small", "large", "large"]))
+    def verify(self, data: st.DataObject, model: str) -> None:
+        waiting = self.model.pending(model)
+        if not waiting:
+            return
+        rows = self.draw_rows(data, waiting)
+        counts, drafts, batch, expected, taken = [], [], [], [], []
+        for row in rows:
+            most = room(self.model.sequences[row]) - 1
+            own = self.draw_drafts(data, row, min(most, MAX_DRAFTS))
+            logits, meant = [], []
+            for token in [*own, data.draw(chosen_tokens)]:
+                differs = data.draw(st.integers(0, 5), label="differs") == 0
+                values, fault = self.draw_row(data, data.draw(chosen_tokens) if differs else token)
+                logits.append(values)
+                meant.append(values if fault is None else fault)
+            said = self.model.verify(row, meant, own)
+            taken.append(sum(one.token >= 0 for one in said))
+            counts.append(len(own))
+            drafts += own
+            batch += logits
+            expected += said
+        logits_there = on_device(np.stack(batch))
+        assert (
+            self.router.verify(model, logits_there, rows, counts, drafts, self.out).tolist()
+            == taken
+        )
+        self.compare_outputs(np.repeat(rows, np.array(counts) + 1).tolist(), expected)
+
+    @rule(data=st.data(), writer=st.sampled_from(["small", "large", "large"]))
+    def draft(self, data: st.DataObject, writer: str) -> None:
+        waiting = self.model.pending(writer)
+        if not waiting:
+            return
+        rows = self.draw_rows(data, waiting)
+        counts, drafts, batch, expected = [], [], [], []
+        for row in rows:
+            most = room(self.model.sequences[row]) - 1
+            own = self.draw_drafts(data, row, min(most, MAX_DRAFTS))
+            values, fault = self.draw_row(data, data.draw(chosen_tokens))
+            expected.append(self.model.draft(row, values if fault is None else fault, own))
+            counts.append(len(own))
+            drafts += own
+            batch.append(values)
+        model = "small" if writer == "large" else "large"
+        before = [self.router.save(row) for row in rows]
+        self.router.draft(model, on_device(np.stack(batch)), rows, counts, drafts, self.out)
+        self.compare_outputs(rows, expected)
+        assert [self.router.save(row) for row in rows] == before
+
     @precondition(lambda self: self.model.awaiting_decision())
     @rule(data=st.data(), model=st.sampled_from(["small", "large"]))
     def decide(self, data: st.DataObject, model: str) -> None:
-        rows = data.draw(st.permutations(self.model.awaiting_decision()), label="order")
-        rows = rows[: data.draw(st.integers(1, len(rows)), label="count")]
+        rows = self.draw_rows(data, self.model.awaiting_decision())
         self.router.decide(model, rows, self.out)
         self.compare_outputs(rows, [self.model.decide(row, model) for row in rows])
 

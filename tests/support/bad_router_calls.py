@@ -131,6 +131,75 @@ ROWS = {
 }
 
 
+def drafted(error: type[Exception], message: str, method: str = "verify", **changes: Any) -> Case:
+    """A right call of ``verify`` for two drafts of the large row but for the changes."""
+
+    def call(world: World) -> None:
+        arguments = {
+            "model": "large" if method == "verify" else "small",
+            "logits": shaped(3 if method == "verify" else 1, VOCABULARY),
+            "rows": [world.large],
+            "counts": [2],
+            "drafts": [1, 2],
+            "outputs": world.outputs,
+            **{name: v(world) if callable(v) else v for name, v in changes.items()},
+        }
+        getattr(world.router, method)(*arguments.values())
+
+    return Case(call, error, message)
+
+
+DRAFTS = {
+    "draft of no token": drafted(
+        ValueError, "draft 12 lies outside the large model's vocabulary of 12", drafts=[1, 12]
+    ),
+    "negative draft": drafted(ValueError, "draft -1 lies outside the large", drafts=[-1, 2]),
+    "too few drafts": drafted(ValueError, "the counts name 2 drafts, got 1", drafts=[1]),
+    "too few counts": drafted(ValueError, "one count of drafts a row .*: 1, got 0", counts=[]),
+    "negative count": drafted(ValueError, "a row cannot have -1 drafts", counts=[-1], drafts=[]),
+    "drafts of floats": drafted(TypeError, "drafts must hold integers", drafts=[0.5, 1]),
+    "too few rows of logits": drafted(
+        ValueError, "logits have 1 rows, but 3 rows are named", logits=shaped(1, VOCABULARY)
+    ),
+    "small outputs for drafts": drafted(
+        ValueError,
+        r"made for 2 rows, the batch has 3; call router\.outputs\(3\)",
+        outputs=lambda w: w.router.outputs(2),
+    ),
+    "drafts of a row that is not in a large step": drafted(
+        ValueError, "row 0 does not wait for the large model", rows=lambda w: [w.small]
+    ),
+    "verified by the other model": drafted(
+        ValueError, "row 1 does not wait for the small model", model="small"
+    ),
+    "verified twice": drafted(
+        ValueError,
+        "row 1 is named twice",
+        rows=lambda w: [w.large] * 2,
+        counts=[1, 1],
+        logits=shaped(4, VOCABULARY),
+        outputs=lambda w: w.router.outputs(4),
+    ),
+    "more drafts than a step takes": drafted(
+        ValueError,
+        "takes at most 512 tokens more from the large model, got 512 drafts",
+        counts=[512],
+        drafts=[1] * 512,
+        logits=shaped(513, VOCABULARY),
+        outputs=lambda w: w.router.outputs(513),
+    ),
+    "draft for a row of its own": drafted(
+        ValueError, "row 0 does not wait for the large", "draft", rows=lambda w: [w.small]
+    ),
+    "draft by the writer": drafted(
+        ValueError, "row 1 does not wait for the small model", "draft", model="large"
+    ),
+    "draft behind no token": drafted(
+        ValueError, "draft 99 lies outside the small model's", "draft", drafts=[1, 99]
+    ),
+}
+
+
 def damaged(world: World, offset: int) -> bytes:
     """A saved row with one bit changed."""
     saved = bytearray(world.router.save(world.small))

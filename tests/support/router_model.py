@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence as ListOf
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ class Expected:
     end_reason: EndReason = EndReason.NONE
     step_index: int = 0
     forced: int = 0
+    room: int = 0
     entropy: float = math.nan
 
 
@@ -177,6 +179,39 @@ def in_circles(steps: list[bytes]) -> bool:
     )
 
 
+def writer_of(sequence: Sequence) -> str | None:
+    """Whose logits a sequence waits for."""
+    if sequence.phase == Phase.ANSWER:
+        return sequence.config.answer_model
+    small, large = (Phase.GLIMPSE, Phase.SMALL_STEP), (Phase.LARGE_STEP,)
+    return "small" if sequence.phase in small else "large" if sequence.phase in large else None
+
+
+def standing(sequence: Sequence) -> tuple[int, bool, str | None]:
+    """What a draft of the next token builds upon."""
+    return sequence.position, sequence.phase == Phase.ANSWER, writer_of(sequence)
+
+
+def goes_on(before: tuple[int, bool, str | None], sequence: Sequence) -> bool:
+    """Whether one token came, and the same model goes on with the same thing."""
+    position, answers, writer = before
+    return standing(sequence) == (position + 1, answers, writer)
+
+
+def room(sequence: Sequence) -> int:
+    """How long the model that a sequence waits for can write on: tried with plain text."""
+    trial = replace(sequence, config=sequence.config.replace(repetition_guard=False))
+    trial.finished = []
+    written = 0
+    while writer_of(trial) is not None:
+        before = standing(trial)
+        trial.commit(A)
+        written += 1
+        if not goes_on(before, trial):
+            break
+    return written
+
+
 class RouterModel:
     """What StepRouter must do, row by row. Logits come in as the chosen token and a row."""
 
@@ -232,6 +267,49 @@ class RouterModel:
 
     def step(self, row: int, logits: NDArray[Any]) -> Expected:
         """One row of a call; `logits` is valid and its largest element is the chosen token."""
+        expected = self._step(row, logits)
+        expected.room = room(self.sequences[row])
+        return expected
+
+    def verify(
+        self, row: int, rows: ListOf[NDArray[Any] | Status], drafts: ListOf[int]
+    ) -> list[Expected]:
+        """The rows of a sequence, one behind what it has and one behind each draft.
+
+        A status stands for a row with that fault.
+        """
+        said: list[Expected] = []
+        for place, logits in enumerate(rows):
+            before = standing(self.sequences[row])
+            said.append(
+                self.invalid(row, logits) if isinstance(logits, Status) else self.step(row, logits)
+            )
+            held = place < len(drafts) and said[-1].token == drafts[place]
+            if not (held and goes_on(before, self.sequences[row])):
+                break
+        behind = self._not_reached(row, room(self.sequences[row]))
+        return said + [behind] * (len(rows) - len(said))
+
+    def draft(self, row: int, logits: NDArray[Any] | Status, drafts: ListOf[int]) -> Expected:
+        """What a step would say behind the drafts; nothing changes."""
+        saved = self.snapshot(row)
+        try:
+            for token in drafts:
+                before = standing(self.sequences[row])
+                self.sequences[row].commit(token)
+                if not goes_on(before, self.sequences[row]):
+                    return self._not_reached(row, 0)
+            if isinstance(logits, Status):
+                return self.invalid(row, logits)
+            return self.step(row, logits)
+        finally:
+            self.restore(row, saved)
+
+    def _not_reached(self, row: int, left: int) -> Expected:
+        phase = self.sequences[row].phase
+        return Expected(status=Status.NOT_REACHED, phase=phase, step_index=-1, room=left)
+
+    def _step(self, row: int, logits: NDArray[Any]) -> Expected:
         sequence = self.sequences[row]
         token = int(np.argmax(logits))
         k = sequence.config.entropy_top_k or len(logits)
@@ -254,8 +332,13 @@ class RouterModel:
 
     def invalid(self, row: int, status: Status) -> Expected:
         """One row of a call whose logits are invalid."""
-        phase = self.sequences[row].phase
-        return Expected(status=status, phase=phase, step_index=self.step_index(row))
+        sequence = self.sequences[row]
+        return Expected(
+            status=status,
+            phase=sequence.phase,
+            step_index=self.step_index(row),
+            room=room(sequence),
+        )
 
     def decide(self, row: int, model: str) -> Expected:
         sequence = self.sequences[row]
@@ -265,11 +348,12 @@ class RouterModel:
         expected = Expected(step_index=sequence.step_index, entropy=entropy)
         if model == "large":
             sequence.phase = expected.phase = Phase.LARGE_STEP
-            expected.route = Route.LARGE
+            expected.route, expected.room = Route.LARGE, room(sequence)
             return expected
         sequence.phase = Phase.GLIMPSE
         expected.route = Route.SMALL
         self._commit(row, token, expected, logprob, entropy)
+        expected.room = room(sequence)
         return expected
 
     def step_index(self, row: int) -> int:

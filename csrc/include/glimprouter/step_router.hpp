@@ -16,6 +16,7 @@
 #include "glimprouter/step_boundary.hpp"
 #include "glimprouter/thread_pool.hpp"
 #include "glimprouter/types/device_stream.hpp"
+#include "glimprouter/types/drafted_rows.hpp"
 #include "glimprouter/types/step_outputs.hpp"
 #include "glimprouter/types/step_types.hpp"
 
@@ -23,6 +24,7 @@ namespace glimprouter {
 
 class StepDevice;
 struct Sequence;
+struct StepCall;
 // Makes the device of a router: steps_on.hpp. Empty: the CPU.
 using StepDeviceFactory = std::function<std::unique_ptr<StepDevice>(
     std::int32_t max_sequences, const StepBoundary& small, const StepBoundary& large)>;
@@ -77,6 +79,23 @@ class StepRouter {
   // Whether logits on this device, by DLPack's type and number, are where the steps run.
   bool reaches(std::int32_t device_type, std::int32_t device_id) const;
   bool on_cpu() const { return on_device_ == nullptr; }
+  // Many tokens of a row at once: what it drafted, checked by the model that it waits for. A draft
+  // holds if it is the token that this model's logits give in its place, by the key of that place,
+  // so drafts change no token.
+  //
+  // logits: drafts.counts[i] + 1 rows for each of drafts.rows, side by side: behind what the
+  // sequence has, then behind each draft. The outputs have an entry for each; those behind a draft
+  // that did not hold, or behind the end of what the model may write, are kNotReached. A row whose
+  // logits are invalid ends what its sequence takes. Ids are of the model's vocabulary.
+  void verify(Model model, const LogitsView& logits, const DraftedTokens& drafts,
+              StepOutputs& outputs, DeviceStream stream = nullptr);
+  // What the other model, which the rows wait for, would write if these were its logits behind the
+  // drafts of each row: its key, the same filters. Nothing changes; the outputs are those of a step
+  // at that place, and kNotReached where the drafts end what that model may write.
+  //
+  // model: who computed the logits, [rows]; the drafts are of its vocabulary.
+  void draft(Model model, const LogitsView& logits, const DraftedTokens& drafts,
+             StepOutputs& outputs, DeviceStream stream = nullptr);
   // Continues rows in kAwaitDecision: kSmall commits the candidate, kLarge discards it.
   void decide(Model model, std::span<const std::int32_t> rows, StepOutputs& outputs);
 
@@ -117,11 +136,22 @@ class StepRouter {
   void publish(std::int32_t row);                     // to the device
   void replace(std::int32_t row, Sequence sequence);  // there too; changes nothing if it fails
   std::int32_t free_row() const;
-  void check_batch(std::span<const std::int32_t> rows, const StepOutputs& outputs);
+  // entries: that the outputs get.
+  void check_batch(std::span<const std::int32_t> rows, std::int64_t entries,
+                   const StepOutputs& outputs);
+  void check_drafts(Model model, const DraftedTokens& drafts) const;
+  void check_waiting(Model writer, const DraftedTokens& drafts);
+  std::int32_t room(std::int32_t row);
+  void call(RowsOf kind, Model model, const LogitsView& logits, const DraftedTokens& drafts,
+            StepOutputs& outputs, DeviceStream stream);
+  void pack(RowsOf kind, const DraftedTokens& drafts);
+  void evaluate(Model writer, const LogitsView& logits, StepOutputs& outputs);
+  void take(Model model, const DraftedTokens& drafts, StepOutputs& outputs);
+  void follow(Model model, Model writer, const DraftedTokens& drafts, StepOutputs& outputs);
   void check_logits(Model model, const LogitsView& logits, std::int64_t rows,
                     const StepOutputs& outputs) const;
-  void start(Model model, const LogitsView& logits, std::span<const std::int32_t> rows,
-             const std::int32_t* device_rows, StepOutputs& outputs, DeviceStream stream);
+  void start(StepCall call, StepOutputs& outputs, DeviceStream stream);
+  void note_standing(const StepOutputs& outputs);
   void mark_stale(const StepOutputs& outputs);
 
   std::shared_ptr<const StepBoundary> boundary_;
@@ -132,6 +162,9 @@ class StepRouter {
   std::thread::id owner_;  // written under a claim only
   std::atomic<bool> in_use_{false};
   std::uint64_t calls_ = 0;
+  // Of the last call, so that none allocates: its rows of logits, and what came of them.
+  std::vector<DraftedRow> packed_;
+  std::vector<RowResult> results_;
 };
 
 }  // namespace glimprouter

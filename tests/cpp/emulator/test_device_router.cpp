@@ -26,6 +26,8 @@ constexpr TapeVocabulary kTape{kVocabulary};
 const std::int32_t kDelimiter = kTape.delimiter(), kThinkEnd = kTape.think_end(),
                    kEndOfSequence = kTape.end_of_sequence();
 constexpr std::int32_t kRows = 5;
+constexpr int kDrafts = 4;  // of a row, at most
+constexpr std::int32_t kEntries = kRows * (kDrafts + 1);
 using simt::kReduced;
 const Device kDevice{&simt::backend(), 0};
 
@@ -46,6 +48,7 @@ void expect_equal(const StepOutputs& first, const StepOutputs& second, std::size
   same(first.end_reason, second.end_reason, 1, "end_reason");
   same(first.step_index, second.step_index, 1, "step_index");
   same(first.forced, second.forced, 1, "forced");
+  same(first.room, second.room, 1, "room");
   same(first.entropy, second.entropy, 1, "entropy");
   same(first.logprob, second.logprob, 1, "logprob");
   same(first.logsumexp, second.logsumexp, 1, "logsumexp");
@@ -62,11 +65,11 @@ class TwoRouters {
         cpu_(make_boundary(kVocabulary), make_boundary(kVocabulary + 300), kRows),
         device_(make_boundary(kVocabulary), make_boundary(kVocabulary + 300), kRows,
                 device_steps(kDevice)),
-        cpu_outputs_(kRows, kAllOutputFields, {0, 5}),
-        device_outputs_(kRows, kAllOutputFields, {0, 5}) {}
+        cpu_outputs_(kEntries, kAllOutputFields, {0, 5}),
+        device_outputs_(kEntries, kAllOutputFields, {0, 5}) {}
 
   void play() {
-    const int choice = below(16);
+    const int choice = below(20);
     if (cpu_.rows().empty() || choice < 2) {
       open();
     } else if (choice == 2) {
@@ -80,6 +83,8 @@ class TwoRouters {
       rewind();
     } else if (choice == 5) {
       move_between();
+    } else if (choice < 12) {
+      draft(static_cast<Model>(below(2)), choice < 8);
     } else {
       step(static_cast<Model>(below(2)));
     }
@@ -165,6 +170,52 @@ class TwoRouters {
     decide();
   }
 
+  // Verifies drafts that hold more often than not, or draws what the other model would write.
+  void draft(Model writer, bool only_draft) {
+    std::vector<std::int32_t> rows = cpu_.pending(writer), counts, tokens;
+    EXPECT_EQ(device_.pending(writer), rows);
+    std::shuffle(rows.begin(), rows.end(), random_);
+    for (const std::int32_t row : rows) {
+      const Sequence& sequence = cpu_.sequence(row);
+      const int room = room_of(sequence.state, sequence.options.limits);
+      counts.push_back(below(std::min(room, kDrafts + 1)));
+      for (int i = 0; i < counts.back(); ++i) tokens.push_back(drafted_token());
+    }
+    const auto model = only_draft ? static_cast<Model>(1 - static_cast<int>(writer)) : writer;
+    const std::size_t entries = rows.size() + (only_draft ? 0 : tokens.size());
+    const std::size_t width = kVocabulary + (model == Model::kLarge ? 300 : 0);
+    std::vector<float> values = logits(entries, width);
+    if (!only_draft) plant(values, width, counts, tokens);
+    const LogitsView view{reinterpret_cast<const char*>(values.data()), DataType::kFloat32,
+                          static_cast<std::int64_t>(entries), static_cast<std::int64_t>(width),
+                          static_cast<std::int64_t>(width)};
+    const DraftedTokens drafts{rows, counts, tokens};
+    for (auto [router, outputs] : {std::pair{&cpu_, &cpu_outputs_}, {&device_, &device_outputs_}}) {
+      if (only_draft) {
+        router->draft(model, view, drafts, *outputs);
+      } else {
+        router->verify(model, view, drafts, *outputs);
+      }
+    }
+    expect_equal(cpu_outputs_, device_outputs_, entries);
+    decide();
+  }
+  std::int32_t drafted_token() {
+    const int kind = below(8);
+    return kind == 0 ? kDelimiter : kind == 1 ? kThinkEnd : below(kVocabulary);
+  }
+  // Makes three of four drafts the likely token of their row.
+  void plant(std::vector<float>& values, std::size_t width, const std::vector<std::int32_t>& counts,
+             const std::vector<std::int32_t>& tokens) {
+    std::size_t entry = 0, next = 0;
+    for (const std::int32_t count : counts) {
+      for (std::int32_t k = 0; k < count; ++k, ++next, ++entry) {
+        if (below(4) != 0) values[entry * width + static_cast<std::size_t>(tokens[next])] = 60.0f;
+      }
+      ++entry;
+    }
+  }
+
   void decide() {
     std::vector<std::int32_t> waiting;
     for (const std::int32_t row : cpu_.rows()) {
@@ -242,6 +293,29 @@ TEST(DeviceRouter, ManyRowsOfOneCall) {
   device.step(Model::kSmall, view, rows, outputs);
   cpu.step(Model::kSmall, view, rows, expected);
   expect_equal(outputs, expected, kMany);
+}
+
+// A graph holds the scratch memory of a step: drafts must not move it.
+TEST(DeviceRouter, DraftsLeaveTheMemoryOfStepsWhereItIs) {
+  StepRouter router(make_boundary(kVocabulary), nullptr, 1, device_steps(kDevice));
+  SequenceOptions options;
+  options.limits.route = RouteMode::kLarge;
+  const std::vector<std::int32_t> rows{router.open(options)}, counts{3}, tokens{1, 2, 3};
+  const std::vector<float> values(4 * kVocabulary, 0.0f);
+  const LogitsView view{reinterpret_cast<const char*>(values.data()), DataType::kFloat32, 4,
+                        kVocabulary, kVocabulary};
+  StepOutputs outputs(4, 0, {});
+  router.attach_outputs(outputs);
+  simt::pretend_capture(true);
+  EXPECT_THROW(router.verify(Model::kLarge, view, {rows, counts, tokens}, outputs),
+               std::runtime_error);
+  simt::pretend_capture(false);
+  router.verify(Model::kLarge, view, {rows, counts, tokens}, outputs);
+  simt::pretend_capture(true);  // a step takes no memory, whatever came before
+  const LogitsView one{view.data, view.dtype, 1, kVocabulary, kVocabulary};
+  router.launch(Model::kLarge, one, rows, nullptr, outputs, nullptr);
+  simt::pretend_capture(false);
+  router.wait(outputs);
 }
 
 TEST(DeviceRouter, OutOfDeviceMemoryIsOneErrorAndChangesNothing) {

@@ -45,6 +45,28 @@ def logits(vocabulary: int) -> NDArray[np.float32]:
     return rows
 
 
+def of_drafts() -> list[Any]:
+    """Returns what drafts and their verification say, sampled, on rows of one vocabulary."""
+    import glimprouter as gr
+
+    vocabulary, rows = 302, logits(302)[:7]
+    boundary = gr.StepBoundary([b"\n\n", *(b"t%d" % token for token in range(1, vocabulary))])
+    config = gr.RouterConfig(route="large", temperature=0.9, top_p=0.95)
+    router = gr.StepRouter(boundary, config)
+    out = router.outputs(7, gr.OutputField.ALL)
+    row = router.open(seed=2)
+    drafts: list[int] = []
+    said: list[Any] = []
+    for place in range(3):
+        router.draft("small", rows[place : place + 1], [row], [place], drafts, out)
+        drafts.append(int(out.token[0]))
+    said.append(np.array(drafts))
+    said.append(router.verify("large", rows[:4], [row], [3], drafts, out))
+    said.append(router.verify("large", rows[[0, 1, 4, 5]], [row], [3], [1, 2, 3], out))
+    fields = ("token", "status", "phase", "room", "entropy", "logprob", "margin", "varentropy")
+    return said + [getattr(out, field).copy() for field in fields]
+
+
 def digest() -> str:
     """Returns the SHA-256, as hexadecimal digits, of all outputs' bytes."""
     import glimprouter as gr
@@ -61,6 +83,8 @@ def digest() -> str:
             outputs.append(gr.sample(rows, seed=1, substream=np.arange(ROWS), position=5, **mode))
         for values in outputs:
             sha.update(np.ascontiguousarray(values).tobytes())
+    for values in of_drafts():
+        sha.update(np.ascontiguousarray(values).tobytes())
     return sha.hexdigest()
 
 

@@ -13,6 +13,7 @@ enum class RowStatus : std::uint8_t {
   kPositiveInfinity = 2,
   kAllMasked = 3,
   kNotWaiting = 4,  // by a device router only: the row is not open, or waits for another model
+  kNotReached = 5,  // behind a draft that did not hold, or that ends what the model may write
 };
 
 // Filters in the order of transformers: temperature, top-k, top-p, min-p.

@@ -28,7 +28,10 @@ struct StepColumns {
   Of<std::uint8_t> end_reason;  // EndReason of the step or answer that ended
   Of<std::int32_t> step_index;  // of the step that the token belongs to; -1: answer
   Of<std::int32_t> forced;      // closing ids that the caller appends now
-  Of<float> entropy;            // nats
+  // Tokens that the model which the row waits for after this call may write, at most, before the
+  // step, the thinking or the answer is over for it; 0: it waits for none.
+  Of<std::int32_t> room;
+  Of<float> entropy;  // nats
   // There where they are wanted:
   Of<float> logprob;  // raw, of the committed or candidate token
   Of<float> logsumexp;
@@ -59,6 +62,7 @@ void for_columns(Columns& columns, Others& others, Visit visit) {
   visit("end_reason", 0u, columns.end_reason, others.end_reason);
   visit("step_index", 0u, columns.step_index, others.step_index);
   visit("forced", 0u, columns.forced, others.forced);
+  visit("room", 0u, columns.room, others.room);
   visit("entropy", 0u, columns.entropy, others.entropy);
   visit("logprob", bit(OutputField::kLogprob), columns.logprob, others.logprob);
   visit("logsumexp", bit(OutputField::kLogsumexp), columns.logsumexp, others.logsumexp);
