@@ -222,6 +222,7 @@ py::dict state(StepRouter& router, std::int32_t row) {
   result["phase"] = static_cast<int>(state.phase);
   result["position"] = state.position;
   result["step_index"] = state.step_index;
+  result["room"] = room_of(state, sequence.options.limits);
   result["step_tokens"] = state.step_tokens;
   result["think_tokens"] = state.think_tokens;
   result["answer_tokens"] = state.answer_tokens;

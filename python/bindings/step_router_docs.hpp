@@ -189,8 +189,8 @@ Raises:
 
 inline constexpr const char* kState = R"(Counters of a sequence, as a dict.
 
-phase, position (generated tokens, forced ones included), step_index, step_tokens, think_tokens,
-answer_tokens, step_logprob and step_entropy (sums over the running step, nats; 0 in
+phase, position (generated tokens, forced ones included), step_index, room (as in the outputs),
+step_tokens, think_tokens, answer_tokens, step_logprob and step_entropy (sums over the running step, nats; 0 in
 the answer), automaton, seed, substream, threshold.
 
 Args:

@@ -170,8 +170,18 @@ class Pair:
         gathered = ENGINE.get() == "gather" and keeps_states(self.small)
         return "native" if gathered else ENGINE.get()
 
-    def routed(self, *, on_invalid: Any = "raise", max_sequences: int = 64, **config: Any) -> Any:
-        """A RoutedModel: greedy, the guard off and this pair's threshold unless told otherwise."""
+    def routed(
+        self,
+        *,
+        on_invalid: Any = "raise",
+        max_sequences: int = 64,
+        drafts: Any = 0,
+        **config: Any,
+    ) -> Any:
+        """A RoutedModel: greedy, the guard off and this pair's threshold unless told otherwise.
+
+        Without drafts, each model computes each token once, and in order.
+        """
         options = {
             "threshold": self.threshold,
             "temperature": 0.0,
@@ -192,6 +202,7 @@ class Pair:
                 on_invalid=on_invalid,
                 max_sequences=max_sequences,
                 engine=self.engine,
+                drafts=drafts,
             )
         finally:
             TRIAL.reset(token)

@@ -12,7 +12,6 @@ from glimprouter.config import RouterConfig
 from glimprouter.files import check_writable
 from glimprouter.hf.engine.choice import choose_engine, choose_execution
 from glimprouter.hf.engine.maker import EngineMaker
-from glimprouter.hf.engine.options import check_options
 from glimprouter.hf.graphs.compiled import CompiledForward, compile_each
 from glimprouter.hf.graphs.compiled_decode import CompiledDecode
 from glimprouter.hf.pair.boundaries import boundaries_of, check_width
@@ -28,10 +27,12 @@ from glimprouter.hf.pair.prompts import (
     seeds_of,
 )
 from glimprouter.hf.pair.text import MODELS, SharedTokenizer
-from glimprouter.hf.pair.thinking import ThinkingFormat, check_thinking, formats_of
+from glimprouter.hf.pair.thinking import ThinkingFormat, formats_of
 from glimprouter.hf.pair.translation import Translation
 from glimprouter.hf.run.begin import begin_records
+from glimprouter.hf.run.drafting import drafting_of
 from glimprouter.hf.run.loop import Loop
+from glimprouter.hf.run.options import check_options
 from glimprouter.hf.run.run import Run
 from glimprouter.hf.run.sequences import RunPair, RunSequences
 from glimprouter.hf.sequence.events import Result
@@ -70,6 +71,7 @@ class RoutedModel:
         kv_memory_bytes: int | None = None,
         state_snapshots: int = 2,
         execution: Literal["auto", "eager", "graphs", "compiled"] = "auto",
+        drafts: int | Literal["auto"] = "auto",
         device: str | None = None,
     ) -> None:
         """Checks that the pair fits together.
@@ -112,14 +114,19 @@ class RoutedModel:
                 torch has now; logits differ from the eager ones by rounding. ``"auto"``: graphs
                 where both models are on pages of one device, else eager. The attribute of this name
                 says what was chosen.
+            drafts: How many tokens the small model may draft for a sequence that waits for the
+                large one, which then verifies them in one pass: 0 to 16. They change no token but
+                by the rounding of other passes. ``"auto"`` drafts while it pays by the clock (none
+                where a model keeps a state that cannot be cut), so that two runs may differ by such
+                rounding; with a number their passes are the same.
             device: Where steps run and pages lie, one of ``build_info()["devices"]``: None for
                 where the models are; ``"cpu"`` copies the logits of models that are elsewhere.
 
         Raises:
             ValueError: Vocabularies that cannot be mapped, a model that is narrower than its
                 tokenizer, a model that no engine can serve, a tokenizer that cannot write the
-                delimiter, an option out of range, an ``execution`` that this pair cannot have, or a
-                device that the models are not on.
+                delimiter, an option out of range, an ``execution`` or ``drafts`` that this pair
+                cannot have, or a device that the models are not on.
             RuntimeError: A model cannot be compiled.
 
         Warns:
@@ -127,9 +134,16 @@ class RoutedModel:
                 a run: a model's decode passes cannot be captured.
         """
         check_options(
-            config, engine, execution, on_invalid, max_sequences, kv_memory_bytes, state_snapshots
+            config,
+            engine=engine,
+            execution=execution,
+            on_invalid=on_invalid,
+            max_sequences=max_sequences,
+            kv_memory_bytes=kv_memory_bytes,
+            state_snapshots=state_snapshots,
+            drafts=drafts,
+            thinking=thinking,
         )
-        check_thinking(thinking)
         self.config = config or RouterConfig()
         self.small, self.large = small, large
         self.tokenizer = tokenizer
@@ -161,6 +175,7 @@ class RoutedModel:
                 decode = compile_each(
                     models, lambda model: CompiledDecode(model, self.device, max_sequences)
                 )
+        self.drafting = drafting_of(drafts, possible=chosen.takes_drafts)
         replays = self.execution != "eager" and self.device != "cpu"
         self._engines = EngineMaker(
             models,
@@ -213,17 +228,8 @@ class RoutedModel:
             OSError: Nothing to load there.
         """
         full_device = check_device(device)
-        check_thinking(options.get("thinking", "auto"))
         own = {name: options.pop(name) for name in _constructor_options() & options.keys()}
-        check_options(
-            config,
-            own.get("engine", "auto"),
-            own.get("execution", "auto"),
-            own.get("on_invalid", "raise"),
-            own.get("max_sequences", 1),
-            own.get("kv_memory_bytes"),
-            own.get("state_snapshots", 0),
-        )
+        check_options(config, **own)
         loaded = {
             "dtype": dtype,
             "device_map": device_map,
@@ -384,6 +390,7 @@ class RoutedModel:
             RunSequences(router, engine, pair, rows),
             max_sequences=rows,
             raise_on_invalid=self.on_invalid == "raise",
+            drafting=self.drafting,
         )
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 
 __all__ = [
     "COUNT",
+    "COUNTS",
     "FINITE_OR_NULL",
     "SECONDS",
     "TEXT",
@@ -72,6 +73,10 @@ TEXT = Kind("text", lambda value: isinstance(value, str))
 TEXTS = Kind(
     "a list of texts",
     lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
+)
+COUNTS = Kind(
+    "a list of whole numbers >= 0",
+    lambda value: isinstance(value, list) and all(map(is_whole, value)),
 )
 TEXT_OR_NULL = Kind("text or null", lambda value: value is None or isinstance(value, str))
 WRITER = Kind('"small" or "large"', lambda value: value in ("small", "large"))

@@ -42,6 +42,8 @@ class TraceStep:
         seconds: Wall-clock time of its forward passes and routing; in a batch, the sequence's
             share.
         end_reason: Lower-case name of :class:`glimprouter.EndReason`, or ``"interrupted"``.
+        drafted: Which of its tokens, counted from 0, the small model had drafted and the large one
+            wrote, too.
     """
 
     index: int
@@ -52,6 +54,7 @@ class TraceStep:
     num_tokens: int
     seconds: float
     end_reason: str
+    drafted: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -72,6 +75,7 @@ class Trace:
         answer_model: Who wrote it.
         answer_tokens: Its tokens.
         answer_seconds: As ``TraceStep.seconds``.
+        answer_drafted: As ``TraceStep.drafted``.
         total_tokens: All generated tokens, closing ids included.
         end_reason: Why the sequence ended: ``"eos"``, ``"answer_budget"``, ``"interrupted"``, ...
         error: What went wrong, or None.
@@ -89,6 +93,7 @@ class Trace:
     answer_model: str = "large"
     answer_tokens: int = 0
     answer_seconds: float = 0.0
+    answer_drafted: list[int] = field(default_factory=list)
     total_tokens: int = 0
     end_reason: str = "none"
     error: str | None = None
@@ -140,6 +145,7 @@ _STEP_KINDS = {
     "num_tokens": json_fields.COUNT,
     "seconds": json_fields.SECONDS,
     "end_reason": json_fields.TEXT,
+    "drafted": json_fields.COUNTS,
 }
 _TRACE_KINDS = {
     "prompt": json_fields.TEXT_OR_NULL,
@@ -153,6 +159,7 @@ _TRACE_KINDS = {
     "answer_model": json_fields.WRITER,
     "answer_tokens": json_fields.COUNT,
     "answer_seconds": json_fields.SECONDS,
+    "answer_drafted": json_fields.COUNTS,
     "total_tokens": json_fields.COUNT,
     "end_reason": json_fields.TEXT,
     "error": json_fields.TEXT_OR_NULL,
@@ -186,7 +193,7 @@ def parse_trace(text: str, name: str) -> Trace:
     if any(step.get("kind") != "step" for step in steps):
         raise ValueError(f"{name} is not a valid trace: a line between the ends is no step")
     values = {**_fields(header, {"schema_version"}), **_fields(end, {"num_steps"})}
-    if missing := sorted(set(_TRACE_KINDS) - set(values)):
+    if missing := sorted(set(_TRACE_KINDS) - {"answer_drafted"} - set(values)):
         raise ValueError(f"{name} is not a valid trace: it lacks {missing[0]!r}")
     try:
         trace = Trace(**values, steps=[TraceStep(**_fields(step, set())) for step in steps])

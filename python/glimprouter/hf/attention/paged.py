@@ -100,9 +100,13 @@ class ModelPass:
 
 @torch.inference_mode()
 def paged_forward(
-    model: Any, pool: PagePool, batch: RaggedBatch, fused: FusedLayers | None = None
+    model: Any,
+    pool: PagePool,
+    batch: RaggedBatch,
+    fused: FusedLayers | None = None,
+    rows: npt.NDArray[np.int32] | None = None,
 ) -> torch.Tensor:
-    """Computes the batch's tokens; logits of each sequence's last one, ``[B, V]``.
+    """Computes the batch's tokens; logits of some of them, ``[rows, V]``.
 
     The caller completes or abandons the batch.
 
@@ -111,13 +115,14 @@ def paged_forward(
         pool: Where the pages are.
         batch: T tokens of B sequences.
         fused: Layers of the model that compute in their fused form; None leaves all as they are.
+        rows: Tokens of the batch whose logits are wanted; None for each sequence's last one.
 
     Raises:
         RuntimeError: A layer did not come by: the model has attention of its own.
     """
     layers = pool.layout(batch.model).num_layers
     ids, positions = _indices(batch.ids, model)[None], _indices(batch.positions, model)[None]
-    keep = _indices(batch.last_rows, model)
+    keep = _indices(batch.last_rows if rows is None else rows, model)
     with fused.installed() if fused else nullcontext():
         return packed_forward(model, ids, positions, PagedPass(pool, batch), layers, keep)
 

@@ -81,9 +81,13 @@ class Engine(ABC):
 
     Attributes:
         planned: Whether a sequence that could outgrow the memory alone is refused beforehand.
+        drafts: Whether the small model can draft for the large one: both must be able to drop what
+            they computed of tokens that did not hold.
+        pass_tokens: Tokens that the last pass computed.
     """
 
     planned = False
+    drafts = False
 
     def __init__(self, tokens: SequenceTokens, translation: Translation | None) -> None:
         """No sequences.
@@ -94,6 +98,7 @@ class Engine(ABC):
         """
         self._tokens = tokens
         self._translation = translation
+        self.pass_tokens = 0
         self._sequences: dict[int, int] = {}  # numbers that ``tokens`` gave, by the record's index
 
     @abstractmethod
@@ -131,15 +136,25 @@ class Engine(ABC):
         return
 
     @abstractmethod
-    def _compute(self, model: str, records: Sequence[SequenceRecord]) -> torch.Tensor:
-        """One forward pass over all that the model has not computed; logits ``[B, V]``."""
+    def _compute(
+        self, model: str, records: Sequence[SequenceRecord], wanted: Sequence[int]
+    ) -> torch.Tensor:
+        """One forward pass over all that the model has not computed.
+
+        Returns:
+            Logits of the last ``wanted`` tokens of each, ``[sum of wanted, V]``.
+        """
 
     def _numbers(self, records: Sequence[SequenceRecord]) -> list[int]:
         """Numbers that ``tokens`` gave."""
         return [self._sequences[record.index] for record in records]
 
     def forward(self, model: str, records: Sequence[SequenceRecord]) -> torch.Tensor:
-        """Brings the model to the frontier of sequences of one group; logits there, ``[B, V]``.
+        """Brings the model to the frontier of sequences of one group, and behind their drafts.
+
+        Returns:
+            Logits ``[rows, V]``: the small model's of the last token of each sequence, the large
+            model's of the last one that was written and of each draft behind it.
 
         Raises:
             OutOfPages: Nothing has changed; preempt a sequence.
@@ -148,10 +163,57 @@ class Engine(ABC):
         self._recompute(model, records)
         sequences = self._numbers(records)
         starts = [self._tokens.num_computed_tokens(index, sequence) for sequence in sequences]
-        logits = self._compute(model, records)
-        for record, start in zip(records, starts, strict=True):
+        logits = self._compute(model, records, [self._wanted(model, r) for r in records])
+        self.pass_tokens = 0
+        for record, sequence, start in zip(records, sequences, starts, strict=True):
             record.note_pass(model, start)
+            self.pass_tokens += self._tokens.num_computed_tokens(index, sequence) - start
         return logits
+
+    @staticmethod
+    def _wanted(model: str, record: SequenceRecord) -> int:
+        """Rows of logits that a pass gives."""
+        return 1 + len(record.drafts) if model == "large" else 1
+
+    def takes_drafts(self, record: SequenceRecord) -> bool:
+        """Whether the small model can draft for a sequence now.
+
+        Where vocabularies differ, all of the text must be in its own without being tokenized anew:
+        text that the large model goes on with may have other tokens as a whole.
+        """
+        sequence = self._append_written(record)
+        small = MODELS.index("small")
+        return self.drafts and self._tokens.caught_up(small, sequence)
+
+    def draft(self, record: SequenceRecord, token: int) -> bool:
+        """Adds a draft of the small model; False where the large one has no token for it.
+
+        Args:
+            record: A sequence whose tokens the small model has all computed.
+            token: In the small model's vocabulary.
+        """
+        image: int | None = token
+        if self._translation is not None:
+            image = self._translation.draft_image(token)
+            self._catch_up("large", record)  # as its pass would without drafts
+        if image is None:
+            return False
+        self._tokens.append(MODELS.index("large"), self._sequences[record.index], [image])
+        record.drafts.add(token, image)
+        return True
+
+    def settle_drafts(self, record: SequenceRecord, held: int) -> None:
+        """Keeps the first so many drafts of a sequence, whose record takes them next."""
+        if len(record.drafts):
+            kept = len(record.generated) + held
+            self._tokens.truncate(self._sequences[record.index], kept)
+        record.drafts.settle(held, at_start=record.at_step_start)
+
+    def drop_drafts(self, record: SequenceRecord) -> None:
+        """Takes back the drafts of a sequence, as if there had been none."""
+        if len(record.drafts):
+            self._tokens.truncate(self._sequences[record.index], len(record.generated))
+            record.drafts.clear()
 
     def close(self, record: SequenceRecord) -> None:
         """Frees the memory of a sequence."""
@@ -186,12 +248,15 @@ class Engine(ABC):
     def counts(self, record: SequenceRecord) -> dict[str, TokenCounts]:
         """By model."""
         tokens, sequence = self._tokens, self._sequences[record.index]
+        drafts = record.drafts
         return {
             name: TokenCounts(
                 tokens.length(index, sequence) - len(record.prompt_of(name)),
                 tokens.retokenized(index, sequence),
                 tokens.excess(index, sequence),
                 self._recomputed(index, sequence),
+                record.num_passes[name],
+                *((drafts.drafted, drafts.accepted) if name == "small" else (0, 0)),
             )
             for index, name in enumerate(MODELS)
         }
@@ -202,9 +267,7 @@ class Engine(ABC):
 
     def _catch_up(self, model: str, record: SequenceRecord) -> int:
         """The sequence's number, once all that was written is in the model's vocabulary."""
-        tokens, sequence = self._tokens, self._sequences[record.index]
-        for writer, ids in record.written_since(tokens.frontier(sequence)):
-            tokens.append(writer, sequence, ids)
+        tokens, sequence = self._tokens, self._append_written(record)
         index = MODELS.index(model)
         if self._translation is not None and not tokens.caught_up(index, sequence):
             spans = tokens.pending_spans(index, sequence)
@@ -212,12 +275,23 @@ class Engine(ABC):
             tokens.resolve(index, sequence, own)
         return sequence
 
+    def _append_written(self, record: SequenceRecord) -> int:
+        """The sequence's number, once all that was written is among its tokens."""
+        tokens, sequence = self._tokens, self._sequences[record.index]
+        for writer, ids in record.written_since(tokens.frontier(sequence)):
+            tokens.append(writer, sequence, ids)
+        return sequence
+
     def _unseen(self, model: str, record: SequenceRecord) -> int:
-        """Tokens that the model has to compute: at least one, after a rewind too."""
+        """Tokens that the model has to compute: those whose logits are wanted, at least."""
         index, sequence = MODELS.index(model), self._catch_up(model, record)
         computed = self._tokens.num_computed_tokens(index, sequence)
         unseen = self._tokens.length(index, sequence) - computed
-        if unseen == 0:  # it was rewound to here
-            unseen = computed - record.kept_of(model, computed, cut=False)
-            self._tokens.forget(index, sequence, unseen)
-        return unseen
+        missing = self._wanted(model, record) - unseen
+        if missing <= 0:
+            return unseen
+        # It was rewound to here, or a pass was interrupted.
+        written = computed - max(missing - 1, 0)
+        again = computed - record.kept_of(model, written, cut=False)
+        self._tokens.forget(index, sequence, again)
+        return unseen + again

@@ -37,6 +37,11 @@ class EngineChoice:
     states: Mapping[str, StateForm] = field(default_factory=dict)
     forms: Mapping[str, CallForm] = field(default_factory=dict)
 
+    @property
+    def takes_drafts(self) -> bool:
+        """Whether both models can drop what they have computed of drafts that did not hold."""
+        return not self.states and not self.forms
+
 
 def choose_engine(
     wanted: str, models: Mapping[str, Any], device: str, fuse: bool = True

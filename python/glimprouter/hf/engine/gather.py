@@ -66,6 +66,7 @@ class GatherEngine(Engine):
         self._slots = GatherTokens(runners, max_sequences, translation.map if translation else None)
         super().__init__(self._slots, translation)
         self._max_sequences = max_sequences
+        self.drafts = all(isinstance(runner, ModelRunner) for runner in runners)
 
     def open(self, record: SequenceRecord) -> bool:
         """There is a slot for every row of the router; memory may be short."""
@@ -147,12 +148,17 @@ class GatherEngine(Engine):
             for start in range(0, len(group), step):
                 yield group[start : start + step]
 
-    def _compute(self, model: str, records: Sequence[SequenceRecord]) -> torch.Tensor:
+    def _compute(
+        self, model: str, records: Sequence[SequenceRecord], wanted: Sequence[int]
+    ) -> torch.Tensor:
         """One padded forward pass."""
         index, sequences = MODELS.index(model), self._numbers(records)
         self._check_room()
         unseen = [self._slots.unseen(index, sequence) for sequence in sequences]
-        return self._runners[model].forward(sequences, unseen)
+        runner = self._runners[model]
+        if isinstance(runner, ModelRunner):
+            return runner.forward(sequences, unseen, wanted)
+        return runner.forward(sequences, unseen)  # one row each: such a pair does not draft
 
     def _recomputed(self, index: int, sequence: int) -> int:
         """As the caches say, and said before it was preempted."""

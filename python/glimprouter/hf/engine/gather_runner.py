@@ -58,21 +58,33 @@ class ModelRunner:
         self.dtype: torch.dtype = model.dtype
 
     @torch.inference_mode()
-    def forward(self, slots: Sequence[int], unseen: Sequence[Sequence[int]]) -> torch.Tensor:
+    def forward(
+        self,
+        slots: Sequence[int],
+        unseen: Sequence[Sequence[int]],
+        wanted: Sequence[int] | None = None,
+    ) -> torch.Tensor:
         """Computes the unseen tokens of each slot.
 
         Args:
             slots: ``[B]``, distinct.
             unseen: ``[B]`` lists of the ids behind what the slot holds, each at least one.
+            wanted: ``[B]`` tokens at the end of each whose logits are wanted; None for the last.
 
         Returns:
-            Logits of the last token of each row, ``[B, V]`` in the model's dtype.
+            Logits of these tokens, row behind row, in the model's dtype.
         """
+        ends = [1] * len(slots) if wanted is None else wanted
         counts = [len(ids) for ids in unseen]
         length = max(counts)
         ids = [[*row, *[0] * (length - len(row))] for row in unseen]
         plan = self.cache.begin(slots, counts, self.device)
-        last = sorted({count - 1 for count in counts})
+        places = [
+            (row, count - behind)
+            for row, (count, end) in enumerate(zip(counts, ends, strict=True))
+            for behind in range(end, 0, -1)
+        ]
+        last = sorted({position for _, position in places})
         end = max(start + count for start, count in zip(plan.starts, counts, strict=True))
         output = self.model(
             input_ids=torch.tensor(ids, device=self.device),
@@ -87,7 +99,7 @@ class ModelRunner:
         if len(last) == 1:
             return logits[:, -1]
         where = {position: index for index, position in enumerate(last)}
-        return logits[torch.arange(len(counts)), [where[count - 1] for count in counts]]
+        return logits[[row for row, _ in places], [where[position] for _, position in places]]
 
     def _mask(self, plan: ForwardPlan) -> Any:
         """None for one row (the model makes its own); else additive, ``[B, 1, Q, K]``."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from glimprouter.hf.attention.fused_layers import FusedLayers
@@ -163,6 +164,7 @@ class PagedEngine(Engine):
         self._cache = KvCache(self._pool, max_sequences, translation.map if translation else None)
         super().__init__(self._cache, translation)
         self._saved: dict[int, _Preempted] = {}
+        self.drafts = not self._states  # a state cannot be cut
 
     def open(self, record: SequenceRecord) -> bool:
         """Takes a sequence in when its tokens, and some pages more, fit."""
@@ -307,25 +309,41 @@ class PagedEngine(Engine):
                 self._pass(model, self._cache.prepare(index, [sequence], [end]), [])
                 record.note_pass(model, start)
 
-    def _compute(self, model: str, records: Sequence[SequenceRecord]) -> torch.Tensor:
+    def _compute(
+        self, model: str, records: Sequence[SequenceRecord], wanted: Sequence[int]
+    ) -> torch.Tensor:
         """One packed forward pass over exactly the unseen tokens."""
         sequences = self._numbers(records)
         starts = [self._sequences[record.index] for record in records if record.at_step_start]
-        return self._pass(model, self._cache.prepare(MODELS.index(model), sequences), starts)
+        return self._pass(
+            model, self._cache.prepare(MODELS.index(model), sequences), starts, wanted
+        )
 
-    def _pass(self, model: str, batch: RaggedBatch, keep: Sequence[int]) -> torch.Tensor:
+    def _pass(
+        self,
+        model: str,
+        batch: RaggedBatch,
+        keep: Sequence[int],
+        wanted: Sequence[int] = (),
+    ) -> torch.Tensor:
         """Computes a batch; the states of ``keep`` become snapshots."""
+        rows = batch.last_rows
+        if any(count > 1 for count in wanted):
+            parts = [
+                np.arange(last - n + 1, last + 1) for last, n in zip(rows, wanted, strict=True)
+            ]
+            rows = np.concatenate(parts).astype(rows.dtype)
         try:
             graphs, states = self._graphs.get(model), self._states.get(model)
             own, fused = self._models[model], self._fused.get(model)
-            if graphs is not None and graphs.takes(batch):
+            if graphs is not None and len(rows) == len(batch.last_rows) and graphs.takes(batch):
                 logits = graphs(batch, states, keep)
             elif states is not None:
                 logits = stateful_forward(own, self._pool, batch, states, fused, keep)
             elif self._compiled is None:
-                logits = paged_forward(own, self._pool, batch, fused)
+                logits = paged_forward(own, self._pool, batch, fused, rows)
             else:
-                logits = self._compiled[model](self._pool, batch)
+                logits = self._compiled[model](self._pool, batch, rows)
         except BaseException:
             self._cache.abandon(batch)
             raise

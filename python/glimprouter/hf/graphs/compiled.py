@@ -7,6 +7,8 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from glimprouter.hf.attention.function import own_attention
@@ -139,12 +141,19 @@ class CompiledForward(CompiledModel):
             cache.complete(batch)
             cache.append(0, rows[0], [0])
 
-    def __call__(self, pool: PagePool, batch: RaggedBatch) -> torch.Tensor:
-        """Computes the batch's tokens; logits of each sequence's last one, ``[B, V]``.
+    def __call__(
+        self, pool: PagePool, batch: RaggedBatch, wanted: npt.NDArray[np.int32] | None = None
+    ) -> torch.Tensor:
+        """Computes the batch's tokens; logits of some of them, ``[rows, V]``.
 
         The caller completes or abandons the batch.
+
+        Args:
+            pool: Where the pages are.
+            batch: The pass.
+            wanted: Tokens whose logits are wanted; None for each sequence's last one.
         """
-        rows = batch.last_rows
+        rows = batch.last_rows if wanted is None else wanted
         keep = torch.tensor(rows, dtype=torch.long)
         if len(rows) == 1 and len(batch.ids) > 1:
             keep = keep.repeat(2)  # a size of 1 would make a third graph

@@ -90,6 +90,11 @@ class Translation:
         source = MODELS.index(model)
         return self.map.expressible(source, 1 - source, token)
 
+    def draft_image(self, token: int) -> int | None:
+        """The large model's token for one of the small model, where each is the other's image."""
+        image = self.map.image(0, 1, token)
+        return image if image is not None and self.map.image(1, 0, image) == token else None
+
     def convert(self, ids: Sequence[int], source: int) -> list[int]:
         """Ids of one model (0 or 1) as ids of the other.
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from glimprouter.glimpse import Status
 from glimprouter.hf.pair.locks import exclusive
 from glimprouter.hf.pair.text import MODELS
+from glimprouter.hf.run.drafted_turns import DraftedTurns, WaitingRow
+from glimprouter.hf.run.drafting import Drafting
+from glimprouter.hf.run.passes import ModelPasses, PlannedPass, Said
 from glimprouter.hf.run.sequences import RunSequences
 from glimprouter.hf.run.turns import WaitingTurns
 from glimprouter.hf.sequence.events import Event, Result, TokenCounts
 from glimprouter.hf.sequence.record import SequenceRecord, Signals
 from glimprouter.kv import OutOfPages
-from glimprouter.router import OutputField
 
 
 class Loop:
@@ -27,7 +27,12 @@ class Loop:
     """
 
     def __init__(
-        self, sequences: RunSequences, *, max_sequences: int, raise_on_invalid: bool
+        self,
+        sequences: RunSequences,
+        *,
+        max_sequences: int,
+        raise_on_invalid: bool,
+        drafting: Drafting | None = None,
     ) -> None:
         """Nothing is computed yet.
 
@@ -35,16 +40,17 @@ class Loop:
             sequences: Sequences of the run.
             max_sequences: In flight.
             raise_on_invalid: Whether invalid logits raise, or only end their sequence.
+            drafting: How the small model drafts for the large one; None where it does not.
         """
         self.sequences = sequences
         self.unread: deque[Event] = deque()
         self._raise_on_invalid = raise_on_invalid
-        self._outputs = sequences.router.outputs(max_sequences, OutputField.NONE)
-        self._passes: deque[tuple[str, list[SequenceRecord]]] = deque()  # planned, of one model
+        self._passes: deque[PlannedPass] = deque()  # planned, of one model
         self._planned_at = 0  # changes of the sequences until then
         self._turns = WaitingTurns()
-        # Of the last pass: model, record, status, signals, seconds.
-        self._signalled: deque[tuple[str, SequenceRecord, int, Signals, float]] = deque()
+        self._drafted_turns = None if drafting is None else DraftedTurns(drafting.costs())
+        most = 0 if drafting is None else drafting.most
+        self._computed = ModelPasses(sequences, max_sequences, most)
 
     def compute(self) -> None:
         """Computes until there is an unread event, or nothing left to do.
@@ -63,8 +69,7 @@ class Loop:
                     self._plan()
                 if not self._passes:
                     return
-                name, records = self._passes.popleft()
-                self._forward(name, records)
+                self._forward(self._passes.popleft())
 
     def cancel(self, record: SequenceRecord) -> Result:
         """Ends a sequence that has not ended; its last events follow as always.
@@ -106,43 +111,54 @@ class Loop:
         """The forward passes of the model whose turn it is."""
         self._planned_at = self.sequences.changes
         pending = {name: self.sequences.pending(name) for name in MODELS}
-        name = self._turns.choose({name: len(records) for name, records in pending.items()})
+        name, drafting = self._turn(pending)
         if name is None:
             return
         records = pending[name]
         if self.sequences.pair.translation is not None:
             self._end_beyond_context(name, records)
             records = [record for record in records if not record.done]
-        self._passes.extend((name, group) for group in self.sequences.engine.groups(name, records))
+        records = [*records, *drafting]
+        indices = frozenset(record.index for record in drafting)
+        for group in self.sequences.engine.groups(name, records):
+            own = indices & {record.index for record in group}
+            self._passes.append(PlannedPass(name, group, own))
 
-    def _forward(self, name: str, records: Sequence[SequenceRecord]) -> None:
-        """One token (or decision) for each of these rows."""
-        started = time.perf_counter()
-        logits: Any = None
-        while logits is None:
-            records = [record for record in records if self.sequences.is_active(record)]
-            if not records:
-                return
-            try:
-                logits = self.sequences.engine.forward(name, records)
-            except OutOfPages as error:
-                if self.sequences.num_active > 1:
-                    self.sequences.preempt_youngest()
-                elif self.sequences.engine.planned and self.sequences.pair.translation is None:
-                    raise
-                else:  # the text has more tokens in the other vocabulary than were planned for
-                    self._fail(records[0], str(error))
-                    return
-        rows = [record.row for record in records]
-        router = self.sequences.router
-        if router.device == "cpu":  # models may be where no step can run: choose_device warned
-            logits = logits.cpu()
-        router.step(name, logits.contiguous(), rows, self._outputs)
-        seconds = (time.perf_counter() - started) / len(records)
-        values = zip(
-            records, self._outputs.status.tolist(), self._signals(len(records)), strict=False
-        )
-        self._signalled.extend((name, *value, seconds) for value in values)
+    def _turn(
+        self, pending: Mapping[str, Sequence[SequenceRecord]]
+    ) -> tuple[str | None, list[SequenceRecord]]:
+        """Whose turn it is, and for whom the small model drafts then."""
+        if self._drafted_turns is None:
+            waiting = {name: len(records) for name, records in pending.items()}
+            return self._turns.choose(waiting), []
+        large = pending["large"]
+        turn = self._drafted_turns.choose(len(pending["small"]), [self._row(r) for r in large])
+        if turn is None:
+            return None, []
+        return turn.model, [large[place] for place in turn.drafting]
+
+    def _row(self, record: SequenceRecord) -> WaitingRow:
+        drafts, engine = record.drafts, self.sequences.engine
+        takes_more = drafts.takes_more(self._computed.most_drafts) and engine.takes_drafts(record)
+        if takes_more and self.sequences.pair.translation is not None:
+            contexts = self.sequences.pair.contexts
+            takes_more = all(engine.length(name, record) < contexts[name] for name in MODELS)
+        *drafted, following = drafts.chances(at_start=record.at_step_start)
+        return WaitingRow(len(drafts), takes_more, 1 + sum(drafted), following)
+
+    def _forward(self, planned: PlannedPass) -> None:
+        """One pass, and what comes of it."""
+        try:
+            report = self._computed.run(planned)
+        except OutOfPages as error:
+            if self.sequences.engine.planned and self.sequences.pair.translation is None:
+                raise
+            # The text has more tokens in the other vocabulary than were planned for.
+            alone = next(r for r in planned.records if self.sequences.is_active(r))
+            self._fail(alone, str(error))
+            return
+        if report is not None and self._drafted_turns is not None:
+            self._drafted_turns.note(*report)
         self.settle()
 
     def settle(self) -> None:
@@ -151,11 +167,12 @@ class Loop:
         Raises:
             RuntimeError: Invalid logits, where those are to be raised.
         """
-        faults = []
-        while self._signalled:
-            name, record, status, signals, seconds = self._signalled.popleft()
+        faults: list[str] = []
+        while self._computed.said:
+            said = self._computed.said.popleft()
+            record = said.record
             try:
-                fault = self._take(name, record, Status(status), signals, seconds)
+                faults += self._tell(said)
             except BaseException:
                 position = -1
                 if not record.done:
@@ -163,16 +180,27 @@ class Loop:
                 if position >= 0 and position != len(record.generated):
                     self._fail(record, f"sequence {record.index}: interrupted while text was read")
                 raise
-            if fault is not None:
-                faults.append(fault)
         if faults:
             advice = 'RoutedModel(on_invalid="end") ends such sequences without an exception'
             raise RuntimeError("; ".join([*faults, advice]))
 
-    def _take(
-        self, name: str, record: SequenceRecord, status: Status, signals: Signals, seconds: float
-    ) -> str | None:
-        """Tells one record what the router said; what is to be raised, if anything."""
+    def _tell(self, said: Said) -> list[str]:
+        """Tells one record; what is to be raised of it."""
+        held = said.held or 0
+        if said.model == "large":
+            self.sequences.engine.settle_drafts(said.record, held)
+        faults = []
+        for place, (status, signals) in enumerate(said.entries):
+            if said.record.done:
+                break
+            fault = self._take(said, status, signals, drafted=place < held)
+            if fault is not None:
+                faults.append(fault)
+        return faults
+
+    def _take(self, said: Said, status: Status, signals: Signals, *, drafted: bool) -> str | None:
+        """Tells a record of one token or decision; what is to be raised, if anything."""
+        name, record = said.model, said.record
         if status != Status.OK:
             reason = status.name.lower().replace("_", " ")
             message = (
@@ -189,7 +217,8 @@ class Loop:
                 f" {len(record.generated)} tokens",
             )
         else:
-            self.unread.extend(record.advance(name, signals, seconds))
+            seconds = said.seconds / len(said.entries)
+            self.unread.extend(record.advance(name, signals, seconds, drafted=drafted))
             if record.done:
                 self._close(record)
         return None
@@ -219,17 +248,3 @@ class Loop:
     def _close(self, record: SequenceRecord) -> None:
         """Frees what a finished sequence holds; its last event."""
         self.unread.append(Event(record.index, "done", result=self.sequences.close(record)))
-
-    def _signals(self, count: int) -> list[Signals]:
-        outputs = self._outputs
-        columns = (
-            outputs.token,
-            outputs.route,
-            outputs.phase,
-            outputs.end_reason,
-            outputs.forced,
-            outputs.entropy,
-        )
-        return [
-            Signals(*values) for values in zip(*(c[:count].tolist() for c in columns), strict=True)
-        ]

@@ -98,6 +98,8 @@ class RunSequences:
             raise ValueError(
                 f"sequence {sequence} has not begun: it waits for one of {self._max_sequences} rows"
             )
+        if self.is_active(record):
+            self.engine.drop_drafts(record)
         if record in self._preempted:  # the youngest others make room
             while not self.engine.open(record):
                 self.preempt_youngest()
@@ -107,7 +109,12 @@ class RunSequences:
 
     def _activate(self, record: SequenceRecord) -> None:
         self._active[record.row] = record
+        self._note_room(record)
         self.changes += 1
+
+    def _note_room(self, record: SequenceRecord) -> None:
+        if self.engine.drafts:
+            record.drafts.room = self.router.state(record.row)["room"]
 
     def _check_free_row(self) -> None:
         if len(self._active) + len(self._preempted) >= self._max_sequences:
@@ -146,6 +153,7 @@ class RunSequences:
         phase = Phase(self.router.state(record.row)["phase"])
         record.rewind(len(record.generated) - count, phase)
         self.engine.rewind(record)
+        self._note_room(record)
         self.changes += 1
 
     def save(self, record: SequenceRecord) -> SavedSequence:
@@ -190,6 +198,7 @@ class RunSequences:
 
     def close(self, record: SequenceRecord) -> Result:
         """Frees what an active sequence holds, which is finished; what came of it."""
+        self.engine.drop_drafts(record)
         token_ids = self.engine.token_ids("large", record)
         result = record.result(token_ids, self.engine.counts(record))
         self.router.close(record.row)
@@ -202,6 +211,7 @@ class RunSequences:
         while self._preempted and self.engine.open(self._preempted[0]):
             record = self._preempted.popleft()
             self._active[record.row] = record
+            self._note_room(record)
         while self._waiting and not self._preempted and len(self._active) < self._max_sequences:
             record, options = self._waiting[0]
             if not self.engine.open(record):
@@ -209,13 +219,27 @@ class RunSequences:
             self._waiting.popleft()
             record.row = self.router.open(**options)
             self._active[record.row] = record
+            self._note_room(record)
 
     def preempt_youngest(self) -> None:
         """Makes room for the others; the oldest sequence always goes on, so every one ends."""
         record = max(self._active.values(), key=lambda active: active.index)
+        self.engine.drop_drafts(record)
         self.engine.preempt(record)
         del self._active[record.row]
         self._preempted.appendleft(record)
+
+    def drop_drafts(self) -> bool:
+        """Takes back the drafts of all sequences in memory; whether there were any.
+
+        None is drafted for again before the large model has gone on with it.
+        """
+        drafted = False
+        for record in self._active.values():
+            drafted |= len(record.drafts) > 0
+            self.engine.drop_drafts(record)
+            record.drafts.ended = True
+        return drafted
 
     @property
     def num_active(self) -> int:

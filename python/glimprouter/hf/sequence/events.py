@@ -22,12 +22,19 @@ class TokenCounts:
             than ``tokens``. With one vocabulary both are 0.
         recomputed: Tokens that it computed again after a rewind or a failed pass, because its state
             (of recurrent layers, say) was not kept at that place; 0 where keys and values are all.
+        passes: Forward passes of the model that the sequence was part of.
+        drafted: Tokens that it drafted for the other model.
+        accepted: Among these, those that the other wrote, too. What is left was computed in vain,
+            and is in no other count.
     """
 
     tokens: int
     retokenized: int
     excess: int
     recomputed: int = 0
+    passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

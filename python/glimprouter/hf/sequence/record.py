@@ -12,6 +12,7 @@ from typing import Any
 from glimprouter.hf.pair.messages import message_of
 from glimprouter.hf.pair.prompts import EncodedPrompt
 from glimprouter.hf.pair.text import MODELS, StreamDecoder, TextReader
+from glimprouter.hf.sequence.drafts import Drafts
 from glimprouter.hf.sequence.events import Event, Result, TokenCounts
 from glimprouter.router import EndReason, Phase
 from glimprouter.trace import Trace, TraceStep
@@ -27,6 +28,7 @@ class Signals:
     end_reason: int
     forced: int
     entropy: float
+    room: int
 
 
 @dataclass(slots=True)
@@ -35,6 +37,7 @@ class _RunningStep:
     model: str = "small"
     entropy: float | None = None
     seconds: float = 0.0
+    drafted: list[int] = field(default_factory=list)  # places in the step
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +58,8 @@ class SequenceRecord:
         passes: For each model, how many of its tokens it had computed when a forward pass began.
         repeats: After a rewind: whether passes are computed again as a whole.
         thinks: Whether an answer follows the thinking; else all of the text is the answer.
+        drafts: Of the step, or the answer, that it lets the large model write.
+        num_passes: Forward passes of each model that it was part of.
         closed_at: Tokens before the closing ids that a budget has forced; -1 for none. They may
             come in the middle of a character, which the whole text does not show then.
     """
@@ -78,6 +83,8 @@ class SequenceRecord:
     repeats: bool = True
     thinks: bool = True
     closed_at: int = -1
+    drafts: Drafts = field(default_factory=Drafts)
+    num_passes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(MODELS, 0))
     _step: _RunningStep = field(default_factory=lambda: _RunningStep(0))
     _decoder: StreamDecoder | None = None
 
@@ -111,13 +118,18 @@ class SequenceRecord:
             index=index,
             row=-1,
             trace=dataclasses.replace(
-                self.trace, steps=list(self.trace.steps), substream=substream
+                self.trace,
+                steps=list(self.trace.steps),
+                answer_drafted=list(self.trace.answer_drafted),
+                substream=substream,
             ),
             generated=list(self.generated),
             writers=list(self.writers),
             step_starts=list(self.step_starts),
             passes={name: list(starts) for name, starts in self.passes.items()},
-            _step=dataclasses.replace(self._step),
+            drafts=self.drafts.copy(),
+            num_passes=dict(self.num_passes),
+            _step=dataclasses.replace(self._step, drafted=list(self._step.drafted)),
         )
 
     def rewind(self, kept: int, phase: Phase) -> None:
@@ -125,13 +137,18 @@ class SequenceRecord:
         running = self._step
         while self.step_starts and self._last_end() > kept:
             step, start = self.trace.steps.pop(), self.step_starts.pop()
-            running = _RunningStep(start, step.model, step.entropy, step.seconds)
+            running = _RunningStep(start, step.model, step.entropy, step.seconds, step.drafted)
         self.answering = phase == Phase.ANSWER
         start = self._last_end()
         if not self.answering:
             decided = running.start == start < kept and phase != Phase.GLIMPSE
             writer = "large" if phase == Phase.LARGE_STEP else "small"
             self._step = running if decided else _RunningStep(start, writer)
+            self._step.drafted = [p for p in self._step.drafted if start + p < kept]
+            self.trace.answer_drafted.clear()
+        else:
+            places = self.trace.answer_drafted
+            places[:] = [place for place in places if self.answer_start + place < kept]
         del self.generated[kept:], self.writers[kept:]
         if kept <= self.closed_at:
             self.closed_at = -1
@@ -139,6 +156,7 @@ class SequenceRecord:
 
     def note_pass(self, model: str, start: int) -> None:
         """A forward pass of a model began at so many of its tokens, and has succeeded."""
+        self.num_passes[model] += 1
         starts = self.passes[model]
         del starts[bisect_left(starts, start) :]
         starts.append(start)
@@ -165,12 +183,13 @@ class SequenceRecord:
     def state(self) -> dict[str, Any]:
         """All of it as values that JSON holds, for :meth:`from_state`."""
         kept = ("generated", "writers", "answering", "answer_start", "step_starts", "passes")
-        others = ("repeats", "max_new_tokens", "closed_at")
+        others = ("repeats", "max_new_tokens", "closed_at", "num_passes")
         return {
             **{name: getattr(self, name) for name in (*kept, *others)},
             "prompt": dataclasses.asdict(self.prompt),
             "trace": dataclasses.asdict(self.trace),
             "step": dataclasses.asdict(self._step),
+            "drafts": dataclasses.asdict(self.drafts),
         }
 
     @classmethod
@@ -180,10 +199,20 @@ class SequenceRecord:
         steps = [TraceStep(**step) for step in state["trace"]["steps"]]
         own["trace"] = Trace(**{**state["trace"], "steps": steps})
         step = _RunningStep(**own.pop("step"))
+        own["drafts"] = Drafts.from_state(own["drafts"])
         return cls(index=index, **own, _step=step, **options)
 
-    def advance(self, model: str, signals: Signals, seconds: float) -> list[Event]:
-        """Takes over what one router call said; returns what happened, in order."""
+    def advance(
+        self, model: str, signals: Signals, seconds: float, *, drafted: bool = False
+    ) -> list[Event]:
+        """Takes over what one router call said; returns what happened, in order.
+
+        Args:
+            model: Who was asked.
+            signals: The row's outputs.
+            seconds: Of the pass.
+            drafted: Whether the small model had drafted the token.
+        """
         events: list[Event] = []
         step = self._step
         if self.answering:
@@ -208,6 +237,11 @@ class SequenceRecord:
             events.append(Event(self.index, "answer_start", model=self.trace.answer_model))
         if not self.answering:
             step.model = model
+        if drafted:
+            places = self.trace.answer_drafted if self.answering else step.drafted
+            places.append(
+                len(self.generated) - (self.answer_start if self.answering else step.start)
+            )
         events += self._commit(model, signals.token)
         if signals.forced:
             self.closed_at = len(self.generated)
@@ -262,6 +296,7 @@ class SequenceRecord:
             num_tokens=len(self.generated) - running.start,
             seconds=running.seconds,
             end_reason=reason,
+            drafted=running.drafted,
         )
 
     def _text(self, start: int, end: int, *, skip_special: bool = False) -> str:

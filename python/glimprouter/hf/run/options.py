@@ -6,16 +6,22 @@ from typing import Any
 
 from glimprouter.config import RouterConfig, check_integer
 from glimprouter.hf.engine.choice import ENGINES, check_execution
+from glimprouter.hf.pair.thinking import check_thinking
+from glimprouter.hf.run.drafting import check_drafts
 
 
 def check_options(
     config: Any,
-    engine: Any,
-    execution: Any,
-    on_invalid: Any,
-    max_sequences: Any,
-    memory: Any,
-    snapshots: Any,
+    *,
+    engine: Any = "auto",
+    execution: Any = "auto",
+    on_invalid: Any = "raise",
+    max_sequences: Any = 1,
+    kv_memory_bytes: Any = None,
+    state_snapshots: Any = 0,
+    drafts: Any = "auto",
+    thinking: Any = "auto",
+    **_others: Any,
 ) -> None:
     """Refuses what no pair could have.
 
@@ -27,9 +33,9 @@ def check_options(
         names = ", ".join(f'"{name}"' for name in ENGINES)
         raise ValueError(f"engine must be one of {names}, got {engine!r}")
     check_execution(execution)
-    if memory is not None:
-        check_integer("kv_memory_bytes", memory, 1, high=2**63 - 1)
-    check_integer("state_snapshots", snapshots, 0)
+    if kv_memory_bytes is not None:
+        check_integer("kv_memory_bytes", kv_memory_bytes, 1, high=2**63 - 1)
+    check_integer("state_snapshots", state_snapshots, 0)
     if on_invalid not in ("raise", "end"):
         raise ValueError(f'on_invalid must be "raise" or "end", got {on_invalid!r}')
     if config is not None and not isinstance(config, RouterConfig):
@@ -40,3 +46,5 @@ def check_options(
         raise TypeError(f"max_sequences must be an integer, got {max_sequences!r}")
     if max_sequences < 1:
         raise ValueError(f"max_sequences must be >= 1, got {max_sequences}")
+    check_drafts(drafts)
+    check_thinking(thinking)

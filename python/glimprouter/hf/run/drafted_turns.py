@@ -1,0 +1,123 @@
+"""Whose turn it is where rows draft: the small model goes on as long as that pays.
+
+A row that waits for the large model lets the small one draft its next tokens in passes that run
+anyway; one pass of the large model verifies what all rows have drafted. Both passes cost nearly the
+same for one token as for many, so the longer the large model waits, the more its pass brings, and
+the less the small model's next one does: fewer rows write, and more drafts have ended.
+
+A round begins when a row waits for the large model, and ends with a pass of that model. What a
+round brings, tokens over time, is largest when the small model goes on exactly as long as its next
+pass alone brings more than the round would that ended now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from glimprouter.hf.run.costs import PassCosts
+
+_PATIENCE = 64  # passes of the small model in a round
+
+
+class WaitingRow(NamedTuple):
+    """A row that waits for the large model.
+
+    Attributes:
+        drafts: Tokens drafted for it.
+        takes_more: Whether another may follow.
+        expected: Tokens that a pass of the large model would bring.
+        next_chance: That the next draft holds, and all before it.
+    """
+
+    drafts: int
+    takes_more: bool
+    expected: float
+    next_chance: float
+
+
+class Turn(NamedTuple):
+    """What runs next.
+
+    Attributes:
+        model: Whose pass.
+        drafting: Of the rows that wait for the large model, by place: those that the small model
+            drafts for.
+    """
+
+    model: str
+    drafting: list[int]
+
+
+class DraftedTurns:
+    """Decides pass by pass; told what each pass brought."""
+
+    def __init__(self, costs: PassCosts, patience: int = _PATIENCE) -> None:
+        """No round has begun.
+
+        Args:
+            costs: Of the passes.
+            patience: Passes of the small model in a round, >= 1: no row waits longer.
+        """
+        self._costs = costs
+        self._patience = patience
+        self._passes = 0  # of the small model in this round
+        self._written = self._cost = 0.0  # by them
+
+    def note(self, model: str, tokens: int, written: int, seconds: float) -> None:
+        """A pass is over.
+
+        Args:
+            model: Whose.
+            tokens: It computed.
+            written: Tokens of text that came of it.
+            seconds: It took.
+        """
+        self._costs.note(model, tokens, seconds)
+        if model == "large":
+            self._begin_round()
+        else:
+            self._passes += 1
+            self._written += written
+            self._cost += self._costs.of(model, tokens)
+
+    def choose(self, small: int, large: Sequence[WaitingRow]) -> Turn | None:
+        """The next pass.
+
+        Args:
+            small: Rows that wait for the small model.
+            large: Rows that wait for the large one.
+
+        Returns:
+            None when nobody waits.
+        """
+        if not large:
+            self._begin_round()
+            return Turn("small", []) if small else None
+        verified = sum(1 + row.drafts for row in large)
+        cost = self._cost + self._costs.of("large", verified)
+        rate = (self._written + sum(row.expected for row in large)) / cost
+        drafting = self._worth_drafting(large, rate)
+        brought = small + sum(large[place].next_chance for place in drafting)
+        pays = brought >= rate * self._cost_of_small(small, len(drafting))
+        if (small or drafting) and pays and self._passes < self._patience:
+            return Turn("small", drafting)
+        return Turn("large", [])
+
+    def _begin_round(self) -> None:
+        self._passes = 0
+        self._written = self._cost = 0.0
+
+    def _worth_drafting(self, large: Sequence[WaitingRow], rate: float) -> list[int]:
+        """Rows whose next draft brings more than its own token costs in both passes."""
+        token = sum(self._costs.line(model)[1] for model in ("small", "large"))
+        return [
+            place
+            for place, row in enumerate(large)
+            if row.takes_more and row.next_chance > rate * token
+        ]
+
+    def _cost_of_small(self, writing: int, drafting: int) -> float:
+        """Of a pass of the small model, and of what it adds to that of the large one."""
+        own = self._costs.of("small", writing + drafting)
+        return own + self._costs.line("large")[1] * drafting

@@ -1,0 +1,197 @@
+"""Forward passes over the sequences of a run, and what the router makes of their logits."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from glimprouter.glimpse import Status
+from glimprouter.hf.run.sequences import RunSequences
+from glimprouter.hf.sequence.record import SequenceRecord, Signals
+from glimprouter.kv import OutOfPages
+from glimprouter.router import OutputField, Phase, Route
+
+
+class PlannedPass(NamedTuple):
+    """A forward pass to come.
+
+    Attributes:
+        model: Whose.
+        records: Sequences in it.
+        drafting: Those of them that wait for the large model, by index: the small one drafts.
+    """
+
+    model: str
+    records: list[SequenceRecord]
+    drafting: frozenset[int] = frozenset()
+
+
+class Said(NamedTuple):
+    """What the router said of one sequence of a pass.
+
+    Attributes:
+        model: Whose pass.
+        record: The sequence.
+        entries: Status and signals of each row of logits that counted, in order.
+        held: Drafts that held; None where none was verified.
+        seconds: The sequence's share of the pass.
+    """
+
+    model: str
+    record: SequenceRecord
+    entries: list[tuple[Status, Signals]]
+    held: int | None
+    seconds: float
+
+
+class PassReport(NamedTuple):
+    """What a pass was.
+
+    Attributes:
+        model: Whose.
+        tokens: It computed.
+        written: Tokens of text that came of it.
+        seconds: It took.
+    """
+
+    model: str
+    tokens: int
+    written: int
+    seconds: float
+
+
+class ModelPasses:
+    """Computes passes; what was said of them waits to be told to the records.
+
+    Attributes:
+        said: Not told yet, in order.
+    """
+
+    def __init__(self, sequences: RunSequences, max_sequences: int, most_drafts: int) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            sequences: Sequences of the run.
+            max_sequences: In flight.
+            most_drafts: That may wait of a sequence; 0 for none.
+        """
+        self.said: deque[Said] = deque()
+        self.most_drafts = most_drafts
+        self._sequences = sequences
+        router = sequences.router
+        self._outputs = router.outputs(max_sequences * (1 + most_drafts), OutputField.NONE)
+        self._drafted = router.outputs(max_sequences, OutputField.NONE)
+
+    def run(self, planned: PlannedPass) -> PassReport | None:
+        """Computes a pass; None where none of its sequences is in memory any more.
+
+        Raises:
+            OutOfPages: One sequence alone has no room, even without drafts.
+        """
+        started = time.perf_counter()
+        name, drafting = planned.model, planned.drafting
+        records = [r for r in planned.records if self._sequences.is_active(r)]
+        if not records:
+            return None
+        records, drafting, logits = self._forward(name, records, drafting)
+        if not records:
+            return None
+        tokens = self._sequences.engine.pass_tokens
+        if self._sequences.router.device == "cpu":  # models may be where no step can run
+            logits = logits.cpu()
+        logits = logits.contiguous()
+        if name == "large":
+            written = self._verify(records, logits, started)
+        else:
+            written = self._step(records, drafting, logits, started)
+        return PassReport(name, tokens, written, time.perf_counter() - started)
+
+    def _forward(
+        self, name: str, records: list[SequenceRecord], drafting: frozenset[int]
+    ) -> tuple[list[SequenceRecord], frozenset[int], Any]:
+        """The logits of a pass, and who is left in it: drafts make room first, then sequences."""
+        sequences = self._sequences
+        while records:
+            try:
+                return records, drafting, sequences.engine.forward(name, records)
+            except OutOfPages:
+                if sequences.drop_drafts() or drafting:
+                    records = [record for record in records if record.index not in drafting]
+                    drafting = frozenset()
+                elif sequences.num_active > 1:
+                    sequences.preempt_youngest()
+                    records = [record for record in records if sequences.is_active(record)]
+                else:
+                    raise
+        return [], drafting, None
+
+    def _step(
+        self,
+        records: Sequence[SequenceRecord],
+        drafting: frozenset[int],
+        logits: Any,
+        started: float,
+    ) -> int:
+        """Steps of the small model, and drafts behind those that went to the large one."""
+        places = [at for at, record in enumerate(records) if record.index not in drafting]
+        drafted = [at for at, record in enumerate(records) if record.index in drafting]
+        written = 0
+        if places:
+            stepping = [records[at] for at in places]
+            own = logits if len(places) == len(records) else logits[places]
+            self._sequences.router.step("small", own, [r.row for r in stepping], self._outputs)
+            for at, record, entry in zip(places, stepping, self._entries(len(places)), strict=True):
+                written += entry[1].token >= 0
+                record.drafts.room = entry[1].room
+                if entry[1].route == Route.LARGE and record.drafts.takes_more(self.most_drafts):
+                    drafted.append(at)
+                seconds = (time.perf_counter() - started) / len(records)
+                self.said.append(Said("small", record, [entry], None, seconds))
+        if drafted:
+            self._draft([records[at] for at in drafted], logits[drafted])
+        return written
+
+    def _draft(self, records: Sequence[SequenceRecord], logits: Any) -> None:
+        """One draft more for each of these."""
+        counts = [len(record.drafts) for record in records]
+        before = [token for record in records for token in record.drafts.own]
+        rows, out = [record.row for record in records], self._drafted
+        self._sequences.router.draft("small", logits, rows, counts, before, out)
+        columns = (out.status[: len(rows)], out.token[: len(rows)], out.phase[: len(rows)])
+        for record, *values in zip(records, *(c.tolist() for c in columns), strict=True):
+            status, token, phase = values
+            writing = Phase.ANSWER if record.answering else Phase.LARGE_STEP
+            drafted = status == Status.OK and self._sequences.engine.draft(record, token)
+            record.drafts.ended = not drafted or phase != writing
+
+    def _verify(self, records: Sequence[SequenceRecord], logits: Any, started: float) -> int:
+        """What the large model writes, as long as drafts hold, and what it writes instead."""
+        counts = [len(record.drafts) for record in records]
+        drafts = [token for record in records for token in record.drafts.ids]
+        rows, router = [record.row for record in records], self._sequences.router
+        taken = router.verify("large", logits, rows, counts, drafts, self._outputs)
+        entries = self._entries(len(rows) + len(drafts))
+        seconds = (time.perf_counter() - started) / len(records)
+        at = 0
+        for record, count in zip(records, counts, strict=True):
+            own = entries[at : at + count + 1]
+            at += count + 1
+            reached = [entry for entry in own if entry[0] != Status.NOT_REACHED]
+            tokens = [signals.token for _, signals in reached]
+            pairs = zip(tokens, record.drafts.ids, strict=False)
+            held = next((k for k, (token, draft) in enumerate(pairs) if token != draft), None)
+            held = min(len(tokens), count) if held is None else held
+            record.drafts.room = reached[-1][1].room
+            said = Said("large", record, reached, held if count else None, seconds)
+            self.said.append(said)
+        return int(taken.sum())
+
+    def _entries(self, count: int) -> list[tuple[Status, Signals]]:
+        out = self._outputs
+        signals = (out.token, out.route, out.phase, out.end_reason, out.forced, out.entropy)
+        columns = (column[:count].tolist() for column in (out.status, *signals, out.room))
+        return [
+            (Status(status), Signals(*values)) for status, *values in zip(*columns, strict=True)
+        ]
