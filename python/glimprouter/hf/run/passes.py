@@ -163,8 +163,9 @@ class ModelPasses:
         for record, *values in zip(records, *(c.tolist() for c in columns), strict=True):
             status, token, phase = values
             writing = Phase.ANSWER if record.answering else Phase.LARGE_STEP
-            drafted = status == Status.OK and self._sequences.engine.draft(record, token)
-            record.drafts.ended = not drafted or phase != writing
+            # One that ends the step is of no use: the row of logits before it gives it, too.
+            goes_on = status == Status.OK and phase == writing
+            record.drafts.ended = not (goes_on and self._sequences.engine.draft(record, token))
 
     def _verify(self, records: Sequence[SequenceRecord], logits: Any, started: float) -> int:
         """What the large model writes, as long as drafts hold, and what it writes instead."""

@@ -48,8 +48,8 @@ class Drafts:
         own: Those that wait to be verified, as the small model has them.
         ids: The same in the large model's vocabulary.
         room: Tokens that the large model may write, at most, before another is asked.
-        ended: Whether another draft would be of no use: the last one ends the step, or the row
-            cannot be drafted for.
+        ended: Whether another draft would be of no use, or cannot be had: the next token ends the
+            step, as far as the small model knows.
         drafted: Drafts made so far.
         accepted: Drafts that the large model wrote, too.
         acceptance: How often they hold.
