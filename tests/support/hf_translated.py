@@ -29,7 +29,12 @@ TEXTS = (
 # Two BPEs of bytes from other corpora, and BPE of characters with byte fallback, newlines merged
 # or not.
 KINDS = (("gpt2", "qwen"), ("qwen", "gemma"), ("llama2", "gpt2"))
-_MODEL_OPTIONS = ("engine", "kv_memory_bytes", "max_sequences")  # the others are the router's
+_MODEL_OPTIONS = (
+    "drafts",
+    "engine",
+    "kv_memory_bytes",
+    "max_sequences",
+)  # the others are the router's
 
 
 @cache
@@ -113,7 +118,7 @@ def routed(
         tokenizer_kinds.tokenizer_of(small),
         gr.RouterConfig(**{**options, **config}),
         large_tokenizer=tokenizer_kinds.tokenizer_of(large),
-        **{"engine": ENGINE.get(), **extra},
+        **{"engine": ENGINE.get(), "drafts": 0, **extra},
     )
 
 
@@ -184,9 +189,14 @@ def permuted_pair(name: str, which: str) -> tuple[Pair, Any, list[Any]]:
         models, tokenizers = (pair.small, model), (pair.tokenizer, other)
         encoded = [EncodedPrompt(None, *ids) for ids in zip(pair.prompts, own, strict=True)]
 
-    def make(config: gr.RouterConfig) -> RoutedModel:
+    def make(config: gr.RouterConfig, drafts: Any = 0) -> RoutedModel:
         return RoutedModel(
-            *models, tokenizers[0], config, large_tokenizer=tokenizers[1], engine=ENGINE.get()
+            *models,
+            tokenizers[0],
+            config,
+            large_tokenizer=tokenizers[1],
+            engine=ENGINE.get(),
+            drafts=drafts,
         )
 
     return pair, make, encoded

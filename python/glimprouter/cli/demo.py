@@ -165,8 +165,8 @@ def run_demo(
         threshold: tau in nats.
         seed: Chooses the held-out problems.
         threads: Threads of torch.
-        **pair_options: Options of ``RoutedModel`` (device, execution, kv_memory_bytes), and the
-            dtype of the models.
+        **pair_options: Options of ``RoutedModel`` (device, execution, drafts, kv_memory_bytes),
+            and the dtype of the models.
 
     Raises:
         ValueError: The threshold is out of range, or an option cannot be had.
@@ -229,6 +229,7 @@ def demo(
     device: options.Device = None,
     dtype: options.Dtype = "float32",
     execution: options.Execution = "auto",
+    drafts: options.Drafts = "auto",
     kv_memory: options.KvMemory = None,
     svg: Annotated[
         Path | None, typer.Option(help="Also write what is printed to this file, as a picture.")
@@ -249,6 +250,7 @@ def demo(
             device=device,
             dtype=dtype,
             execution=execution,
+            drafts=options.drafts_of(drafts),
             kv_memory_bytes=options.bytes_of(kv_memory),
         )
         if svg is not None:

@@ -125,6 +125,13 @@ Execution = Annotated[
         help="How forward passes run: auto (graphs on a GPU), eager, graphs, compiled.",
     ),
 ]
+Drafts = Annotated[
+    str,
+    typer.Option(
+        help="Tokens that the small model may draft for a sequence that waits for the large one:"
+        " auto, or 0 to 16. They change no token.",
+    ),
+]
 _UNITS = {"": 1, "b": 1} | {
     f"{prefix}{suffix}": base**power
     for power, prefix in enumerate("kmgt", start=1)
@@ -146,6 +153,22 @@ def bytes_of(text: str | None) -> int | None:
     if not 1 <= count < 2**63:
         raise UserError(f"--kv-memory must be a size such as 512MiB or 8GiB, got {text!r}")
     return count
+
+
+def drafts_of(text: str) -> int | str:
+    """``"auto"`` or a number, as ``RoutedModel`` takes it.
+
+    Raises:
+        UserError: Neither.
+    """
+    from glimprouter.hf.run.drafting import check_drafts
+
+    drafts = int(text) if re.fullmatch(r"\d{1,9}", text) else text
+    try:
+        check_drafts(drafts)
+    except ValueError as error:
+        raise UserError(f"--drafts: {error}") from error
+    return drafts
 
 
 def thinking_of(name: str, start: str | None, end: str | None) -> str | ThinkingFormat | None:

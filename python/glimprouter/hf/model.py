@@ -133,17 +133,7 @@ class RoutedModel:
             RuntimeWarning: ``engine="auto"`` falls back, or models are where no step can run. In
                 a run: a model's decode passes cannot be captured.
         """
-        check_options(
-            config,
-            engine=engine,
-            execution=execution,
-            on_invalid=on_invalid,
-            max_sequences=max_sequences,
-            kv_memory_bytes=kv_memory_bytes,
-            state_snapshots=state_snapshots,
-            drafts=drafts,
-            thinking=thinking,
-        )
+        check_options(**locals())
         self.config = config or RouterConfig()
         self.small, self.large = small, large
         self.tokenizer = tokenizer
@@ -229,7 +219,7 @@ class RoutedModel:
         """
         full_device = check_device(device)
         own = {name: options.pop(name) for name in _constructor_options() & options.keys()}
-        check_options(config, **own)
+        check_options(config=config, **own)
         loaded = {
             "dtype": dtype,
             "device_map": device_map,

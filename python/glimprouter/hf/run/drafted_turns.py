@@ -7,7 +7,9 @@ the less the small model's next one does: fewer rows write, and more drafts have
 
 A round begins when a row waits for the large model, and ends with a pass of that model. What a
 round brings, tokens over time, is largest when the small model goes on exactly as long as its next
-pass alone brings more than the round would that ended now.
+pass alone brings more than the round would that ended now. That is a view of one round; those that
+follow gain from rows that do not idle, which is worth a factor found by simulation
+(benchmarks/turns_simulation.py).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import NamedTuple
 from glimprouter.hf.run.costs import PassCosts
 
 _PATIENCE = 64  # passes of the small model in a round
+_WORTH_OF_BUSY_ROWS = 1.25
 
 
 class WaitingRow(NamedTuple):
@@ -99,7 +102,8 @@ class DraftedTurns:
         rate = (self._written + sum(row.expected for row in large)) / cost
         drafting = self._worth_drafting(large, rate)
         brought = small + sum(large[place].next_chance for place in drafting)
-        pays = brought >= rate * self._cost_of_small(small, len(drafting))
+        wanted = _WORTH_OF_BUSY_ROWS * rate * self._cost_of_small(small, len(drafting))
+        pays = brought >= wanted
         if (small or drafting) and pays and self._passes < self._patience:
             return Turn("small", drafting)
         return Turn("large", [])

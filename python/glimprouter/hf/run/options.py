@@ -11,8 +11,8 @@ from glimprouter.hf.run.drafting import check_drafts
 
 
 def check_options(
-    config: Any,
     *,
+    config: Any = None,
     engine: Any = "auto",
     execution: Any = "auto",
     on_invalid: Any = "raise",
@@ -21,9 +21,9 @@ def check_options(
     state_snapshots: Any = 0,
     drafts: Any = "auto",
     thinking: Any = "auto",
-    **_others: Any,
+    **_others: object,
 ) -> None:
-    """Refuses what no pair could have.
+    """Refuses what no pair could have, whatever else there is.
 
     Raises:
         TypeError: A value of another type.

@@ -38,6 +38,7 @@ def routed_generate(
     large_tokenizer: Any = None,
     router_config: RouterConfig | None = None,
     engine: Any = "auto",
+    drafts: Any = "auto",
     **model_kwargs: Any,
 ) -> torch.Tensor | GenerateDecoderOnlyOutput:
     """Pass it as ``custom_generate``: the model that generates is the large one.
@@ -60,6 +61,7 @@ def routed_generate(
             what ``max_new_tokens`` leaves of ``max_answer_tokens`` (None: a quarter) and the
             closing ids.
         engine: As in :class:`RoutedModel`.
+        drafts: Likewise.
         **model_kwargs: ``attention_mask``; the rest of what ``generate`` prepares is not needed.
 
     Returns:
@@ -87,6 +89,7 @@ def routed_generate(
             else eos_ids
         ),
         engine=engine,
+        drafts=drafts,
     )
     limits = router_config or RouterConfig()
     if limits.max_answer_tokens is None:
