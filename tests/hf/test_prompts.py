@@ -88,6 +88,7 @@ def test_each_model_has_its_own_template(pair: Pair) -> None:
         config,
         large_tokenizer=byte_tokenizer(LARGE_TEMPLATE),
         engine=ENGINE.get(),
+        drafts=0,
     )
     want = encode(SMALL_TEXT), encode(LARGE_TEXT)
     assert len(want[0]) != len(want[1])

@@ -187,11 +187,11 @@ def test_interrupted_while_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None
     run = begun(model, prompts, 6)
     original, calls = SequenceRecord.advance, [0]
 
-    def interrupted(self: SequenceRecord, *arguments: Any) -> Any:
+    def interrupted(self: SequenceRecord, *arguments: Any, **named: Any) -> Any:
         calls[0] += 1
         if calls[0] == 3:
             raise KeyboardInterrupt
-        return original(self, *arguments)
+        return original(self, *arguments, **named)
 
     monkeypatch.setattr(SequenceRecord, "advance", interrupted)
     with pytest.raises(KeyboardInterrupt):

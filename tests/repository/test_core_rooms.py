@@ -15,7 +15,7 @@ CORE = ("base", "arithmetic", "kv", "cpu", "ops", "router", "device", "cuda")
 KERNELS = ("base", "row", "select", "step", "kv", "attention")
 # Where the concept of a public header lives.
 HEADERS = {
-    "base": {"host_device", "row_view", "row_types", "device_stream"},
+    "base": {"host_device", "row_view", "row_types", "device_stream", "drafted_rows"},
     "kv": {
         "arena",
         "kv_cache",

@@ -248,7 +248,7 @@ class Engine(ABC):
     def counts(self, record: SequenceRecord) -> dict[str, TokenCounts]:
         """By model."""
         tokens, sequence = self._tokens, self._sequences[record.index]
-        drafts = record.drafts
+        own = record.drafts.drafted, record.drafts.compared, record.drafts.accepted
         return {
             name: TokenCounts(
                 tokens.length(index, sequence) - len(record.prompt_of(name)),
@@ -256,7 +256,7 @@ class Engine(ABC):
                 tokens.excess(index, sequence),
                 self._recomputed(index, sequence),
                 record.num_passes[name],
-                *((drafts.drafted, drafts.accepted) if name == "small" else (0, 0)),
+                *(own if name == "small" else (0, 0, 0)),
             )
             for index, name in enumerate(MODELS)
         }

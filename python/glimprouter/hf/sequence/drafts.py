@@ -51,7 +51,8 @@ class Drafts:
         ended: Whether another draft would be of no use, or cannot be had: the next token ends the
             step, as far as the small model knows.
         drafted: Drafts made so far.
-        accepted: Drafts that the large model wrote, too.
+        compared: Among these, those that were compared with what the large model wrote.
+        accepted: Among these, those that it wrote, too.
         acceptance: How often they hold.
     """
 
@@ -60,6 +61,7 @@ class Drafts:
     room: int = 0
     ended: bool = False
     drafted: int = 0
+    compared: int = 0
     accepted: int = 0
     acceptance: Acceptance = field(default_factory=Acceptance)
 
@@ -99,8 +101,10 @@ class Drafts:
             held: Drafts that the large model wrote, too.
             at_start: Whether the first draft was the first token of a step.
         """
-        for place in range(min(held + 1, len(self))):
+        compared = min(held + 1, len(self))
+        for place in range(compared):
             self.acceptance.note(first=at_start and place == 0, held=place < held)
+        self.compared += compared
         self.accepted += held
         self.clear()
 

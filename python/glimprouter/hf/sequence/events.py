@@ -24,8 +24,10 @@ class TokenCounts:
             (of recurrent layers, say) was not kept at that place; 0 where keys and values are all.
         passes: Forward passes of the model that the sequence was part of.
         drafted: Tokens that it drafted for the other model.
-        accepted: Among these, those that the other wrote, too. What is left was computed in vain,
-            and is in no other count.
+        compared: Among these, those that were compared with what the other wrote: what is left came
+            behind one that did not hold.
+        accepted: Among these, those that the other wrote, too. Other drafts were computed in vain,
+            and are in no other count.
     """
 
     tokens: int
@@ -34,6 +36,7 @@ class TokenCounts:
     recomputed: int = 0
     passes: int = 0
     drafted: int = 0
+    compared: int = 0
     accepted: int = 0
 
 
