@@ -14,6 +14,7 @@ namespace glimprouter::device {
 
 // Statistics and token of every row.
 struct EvaluateJob {
+  static constexpr unsigned kBlocksPerProcessor = 2;  // leaves 128 registers a thread
   struct Shared {};
   EvaluateArguments arguments;
 
@@ -41,22 +42,24 @@ struct EvaluateJob {
   }
 };
 
-// StepRouter's calls over rows of logits on the device: steps, verified drafts, drafts.
-struct StepJob {
+// StepRouter's calls over rows of logits on the device: steps, or verified drafts and drafts.
+template <bool kDrafts>
+struct SequenceJob {
+  // The two take more registers than a step, which keeps its own kernel.
+  static constexpr unsigned kBlocksPerProcessor = kDrafts ? 1 : 2;
   // A sequence is read and written by one thread, field by field: in shared memory that takes a
   // tenth of the time.
   static constexpr std::uint32_t kWords = sizeof(SequenceCore) / sizeof(std::uint64_t);
   static_assert(sizeof(SequenceCore) % sizeof(std::uint64_t) == 0);
   struct Shared {
     alignas(SequenceCore) std::uint64_t words[kWords];
-    RowResult result;
-    bool last;
+    bool changed;
   };
   StepArguments arguments;
 
   GR_DEVICE const DeviceRowWorkspace& workspace() const { return arguments.workspace; }
   GR_DEVICE std::int32_t sequence_of(std::uint32_t index) const {
-    if (arguments.drafted != nullptr) return arguments.drafted[index].sequence;
+    if constexpr (kDrafts) return arguments.drafted[index].sequence;
     return arguments.row_numbers != nullptr ? arguments.row_numbers[index]
                                             : arguments.rows_by_value[index];
   }
@@ -78,7 +81,8 @@ struct StepJob {
                            arguments.outputs.varentropy != nullptr, arguments.logits.width);
   }
   GR_DEVICE RowRequest request(std::uint32_t index) const {
-    const std::int32_t ahead = arguments.drafted != nullptr ? arguments.drafted[index].ahead : 0;
+    std::int32_t ahead = 0;
+    if constexpr (kDrafts) ahead = arguments.drafted[index].ahead;
     RowRequest request =
         request_of(arguments.sequences[sequence_of(index)], arguments.writer, ahead);
     request.want_varentropy = arguments.outputs.varentropy != nullptr;
@@ -115,39 +119,51 @@ struct StepJob {
   }
   GR_DEVICE void finish(std::uint32_t index, const RowResult& result, Shared& shared) const {
     // Log-probabilities come from all threads, and are taken back where a row is not reached.
-    if (arguments.kind != RowsOf::kStep) __syncthreads();
-    if (threadIdx.x == 0) {
-      shared.last = finish_alone(index, result, shared);
-    }
+    if constexpr (kDrafts) __syncthreads();
+    if (threadIdx.x == 0) shared.changed = finish_alone(index, result, shared);
     __syncthreads();
-    if (!shared.last) return;
+    if (kDrafts && !shared.changed) return;
     std::uint64_t* const words = words_of(index);
     if (threadIdx.x < kWords) words[threadIdx.x] = shared.words[threadIdx.x];
   }
 
-  // Whether the sequence has changed. Of verified rows the last one to be finished takes them all,
-  // in order: nobody has written the sequence since its block has read it.
   GR_DEVICE bool finish_alone(std::uint32_t index, const RowResult& result, Shared& shared) const {
-    DraftedRow row{0, 0, 0, 0};
-    if (arguments.kind != RowsOf::kStep) row = arguments.drafted[index];
-    if (arguments.kind == RowsOf::kDraft) {
-      draft(index, core_in(shared), result, row);
+    SequenceCore& sequence = core_in(shared);
+    if constexpr (!kDrafts) {
+      step(index, sequence, result);
+      return true;
+    } else {
+      const DraftedRow& row = arguments.drafted[index];
+      if (arguments.kind == RowsOf::kVerify) return verify(index, result, sequence, row);
+      take_draft(sequence, arguments.boundary, arguments.writer, result,
+                 arguments.drafts + row.begin, row.count, arguments.outputs, index,
+                 arguments.outputs.num_logprob_ids);
       return false;
     }
-    const std::uint32_t first = index - static_cast<std::uint32_t>(row.ahead);
-    const RowResult* results = &shared.result;
-    if (row.count == 0) {
-      shared.result = result;
-    } else {
-      arguments.results[index] = result;
-      const auto last = static_cast<std::uint32_t>(row.count);
-      if (ticket_increment(arguments.workspace.tickets + gridDim.y + first, last) != last) {
-        return false;
-      }
-      __threadfence();
-      results = arguments.results + first;
+  }
+
+  // As take() does without drafts, which would take more registers here.
+  GR_DEVICE void step(std::uint32_t index, SequenceCore& sequence, const RowResult& result) const {
+    const std::int32_t logged = sequence.state.think_tokens + sequence.state.answer_tokens;
+    const StepDecision decision = step_sequence(sequence, arguments.boundary, arguments.model,
+                                                result, arguments.outputs, index);
+    if (decision.token >= 0) {
+      arguments.log[sequence_of(index) * arguments.log_capacity + logged] = {
+          decision.token, result.logprob, result.entropy, arguments.model};
     }
-    take(first, core_in(shared), results, row);
+  }
+
+  // The last row of a sequence to be finished takes them all, in order: nobody has written the
+  // sequence since its block has read it.
+  GR_DEVICE bool verify(std::uint32_t index, const RowResult& result, SequenceCore& sequence,
+                        const DraftedRow& row) const {
+    const std::uint32_t first = index - static_cast<std::uint32_t>(row.ahead);
+    const auto last = static_cast<std::uint32_t>(row.count);
+    arguments.results[index] = result;
+    std::uint32_t* const ticket = arguments.workspace.tickets + gridDim.y + first;
+    if (last > 0 && ticket_increment(ticket, last) != last) return false;
+    __threadfence();
+    take(first, sequence, arguments.results + first, row);
     return true;
   }
 
@@ -159,12 +175,9 @@ struct StepJob {
               row.count, arguments.outputs, first, arguments.outputs.num_logprob_ids,
               [&record](const TokenRecord& taken) { *record++ = taken; });
   }
-
-  GR_DEVICE void draft(std::uint32_t index, SequenceCore& copy, const RowResult& result,
-                       const DraftedRow& row) const {
-    take_draft(copy, arguments.boundary, arguments.writer, result, arguments.drafts + row.begin,
-               row.count, arguments.outputs, index, arguments.outputs.num_logprob_ids);
-  }
 };
+
+using StepJob = SequenceJob<false>;
+using DraftJob = SequenceJob<true>;
 
 }  // namespace glimprouter::device

@@ -2,6 +2,7 @@
 // is done with a row merges its tiles, selects the token and finishes the job. No block waits for
 // another. A Job says what the rows are, what is asked, and what becomes of a result:
 //
+//   kBlocksPerProcessor                that run at the same time
 //   const DeviceRowWorkspace& workspace()
 //   RowView row(index)
 //   bool wanted(index)                 false: the row is left alone
@@ -26,9 +27,6 @@
 #include "kernels/select/token.cuh"
 
 namespace glimprouter::device {
-
-// Leaves 128 registers a thread.
-inline constexpr unsigned kBlocksPerProcessor = 2;
 
 // Statistics of so many tiles lie in shared memory while a row is finished; of more they are read
 // where they are.
@@ -206,7 +204,7 @@ GR_DEVICE RowResult finish_row(const Job& job, std::uint32_t index, const RowVie
 
 // grid: (blocks a row, rows). block: kBlockThreads.
 template <typename Job>
-GR_KERNEL(kBlockThreads, kBlocksPerProcessor)
+GR_KERNEL(kBlockThreads, Job::kBlocksPerProcessor)
 void row_kernel(const Job job) {
   GR_SHARED(RowShared<typename Job::Shared>, shared);
   wait_for_dependencies();

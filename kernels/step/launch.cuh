@@ -11,9 +11,10 @@ namespace glimprouter::device {
 
 // Blocks a row: as many as run at the same time over all rows, at most one a tile. The results do
 // not depend on it.
-inline unsigned blocks_a_row(std::int64_t rows, std::int64_t vocabulary, int processors) {
+template <typename Job>
+unsigned blocks_a_row(std::int64_t rows, std::int64_t vocabulary, int processors) {
   const std::int64_t tiles = tiles_of(vocabulary);
-  const std::int64_t wanted = kBlocksPerProcessor * processors / rows;
+  const std::int64_t wanted = std::int64_t{Job::kBlocksPerProcessor} * processors / rows;
   return static_cast<unsigned>(wanted < 1 ? 1 : wanted > tiles ? tiles : wanted);
 }
 
@@ -21,7 +22,8 @@ template <typename Job, typename Arguments>
 LaunchStatus launch_rows(const Arguments& arguments, const DeviceShape& device, Stream stream) {
   if (arguments.logits.rows == 0) return 0;
   LaunchShape shape = shape_on(device, stream);
-  shape.grid.x = blocks_a_row(arguments.logits.rows, arguments.logits.width, device.processors);
+  shape.grid.x =
+      blocks_a_row<Job>(arguments.logits.rows, arguments.logits.width, device.processors);
   shape.grid.y = static_cast<unsigned>(arguments.logits.rows);
   shape.block = kBlockThreads;
   return launch(&row_kernel<Job>, shape, Job{arguments});
@@ -35,6 +37,7 @@ inline LaunchStatus launch_evaluate(const EvaluateArguments& arguments, const De
 
 inline LaunchStatus launch_step(const StepArguments& arguments, const DeviceShape& device,
                                 Stream stream) {
+  if (arguments.kind != RowsOf::kStep) return launch_rows<DraftJob>(arguments, device, stream);
   return launch_rows<StepJob>(arguments, device, stream);
 }
 

@@ -17,4 +17,5 @@ PROMPTS = [problem.prompt for problem in held_out_problems(48, seed=7)]
 
 def routed(**changes: Any) -> RoutedModel:
     pair = trained_pair()
-    return RoutedModel(pair.small, pair.large, pair.tokenizer, CONFIG.replace(**changes))
+    config = CONFIG.replace(**changes)
+    return RoutedModel(pair.small, pair.large, pair.tokenizer, config, drafts=8)
