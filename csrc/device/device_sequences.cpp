@@ -201,7 +201,6 @@ void DeviceSequences::take_scratch(const StepCall& call, DeviceStream stream) {
   const auto reserve = [&](StreamScratch& scratch, std::size_t bytes) {
     scratch.reserve(device_, bytes, stream, "drafts cannot be captured into a graph");
   };
-  refuse_capture(device_, stream, "drafts cannot be captured into a graph");
   reserve(drafted_tiles_,
           rows * static_cast<std::size_t>(tiles_of(call.logits.width)) * sizeof(TileStatistics));
   reserve(drafted_tickets_, 2 * rows * sizeof(std::uint32_t));
@@ -211,6 +210,9 @@ void DeviceSequences::take_scratch(const StepCall& call, DeviceStream stream) {
 }
 
 void DeviceSequences::launch(const StepCall& call, StepOutputs& outputs, DeviceStream stream) {
+  if (call.kind != RowsOf::kStep) {
+    refuse_capture(device_, stream, "drafts cannot be captured into a graph");
+  }
   check_capture(call.rows.size(), outputs, stream);
   attach(outputs);
   if (stream != stream_) device_.backend->order(device_.index, stream_, stream);

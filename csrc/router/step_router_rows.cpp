@@ -11,10 +11,13 @@
 namespace glimprouter {
 namespace {
 
+constexpr std::int64_t kMaxLaunchedRows = 65535;
+
 Model other(Model model) { return model == Model::kSmall ? Model::kLarge : Model::kSmall; }
 
-// Only a sequence longer than the reserved log can allocate here.
-void log(Sequence& sequence, const TokenRecord& record) { sequence.log.push_back(record); }
+// Only a sequence longer than the reserved log can allocate here; running out of memory then ends
+// the process, for its token is committed.
+void log(Sequence& sequence, const TokenRecord& record) noexcept { sequence.log.push_back(record); }
 
 }  // namespace
 
@@ -144,6 +147,10 @@ void StepRouter::call(RowsOf kind, Model model, const LogitsView& logits,
   const auto entries = static_cast<std::int64_t>(drafts.rows.size() + verified);
   check_logits(model, logits, entries, outputs);
   check_batch(drafts.rows, entries, outputs);
+  if (on_device_ && entries > kMaxLaunchedRows) {
+    throw std::invalid_argument("a launch takes at most " + std::to_string(kMaxLaunchedRows) +
+                                " rows of logits, got " + std::to_string(entries));
+  }
   check_waiting(writer, drafts);
   pack(kind, drafts);
   LogitsView cut = logits;

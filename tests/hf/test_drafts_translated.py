@@ -52,3 +52,19 @@ def test_vocabularies_that_overlap(small: str, large: str, route: str) -> None:
     want = routed(small, large, route=route).generate(prompts)
     got = routed(small, large, route=route, drafts=6).generate(prompts)
     assert without_drafts(got) == without_drafts(want)
+
+
+@pytest.mark.parametrize(("context", "think"), [(22, 9), (27, 14), (34, 21)])
+@pytest.mark.parametrize("route", ["auto", "large"])
+def test_a_context_takes_as_much_text_as_without_drafts(
+    context: int, think: int, route: str
+) -> None:
+    small, large = KINDS[0]
+    prompts = hf_translated.prompts(small, large)[1:2]
+    without, with_drafts = (
+        routed(small, large, context=context, route=route, drafts=drafts, max_think_tokens=think)
+        for drafts in (0, 6)
+    )
+    want, got = without.generate(prompts), with_drafts.generate(prompts)
+    assert without_drafts(got) == without_drafts(want)
+    assert [result.trace.error for result in got] == [result.trace.error for result in want]

@@ -209,11 +209,18 @@ class Engine(ABC):
             self._tokens.truncate(self._sequences[record.index], kept)
         record.drafts.settle(held, at_start=record.at_step_start)
 
-    def drop_drafts(self, record: SequenceRecord) -> None:
-        """Takes back the drafts of a sequence, as if there had been none."""
-        if len(record.drafts):
-            self._tokens.truncate(self._sequences[record.index], len(record.generated))
-            record.drafts.clear()
+    def drop_drafts(self, record: SequenceRecord) -> bool:
+        """Takes back the drafts of a sequence, as if there had been none.
+
+        Returns:
+            Whether there were any.
+        """
+        sequence, kept = self._sequences[record.index], len(record.generated)
+        drafted = self._tokens.frontier(sequence) > kept  # also one that an interrupt cut off
+        if drafted:
+            self._tokens.truncate(sequence, kept)
+        record.drafts.clear()
+        return drafted
 
     def close(self, record: SequenceRecord) -> None:
         """Frees the memory of a sequence."""

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from glimprouter.hf.run.costs import PassCosts
 
-_PATIENCE = 64  # passes of the small model in a round
+_PATIENCE = 64  # passes of a model in a row while rows wait for the other
 _WORTH_OF_BUSY_ROWS = 1.25
 
 
@@ -60,11 +60,12 @@ class DraftedTurns:
 
         Args:
             costs: Of the passes.
-            patience: Passes of the small model in a round, >= 1: no row waits longer.
+            patience: Passes of a model in a row while rows wait for the other, >= 1.
         """
         self._costs = costs
         self._patience = patience
         self._passes = 0  # of the small model in this round
+        self._kept_waiting = 0  # passes of the large one since, while rows waited for the small one
         self._written = self._cost = 0.0  # by them
 
     def note(self, model: str, tokens: int, written: int, seconds: float) -> None:
@@ -104,8 +105,11 @@ class DraftedTurns:
         brought = small + sum(large[place].next_chance for place in drafting)
         wanted = _WORTH_OF_BUSY_ROWS * rate * self._cost_of_small(small, len(drafting))
         pays = brought >= wanted
-        if (small or drafting) and pays and self._passes < self._patience:
+        waited = small > 0 and self._kept_waiting >= self._patience
+        if (small or drafting) and (waited or (pays and self._passes < self._patience)):
+            self._kept_waiting = 0
             return Turn("small", drafting)
+        self._kept_waiting += small > 0
         return Turn("large", [])
 
     def _begin_round(self) -> None:

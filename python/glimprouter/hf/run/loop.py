@@ -47,6 +47,7 @@ class Loop:
         self._raise_on_invalid = raise_on_invalid
         self._passes: deque[PlannedPass] = deque()  # planned, of one model
         self._planned_at = 0  # changes of the sequences until then
+        self._interrupted = False  # a pass was, in the middle
         self._turns = WaitingTurns()
         self._drafted_turns = None if drafting is None else DraftedTurns(drafting.costs())
         most = 0 if drafting is None else drafting.most
@@ -60,10 +61,10 @@ class Loop:
             RuntimeError: Invalid logits, where those are to be raised.
         """
         self.settle()  # after an interrupt
-        if self._planned_at != self.sequences.changes:
-            self._passes.clear()
         while not self.unread:
             with exclusive(*self.sequences.pair.models):
+                if self._planned_at != self.sequences.changes:
+                    self._passes.clear()
                 if not self._passes:
                     self.sequences.admit()
                     self._plan()
@@ -138,11 +139,8 @@ class Loop:
         return turn.model, [large[place] for place in turn.drafting]
 
     def _row(self, record: SequenceRecord) -> WaitingRow:
-        drafts, engine = record.drafts, self.sequences.engine
-        takes_more = drafts.takes_more(self._computed.most_drafts) and engine.takes_drafts(record)
-        if takes_more and self.sequences.pair.translation is not None:
-            contexts = self.sequences.pair.contexts
-            takes_more = all(engine.length(name, record) < contexts[name] for name in MODELS)
+        drafts = record.drafts
+        takes_more = self.sequences.takes_draft(record, self._computed.most_drafts)
         *drafted, following = drafts.chances(at_start=record.at_step_start)
         return WaitingRow(len(drafts), takes_more, 1 + sum(drafted), following)
 
@@ -157,6 +155,9 @@ class Loop:
             alone = next(r for r in planned.records if self.sequences.is_active(r))
             self._fail(alone, str(error))
             return
+        except BaseException:
+            self._interrupted = True
+            raise
         if report is not None and self._drafted_turns is not None:
             self._drafted_turns.note(*report)
         self.settle()
@@ -168,6 +169,7 @@ class Loop:
             RuntimeError: Invalid logits, where those are to be raised.
         """
         faults: list[str] = []
+        self._computed.hear()
         while self._computed.said:
             said = self._computed.said.popleft()
             record = said.record
@@ -180,13 +182,17 @@ class Loop:
                 if position >= 0 and position != len(record.generated):
                     self._fail(record, f"sequence {record.index}: interrupted while text was read")
                 raise
+        if self._interrupted:
+            for record in self.sequences.unlike_router():
+                self._fail(record, f"sequence {record.index}: interrupted in a pass")
+            self._interrupted = False
         if faults:
             advice = 'RoutedModel(on_invalid="end") ends such sequences without an exception'
             raise RuntimeError("; ".join([*faults, advice]))
 
     def _tell(self, said: Said) -> list[str]:
         """Tells one record; what is to be raised of it."""
-        held = said.held or 0
+        held = said.held
         if said.model == "large":
             self.sequences.engine.settle_drafts(said.record, held)
         faults = []
@@ -231,7 +237,7 @@ class Loop:
         """Ends sequences that have become too long for a model in its own tokens."""
         context = self.sequences.pair.contexts[name]
         for record in records:
-            length = self.sequences.engine.length(name, record)
+            length = self.sequences.engine.length(name, record) - len(record.drafts)
             if length > context:
                 message = (
                     f"sequence {record.index}: the {len(record.generated)} tokens generated, with"

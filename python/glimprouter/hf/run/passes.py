@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from glimprouter.glimpse import Status
@@ -35,15 +35,31 @@ class Said(NamedTuple):
         model: Whose pass.
         record: The sequence.
         entries: Status and signals of each row of logits that counted, in order.
-        held: Drafts that held; None where none was verified.
+        held: Drafts that held.
         seconds: The sequence's share of the pass.
     """
 
     model: str
     record: SequenceRecord
     entries: list[tuple[Status, Signals]]
-    held: int | None
+    held: int
     seconds: float
+
+
+class _Answer(NamedTuple):
+    """What the outputs of the router are about, until they are read.
+
+    Attributes:
+        model: Whose pass.
+        records: In order.
+        counts: Drafts that were verified of each.
+        started: When the pass began.
+    """
+
+    model: str
+    records: list[SequenceRecord]
+    counts: list[int]
+    started: float
 
 
 class PassReport(NamedTuple):
@@ -83,6 +99,7 @@ class ModelPasses:
         router = sequences.router
         self._outputs = router.outputs(max_sequences * (1 + most_drafts), OutputField.NONE)
         self._drafted = router.outputs(max_sequences, OutputField.NONE)
+        self._answer: _Answer | None = None
 
     def run(self, planned: PlannedPass) -> PassReport | None:
         """Computes a pass; None where none of its sequences is in memory any more.
@@ -137,21 +154,20 @@ class ModelPasses:
         """Steps of the small model, and drafts behind those that went to the large one."""
         places = [at for at, record in enumerate(records) if record.index not in drafting]
         drafted = [at for at, record in enumerate(records) if record.index in drafting]
-        written = 0
         if places:
             stepping = [records[at] for at in places]
             own = logits if len(places) == len(records) else logits[places]
             self._sequences.router.step("small", own, [r.row for r in stepping], self._outputs)
-            for at, record, entry in zip(places, stepping, self._entries(len(places)), strict=True):
-                written += entry[1].token >= 0
-                record.drafts.room = entry[1].room
-                if entry[1].route == Route.LARGE and record.drafts.takes_more(self.most_drafts):
-                    drafted.append(at)
-                seconds = (time.perf_counter() - started) / len(records)
-                self.said.append(Said("small", record, [entry], None, seconds))
+            self._answer = _Answer("small", stepping, [0] * len(stepping), started)
+            self.hear()
+            for at, said in zip(places, self.said, strict=True):
+                if said.entries[0][1].route == Route.LARGE:
+                    said.record.drafts.clear()
+                    if self._sequences.takes_draft(said.record, self.most_drafts):
+                        drafted.append(at)
         if drafted:
             self._draft([records[at] for at in drafted], logits[drafted])
-        return written
+        return self._written() if places else 0
 
     def _draft(self, records: Sequence[SequenceRecord], logits: Any) -> None:
         """One draft more for each of these."""
@@ -172,22 +188,34 @@ class ModelPasses:
         counts = [len(record.drafts) for record in records]
         drafts = [token for record in records for token in record.drafts.ids]
         rows, router = [record.row for record in records], self._sequences.router
-        taken = router.verify("large", logits, rows, counts, drafts, self._outputs)
-        entries = self._entries(len(rows) + len(drafts))
-        seconds = (time.perf_counter() - started) / len(records)
+        router.verify("large", logits, rows, counts, drafts, self._outputs)
+        self._answer = _Answer("large", list(records), counts, started)
+        self.hear()
+        return self._written()
+
+    def _written(self) -> int:
+        """Tokens of what waits to be told."""
+        return sum(signals.token >= 0 for said in self.said for _, signals in said.entries)
+
+    def hear(self) -> None:
+        """Makes what the router has answered ready to be told, once, also after an interrupt."""
+        if self._answer is not None:
+            self.said, self._answer = deque(self._said(self._answer)), None
+
+    def _said(self, answer: _Answer) -> Iterator[Said]:
+        entries = self._entries(len(answer.records) + sum(answer.counts))
+        seconds = (time.perf_counter() - answer.started) / len(answer.records)
         at = 0
-        for record, count in zip(records, counts, strict=True):
+        for record, count in zip(answer.records, answer.counts, strict=True):
             own = entries[at : at + count + 1]
             at += count + 1
             reached = [entry for entry in own if entry[0] != Status.NOT_REACHED]
             tokens = [signals.token for _, signals in reached]
-            pairs = zip(tokens, record.drafts.ids, strict=False)
-            held = next((k for k, (token, draft) in enumerate(pairs) if token != draft), None)
-            held = min(len(tokens), count) if held is None else held
+            pairs = zip(tokens, record.drafts.ids, strict=False) if count else ()
+            failed = (k for k, (token, draft) in enumerate(pairs) if token != draft)
+            held = next(failed, min(len(tokens), count))
             record.drafts.room = reached[-1][1].room
-            said = Said("large", record, reached, held if count else None, seconds)
-            self.said.append(said)
-        return int(taken.sum())
+            yield Said(answer.model, record, reached, held, seconds)
 
     def _entries(self, count: int) -> list[tuple[Status, Signals]]:
         out = self._outputs

@@ -98,11 +98,12 @@ class RunSequences:
             raise ValueError(
                 f"sequence {sequence} has not begun: it waits for one of {self._max_sequences} rows"
             )
-        if self.is_active(record):
-            self.engine.drop_drafts(record)
-        if record in self._preempted:  # the youngest others make room
+        if self.is_active(record) and self.engine.drop_drafts(record):
+            self.changes += 1
+        if record in self._preempted:  # drafts make room, then the youngest others
             while not self.engine.open(record):
-                self.preempt_youngest()
+                if not self.drop_drafts():
+                    self.preempt_youngest()
             self._preempted.remove(record)
             self._activate(record)
         return record
@@ -236,10 +237,34 @@ class RunSequences:
         """
         drafted = False
         for record in self._active.values():
-            drafted |= len(record.drafts) > 0
-            self.engine.drop_drafts(record)
+            drafted |= self.engine.drop_drafts(record)
             record.drafts.ended = True
+        self.changes += drafted
         return drafted
+
+    def takes_draft(self, record: SequenceRecord, most: int) -> bool:
+        """Whether the small model may draft one token more for a sequence, of at most so many."""
+        if not (record.drafts.takes_more(most) and self.engine.takes_drafts(record)):
+            return False
+        if self.pair.translation is None:
+            return True  # no draft reaches beyond the budgets, which fit the contexts
+        contexts = self.pair.contexts
+        return all(self.engine.length(name, record) < contexts[name] for name in contexts)
+
+    def unlike_router(self) -> list[SequenceRecord]:
+        """After a pass that was interrupted: takes drafts back, which may be half made.
+
+        Returns:
+            Sequences whose tokens the router has, and their record has not.
+        """
+        self.changes += 1
+        active = list(self._active.values())
+        positions = [self.router.state(record.row)["position"] for record in active]
+        pairs = list(zip(active, positions, strict=True))
+        for record, position in pairs:
+            if position == len(record.generated):
+                self.engine.drop_drafts(record)
+        return [record for record, position in pairs if position != len(record.generated)]
 
     @property
     def num_active(self) -> int:

@@ -296,7 +296,7 @@ class SequenceRecord:
             num_tokens=len(self.generated) - running.start,
             seconds=running.seconds,
             end_reason=reason,
-            drafted=running.drafted,
+            drafted=list(running.drafted),
         )
 
     def _text(self, start: int, end: int, *, skip_special: bool = False) -> str:
@@ -347,7 +347,8 @@ class SequenceRecord:
             steps.append(self._close_step(reason))
             self._step = step
         fields = {name: getattr(self.trace, name) for name in Trace.__slots__}
-        return Trace(**{**fields, "steps": steps})
+        fields |= {"steps": steps, "answer_drafted": list(self.trace.answer_drafted)}
+        return Trace(**fields)
 
     def result(self, token_ids: list[int], counts: dict[str, TokenCounts]) -> Result:
         """The sequence as a result."""
