@@ -245,7 +245,7 @@ def test_an_interrupt_in_any_pass_loses_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["before the draft is noted", "in the draft", "before it is told"]
+    "place", ["before the draft is noted", "before the draft", "before it is told"]
 )
 def test_an_interrupt_anywhere_loses_nothing_without_a_word(
     place: str, monkeypatch: pytest.MonkeyPatch
@@ -253,7 +253,7 @@ def test_an_interrupt_anywhere_loses_nothing_without_a_word(
     """Between what the router, the pages and the records do, which belongs together."""
     owner, name = {
         "before the draft is noted": (Drafts, "add"),
-        "in the draft": (Engine, "draft"),
+        "before the draft": (Engine, "draft"),
         "before it is told": (ModelPasses, "hear"),
     }[place]
     pair = agreeing_pair()

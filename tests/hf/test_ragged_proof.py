@@ -1,8 +1,8 @@
 """The engine on pages against the gathering one: the same tokens, routes and steps.
 
-Eight ragged prompts in one batch and each alone on pages, against single runs of the gathering
-engine. A difference is only allowed where a choice of that engine was so close that rounding may
-turn it: the two largest logits, or the entropy and the threshold.
+Eight ragged prompts in one batch, with drafts, and each alone on pages, against single runs of the
+gathering engine. A difference is only allowed where a choice of that engine was so close that
+rounding may turn it: the two largest logits, or the entropy and the threshold.
 """
 
 from __future__ import annotations
@@ -126,28 +126,34 @@ def pair_of(name: str) -> Pair:
     return dataclasses.replace(pair, prompts=prompts)
 
 
-def generate(pair: Pair, prompts: list[list[int]], engine: str, cap: int) -> list[Any]:
+def routed(pair: Pair, engine: str, cap: int, drafts: int = 0) -> Any:
     token = ENGINE.set(engine)
     try:
-        routed = pair.routed(max_think_tokens=THINK, max_answer_tokens=ANSWER, max_step_tokens=cap)
-        results: list[Any] = routed.generate(prompts)
+        return pair.routed(
+            max_think_tokens=THINK, max_answer_tokens=ANSWER, max_step_tokens=cap, drafts=drafts
+        )
     finally:
         ENGINE.reset(token)
+
+
+def generate(pair: Pair, prompts: list[list[int]], engine: str, cap: int) -> list[Any]:
+    results: list[Any] = routed(pair, engine, cap).generate(prompts)
     return results
 
 
 @pytest.mark.parametrize("name", [*PAIRS, "trained"])
 def test_pages_against_the_oracle(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The batch on pages as they are, the single runs on small ones."""
+    """The batch on pages as they are, with drafts; the single runs on small ones."""
     pair, total, models = pair_of(name), Comparison(), []
     cap = 512 if name == "trained" else CAP
-    batch = generate(pair, pair.prompts, "paged", cap)
+    batch = routed(pair, "paged", cap, drafts=8).generate(pair.prompts)
+    alone, reference = routed(pair, "paged", cap), routed(pair, "gather", cap)
     monkeypatch.setattr(layers, "PAGE_SIZE", 16)
     for prompt, together in zip(pair.prompts, batch, strict=True):
         with margins(pair, prompt) as close:
-            oracle = generate(pair, [prompt], "gather", cap)[0]
+            oracle = reference.generate([prompt])[0]
         assert min(close) == 0, "the margins begin with the first token"
-        for got in (together, generate(pair, [prompt], "paged", cap)[0]):
+        for got in (together, alone.generate([prompt])[0]):
             one = compare(got, oracle, close, pair.threshold)
             total.tokens += one.tokens
             total.same += one.same
