@@ -104,7 +104,8 @@ def routed(
         max_think_tokens=24,
         max_answer_tokens=6,
     )
-    return RoutedModel(*models, pair.tokenizer, config, engine="paged", device=device, **options)
+    options = {"engine": "paged", "drafts": 0, **options}
+    return RoutedModel(*models, pair.tokenizer, config, device=device, **options)
 
 
 def graphs_of(model: RoutedModel) -> dict[str, DecodeGraphs]:
@@ -124,6 +125,21 @@ def test_layers_of_many_shapes(device: str, family: str, recorders: list[Countin
     assert graphs.execution == "graphs"
     prompts = hf_pairs.raw_prompts((23, 5, 41))
     assert written(graphs.generate(prompts)) == written(eager.generate(prompts))
+    assert recorders[0].replays > 10
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_drafts_beside_graphs(device: str, recorders: list[CountingRecorder]) -> None:
+    """What is verified runs eagerly, what drafts one token of each row is replayed."""
+    model = pair_of("qwen3").small
+    prompts = hf_pairs.raw_prompts((23, 5, 41))
+    for models in (None, (model, model)):
+        plain = routed(device, models=models, temperature=0.8, execution="eager")
+        drafting = routed(device, models=models, temperature=0.8, drafts=4)
+        results = drafting.generate(prompts, seeds=5)
+        assert written(results) == written(plain.generate(prompts, seeds=5))
+        assert sum(result.counts["small"].drafted for result in results) > 10
+    assert sum(result.counts["small"].accepted for result in results) > 10
     assert recorders[0].replays > 10
 
 

@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 
-def routed(family: str, device: str, engine: str, **config: Any) -> RoutedModel:
+def routed(family: str, device: str, engine: str, drafts: int = 0, **config: Any) -> RoutedModel:
     pair = pair_of(family)
     options = {"temperature": 0.0, "repetition_guard": False, "max_step_tokens": 6, **config}
     options = {"max_think_tokens": 20, "max_answer_tokens": 4, **options}
@@ -42,6 +42,7 @@ def routed(family: str, device: str, engine: str, **config: Any) -> RoutedModel:
         gr.RouterConfig(threshold=pair.threshold, **options),
         engine=engine,  # type: ignore[arg-type]
         device=device,
+        drafts=drafts,
     )
 
 
@@ -69,6 +70,22 @@ def test_steps_alone_give_the_same_bits(device: str) -> None:
     assert written(got) == written(want)
     entropies = [[[s.entropy for s in r.trace.steps] for r in results] for results in (got, want)]
     assert entropies[0] == entropies[1]
+
+
+@pytest.mark.parametrize("engine", ["paged", "gather"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_drafts_on_a_device(device: str, engine: str) -> None:
+    prompts = hf_pairs.random_pair("llama").prompts[:3]
+    options = {"temperature": 0.8, "top_p": 0.9, "route": "large"}
+    want = routed("llama", device, engine, **options).generate(prompts)
+    got = routed("llama", device, engine, drafts=4, **options).generate(prompts)
+    assert written(got) == written(want)
+    there, here = (
+        [result.counts["small"] for result in results]
+        for results in (got, routed("llama", "cpu", engine, drafts=4, **options).generate(prompts))
+    )
+    assert there == here, "the device drafts and takes what the CPU does"
+    assert sum(own.drafted for own in there) > 10
 
 
 @pytest.mark.parametrize("device", DEVICES)

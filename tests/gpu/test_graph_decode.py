@@ -205,7 +205,7 @@ def pair_on_gpu(hook: Any) -> RoutedModel:
         max_think_tokens=30,
         max_answer_tokens=4,
     )
-    return RoutedModel(*models, pair.tokenizer, config, engine="paged")
+    return RoutedModel(*models, pair.tokenizer, config, engine="paged", drafts=0)
 
 
 def waits_for_a_number(_module: Any, _arguments: Any, output: Any) -> None:
