@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -20,8 +18,8 @@ from glimprouter.hf.engine.base import Engine
 from glimprouter.hf.run.passes import ModelPasses
 from glimprouter.hf.run.sequences import RunSequences
 from glimprouter.hf.sequence.drafts import Drafts
-from hf_pairs import ENGINE, TOKENIZER, Pair
-from hf_watch import TRIAL, Rows, calling, poisoned, watched
+from hf_pairs import TOKENIZER, Pair
+from hf_watch import calling, poisoned, poisoned_at, watched
 
 pytestmark = pytest.mark.both_engines
 
@@ -47,28 +45,6 @@ def agreeing_pair() -> Pair:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter += 0.08 * parameter.std() * noise if parameter.dim() > 1 else 0.0
     return dataclasses.replace(pair, large=large.eval())
-
-
-@contextmanager
-def poisoned_at(model: Any, length: int, value: float) -> Iterator[None]:
-    """The logits behind so many tokens of the only sequence hold ``value``, whatever the pass."""
-
-    def spoil(_module: Any, _args: Any, arguments: dict[str, Any], output: Any) -> Any:
-        if TRIAL.get():
-            return output
-        rows = Rows.of(arguments)
-        place = length - 1 - rows.starts[0]  # of the token, in the pass
-        behind = rows.counts[0] - place  # rows of logits from it to the end
-        logits = output.logits[0]
-        if 0 <= place < rows.counts[0] and behind <= len(logits):
-            logits[len(logits) - behind, 17] = value
-        return output
-
-    handle = model.register_forward_hook(spoil, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def outcome(results: list[Any]) -> list[Any]:
@@ -308,10 +284,9 @@ def test_a_trace_on_the_way_stays_as_it_is() -> None:
     assert any(step.drafted for trace, _ in taken for step in trace.steps)
 
 
+@pytest.mark.both_engines("paged")  # what is gathered takes the memory that it needs
 @pytest.mark.usefixtures("pages_of_16")
 def test_nobody_is_preempted_for_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
-    if ENGINE.get() != "paged":
-        pytest.skip("what is gathered takes the memory that it needs")
     pair = agreeing_pair()
     options = {"route": "large", "max_think_tokens": 100, "max_step_tokens": 100}
     config = pair.routed(**options).config

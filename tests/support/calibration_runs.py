@@ -18,4 +18,4 @@ PROMPTS = [problem.prompt for problem in held_out_problems(48, seed=7)]
 def routed(**changes: Any) -> RoutedModel:
     pair = trained_pair()
     config = CONFIG.replace(**changes)
-    return RoutedModel(pair.small, pair.large, pair.tokenizer, config, drafts=8)
+    return RoutedModel(pair.small, pair.large, pair.tokenizer, config, drafts=0)

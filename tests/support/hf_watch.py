@@ -105,6 +105,28 @@ def poisoned(model: Any, slot: int, length: int, value: float) -> Iterator[None]
 
 
 @contextmanager
+def poisoned_at(model: Any, length: int, value: float) -> Iterator[None]:
+    """The logits behind so many tokens of the only sequence hold ``value``, whatever the pass."""
+
+    def spoil(_module: Any, _args: Any, arguments: dict[str, Any], output: Any) -> Any:
+        if TRIAL.get():
+            return output
+        rows = Rows.of(arguments)
+        place = length - 1 - rows.starts[0]  # of the token, in the pass
+        behind = rows.counts[0] - place  # rows of logits from it to the end
+        logits = output.logits[0]
+        if 0 <= place < rows.counts[0] and behind <= len(logits):
+            logits[len(logits) - behind, 17] = value
+        return output
+
+    handle = model.register_forward_hook(spoil, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def spoiled_embeddings(model: Any, first_id: int) -> Iterator[None]:
     """NaN for this id wherever it stands: the keys, values and logits behind it follow."""
 

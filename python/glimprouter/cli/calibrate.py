@@ -54,9 +54,6 @@ def _progress(console: Console) -> Iterator[calibration.Progress]:
     yield report
 
 
-_DRAFTS = 8  # a number: passes do not follow the clock, so that a threshold can be found again
-
-
 def _run(
     bars: Console, model: RoutedModel, prompts: list[Prompt], large_share: float, seed: int
 ) -> calibration.Calibration:
@@ -143,7 +140,7 @@ def calibrate(
             device=device,
             dtype=torch_dtype(dtype),
             execution=execution,
-            drafts=_DRAFTS,
+            drafts=0,  # passes that do not follow the clock: a threshold can be found again
             kv_memory_bytes=memory,
             thinking=markers,
             trust_remote_code=trust_remote_code,

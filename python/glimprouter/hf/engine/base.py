@@ -81,8 +81,8 @@ class Engine(ABC):
 
     Attributes:
         planned: Whether a sequence that could outgrow the memory alone is refused beforehand.
-        drafts: Whether the small model can draft for the large one: both must be able to drop what
-            they computed of tokens that did not hold.
+        drafts: Whether the small model can draft for the large one, as the choice of the engine
+            says.
         pass_tokens: Tokens that the last pass computed.
     """
 
@@ -298,7 +298,6 @@ class Engine(ABC):
         if missing <= 0:
             return unseen
         # It was rewound to here, or a pass was interrupted.
-        written = computed - max(missing - 1, 0)
-        again = computed - record.kept_of(model, written, cut=False)
+        again = computed - record.kept_of(model, computed - missing + 1, cut=False)
         self._tokens.forget(index, sequence, again)
         return unseen + again

@@ -66,7 +66,6 @@ class GatherEngine(Engine):
         self._slots = GatherTokens(runners, max_sequences, translation.map if translation else None)
         super().__init__(self._slots, translation)
         self._max_sequences = max_sequences
-        self.drafts = all(isinstance(runner, ModelRunner) for runner in runners)
 
     def open(self, record: SequenceRecord) -> bool:
         """There is a slot for every row of the router; memory may be short."""

@@ -84,8 +84,12 @@ class EngineMaker:
                     RuntimeWarning,
                     stacklevel=4,
                 )
-            return GatherEngine(runners, self._max_sequences, self._translation, kv_memory_bytes)
-        return PagedEngine(
+            engine: Engine = GatherEngine(
+                runners, self._max_sequences, self._translation, kv_memory_bytes
+            )
+            engine.drafts = self._choice.takes_drafts
+            return engine
+        engine = PagedEngine(
             small,
             large,
             records,
@@ -100,6 +104,8 @@ class EngineMaker:
             state_forms=self._choice.states,
             num_snapshots=self._num_snapshots,
         )
+        engine.drafts = self._choice.takes_drafts
+        return engine
 
     def _runner(self, name: str) -> ModelRunner | NativeRunner:
         model, form = self._models[name], self._choice.forms.get(name)

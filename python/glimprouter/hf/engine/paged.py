@@ -164,7 +164,6 @@ class PagedEngine(Engine):
         self._cache = KvCache(self._pool, max_sequences, translation.map if translation else None)
         super().__init__(self._cache, translation)
         self._saved: dict[int, _Preempted] = {}
-        self.drafts = not self._states  # a state cannot be cut
 
     def open(self, record: SequenceRecord) -> bool:
         """Takes a sequence in when its tokens, and some pages more, fit."""
