@@ -23,7 +23,7 @@ struct DeviceTables {
   const std::int32_t* seq_lens = nullptr;      // [sequences]
   std::int32_t table_width = 0;
   std::int32_t sequences = 0;
-  std::int64_t tokens = 0;
+  std::int32_t tokens = 0;
   std::int32_t most_tokens = 0;  // of one sequence, or more
   std::int32_t most_keys = 0;    // of one sequence, or more
 };
@@ -58,7 +58,7 @@ class DeviceArena : public Arena {
   void read_pages(const SequencePages& source, std::byte* target) override;
   void write_pages(const SequencePages& target, const std::byte* source) override;
 
-  // The same for tables that are on the device (decode_tables.hpp). The workspace is for attention
+  // The same for tables that are on the device (graph_tables.hpp). The workspace is for attention
   // without a window or chunks.
   void append(const KvLayout& layout, const LayerRange& layers, const DeviceTables& tables,
               const HeadsView& keys, const HeadsView& values, DeviceStream stream);
@@ -73,8 +73,7 @@ class DeviceArena : public Arena {
   void follow(DeviceStream stream);
   DeviceTables upload(const PageTables& tables, DeviceStream stream);
   const PageId* upload(std::span<const PageId> pages, DeviceStream stream);
-  AttentionWorkspace workspace(const AttentionArguments& arguments, std::int64_t tokens,
-                               DeviceStream stream);
+  AttentionWorkspace workspace(const AttentionArguments& arguments, DeviceStream stream);
   // Between pages and pinned memory, where they lie side by side.
   void transfer(const SequencePages& pages, std::byte* pinned, bool to_host);
   std::size_t pages_together(const KvLayout& layout, std::size_t pages);

@@ -68,6 +68,7 @@ AttentionArguments attention_of(const DevicePages& pages, const PageTables& tabl
   arguments.pages = pages;
   arguments.table_width = tables.table_width;
   arguments.sequences = static_cast<std::int32_t>(tables.sequences());
+  arguments.tokens = static_cast<std::int32_t>(tables.tokens());
   for (std::size_t i = 0; i + 1 < tables.cu_seqlens.size(); ++i) {
     arguments.most_tokens =
         std::max(arguments.most_tokens, tables.cu_seqlens[i + 1] - tables.cu_seqlens[i]);
@@ -110,7 +111,7 @@ DeviceTables DeviceArena::upload(const PageTables& tables, DeviceStream stream) 
           reinterpret_cast<const std::int32_t*>(base + offsets[3]),
           shape.table_width,
           shape.sequences,
-          tables.tokens(),
+          shape.tokens,
           shape.most_tokens,
           shape.most_keys};
 }
@@ -183,14 +184,13 @@ DevicePages DeviceArena::pages_of(const KvLayout& layout, const LayerRange& laye
   return {data(), layout.layer(layers.first), layout.layer_stride(layers.first, layers.count)};
 }
 
-AttentionWorkspace DeviceArena::workspace(const AttentionArguments& arguments, std::int64_t tokens,
+AttentionWorkspace DeviceArena::workspace(const AttentionArguments& arguments,
                                           DeviceStream stream) {
-  const auto floats = static_cast<std::size_t>(attention_scratch(arguments, tokens));
+  const auto floats = static_cast<std::size_t>(attention_scratch(arguments));
   const auto tickets = static_cast<std::size_t>(attention_tickets(arguments));
   partials_.reserve(device_, floats * sizeof(float), stream, kNotStaged);
   tickets_.reserve(device_, tickets * sizeof(std::uint32_t), stream, kNotStaged);
-  return attention_workspace(partials_.as<float>(), tickets_.as<std::uint32_t>(), arguments,
-                             tokens);
+  return attention_workspace(partials_.as<float>(), tickets_.as<std::uint32_t>(), arguments);
 }
 
 void DeviceArena::stage(const KvLayout& layout, const PageTables& tables, std::int32_t heads,
@@ -201,7 +201,7 @@ void DeviceArena::stage(const KvLayout& layout, const PageTables& tables, std::i
     AttentionArguments arguments = attention_of(pages_of(layout, {layer}), tables);
     arguments.heads = heads;
     arguments.window = window;
-    workspace(arguments, tables.tokens(), stream);
+    workspace(arguments, stream);
   }
   upload(tables, stream);
 }
@@ -217,7 +217,7 @@ void DeviceArena::attend(const KvLayout& layout, std::int32_t layer, const PageT
   shape.window = options.window;
   shape.chunk_size = options.chunk_size;
   follow(stream);
-  const AttentionWorkspace memory = workspace(shape, queries.tokens, stream);
+  const AttentionWorkspace memory = workspace(shape, stream);
   attend(layout, layer, upload(tables, stream), options, queries, out, memory, stream);
 }
 
@@ -233,6 +233,7 @@ void DeviceArena::attend(const KvLayout& layout, std::int32_t layer, const Devic
   arguments.cu_seqlens = tables.cu_seqlens;
   arguments.seq_lens = tables.seq_lens;
   arguments.sequences = tables.sequences;
+  arguments.tokens = tables.tokens;
   arguments.most_tokens = tables.most_tokens;
   arguments.most_keys = tables.most_keys;
   arguments.heads = queries.heads;

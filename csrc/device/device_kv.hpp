@@ -7,6 +7,7 @@
 
 #include "cpu/attention_task.hpp"
 #include "glimprouter/kv_layout.hpp"
+#include "glimprouter/types/host_device.hpp"
 #include "glimprouter/types/kv_views.hpp"
 #include "glimprouter/types/row_view.hpp"
 
@@ -87,6 +88,7 @@ struct AttentionArguments {
   const std::int32_t* cu_seqlens;  // [sequences + 1]
   const std::int32_t* seq_lens;    // [sequences]
   std::int32_t sequences;
+  std::int32_t tokens;       // T
   std::int32_t most_tokens;  // of one sequence in the batch, or more
   std::int32_t most_keys;    // of one sequence, or more
   std::int32_t heads;        // a multiple of the KV heads
@@ -104,16 +106,29 @@ struct AttentionArguments {
 inline constexpr std::int32_t kMaxDeviceHeadDim = 576;
 inline constexpr std::int32_t kMaxDevicePageSize = 256;
 
-// Query rows of a block: (token, query head) pairs that share a KV head.
-inline std::int32_t attention_block_rows(const AttentionArguments& arguments) {
+// Query rows of a block: (token, query head) pairs of one sequence that share a KV head.
+GR_HOST_DEVICE inline std::int32_t attention_block_rows(const AttentionArguments& arguments) {
   const std::int32_t group = arguments.heads / arguments.pages.layer.num_kv_heads;
   return arguments.most_tokens * group <= 4 ? 4 : 8;
 }
-// Row groups of one sequence and KV head.
-inline std::int32_t attention_row_groups(const AttentionArguments& arguments) {
+// Whether one block has room for all rows of a sequence, so that the groups are the sequences.
+GR_HOST_DEVICE inline bool one_group_a_sequence(const AttentionArguments& arguments) {
   const std::int32_t group = arguments.heads / arguments.pages.layer.num_kv_heads;
-  const std::int32_t rows = attention_block_rows(arguments);
-  return (arguments.most_tokens * group + rows - 1) / rows;
+  return arguments.most_tokens * group <= attention_block_rows(arguments);
+}
+// The first group of a sequence with so many tokens before it in the batch: each has as many groups
+// as its rows need, or one more, so a block finds its own without a list of them.
+GR_HOST_DEVICE inline std::int64_t first_row_group(const AttentionArguments& arguments,
+                                                   std::int32_t sequence,
+                                                   std::int32_t tokens_before) {
+  if (one_group_a_sequence(arguments)) return sequence;
+  const std::int32_t group = arguments.heads / arguments.pages.layer.num_kv_heads;
+  return sequence +
+         static_cast<std::int64_t>(tokens_before) * group / attention_block_rows(arguments);
+}
+// Row groups of the batch, for one KV head.
+inline std::int64_t attention_row_groups(const AttentionArguments& arguments) {
+  return first_row_group(arguments, arguments.sequences, arguments.tokens);
 }
 // Chunks that one row group sees at most.
 inline std::int32_t attention_chunks(const AttentionArguments& arguments) {
@@ -130,18 +145,17 @@ inline std::int32_t attention_chunks(const AttentionArguments& arguments) {
   return touched < all ? static_cast<std::int32_t>(touched) : all;
 }
 inline std::int64_t attention_tickets(const AttentionArguments& arguments) {
-  return static_cast<std::int64_t>(arguments.sequences) * arguments.pages.layer.num_kv_heads *
-         attention_row_groups(arguments);
+  return attention_row_groups(arguments) * arguments.pages.layer.num_kv_heads;
 }
-// Floats of the workspace for so many tokens, tickets aside; and the workspace in that memory.
-inline std::int64_t attention_scratch(const AttentionArguments& arguments, std::int64_t tokens) {
-  return tokens * arguments.heads * attention_chunks(arguments) *
-         (arguments.pages.layer.value_dim + 2);
+// Floats of the workspace, tickets aside; and the workspace in that memory.
+inline std::int64_t attention_scratch(const AttentionArguments& arguments) {
+  return static_cast<std::int64_t>(arguments.tokens) * arguments.heads *
+         attention_chunks(arguments) * (arguments.pages.layer.value_dim + 2);
 }
 inline AttentionWorkspace attention_workspace(float* scratch, std::uint32_t* tickets,
-                                              const AttentionArguments& arguments,
-                                              std::int64_t tokens) {
-  const std::int64_t rows = tokens * arguments.heads * attention_chunks(arguments);
+                                              const AttentionArguments& arguments) {
+  const std::int64_t rows =
+      static_cast<std::int64_t>(arguments.tokens) * arguments.heads * attention_chunks(arguments);
   return {scratch, scratch + rows * arguments.pages.layer.value_dim, tickets};
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "device/device_kv.hpp"
+#include "kernels/attention/group.cuh"
 #include "kernels/attention/row.cuh"
 #include "kernels/base/device.cuh"
 #include "kernels/base/elements.cuh"
@@ -27,17 +28,6 @@ struct AttentionShared {
   bool last;
 };
 
-// The rows of a block: (token, query head) pairs of one sequence and KV head.
-struct RowGroup {
-  std::int32_t sequence;
-  std::int32_t kv_head;
-  std::int32_t first_row;    // of the pairs
-  std::int32_t count;        // <= 0: the sequence has no such rows
-  std::int32_t first_token;  // of the sequence, in the batch
-  std::int32_t first_chunk;  // that a row of the group sees
-  std::int32_t chunks;
-};
-
 template <int kRows>
 class ChunkAttention {
  public:
@@ -45,15 +35,8 @@ class ChunkAttention {
       : arguments_(arguments),
         layer_(arguments.pages.layer),
         heads_a_group_(arguments.heads / arguments.pages.layer.num_kv_heads),
-        chunk_tokens_(layer_.page_size * attention_chunk_pages(layer_.page_size)) {
-    group_.sequence = static_cast<std::int32_t>(blockIdx.z);
-    group_.kv_head = static_cast<std::int32_t>(blockIdx.y) % layer_.num_kv_heads;
-    group_.first_row = static_cast<std::int32_t>(blockIdx.y) / layer_.num_kv_heads * kRows;
-    group_.first_token = arguments.cu_seqlens[group_.sequence];
-    new_tokens_ = arguments.cu_seqlens[group_.sequence + 1] - group_.first_token;
-    length_ = arguments.seq_lens[group_.sequence];
-    const std::int32_t left = new_tokens_ * heads_a_group_ - group_.first_row;
-    group_.count = left < kRows ? left : kRows;
+        chunk_tokens_(layer_.page_size * attention_chunk_pages(layer_.page_size)),
+        group_(row_group<kRows>(arguments)) {
     if (group_.count <= 0) return;
     group_.first_chunk = keys_seen(0).first / chunk_tokens_;
     group_.chunks = (keys_seen(group_.count - 1).end - 1) / chunk_tokens_ - group_.first_chunk + 1;
@@ -69,7 +52,7 @@ class ChunkAttention {
   }
   GR_DEVICE KeyRange keys_seen(std::int32_t row) const {
     const std::int32_t token = (group_.first_row + row) / heads_a_group_;
-    const std::int32_t end = length_ - new_tokens_ + token + 1;
+    const std::int32_t end = group_.first_length + token + 1;
     return {first_key_seen(end, arguments_.window, arguments_.chunk_size), end};
   }
 
@@ -162,7 +145,7 @@ class ChunkAttention {
   // Where the row leaves what it summed over a chunk.
   GR_DEVICE std::int64_t partial(std::int32_t row, std::int32_t chunk) const {
     const QueryRow query = query_row(row);
-    return (query.token * arguments_.heads + query.head) * gridDim.x + chunk;
+    return (query.token * arguments_.heads + query.head) * gridDim.y + chunk;
   }
   GR_DEVICE float* partial_out(std::int32_t row, std::int32_t chunk, std::int32_t quad) const {
     return arguments_.workspace.out + partial(row, chunk) * layer_.value_dim + quad * 4;
@@ -302,8 +285,6 @@ class ChunkAttention {
   const LayerLayout& layer_;
   std::int32_t heads_a_group_;
   std::int32_t chunk_tokens_;
-  std::int32_t new_tokens_;
-  std::int32_t length_;
   RowGroup group_;
 };
 
@@ -352,7 +333,7 @@ GR_DEVICE void attend_chunk(const ChunkAttention<kRows>& attention, std::int32_t
   }
 }
 
-// grid: (chunks, [row groups, KV heads], sequences). block: a warp a row. Sixteen warps share a
+// grid: (row groups, chunks, KV heads). block: a warp a row. Sixteen warps share a
 // processor: with more registers a warp has more on its way, but fewer of them do not fill the bus.
 template <int kRows>
 GR_KERNEL(kRows* static_cast<int>(kWarpSize), 16 / kRows)
@@ -361,7 +342,7 @@ void attention_kernel(const AttentionArguments arguments) {
   wait_for_dependencies();
   const ChunkAttention<kRows> attention(arguments);
   const RowGroup& group = attention.group();
-  const auto chunk = static_cast<std::int32_t>(blockIdx.x);
+  const auto chunk = static_cast<std::int32_t>(blockIdx.y);
   if (group.count <= 0 || chunk >= group.chunks) return;
   attention.load_queries(shared);
   __syncthreads();
@@ -380,7 +361,7 @@ void attention_kernel(const AttentionArguments arguments) {
   __syncthreads();
   if (threadIdx.x == 0) {
     std::uint32_t* const ticket =
-        arguments.workspace.tickets + std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y;
+        arguments.workspace.tickets + std::int64_t{blockIdx.z} * gridDim.x + blockIdx.x;
     const auto last = static_cast<std::uint32_t>(group.chunks - 1);
     shared.last = ticket_increment(ticket, last) == last;
   }

@@ -4,7 +4,7 @@
 namespace py = pybind11;
 
 namespace glimprouter::bindings {
-void bind_decode_tables(py::module_& module);
+void bind_graph_tables(py::module_& module);
 void bind_device(py::module_& module);
 void bind_glimpse(py::module_& module);
 void bind_kv_cache(py::module_& module);
@@ -22,7 +22,7 @@ PYBIND11_MODULE(_C, module) {
   glimprouter::bindings::bind_token_ledger(module);  // the KV cache takes its map
   glimprouter::bindings::bind_kv_cache(module);
   glimprouter::bindings::bind_kv_ops(module);
-  glimprouter::bindings::bind_decode_tables(module);
+  glimprouter::bindings::bind_graph_tables(module);
   glimprouter::bindings::bind_layer_ops(module);
   glimprouter::bindings::bind_step_boundary(module);
   glimprouter::bindings::bind_step_router(module);

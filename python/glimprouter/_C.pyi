@@ -372,15 +372,33 @@ def gather_kv(
     pool: PagePool, model: int, layer: int, pages: Any, keys: Any, values: Any, /
 ) -> None: ...
 
-class DecodeTables:
+class GraphTables:
     def __init__(
-        self, pool: PagePool, model: int, sequences: int, pages: int, heads: int, memory: Any
+        self,
+        pool: PagePool,
+        model: int,
+        tokens: int,
+        sequences: int,
+        pages: int,
+        wanted: int,
+        most_tokens: int,
+        heads: int,
+        memory: Any,
     ) -> None: ...
     @staticmethod
-    def words(pool: PagePool, model: int, sequences: int, pages: int, heads: int) -> int: ...
+    def words(
+        pool: PagePool,
+        model: int,
+        tokens: int,
+        sequences: int,
+        pages: int,
+        wanted: int,
+        most_tokens: int,
+        heads: int,
+    ) -> int: ...
     @property
     def scratch_size(self) -> int: ...
-    def fill(self, batch: RaggedBatch) -> None: ...
+    def fill(self, batch: RaggedBatch, wanted: Any) -> None: ...
     def attend(
         self,
         layer: int,

@@ -65,8 +65,8 @@ def test_graphs_need_pages_on_a_device() -> None:
         RoutedModel(*arguments, execution="graph")  # type: ignore[arg-type]
 
 
-def test_decode_tables_are_for_pages_on_a_device() -> None:
+def test_graph_tables_are_for_pages_on_a_device() -> None:
     layout = gr.KvLayout(num_layers=1, num_kv_heads=1, head_dim=16, page_size=8, dtype="float32")
     pool = gr.PagePool([layout], 8 * layout.page_bytes, layout.page_bytes)
     with pytest.raises(ValueError, match="this pool is on the CPU"):
-        gr._C.DecodeTables.words(pool, 0, 1, 1, 1)
+        gr._C.GraphTables.words(pool, 0, 1, 1, 1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Decode passes of a pair as graphs on a device: what they write, and when they are captured.
+"""Passes of a pair as graphs on a device: what they write, and when they are captured.
 
 On the emulator a replay runs the pass again, over the same buffers.
 """
@@ -25,12 +25,14 @@ from families import build
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.attention import layers, paged
 from glimprouter.hf.attention.layers import kv_layout
-from glimprouter.hf.engine import kept_pool
-from glimprouter.hf.graphs import decode_graphs
-from glimprouter.hf.graphs.compiled_decode import CompiledDecode
-from glimprouter.hf.graphs.decode_graphs import DecodeGraphs
-from glimprouter.hf.graphs.decode_pass import DecodePass
+from glimprouter.hf.engine import kept_pool, pass_groups
+from glimprouter.hf.engine import paged as engine
+from glimprouter.hf.graphs import pass_graphs, sizes
+from glimprouter.hf.graphs.compiled_pass import CompiledPass
+from glimprouter.hf.graphs.fixed_pass import FixedPass
+from glimprouter.hf.graphs.pass_graphs import PassGraphs
 from glimprouter.hf.graphs.recorders import Recording, recorder_for
+from glimprouter.hf.graphs.sizes import PassSize
 from glimprouter.hf.pair.devices import torch_device
 from glimprouter.torch import AttendingPass, AttentionOptions
 
@@ -38,7 +40,7 @@ from glimprouter.torch import AttendingPass, AttentionOptions
 pytestmark = [
     pytest.mark.device,
     pytest.mark.needs_device,
-    pytest.mark.filterwarnings("error:decode passes of the:RuntimeWarning"),
+    pytest.mark.filterwarnings("error:passes of the:RuntimeWarning"),
 ]
 
 
@@ -78,7 +80,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[CountingRecorder]:
         return made[-1]
 
     monkeypatch.setattr(kept_pool, "recorder_for", make)
-    monkeypatch.setattr(decode_graphs, "_FEWEST_PAGES", 1)
+    monkeypatch.setattr(sizes, "_FEWEST_PAGES", 1)
     monkeypatch.setattr(layers, "PAGE_SIZE", 16)
     return made
 
@@ -108,7 +110,7 @@ def routed(
     return RoutedModel(*models, pair.tokenizer, config, device=device, **options)
 
 
-def graphs_of(model: RoutedModel) -> dict[str, DecodeGraphs]:
+def graphs_of(model: RoutedModel) -> dict[str, PassGraphs]:
     """Of the pool that is kept."""
     kept = model._engines._kept
     assert kept is not None
@@ -128,19 +130,78 @@ def test_layers_of_many_shapes(device: str, family: str, recorders: list[Countin
     assert recorders[0].replays > 10
 
 
+@pytest.fixture
+def eager_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of each pass that was computed by the models' own code, without a graph."""
+    seen: list[int] = []
+    own = engine.paged_forward
+
+    def counted(model: Any, pool: Any, batch: gr.RaggedBatch, *arguments: Any) -> torch.Tensor:
+        seen.append(len(batch.ids))
+        return own(model, pool, batch, *arguments)
+
+    monkeypatch.setattr(engine, "paged_forward", counted)
+    return seen
+
+
 @pytest.mark.parametrize("device", DEVICES)
-def test_drafts_beside_graphs(device: str, recorders: list[CountingRecorder]) -> None:
-    """What is verified runs eagerly, what drafts one token of each row is replayed."""
+def test_drafts_are_verified_by_replays(
+    device: str, recorders: list[CountingRecorder], eager_tokens: list[int]
+) -> None:
+    """Also what catches up, and prompts of up to so many tokens: no pass is eager."""
     model = pair_of("qwen3").small
     prompts = hf_pairs.raw_prompts((23, 5, 41))
     for models in (None, (model, model)):
         plain = routed(device, models=models, temperature=0.8, execution="eager")
         drafting = routed(device, models=models, temperature=0.8, drafts=4)
-        results = drafting.generate(prompts, seeds=5)
-        assert written(results) == written(plain.generate(prompts, seeds=5))
-        assert sum(result.counts["small"].drafted for result in results) > 10
+        for seed in (5, 6):
+            want = written(plain.generate(prompts, seeds=seed))
+            eager_tokens.clear()
+            results = drafting.generate(prompts, seeds=seed)
+            assert written(results) == want
+            assert eager_tokens == []
+            assert sum(result.counts["small"].drafted for result in results) > 10
     assert sum(result.counts["small"].accepted for result in results) > 10
     assert recorders[0].replays > 10
+    several = [size for size in graphs_of(drafting)["large"].captured if size.most_tokens > 1]
+    assert any(size.wanted == size.tokens for size in several)  # the logits of all drafts
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_long_pieces_are_eager(
+    device: str,
+    recorders: list[CountingRecorder],
+    eager_tokens: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prompts beyond the largest size, and pieces that see many keys, which run apart."""
+    prompts = hf_pairs.raw_prompts((270, 40, 9))
+    want = written(routed(device, execution="eager").generate(prompts))
+    eager_tokens.clear()
+    assert written(routed(device).generate(prompts)) == want
+    assert len(eager_tokens) == 2  # the longest prompt, once a model; the others are replays
+    assert all(270 <= tokens < 280 for tokens in eager_tokens)
+    monkeypatch.setattr(sizes, "MOST_SEEN", 40 * 40 - 1)
+    monkeypatch.setattr(pass_groups, "MOST_SEEN", 40 * 40 - 1)
+    eager_tokens.clear()
+    assert written(routed(device).generate(prompts)) == want
+    assert sum(tokens >= 40 for tokens in eager_tokens) == len(eager_tokens)
+    assert sum(eager_tokens) >= 2 * (270 + 40)  # two prompts of each model
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_sizes_that_were_not_asked_for_longest_go(
+    device: str, recorders: list[CountingRecorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pass_graphs, "_MOST_SIZES", 2)
+    prompts = hf_pairs.raw_prompts((23, 5, 41, 12))
+    eager, model = routed(device, execution="eager"), routed(device, drafts=2)
+    assert written(model.generate(prompts)) == written(eager.generate(prompts))
+    for graphs in graphs_of(model).values():
+        assert len(graphs._buckets) == 2
+    kept = sum(len(graphs.captured) for graphs in graphs_of(model).values())
+    assert len(recorders[0].rows) > kept
+    assert recorders[0].replays > 3
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3", "hybrid"])
@@ -313,8 +374,8 @@ def test_compiled_passes_are_captured(
     Code is generated on a GPU only. One layer and one model for both, as compiling takes long.
     """
     if not device.startswith("cuda"):
-        traced = partial(CompiledDecode, backend="eager")
-        monkeypatch.setattr("glimprouter.hf.model.CompiledDecode", traced)
+        traced = partial(CompiledPass, backend="eager")
+        monkeypatch.setattr("glimprouter.hf.model.CompiledPass", traced)
     models = (hf_pairs.random_model("qwen3", 1, 7),) * 2
     eager = routed(device, models=models, execution="eager")
     compiled = routed(device, models=models, execution="compiled")
@@ -354,8 +415,10 @@ def test_a_decode_pass_attends_as_other_passes_do(device: str) -> None:
         batch = cache.prepare(0, [row])
         attending: AttendingPass = paged.PagedPass(pool, batch)
         if padded:
-            attending = DecodePass(SimpleNamespace(config=model.config, device=home), pool, 0, 1, 1)
-            attending.fill(batch)
+            attending = FixedPass(
+                SimpleNamespace(config=model.config, device=home), pool, 0, PassSize(1, 1, 1, 1, 1)
+            )
+            attending.fill(batch, batch.last_rows)
         query, key, value = heads(4, 1), heads(2, 1), heads(2, 1)
         sinks = torch.tensor([0.5, -1.0, 3.0, 1.0], device=home)
         for options in (
@@ -380,8 +443,8 @@ def test_strides_of_ids_and_positions_follow_from_the_size(device: str) -> None:
     pool = gr.PagePool([layout], 4 * layout.page_bytes, layout.page_bytes, device)
     home = SimpleNamespace(config=model.config, device=torch_device(device))
     for size in range(1, 9):
-        decode = DecodePass(home, pool, 0, size, 1)
-        for column in (decode._ids, decode._positions):
+        fixed = FixedPass(home, pool, 0, PassSize(size, size, 1, size, 1))
+        for column in (fixed._ids, fixed._positions):
             assert column.shape == (1, size)
             assert column.stride() == (size, 1)
             assert column.data_ptr() % 16 == 0

@@ -1,4 +1,4 @@
-"""Decode passes as CUDA graphs: logits of replays against eager passes, and models that refuse.
+"""Passes as CUDA graphs: logits of replays against eager passes, and models that refuse.
 
 What a pair writes by replays is in tests/device/test_graphs.py, which runs here too.
 """
@@ -9,6 +9,7 @@ import copy
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -18,9 +19,10 @@ import hf_pairs
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.attention.layers import kv_layout
 from glimprouter.hf.attention.paged import paged_forward
-from glimprouter.hf.graphs import decode_graphs
-from glimprouter.hf.graphs.decode_graphs import DecodeGraphs
+from glimprouter.hf.graphs import sizes
+from glimprouter.hf.graphs.pass_graphs import PassGraphs
 from glimprouter.hf.graphs.recorders import CudaRecorder, Recording
+from glimprouter.hf.graphs.sizes import PassSize
 
 pytestmark = pytest.mark.gpu
 
@@ -53,14 +55,14 @@ class Twin:
     """The same passes, as graphs and eagerly, on pages of their own."""
 
     def __init__(self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(decode_graphs, "_FEWEST_PAGES", 2)
+        monkeypatch.setattr(sizes, "_FEWEST_PAGES", 2)
         self.model = random_qwen3(dtype)
         layout = kv_layout(self.model)
         sector = layout.page_bytes
         self.pools = [gr.PagePool([layout], 300 * sector, sector, CUDA) for _ in range(2)]
         self.caches = [gr.KvCache(pool, 8) for pool in self.pools]
         recorder = CudaRecorder(CUDA)
-        self.graphs = DecodeGraphs("tested", self.model, self.pools[0], 0, 6, recorder)
+        self.graphs = PassGraphs("tested", self.model, self.pools[0], 0, 6, recorder)
         self.generator = torch.Generator().manual_seed(2)
 
     def ids(self, count: int) -> list[int]:
@@ -75,8 +77,9 @@ class Twin:
     def passes(self, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of both."""
         ours, eager = (cache.prepare(0, rows) for cache in self.caches)
-        if self.graphs.takes(ours):
-            got = self.graphs(ours).clone()
+        rows = ours.last_rows
+        if self.graphs.takes(ours, len(rows)):
+            got = self.graphs(ours, rows).clone()
         else:
             got = paged_forward(self.model, self.pools[0], ours)
         want = paged_forward(self.model, self.pools[1], eager)
@@ -122,9 +125,34 @@ def test_replays_give_the_logits_of_eager_passes(
         same += torch.equal(got, want)
     print(f"{dtype}: {same} of {compared} passes the same to the bit, worst {worst:.2g}")
     assert len(twin.graphs.captured) >= 4
-    assert {sequences for sequences, _ in twin.graphs.captured} >= {2, 4}
+    assert {size.sequences for size in twin.graphs.captured} >= {2, 4}
     assert twin.graphs.refused is None
     assert worst < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_passes_of_several_tokens_are_replayed(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that catch up among rows that decode, with the logits of all tokens or of the last."""
+    twin = Twin(dtype, monkeypatch)
+    rows = [twin.open(3), twin.open(100), twin.open(700)]
+    twin.passes(rows)
+    for turn in range(24):
+        for place, row in enumerate(rows):
+            ids = twin.ids(1 + (turn * (place + 3)) % 11)
+            for cache in twin.caches:
+                cache.append(0, row, ids)
+        ours, eager = (cache.prepare(0, rows) for cache in twin.caches)
+        wanted = ours.last_rows if turn % 2 else np.arange(len(ours.ids), dtype=np.int32)
+        assert twin.graphs.takes(ours, len(wanted))
+        got = twin.graphs(ours, wanted).clone()
+        want = paged_forward(twin.model, twin.pools[1], eager, None, wanted)
+        assert difference(got, want) < TOLERANCE[dtype]
+        for cache, batch in zip(twin.caches, (ours, eager), strict=True):
+            cache.complete(batch)
+    assert sum(size.most_tokens > 1 for size in twin.graphs.captured) >= 3
+    assert twin.graphs.refused is None
 
 
 def test_the_largest_size_is_the_batch_that_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +161,7 @@ def test_the_largest_size_is_the_batch_that_there_may_be(monkeypatch: pytest.Mon
     twin.passes(rows)
     for _ in range(5):
         assert difference(*twin.decode(rows)) < TOLERANCE[torch.bfloat16]
-    assert twin.graphs.captured == [(6, 2)]
+    assert twin.graphs.captured == [PassSize(6, 6, 2, 6, 1)]
 
 
 def test_replays_follow_the_current_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,19 +175,19 @@ def test_replays_follow_the_current_stream(monkeypatch: pytest.MonkeyPatch) -> N
         with torch.cuda.stream(streams[turn % 3]):
             got, want = twin.decode(rows)
             assert difference(got, want) < TOLERANCE[torch.bfloat16]
-    assert twin.graphs.captured == [(1, 2)]
+    assert twin.graphs.captured == [PassSize(1, 1, 2, 1, 1)]
 
 
 def test_a_capture_refuses_to_be_filled(monkeypatch: pytest.MonkeyPatch) -> None:
     twin = Twin(torch.bfloat16, monkeypatch)
     row = twin.open(1)
     batch = twin.caches[0].prepare(0, [row])
-    bucket = twin.graphs._bucket_of(batch)
-    bucket.decode.fill(batch)
+    bucket = twin.graphs._bucket_of(batch, 1)
+    bucket.fixed.fill(batch, batch.last_rows)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph), pytest.raises(RuntimeError, match="while a graph is captured"):
-        bucket.decode.fill(batch)
+        bucket.fixed.fill(batch, batch.last_rows)
 
 
 def test_graphs_are_captured_again_after_the_last_one_is_gone() -> None:

@@ -88,15 +88,17 @@ class Decoding:
 
     def graphs(self) -> Callable[[], None]:
         """Passes as graphs."""
-        from glimprouter.hf.graphs.decode_graphs import DecodeGraphs
+        from glimprouter.hf.graphs.pass_graphs import PassGraphs
         from glimprouter.hf.graphs.recorders import recorder_for
 
         place = ("measured", self._model, self._pool, 0, len(self._rows))
-        graphs = DecodeGraphs(*place, recorder_for(self._device), slots=self._states.slots)
+        graphs = PassGraphs(*place, recorder_for(self._device), slots=self._states.slots)
 
         def replay() -> None:
             batch = self._cache.prepare(0, self._rows)
-            graphs(batch, self._states, self._rows[:1])  # one of them begins a step
+            graphs(
+                batch, batch.last_rows, self._states, self._rows[:1]
+            )  # one of them begins a step
             self._land(batch)
             assert graphs.refused is None, graphs.refused
 

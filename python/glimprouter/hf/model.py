@@ -13,7 +13,7 @@ from glimprouter.files import check_writable
 from glimprouter.hf.engine.choice import choose_engine, choose_execution
 from glimprouter.hf.engine.maker import EngineMaker
 from glimprouter.hf.graphs.compiled import CompiledForward, compile_each
-from glimprouter.hf.graphs.compiled_decode import CompiledDecode
+from glimprouter.hf.graphs.compiled_pass import CompiledPass
 from glimprouter.hf.pair.boundaries import boundaries_of, check_width
 from glimprouter.hf.pair.devices import choose_device
 from glimprouter.hf.pair.facts import context_length
@@ -106,14 +106,14 @@ class RoutedModel:
             state_snapshots: Earlier states of a sequence that are kept where a state cannot be cut
                 (recurrent layers, windows), >= 0: a rewind goes on from one of them.
             execution: How forward passes over pages run. ``"eager"``: by the models' own code.
-                ``"graphs"``: decode passes (one token of each sequence) on a device are captured
-                once for each size, and replayed, also in later runs, for which pages and graphs
-                are kept; hooks on the models do not see replays. ``"compiled"``: by
-                ``torch.compile``, on the CPU all of them, on a device those that are captured.
-                That is done here, in seconds to minutes, on the CPU for the number of threads that
-                torch has now; logits differ from the eager ones by rounding. ``"auto"``: graphs
-                where both models are on pages of one device, else eager. The attribute of this name
-                says what was chosen.
+                ``"graphs"``: passes of up to 256 tokens on a device (of models with states: of one
+                token a sequence) are captured once for each size, and replayed, also in later
+                runs, for which pages and graphs are kept; hooks on the models do not see replays.
+                ``"compiled"``: by ``torch.compile``, on the CPU all of them, on a device those that
+                are captured. That is done here, in seconds to minutes, on the CPU for the number of
+                threads that torch has now; logits differ from the eager ones by rounding.
+                ``"auto"``: graphs where both models are on pages of one device, else eager. The
+                attribute of this name says what was chosen.
             drafts: How many tokens the small model may draft for a sequence that waits for the
                 large one, which then verifies them in one pass: 0 to 16. They change no token but
                 by the rounding of other passes. ``"auto"`` drafts while it pays by the clock (none
@@ -158,13 +158,11 @@ class RoutedModel:
             self.engine, self.fused = chosen.name, chosen.fused
             self.execution = choose_execution(execution, chosen, self.device)
             self._compiled: dict[str, CompiledForward] | None = None
-            decode: dict[str, CompiledDecode] | None = None
+            passes: dict[str, CompiledPass] | None = None
             if self.execution == "compiled" and self.device == "cpu":
                 self._compiled = compile_each(models, CompiledForward)
             elif self.execution == "compiled":
-                decode = compile_each(
-                    models, lambda model: CompiledDecode(model, self.device, max_sequences)
-                )
+                passes = compile_each(models, lambda model: CompiledPass(model, self.device))
         self.drafting = drafting_of(drafts, possible=chosen.takes_drafts)
         replays = self.execution != "eager" and self.device != "cpu"
         self._engines = EngineMaker(
@@ -174,7 +172,7 @@ class RoutedModel:
             self.translation,
             self.device,
             replays,
-            decode,
+            passes,
             state_snapshots,
         )
 

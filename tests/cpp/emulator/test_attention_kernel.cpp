@@ -86,6 +86,7 @@ class Scene {
                                  batch_.cu_seqlens.data(),
                                  batch_.seq_lens.data(),
                                  static_cast<std::int32_t>(shape_.spans.size()),
+                                 static_cast<std::int32_t>(tokens()),
                                  more_tokens,
                                  more_keys,
                                  shape_.heads,

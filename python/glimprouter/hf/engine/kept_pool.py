@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from glimprouter.hf.graphs.decode_graphs import DecodeGraphs, padded_size
-from glimprouter.hf.graphs.decode_pass import CompiledCall
+from glimprouter.hf.attention.fused_layers import FusedLayers
+from glimprouter.hf.graphs.fixed_pass import CompiledCall
+from glimprouter.hf.graphs.pass_graphs import PassGraphs
 from glimprouter.hf.graphs.recorders import recorder_for
+from glimprouter.hf.graphs.sizes import padded_size
 from glimprouter.hf.state.form import StateForm
 from glimprouter.hf.state.slots import StateSlots
 from glimprouter.kv import KvLayout, PagePool
@@ -34,6 +36,7 @@ class KeptPool:
         device: str,
         compiled: Mapping[str, CompiledCall] | None = None,
         forms: Mapping[str, StateForm] | None = None,
+        fused: Mapping[str, FusedLayers] | None = None,
     ) -> None:
         """Nothing is allocated yet.
 
@@ -41,18 +44,20 @@ class KeptPool:
             models: The models of the pair by name, in the order of the pool's layouts.
             max_sequences: The most of a pass.
             device: Other than the CPU.
-            compiled: The decode passes of the models, by name; None for the models' own code.
+            compiled: The passes of the models, compiled, by name; None for the models' own code.
             forms: Of the states of models that keep some, by name.
+            fused: Layers that are computed in their fused form, by name.
         """
         self._models = dict(models)
         self._max_sequences = max_sequences
         self._device = device
         self._compiled = compiled or {}
         self._forms = forms or {}
+        self._fused = fused or {}
         self._recorder = recorder_for(device)
         self._slots: dict[str, StateSlots] = {}
         self._pool: PagePool | None = None
-        self._graphs: dict[str, DecodeGraphs] = {}
+        self._graphs: dict[str, PassGraphs] = {}
         self._weights: list[tuple[int, ...]] = []
         self._user: weakref.ref[object] | None = None
 
@@ -83,7 +88,7 @@ class KeptPool:
 
     def take(
         self, user: object, layouts: Sequence[KvLayout], sectors: int, most: int
-    ) -> tuple[PagePool, Mapping[str, DecodeGraphs]]:
+    ) -> tuple[PagePool, Mapping[str, PassGraphs]]:
         """An empty pool for a run, and the graphs of its passes.
 
         Args:
@@ -105,7 +110,7 @@ class KeptPool:
         if not self._graphs or weights != self._weights or short:
             self._weights = weights
             self._graphs = {
-                name: DecodeGraphs(
+                name: PassGraphs(
                     name,
                     model,
                     pool,
@@ -114,6 +119,7 @@ class KeptPool:
                     self._recorder,
                     self._compiled.get(name),
                     self._slots.get(name),
+                    self._fused.get(name),
                 )
                 for index, (name, model) in enumerate(self._models.items())
             }

@@ -14,7 +14,7 @@ from glimprouter.hf.engine.kept_pool import KeptPool
 from glimprouter.hf.engine.native_runner import NativeRunner
 from glimprouter.hf.engine.paged import PagedEngine
 from glimprouter.hf.graphs.compiled import CompiledForward
-from glimprouter.hf.graphs.compiled_decode import CompiledDecode
+from glimprouter.hf.graphs.compiled_pass import CompiledPass
 from glimprouter.hf.pair.translation import Translation
 from glimprouter.hf.sequence.record import SequenceRecord
 
@@ -30,7 +30,7 @@ class EngineMaker:
         translation: Translation | None,
         device: str,
         graphs: bool,
-        compiled_decode: Mapping[str, CompiledDecode] | None,
+        compiled: Mapping[str, CompiledPass] | None,
         num_snapshots: int,
     ) -> None:
         """For a pair.
@@ -41,8 +41,8 @@ class EngineMaker:
             max_sequences: Sequences in flight.
             translation: Translation of their vocabularies; None where both have the same.
             device: Where the pages lie.
-            graphs: Whether decode passes are replayed as graphs.
-            compiled_decode: These passes, compiled, by name; None for the models' own code.
+            graphs: Whether passes are replayed as graphs.
+            compiled: These passes, compiled, by name; None for the models' own code.
             num_snapshots: Earlier states that are kept of a sequence whose state cannot be cut.
         """
         self._models = dict(models)
@@ -53,7 +53,9 @@ class EngineMaker:
         self._num_snapshots = num_snapshots
         self._kept: KeptPool | None = None
         if graphs:
-            self._kept = KeptPool(models, max_sequences, device, compiled_decode, choice.states)
+            self._kept = KeptPool(
+                models, max_sequences, device, compiled, choice.states, choice.fused
+            )
 
     def make(
         self,

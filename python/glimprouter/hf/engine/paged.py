@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +10,15 @@ import numpy as np
 import torch
 
 from glimprouter.hf.attention.fused_layers import FusedLayers
-from glimprouter.hf.attention.gathered import MANY_TOKENS
 from glimprouter.hf.attention.layers import kv_layout
 from glimprouter.hf.attention.paged import paged_forward
 from glimprouter.hf.attention.stateful import rows_together, stateful_forward
 from glimprouter.hf.engine.arena_plan import ArenaPlan
 from glimprouter.hf.engine.base import Engine
 from glimprouter.hf.engine.kept_pool import KeptPool
+from glimprouter.hf.engine.pass_groups import Piece, bounded, grouped
 from glimprouter.hf.graphs.compiled import CompiledForward
-from glimprouter.hf.graphs.decode_graphs import DecodeGraphs
+from glimprouter.hf.graphs.pass_graphs import PassGraphs
 from glimprouter.hf.pair.devices import default_arena_bytes
 from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.pair.translation import Translation
@@ -31,7 +30,6 @@ from glimprouter.hf.state.sequences import PackedState, SequenceStates
 from glimprouter.hf.state.slots import StateSlots
 from glimprouter.kv import KvCache, PagePool, RaggedBatch
 
-_MAX_BATCH_TOKENS = 4096  # of one forward pass: bounds the memory of its activations
 # Text may have more tokens in the vocabulary of the model that did not write it.
 _TRANSLATED_GROWTH = 2
 _SAVED, _STATE = "kv", "state"  # names in what is saved
@@ -55,22 +53,6 @@ class _Preempted:
 def _most_tokens(record: SequenceRecord) -> list[int]:
     """Most tokens of each model, prompt included."""
     return [len(record.prompt_of(name)) + record.max_new_tokens for name in MODELS]
-
-
-def _bounded(
-    records: Sequence[SequenceRecord], tokens: Mapping[int, int]
-) -> Iterator[list[SequenceRecord]]:
-    """Groups of at most so many tokens, or of one sequence."""
-    group: list[SequenceRecord] = []
-    total = 0
-    for record in records:
-        if group and total + tokens[record.index] > _MAX_BATCH_TOKENS:
-            yield group
-            group, total = [], 0
-        group.append(record)
-        total += tokens[record.index]
-    if group:
-        yield group
 
 
 class PagedEngine(Engine):
@@ -134,7 +116,7 @@ class PagedEngine(Engine):
         self._plan = plan = ArenaPlan(
             [kv_layout(model, state_forms.get(name)) for name, model in self._models.items()]
         )
-        self._graphs: Mapping[str, DecodeGraphs] = {}
+        self._graphs: Mapping[str, PassGraphs] = {}
         held = 0 if kept is None else kept.free_bytes
         most = default_arena_bytes(device, held) if arena_bytes is None else arena_bytes
         rows = max_sequences if spare_rows else min(max_sequences, len(records))
@@ -266,20 +248,18 @@ class PagedEngine(Engine):
     def groups(
         self, model: str, records: Sequence[SequenceRecord]
     ) -> Iterable[list[SequenceRecord]]:
-        """All of them, unless their unseen tokens are very many.
-
-        On a device those with long pieces, which are attended otherwise, run apart.
-        """
+        """Those that may share a pass; of models with states, rows of equal length."""
         unseen = {record.index: self._unseen(model, record) for record in records}
         if (states := self._states.get(model)) is not None:
             yield from self._rows_together(model, records, states)
             return
-        apart = MANY_TOKENS if self._device != "cpu" else math.inf
-        for part in (
-            [record for record in records if unseen[record.index] < apart],
-            [record for record in records if unseen[record.index] >= apart],
-        ):
-            yield from _bounded(part, unseen)
+        index = MODELS.index(model)
+        pieces = {
+            place: Piece(tokens, self._cache.length(index, self._sequences[place]))
+            for place, tokens in unseen.items()
+        }
+        replays = model in self._graphs and self._graphs[model].refused is None
+        yield from grouped(records, pieces, device=self._device, replays=replays)
 
     def _rows_together(
         self, model: str, records: Sequence[SequenceRecord], states: SequenceStates
@@ -294,7 +274,8 @@ class PagedEngine(Engine):
             last[sequence] = start == 0, ends[-1] - start
         for together in rows_together(last):
             group = [by_number[sequence] for sequence in together]
-            yield from _bounded(group, {record.index: last[together[0]][1] for record in group})
+            piece = Piece(last[together[0]][1], 0)  # how long they are says nothing here
+            yield from bounded(group, dict.fromkeys((record.index for record in group), piece))
 
     def _recompute(self, model: str, records: Sequence[SequenceRecord]) -> None:
         """The passes from the last state to the present, one sequence after another."""
@@ -335,8 +316,8 @@ class PagedEngine(Engine):
         try:
             graphs, states = self._graphs.get(model), self._states.get(model)
             own, fused = self._models[model], self._fused.get(model)
-            if graphs is not None and len(rows) == len(batch.last_rows) and graphs.takes(batch):
-                logits = graphs(batch, states, keep)
+            if graphs is not None and graphs.takes(batch, len(rows)):
+                logits = graphs(batch, rows, states, keep)
             elif states is not None:
                 logits = stateful_forward(own, self._pool, batch, states, fused, keep)
             elif self._compiled is None:

@@ -1,5 +1,5 @@
-// DecodeTables over memory that a framework owns.
-#include "device/decode_tables.hpp"
+// GraphTables over memory that a framework owns.
+#include "device/graph_tables.hpp"
 
 #include <pybind11/pybind11.h>
 
@@ -7,8 +7,9 @@
 #include <string>
 #include <utility>
 
-#include "decode_tables_docs.hpp"
+#include "graph_tables_docs.hpp"
 #include "heads_access.hpp"
+#include "index_list.hpp"
 #include "tensor_access.hpp"
 
 namespace py = pybind11;
@@ -31,10 +32,13 @@ void* compact(const PagePool& pool, const BorrowedTensor& tensor, const char* wh
 // The tables with the tensor that holds them: it lives as long, and tells the current stream.
 class HeldTables {
  public:
-  HeldTables(std::shared_ptr<PagePool> pool, const DecodeRoom& room, py::object memory)
+  HeldTables(std::shared_ptr<PagePool> pool, const GraphRoom& room, py::object memory)
       : memory_(std::move(memory)), tables_(make(std::move(pool), room, memory_)) {}
 
-  void fill(const RaggedBatch& batch) { tables_.fill(batch, stream()); }
+  void fill(const RaggedBatch& batch, const py::object& wanted) {
+    const IndexList list(wanted.ptr(), "wanted");
+    tables_.fill(batch, list.span(), stream());
+  }
 
   void attend(std::int32_t layer, const py::object& queries, const py::object& keys,
               const py::object& values, const py::object& out, const py::object& scratch,
@@ -58,12 +62,12 @@ class HeldTables {
     tables_.attend(layer, options, query, target, static_cast<float*>(floats), where);
   }
 
-  const DecodeTables& tables() const { return tables_; }
+  const GraphTables& tables() const { return tables_; }
 
  private:
-  static DecodeTables make(std::shared_ptr<PagePool> pool, const DecodeRoom& room,
-                           const py::object& memory) {
-    const std::int64_t words = DecodeTables::words(*pool, room);
+  static GraphTables make(std::shared_ptr<PagePool> pool, const GraphRoom& room,
+                          const py::object& memory) {
+    const std::int64_t words = GraphTables::words(*pool, room);
     const BorrowedTensor tensor(memory.ptr(), "memory");
     auto* const data = static_cast<std::int64_t*>(compact(*pool, tensor, "memory", 64, words));
     return {std::move(pool), room, data};
@@ -74,36 +78,41 @@ class HeldTables {
   }
 
   py::object memory_;
-  DecodeTables tables_;
+  GraphTables tables_;
 };
 
 }  // namespace
 
-void bind_decode_tables(py::module_& module) {
-  py::class_<HeldTables>(module, "DecodeTables", docs::kDecodeTables)
-      .def(py::init([](std::shared_ptr<PagePool> pool, std::int32_t model, std::int32_t sequences,
-                       std::int32_t pages, std::int32_t heads, py::object memory) {
-             return std::make_unique<HeldTables>(
-                 std::move(pool), DecodeRoom{model, sequences, pages, heads}, std::move(memory));
+void bind_graph_tables(py::module_& module) {
+  using Count = std::int32_t;
+  py::class_<HeldTables>(module, "GraphTables", docs::kGraphTables)
+      .def(py::init([](std::shared_ptr<PagePool> pool, Count model, Count tokens, Count sequences,
+                       Count pages, Count wanted, Count most_tokens, Count heads,
+                       py::object memory) {
+             const GraphRoom room{model, tokens, sequences, pages, wanted, most_tokens, heads};
+             return std::make_unique<HeldTables>(std::move(pool), room, std::move(memory));
            }),
-           py::arg("pool"), py::arg("model"), py::arg("sequences"), py::arg("pages"),
-           py::arg("heads"), py::arg("memory"))
+           py::arg("pool"), py::arg("model"), py::arg("tokens"), py::arg("sequences"),
+           py::arg("pages"), py::arg("wanted"), py::arg("most_tokens"), py::arg("heads"),
+           py::arg("memory"))
       .def_static(
           "words",
-          [](const PagePool& pool, std::int32_t model, std::int32_t sequences, std::int32_t pages,
-             std::int32_t heads) {
-            return DecodeTables::words(pool, {model, sequences, pages, heads});
+          [](const PagePool& pool, Count model, Count tokens, Count sequences, Count pages,
+             Count wanted, Count most_tokens, Count heads) {
+            return GraphTables::words(
+                pool, {model, tokens, sequences, pages, wanted, most_tokens, heads});
           },
-          py::arg("pool"), py::arg("model"), py::arg("sequences"), py::arg("pages"),
-          py::arg("heads"), "Elements of 64 bits that the memory must have.")
+          py::arg("pool"), py::arg("model"), py::arg("tokens"), py::arg("sequences"),
+          py::arg("pages"), py::arg("wanted"), py::arg("most_tokens"), py::arg("heads"),
+          "Elements of 64 bits that the memory must have.")
       .def_property_readonly(
           "scratch_size", [](const HeldTables& held) { return held.tables().scratch_size(); },
           "Elements of 32 bits that attend() needs.")
-      .def("fill", &HeldTables::fill, py::arg("batch"), docs::kDecodeFill)
+      .def("fill", &HeldTables::fill, py::arg("batch"), py::arg("wanted"), docs::kGraphFill)
       .def("attend", &HeldTables::attend, py::arg("layer"), py::arg("queries"), py::arg("keys"),
            py::arg("values"), py::arg("out"), py::arg("scratch"), py::arg("scale"),
            py::arg("window") = 0, py::arg("softcap") = 0.0f, py::arg("sinks") = py::none(),
-           py::arg("chunk_size") = 0, docs::kDecodeAttend);
+           py::arg("chunk_size") = 0, docs::kGraphAttend);
 }
 
 }  // namespace glimprouter::bindings

@@ -1,5 +1,5 @@
-// Tables of decode passes on the device (here: the emulator): padded passes over fixed
-// addresses give the bits of the others, and a capture launches kernels only.
+// Tables of passes at fixed addresses on the device (here: the emulator): padded passes give the
+// bits of the others, and a capture launches kernels only.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -7,9 +7,10 @@
 #include <numeric>
 #include <span>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
-#include "device/decode_tables.hpp"
+#include "device/graph_tables.hpp"
 #include "emulator/backend.hpp"
 #include "emulator/grid.hpp"
 #include "glimprouter/kv_cache.hpp"
@@ -44,10 +45,14 @@ struct Sequences {
     }
   }
 
-  RaggedBatch next() {
-    for (const std::int32_t row : rows) cache.append(0, row, std::vector<std::int32_t>{9});
+  // So many new tokens of each.
+  RaggedBatch next(std::span<const std::int32_t> counts) {
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      cache.append(0, rows[i], std::vector<std::int32_t>(static_cast<std::size_t>(counts[i]), 9));
+    }
     return cache.prepare(0, rows);
   }
+  RaggedBatch next() { return next(std::vector<std::int32_t>(rows.size(), 1)); }
 
   std::shared_ptr<PagePool> pool;
   KvCache cache;
@@ -56,17 +61,21 @@ struct Sequences {
 
 // Tables with their memory.
 struct Tables {
-  Tables(const std::shared_ptr<PagePool>& pool, std::int32_t sequences, std::int32_t pages)
-      : room{0, sequences, pages, kHeads},
-        memory(kDevice, static_cast<std::size_t>(DecodeTables::words(*pool, room)) * 8),
+  Tables(const std::shared_ptr<PagePool>& pool, const GraphRoom& size)
+      : room(size),
+        memory(kDevice, static_cast<std::size_t>(GraphTables::words(*pool, room)) * 8),
         own(pool, room, memory.as<std::int64_t>()),
         scratch(kDevice, static_cast<std::size_t>(own.scratch_size()) * sizeof(float)) {
     kDevice.backend->clear(0, memory.as<void>(), memory.bytes(), nullptr);
   }
 
-  DecodeRoom room;
+  // For decode passes.
+  Tables(const std::shared_ptr<PagePool>& pool, std::int32_t sequences, std::int32_t pages)
+      : Tables(pool, {0, sequences, sequences, pages, sequences, 1, kHeads}) {}
+
+  GraphRoom room;
   DeviceMemory memory;
-  DecodeTables own;
+  GraphTables own;
   DeviceMemory scratch;
 };
 
@@ -90,7 +99,7 @@ std::vector<float> values(HeadsTensor& tensor, std::int64_t tokens) {
   return result;
 }
 
-TEST(DecodeTables, PaddingChangesNoBit) {
+TEST(GraphTables, PaddingChangesNoBit) {
   const std::vector<std::int32_t> lengths{1, 7, 300};
   for (const std::int32_t sequences : {3, 4, 7}) {
     Sequences plain(lengths), padded(lengths);
@@ -104,7 +113,7 @@ TEST(DecodeTables, PaddingChangesNoBit) {
     few.tokens = few_queries.tokens = 3;
     append_kv(*plain.pool, {0}, batch, few, few);
     paged_attention(*plain.pool, 0, batch, {.window = 40}, few_queries, want.cpu_view(0));
-    tables.own.fill(same, nullptr);
+    tables.own.fill(same, same.last_rows, nullptr);
     for (int replay = 0; replay < 2; ++replay) {  // tickets are zero again
       tables.own.append(0, keys.cpu_view(0), keys.cpu_view(0), nullptr);
       tables.own.attend(0, {.window = 40}, queries.cpu_view(0), got.cpu_view(0),
@@ -112,7 +121,8 @@ TEST(DecodeTables, PaddingChangesNoBit) {
       EXPECT_EQ(values(got, 3), values(want, 3)) << sequences;
     }
     const auto room = static_cast<std::size_t>(sequences + sequences % 2);
-    const std::span<const std::int64_t> memory(tables.memory.as<std::int64_t>(), 3 * room);
+    const std::span<const std::int64_t> memory(tables.memory.as<std::int64_t>(), 4 * room);
+    EXPECT_TRUE(std::ranges::equal(memory.subspan(3 * room, 3), same.last_rows));
     for (std::size_t i = 3; i < room; ++i) {
       EXPECT_EQ(memory[i], 0);              // id
       EXPECT_EQ(memory[room + i], 0);       // position
@@ -121,17 +131,49 @@ TEST(DecodeTables, PaddingChangesNoBit) {
   }
 }
 
-TEST(DecodeTables, ACaptureLaunchesKernelsOnly) {
+TEST(GraphTables, PaddedRaggedPassesHaveTheBitsOfTheOthers) {
+  const std::vector<std::int32_t> lengths{1, 7, 300, 12, 40};
+  const std::vector<std::int32_t> counts{3, 1, 9, 17, 2};  // 32 in all
+  for (const auto& [tokens, sequences] : {std::pair{32, 5}, {40, 6}, {64, 8}, {64, 40}}) {
+    Sequences plain(lengths), padded(lengths);
+    const RaggedBatch batch = plain.next(counts);
+    const RaggedBatch same = padded.next(counts);
+    const std::vector<std::int32_t> wanted{0, 2, 3, 12, 29, 31};
+    Tables tables(padded.pool, {0, tokens, sequences, batch.table_width + 3, 8, tokens, kHeads});
+    HeadsTensor keys = states(tokens, 1), queries = states(tokens, kHeads);
+    HeadsTensor want(3, {1, 32, kHeads, kSize}, DataType::kFloat32);
+    HeadsTensor got(4, {1, tokens, kHeads, kSize}, DataType::kFloat32);
+    HeadsView few = keys.cpu_view(0), few_queries = queries.cpu_view(0);
+    few.tokens = few_queries.tokens = 32;
+    append_kv(*plain.pool, {0}, batch, few, few);
+    tables.own.fill(same, wanted, nullptr);
+    for (const std::int32_t window : {0, 5, 40}) {
+      paged_attention(*plain.pool, 0, batch, {.window = window}, few_queries, want.cpu_view(0));
+      tables.own.append(0, keys.cpu_view(0), keys.cpu_view(0), nullptr);
+      tables.own.attend(0, {.window = window}, queries.cpu_view(0), got.cpu_view(0),
+                        tables.scratch.as<float>(), nullptr);
+      EXPECT_EQ(values(got, 32), values(want, 32)) << tokens << " " << sequences << " " << window;
+      const std::vector<float> all = values(got, tokens);  // padding has nothing but zeros to see
+      EXPECT_TRUE(std::all_of(all.begin() + 32 * kHeads * kSize, all.end(),
+                              [](float value) { return value == 0.0f; }));
+    }
+    const auto* const named = tables.memory.as<std::int64_t>() + 3 * tokens;
+    EXPECT_TRUE(std::ranges::equal(std::span(named, 8),
+                                   std::vector<std::int64_t>{0, 2, 3, 12, 29, 31, 0, 0}));
+  }
+}
+
+TEST(GraphTables, ACaptureLaunchesKernelsOnly) {
   const std::vector<std::int32_t> lengths{5};
   Sequences sequences(lengths);
   const RaggedBatch batch = sequences.next();
   Tables tables(sequences.pool, 2, 2);
   HeadsTensor keys = states(2, 1), queries = states(2, kHeads), out = states(2, kHeads);
   simt::pretend_capture(true);
-  EXPECT_THROW(tables.own.fill(batch, nullptr), std::runtime_error);
+  EXPECT_THROW(tables.own.fill(batch, batch.last_rows, nullptr), std::runtime_error);
   EXPECT_EQ(*tables.memory.as<std::int64_t>(), 0);
   simt::pretend_capture(false);
-  tables.own.fill(batch, nullptr);
+  tables.own.fill(batch, batch.last_rows, nullptr);
   EXPECT_EQ(*tables.memory.as<std::int64_t>(), 9);
   simt::pretend_capture(true);
   EXPECT_NO_THROW(tables.own.append(0, keys.cpu_view(0), keys.cpu_view(0), nullptr));
@@ -140,17 +182,32 @@ TEST(DecodeTables, ACaptureLaunchesKernelsOnly) {
   simt::pretend_capture(false);
 }
 
-TEST(DecodeTables, WhatDoesNotFitIsRefused) {
+TEST(GraphTables, WhatDoesNotFitIsRefused) {
   const std::vector<std::int32_t> lengths{5, 20};
   Sequences sequences(lengths);
   const RaggedBatch batch = sequences.next();
   Tables few(sequences.pool, 1, 8), narrow(sequences.pool, 2, 2);
-  EXPECT_THROW(few.own.fill(batch, nullptr), std::invalid_argument);
-  EXPECT_THROW(narrow.own.fill(batch, nullptr), std::invalid_argument);
+  EXPECT_THROW(few.own.fill(batch, batch.last_rows, nullptr), std::invalid_argument);
+  EXPECT_THROW(narrow.own.fill(batch, batch.last_rows, nullptr), std::invalid_argument);
+  const auto refuses = [&](const RaggedBatch& pass, const GraphRoom& room,
+                           std::vector<std::int32_t> wanted) {
+    Tables tables(sequences.pool, room);
+    EXPECT_THROW(tables.own.fill(pass, wanted, nullptr), std::invalid_argument);
+    EXPECT_EQ(*tables.memory.as<std::int64_t>(), 0);
+  };
+  refuses(batch, {0, 8, 2, 8, 2, 8, kHeads}, {0, 1});  // no sequence is left for the padding
+  refuses(batch, {0, 8, 3, 8, 2, 5, kHeads}, {0, 1});  // nor has it room in one
+  refuses(batch, {0, 2, 2, 8, 1, 1, kHeads}, {0, 1});  // too many logits
+  refuses(batch, {0, 2, 2, 8, 2, 1, kHeads}, {0, 2});  // no such token
+  refuses(batch, {0, 2, 2, 8, 2, 1, kHeads}, {-1});
+  sequences.cache.abandon(batch);
+  const std::vector<std::int32_t> several{1, 3};
+  const RaggedBatch longer = sequences.next(several);
+  refuses(longer, {0, 8, 4, 8, 2, 3, kHeads}, {0, 1});  // four with the token from before
   PagePool host({KvLayout::make(1, 1, kSize, kPageSize, DataType::kFloat32)}, 1 << 18,
                 host_arena());
-  EXPECT_THROW(DecodeTables::words(host, few.room), std::invalid_argument);
-  EXPECT_THROW(DecodeTables::words(*sequences.pool, {0, 1, 1, 0}), std::invalid_argument);
+  EXPECT_THROW(GraphTables::words(host, few.room), std::invalid_argument);
+  EXPECT_THROW(GraphTables::words(*sequences.pool, {0, 1, 1, 1, 1, 1, 0}), std::invalid_argument);
 }
 
 }  // namespace

@@ -1,35 +1,43 @@
-"""A model's decode pass over buffers that stay where they are, so that it can be captured.
+"""A model's pass over buffers that stay where they are, so that it can be captured.
 
-A decode pass computes one new token of each of its sequences. Ids, positions and tables lie at
-fixed addresses of the device; a smaller batch is padded, and what padding gives is dropped.
+Ids, positions and tables lie at fixed addresses of the device; a smaller pass is padded, and what
+padding gives is dropped.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from glimprouter import _C
+from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.paged import packed_forward
+from glimprouter.hf.graphs.sizes import PassSize
 from glimprouter.kv import PagePool, RaggedBatch
 from glimprouter.torch import AttentionOptions, PassHandle
 
 
 class CompiledCall(Protocol):
-    """A compiled decode pass."""
+    """A compiled pass."""
 
     def __call__(
-        self, ids: torch.Tensor, positions: torch.Tensor, handle: PassHandle
+        self, ids: torch.Tensor, positions: torch.Tensor, handle: PassHandle, keep: torch.Tensor
     ) -> torch.Tensor:
-        """Logits ``[n, V]`` of ids and positions ``[1, n]``, over the pages of a named pass."""
+        """Logits ``[n, V]`` of the tokens ``keep`` ``[n]``, over the pages of a named pass.
+
+        Ids and positions are ``[1, T]``.
+        """
 
 
-class DecodePass:
-    """Room for ``sequences`` sequences with tables of ``pages`` pages, and the pass over them.
+class FixedPass:
+    """Room for a pass, and the pass.
 
     Attributes:
-        sequences: n, the rows of the logits.
+        size: What it has room for.
     """
 
     def __init__(
@@ -37,9 +45,9 @@ class DecodePass:
         model: Any,
         pool: PagePool,
         index: int,
-        sequences: int,
-        pages: int,
+        size: PassSize,
         compiled: CompiledCall | None = None,
+        fused: FusedLayers | None = None,
     ) -> None:
         """Buffers on the model's device; the pool stays alive with them.
 
@@ -47,49 +55,61 @@ class DecodePass:
             model: That is served on pages.
             pool: A pool of pages on the model's device.
             index: Index of the model's layout in the pool.
-            sequences: The most of a pass.
-            pages: The most of a sequence.
-            compiled: The model's decode pass; None for the model's own code.
+            size: The most of a pass.
+            compiled: The model's pass, compiled; None for the model's own code.
+            fused: Layers that the model's own code computes in their fused form; None for none.
 
         Raises:
             ValueError: A pool in host memory, or no such layout.
             RuntimeError: The device has not as much memory.
         """
         heads = model.config.get_text_config().num_attention_heads
-        words = _C.DecodeTables.words(pool, index, sequences, pages, heads)
+        words = _C.GraphTables.words(pool, index, *size, heads)
         with torch.inference_mode(False):
             memory = torch.zeros(words, dtype=torch.int64, device=model.device)
-        self.sequences = sequences
+        self.size = size
         self._model = model
         self._compiled = compiled
+        self._fused = fused
         self._handle = PassHandle.of(self, model.device)
         self._num_layers = pool.layout(index).num_layers
-        self._tables = _C.DecodeTables(pool, index, sequences, pages, heads, memory)
+        self._tables = _C.GraphTables(pool, index, *size, heads, memory)
         self._scratch_size = self._tables.scratch_size
         # Strides follow from the size, or compilers would tell odd sizes from even ones.
-        second = sequences + sequences % 2  # each column has room for an even number
-        self._ids = memory[:sequences][None]
-        self._positions = memory[second : second + sequences][None]
+        column = size.tokens + size.tokens % 2  # each has room for an even number
+        self._ids = memory[: size.tokens][None]
+        self._positions = memory[column : column + size.tokens][None]
+        self._wanted = memory[3 * column : 3 * column + size.wanted]
 
-    def fill(self, batch: RaggedBatch) -> None:
+    def fill(self, batch: RaggedBatch, wanted: npt.NDArray[np.int32]) -> None:
         """Brings a batch to the buffers, on torch's current stream.
 
+        Args:
+            batch: That fits.
+            wanted: Tokens of the batch whose logits are wanted.
+
         Raises:
-            ValueError: There is no room, or a sequence has several new tokens.
+            ValueError: There is no room.
             RuntimeError: A graph is being captured now.
         """
-        self._tables.fill(batch)
+        self._tables.fill(batch, wanted)
 
     @torch.inference_mode()
     def forward(self) -> torch.Tensor:
-        """Computes what was filled in; logits ``[n, V]``, the batch's rows first.
+        """Computes what was filled in; logits ``[wanted, V]``, those of the batch first.
 
         Raises:
             RuntimeError: A layer did not come by: the model has attention of its own.
         """
         if self._compiled is not None:
-            return self._compiled(self._ids, self._positions, self._handle)
-        return packed_forward(self._model, self._ids, self._positions, self, self._num_layers)
+            return self._compiled(self._ids, self._positions, self._handle, self._wanted)
+        place = self._ids, self._positions, self, self._num_layers, self._wanted
+        with self._own_layers():
+            return packed_forward(self._model, *place)
+
+    def _own_layers(self) -> AbstractContextManager[None]:
+        """The model computes with the layers of this pass."""
+        return self._fused.installed() if self._fused else nullcontext()
 
     def attend(
         self,

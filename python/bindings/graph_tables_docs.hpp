@@ -1,21 +1,23 @@
-// Docstrings of DecodeTables.
+// Docstrings of GraphTables.
 #pragma once
 
 namespace glimprouter::bindings::docs {
 
-inline constexpr const char* kDecodeTables =
-    R"(Tables of decode passes at fixed addresses of a device, for what is captured once and replayed.
+inline constexpr const char* kGraphTables =
+    R"(Tables of passes at fixed addresses of a device, for what is captured once and replayed.
 
-A pass computes one new token of each of its sequences; one over fewer sequences, or shorter tables,
-is padded. The memory is a tensor of zeros, int64 [words], beginning with the ids, their positions
-and their slot_mapping, each of these columns [sequences], rounded up to an even number; padding has id 0
-and position 0.
+A smaller pass is padded. The memory is a tensor of zeros, int64 [words], beginning with the ids,
+their positions and their slot_mapping, each [tokens], and the tokens whose logits are wanted; each
+of these columns is rounded up to an even number. Padding has id 0 and position 0, and names token 0.
 
 Args:
     pool: A pool of pages on a device.
     model: Index of the model.
-    sequences: The most of a pass.
+    tokens: Of a pass, padding included.
+    sequences: The most of a pass. Padding belongs to those that a batch leaves free.
     pages: The most of a sequence.
+    wanted: The most tokens whose logits are wanted.
+    most_tokens: The most new tokens of a sequence; 1 for decode passes.
     heads: Query heads.
     memory: Where the pool is, at least `words()` elements; it is kept alive.
 
@@ -23,28 +25,29 @@ Raises:
     ValueError: A pool in host memory, another size or device.
 )";
 
-inline constexpr const char* kDecodeFill =
+inline constexpr const char* kGraphFill =
     R"(Bring a batch's columns to their places, on the memory's framework's current stream.
 
 Args:
-    batch: One new token a sequence.
+    batch: A pass that fits, padding included.
+    wanted: Tokens of the batch.
 
 Raises:
-    ValueError: Another model, more than one token of a sequence, or no room.
+    ValueError: Another model, no room, or no such token.
     RuntimeError: A graph is being captured now.
 )";
 
-inline constexpr const char* kDecodeAttend =
+inline constexpr const char* kGraphAttend =
     R"(Append the tokens' keys and values to their pages, then attend over the pages: two launches.
 
 Whatever the batch that `fill` brings next, the launches are the same, so they may be captured.
 
 Args:
     layer: In [0, num_layers).
-    queries: [1, heads, sequences, size] or [sequences, heads, size].
+    queries: [1, heads, tokens, size] or [tokens, heads, size].
     keys: Likewise, with the KV heads.
     values: Likewise.
-    out: Written: [1, sequences, heads, size] or [sequences, heads, size].
+    out: Written: [1, tokens, heads, size] or [tokens, heads, size].
     scratch: float32 [scratch_size] or more; free again when the launches are over.
     scale: Factor of the scores.
     window: Tokens that a token sees, itself included; 0 for all before it.

@@ -1,4 +1,4 @@
-"""Decode tables on a device: padded passes over fixed addresses give the bits of the others."""
+"""Graph tables on a device: padded passes over fixed addresses give the bits of the others."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 import glimprouter as gr
 from glimprouter import _C
+from glimprouter.hf.graphs.sizes import PassSize
 from glimprouter.hf.pair.devices import torch_device
 
 pytestmark = [pytest.mark.device, pytest.mark.needs_device]
@@ -49,34 +50,36 @@ class Side:
 
 
 class PaddedSide(Side):
-    """The same over decode tables, made once for each size."""
+    """The same over graph tables, made once for each size."""
 
     def __init__(self, device: str, dtype: str) -> None:
         super().__init__(device, dtype)
-        self.tables: dict[tuple[int, int], Any] = {}
+        self.tables: dict[PassSize, Any] = {}
 
-    def of(self, sequences: int, pages: int) -> tuple[Any, torch.Tensor]:
-        size = sequences, pages
+    def of(self, size: PassSize) -> tuple[Any, torch.Tensor, torch.Tensor]:
         if size not in self.tables:
-            words = _C.DecodeTables.words(self.pool, 0, *size, HEADS)
+            words = _C.GraphTables.words(self.pool, 0, *size, HEADS)
             memory = torch.zeros(words, dtype=torch.int64, device=self.home)
-            made = _C.DecodeTables(self.pool, 0, *size, HEADS, memory)
+            made = _C.GraphTables(self.pool, 0, *size, HEADS, memory)
             scratch = torch.full((made.scratch_size,), torch.nan, device=self.home)
             self.tables[size] = made, memory, scratch
         return self.tables[size]
 
     def padded(
-        self, batch: gr.RaggedBatch, heads: list[list[torch.Tensor]], sequences: int, pages: int
+        self, batch: gr.RaggedBatch, heads: list[list[torch.Tensor]], size: PassSize
     ) -> list[Any]:
-        tables, memory, scratch = self.of(sequences, pages)
-        tables.fill(batch)
-        count = len(batch.ids)
+        tables, memory, scratch = self.of(size)
+        tables.fill(batch, batch.last_rows)
+        count, tokens = len(batch.ids), size.tokens
+        column = tokens + tokens % 2
         assert memory[:count].tolist() == batch.ids.tolist()
-        assert memory[sequences + sequences % 2 :][:count].tolist() == batch.positions.tolist()
-        assert memory[count:sequences].tolist() == [0] * (sequences - count)
+        assert memory[column:][:count].tolist() == batch.positions.tolist()
+        assert memory[count:tokens].tolist() == [0] * (tokens - count)
+        wanted = memory[3 * column :][: size.wanted].tolist()
+        assert wanted == [*batch.last_rows, *[0] * (size.wanted - len(batch.last_rows))]
         outs = []
         for layer, states in enumerate(heads):
-            query, keys, values = (_padded(part, sequences).to(self.home) for part in states)
+            query, keys, values = (_padded(part, tokens).to(self.home) for part in states)
             out = torch.full(query.shape, torch.nan, device=self.home).to(query.dtype)
             tables.attend(
                 layer, query, keys, values, out, scratch, 0.3, 9 * layer, 0.0, self.sinks(layer)
@@ -85,9 +88,13 @@ class PaddedSide(Side):
         return outs
 
 
-def _padded(states: torch.Tensor, sequences: int) -> torch.Tensor:
+def _padded(states: torch.Tensor, tokens: int) -> torch.Tensor:
     """With rows that must not matter, behind the others."""
-    return torch.cat([states, states.new_full((sequences - len(states), *states.shape[1:]), 1e4)])
+    return torch.cat([states, states.new_full((tokens - len(states), *states.shape[1:]), 1e4)])
+
+
+def decode_size(sequences: int, pages: int) -> PassSize:
+    return PassSize(sequences, sequences, pages, sequences, 1)
 
 
 def _states(count: int, generator: torch.Generator, dtype: torch.dtype) -> list[Any]:
@@ -143,18 +150,25 @@ def test_padding_changes_no_bit_small_case(device: str, dtype: str) -> None:
         sequences = 1 << (len(chosen) - 1).bit_length()
         pages = 1 << (one.block_table.shape[1] - 1).bit_length()
         want = plain.attended(one, states)
-        got = padded.padded(other, states, sequences + turn % 2, pages * (1 + turn % 3))
+        size = decode_size(sequences + turn % 2, pages * (1 + turn % 3))
+        got = padded.padded(other, states, size)
         for expected, result in zip(want, got, strict=True):
             assert torch.equal(result, expected)
         plain.cache.complete(one)
         padded.cache.complete(other)
         for row in chosen:
-            plain.cache.append(0, row, [5])  # the other tokens of the step, by another pass
-            padded.cache.append(0, row, [5])
-        states = _states(len(chosen), generator, kind)
+            several = [5] * (1 + (turn * row + row) % 5)
+            plain.cache.append(0, row, several)
+            padded.cache.append(0, row, several)
         one, other = (side.cache.prepare(0, chosen) for side in (plain, padded))
-        plain.attended(one, states)
-        padded.attended(other, states)
+        tokens = len(one.ids)
+        states = _states(tokens, generator, kind)
+        spare = (0, 1, 7)[turn % 3]  # of padding, which one sequence more has
+        width = max(one.block_table.shape[1], 1) + turn % 4
+        size = PassSize(tokens + spare, len(chosen) + 1 + turn % 2, width, len(chosen), 8)
+        want = plain.attended(one, states)
+        for expected, result in zip(want, padded.padded(other, states, size), strict=True):
+            assert torch.equal(result, expected)
         plain.cache.complete(one)
         padded.cache.complete(other)
     assert _same_pages(plain, padded)
@@ -164,11 +178,11 @@ def test_padding_changes_no_bit_small_case(device: str, dtype: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_what_does_not_fit_changes_nothing(device: str) -> None:
     side = PaddedSide(device, "float32")
-    tables, memory, scratch = side.of(2, 2)
+    tables, memory, scratch = side.of(decode_size(2, 2))
     first = side.cache.open([[1, 2, 3]])
     batch = side.cache.prepare(0, [first])
-    with pytest.raises(ValueError, match=r"at most 2 sequences with one new token.*3 tokens"):
-        tables.fill(batch)
+    with pytest.raises(ValueError, match=r"at most 2 sequences with at most 1 new .*3 tokens"):
+        tables.fill(batch, batch.last_rows)
     side.attended(batch, _states(3, torch.Generator(), torch.float32))
     side.cache.complete(batch)
     rows = [first, side.cache.fork(first), side.cache.fork(first)]
@@ -176,7 +190,7 @@ def test_what_does_not_fit_changes_nothing(device: str) -> None:
         side.cache.append(0, row, [4])
     batch = side.cache.prepare(0, rows)
     with pytest.raises(ValueError, match=r"at most 2 sequences.*has 3 sequences"):
-        tables.fill(batch)
+        tables.fill(batch, batch.last_rows)
     assert not memory.any()
     states = [torch.zeros(2, heads, SIZE, device=side.home) for heads in (HEADS, 2, 2, HEADS)]
     for changed, message in (
@@ -196,17 +210,20 @@ def test_what_does_not_fit_changes_nothing(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_sizes_that_make_no_sense(device: str) -> None:
     side = PaddedSide(device, "float32")
-    words = _C.DecodeTables.words(side.pool, 0, 2, 2, HEADS)
+    words = _C.GraphTables.words(side.pool, 0, *decode_size(2, 2), HEADS)
     for arguments, message in (
-        ((1, 2, 2, HEADS), "there is no 1"),
-        ((0, 0, 2, HEADS), "0 sequences"),
-        ((0, 2, 0, HEADS), "0 pages"),
-        ((0, 2, 2**30, HEADS), "pages"),
-        ((0, 2, 2, 3), "multiple of the 2 KV heads"),
+        ((1, *decode_size(2, 2), HEADS), "there is no 1"),
+        ((0, 2, 0, 2, 2, 1, HEADS), "in 0 sequences"),
+        ((0, 2, 2, 0, 2, 1, HEADS), "of 0 pages"),
+        ((0, 0, 2, 2, 2, 1, HEADS), "got 0 tokens"),
+        ((0, 2, 2, 2, 0, 1, HEADS), "logits of 0 tokens"),
+        ((0, 2, 2, 2, 2, 0, HEADS), "at most 0 a sequence"),
+        ((0, *decode_size(2, 2**30), HEADS), "pages"),
+        ((0, *decode_size(2, 2), 3), "multiple of the 2 KV heads"),
     ):
         with pytest.raises(ValueError, match=message):
-            _C.DecodeTables.words(side.pool, *arguments)
+            _C.GraphTables.words(side.pool, *arguments)
     memory = torch.zeros(words, dtype=torch.int64, device=side.home)
     for wrong in (memory[1:], memory.int(), memory[None]):
         with pytest.raises(ValueError, match="memory must be compact"):
-            _C.DecodeTables(side.pool, 0, 2, 2, HEADS, wrong)
+            _C.GraphTables(side.pool, 0, *decode_size(2, 2), HEADS, wrong)

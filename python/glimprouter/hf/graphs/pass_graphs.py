@@ -1,8 +1,8 @@
-"""Decode passes of a model as graphs: captured once for a size, replayed from then on.
+"""Passes of a model as graphs: captured once for a size, replayed from then on.
 
-One decode pass is some hundred launches from Python, which take many times as long as the kernels;
-a replay is one. Sizes come in buckets: batches (up to the most of a pass) and tables (from
-16 pages on) are padded to powers of two.
+A pass is some hundred launches from Python, which take many times as long as the kernels; a replay
+is one. Sizes come in buckets (:mod:`glimprouter.hf.graphs.sizes`), of which those that were used
+last are kept.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.paged import paged_forward
 from glimprouter.hf.attention.stateful import stateful_forward
-from glimprouter.hf.graphs.decode_pass import CompiledCall, DecodePass
+from glimprouter.hf.graphs.fixed_pass import CompiledCall, FixedPass
 from glimprouter.hf.graphs.recorders import Recorder, Recording
+from glimprouter.hf.graphs.sizes import PassSize, size_of
 from glimprouter.hf.graphs.stateful_pass import StatefulDecodePass
 from glimprouter.hf.state.sequences import SequenceStates, StateMove
 from glimprouter.hf.state.slots import StateSlots
@@ -26,12 +30,7 @@ from glimprouter.kv import PagePool, RaggedBatch
 # Passes of a bucket that are computed eagerly: libraries make their choices and buffers, and a size
 # that is hardly asked for is never captured.
 WARM_UP_PASSES = 2
-_FEWEST_PAGES = 16  # of the tables: shorter sequences have the same graph
-
-
-def padded_size(count: int, fewest: int = 1) -> int:
-    """The next power of two, at least ``fewest``."""
-    return max(fewest, 1 << (count - 1).bit_length())
+_MOST_SIZES = 64  # of a model; those that were not asked for longest go
 
 
 @dataclass
@@ -39,18 +38,18 @@ class _Bucket:
     """One size of passes.
 
     Attributes:
-        decode: Its buffers.
+        fixed: Its buffers.
         computed: Passes that were not replays.
         recording: None until it is captured.
     """
 
-    decode: DecodePass
+    fixed: FixedPass
     computed: int = 0
     recording: Recording | None = None
 
 
-class DecodeGraphs:
-    """The decode passes of one model over one pool.
+class PassGraphs:
+    """The passes of one model over one pool.
 
     Hooks on the model see the first passes of a size only, not the replays.
 
@@ -69,6 +68,7 @@ class DecodeGraphs:
         recorder: Recorder,
         compiled: CompiledCall | None = None,
         slots: StateSlots | None = None,
+        fused: FusedLayers | None = None,
     ) -> None:
         """Captures nothing yet.
 
@@ -79,8 +79,9 @@ class DecodeGraphs:
             index: Index of the model's layout in the pool.
             max_sequences: The most of a pass.
             recorder: The recorder of the pool's device.
-            compiled: The model's decode pass; None for the model's own code.
+            compiled: The model's pass, compiled; None for the model's own code.
             slots: Of the model's states; None where it keeps keys and values only.
+            fused: Layers that the model's own code computes in their fused form; None for none.
         """
         self.refused: str | None = None
         self.out_of_memory = False
@@ -92,30 +93,40 @@ class DecodeGraphs:
         self._recorder = recorder
         self._compiled = compiled
         self._slots = slots
-        self._buckets: dict[tuple[int, int], _Bucket] = {}
+        self._fused = fused
+        self._buckets: dict[PassSize, _Bucket] = {}  # that was used last stands last
 
     @property
-    def captured(self) -> list[tuple[int, int]]:
-        """Sizes with a graph: sequences, and pages of a sequence."""
+    def captured(self) -> list[PassSize]:
+        """Sizes with a graph."""
         return [size for size, bucket in self._buckets.items() if bucket.recording is not None]
 
-    def takes(self, batch: RaggedBatch) -> bool:
-        """Whether this is a decode pass behind other tokens, and the model can be captured."""
-        decodes = len(batch.ids) == len(batch.sequences)
-        if self._slots is not None:
-            decodes = decodes and bool((batch.seq_lens > 1).all())
-        return self.refused is None and decodes
+    def takes(self, batch: RaggedBatch, num_wanted: int) -> bool:
+        """Whether a pass has a size, and the model can be captured.
+
+        Of a model with states: a decode pass behind other tokens.
+
+        Args:
+            batch: The pass.
+            num_wanted: Tokens whose logits are wanted.
+        """
+        size = self._size_of(batch, num_wanted)
+        if size is not None and self._slots is not None:
+            return size.most_tokens == 1 and bool((batch.seq_lens > 1).all())
+        return size is not None
 
     def __call__(
         self,
         batch: RaggedBatch,
+        wanted: npt.NDArray[np.int32],
         states: SequenceStates | None = None,
         keep: Collection[int] = (),
     ) -> torch.Tensor:
-        """Computes a decode pass; logits ``[B, V]``, overwritten by the next pass of its size.
+        """Computes a pass; logits ``[wanted, V]``, overwritten by the next pass of its size.
 
         Args:
             batch: One that this takes.
+            wanted: Tokens of the batch whose logits are wanted.
             states: Of its sequences, in the slots of this; None for a model that keeps none.
             keep: Sequences whose state before the pass becomes a snapshot.
 
@@ -125,28 +136,30 @@ class DecodeGraphs:
         Warns:
             RuntimeWarning: The model cannot be captured: it is computed eagerly from now on.
         """
-        count = len(batch.sequences)
+        count = len(wanted)
         try:
             if states is None:
-                return self._compute(batch, None)[:count]
+                return self._compute(batch, wanted, None)[:count]
             sequences, lengths = batch.sequences.tolist(), batch.seq_lens.tolist()
             with states.moving(sequences, lengths, 1, keep) as move:
-                return self._compute(batch, move)[:count]
+                return self._compute(batch, wanted, move)[:count]
         except Exception as error:  # whatever a model's code does that a graph cannot hold
             self._refuse(error)
         # Keys and values of a pass that broke off are written again, to the same slots.
         if states is None:
-            return paged_forward(self._model, self._pool, batch)
-        return stateful_forward(self._model, self._pool, batch, states, keep=keep)
+            return paged_forward(self._model, self._pool, batch, self._fused, wanted)
+        return stateful_forward(self._model, self._pool, batch, states, self._fused, keep)
 
-    def _compute(self, batch: RaggedBatch, move: StateMove | None) -> torch.Tensor:
-        bucket = self._bucket_of(batch)
-        decode, recording = bucket.decode, bucket.recording
+    def _compute(
+        self, batch: RaggedBatch, wanted: npt.NDArray[np.int32], move: StateMove | None
+    ) -> torch.Tensor:
+        bucket = self._bucket_of(batch, len(wanted))
+        fixed, recording = bucket.fixed, bucket.recording
         if move is None:
-            decode.fill(batch)
+            fixed.fill(batch, wanted)
         else:
-            assert isinstance(decode, StatefulDecodePass)
-            decode.fill_states(batch, move, once=recording is not None)
+            assert isinstance(fixed, StatefulDecodePass)
+            fixed.fill_states(batch, move, once=recording is not None)
             move.writing = True
         if recording is not None:
             recording.replay()
@@ -155,8 +168,8 @@ class DecodeGraphs:
             return self._first_passes(bucket)
         except BaseException:  # it may be computed again
             if move is not None:
-                assert isinstance(decode, StatefulDecodePass)
-                decode.take_back()
+                assert isinstance(fixed, StatefulDecodePass)
+                fixed.take_back()
                 move.writing = False
             raise
 
@@ -165,24 +178,32 @@ class DecodeGraphs:
         if bucket.computed < WARM_UP_PASSES:
             bucket.computed += 1
             if bucket.computed == WARM_UP_PASSES:  # before that, libraries may wait as they load
-                return self._recorder.rehearse(bucket.decode.forward)
-            return bucket.decode.forward()
-        bucket.recording = self._recorder.record(bucket.decode.forward)
+                return self._recorder.rehearse(bucket.fixed.forward)
+            return bucket.fixed.forward()
+        bucket.recording = self._recorder.record(bucket.fixed.forward)
         if not bucket.recording.computed:
             bucket.recording.replay()
         return bucket.recording.result
 
-    def _bucket_of(self, batch: RaggedBatch) -> _Bucket:
-        sequences = min(padded_size(len(batch.sequences)), self._max_sequences)
-        size = sequences, padded_size(batch.block_table.shape[1], _FEWEST_PAGES)
-        bucket = self._buckets.get(size)
+    def _size_of(self, batch: RaggedBatch, num_wanted: int) -> PassSize | None:
+        if self.refused is not None:
+            return None
+        page_size = self._pool.layout(self._index).page_size
+        return size_of(batch, num_wanted, page_size, self._max_sequences)
+
+    def _bucket_of(self, batch: RaggedBatch, num_wanted: int) -> _Bucket:
+        size = self._size_of(batch, num_wanted)
+        assert size is not None  # one that this takes
+        bucket = self._buckets.pop(size, None)
         if bucket is None:
-            place = (self._model, self._pool, self._index, *size)
+            while len(self._buckets) >= _MOST_SIZES:
+                del self._buckets[next(iter(self._buckets))]
+            place = self._model, self._pool, self._index, size
             if self._slots is None:
-                decode = DecodePass(*place, self._compiled)
+                bucket = _Bucket(FixedPass(*place, self._compiled, self._fused))
             else:
-                decode = StatefulDecodePass(*place, self._slots)
-            bucket = self._buckets[size] = _Bucket(decode)
+                bucket = _Bucket(StatefulDecodePass(*place, self._slots, self._fused))
+        self._buckets[size] = bucket
         return bucket
 
     def _refuse(self, error: Exception) -> None:
@@ -191,7 +212,7 @@ class DecodeGraphs:
         self.out_of_memory = isinstance(error, torch.OutOfMemoryError)
         self._buckets.clear()
         warnings.warn(
-            f"decode passes of the {self._name} model are computed eagerly, not as graphs:"
+            f"passes of the {self._name} model are computed eagerly, not as graphs:"
             f' {reason}; execution="eager" asks for that',
             RuntimeWarning,
             stacklevel=2,
