@@ -255,7 +255,7 @@ class PagedEngine(Engine):
             return
         index = MODELS.index(model)
         pieces = {
-            place: Piece(tokens, self._cache.length(index, self._sequences[place]))
+            place: Piece(tokens, self._cache.length(index, self._sequences[place]) if replays else 0)
             for place, tokens in unseen.items()
         }
         replays = model in self._graphs and self._graphs[model].refused is None
