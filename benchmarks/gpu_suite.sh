@@ -4,7 +4,7 @@
 # and nvcc. Argument: the folder for results (default benchmarks/results). Measured within eight
 # minutes: what does not fit any more is left out, and the result says so. The sanitizers have two.
 set -euo pipefail
-measured_until=470 sanitized_until=590 # seconds
+tested_within=180 measured_until=470 sanitized_until=590 # seconds
 root=$(cd "$(dirname "$0")/.." && pwd)
 results=${1:-$root/benchmarks/results}
 mkdir -p "$results"
@@ -29,8 +29,8 @@ echo "=== tests on the GPU (${SECONDS}s)"
 status=0
 workers=()
 if python3 -c 'import xdist' 2>/dev/null; then workers=(-n 8); fi
-GLIMPROUTER_TEST_DEVICE=cuda:0 python3 -m pytest -q -p no:cacheprovider "${workers[@]}" \
-  -m "device or gpu" tests/gpu tests/device tests/router || status=$?
+GLIMPROUTER_TEST_DEVICE=cuda:0 timeout "$tested_within" python3 -m pytest -q -p no:cacheprovider \
+  "${workers[@]}" -m "device or gpu" tests/gpu tests/device tests/router || status=$?
 
 echo "=== measurements (${SECONDS}s)"
 name=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr ' /' '--' | tr A-Z a-z)

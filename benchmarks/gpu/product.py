@@ -35,6 +35,7 @@ LARGE_SHARES = (0.15, 0.25)
 # speculative decoding, everywhere.
 GOALS = {1: 3.5, 16: 2.2, 64: 2.0}
 GOAL_OVER_SPECULATIVE = 1.3
+RATIOS = ("over_large_alone", "over_speculative")
 PROMPT = 32  # tokens: what is measured is writing
 TOKENS = CYCLE // 4  # of a sequence: four sequences pass all of the cycle
 SEED = 7
@@ -176,6 +177,9 @@ class Product:
             row |= {"over_speculative": ratio, "goal_over_speculative": GOAL_OVER_SPECULATIVE}
         if (settings["agreement"], settings["large_share"]) == (AGREEMENTS[0], LARGE_SHARES[0]):
             row["goal_over_large_alone"] = GOALS.get(rows)
+        aims = [(row.get(name), row.get(f"goal_{name}")) for name in RATIOS]
+        known = [own >= goal for own, goal in aims if own is not None and goal is not None]
+        row["met"] = all(known) if known else None
         self.keep(self.report)
 
     def threshold_of(self, rows: int) -> Callable[[float], float]:

@@ -66,11 +66,13 @@ class Part(NamedTuple):
         run: Measures within a budget; told of the report so far, and whom to tell of its own.
         seconds: That it takes, about, on an H200: where fewer are left, it is left out.
         reserved: Whether the parts before it leave it that time.
+        claim: Seconds that it may take though nothing is left for those behind it.
     """
 
     run: Callable[[Budget, Mapping[str, Any], product.Keep], Any]
     seconds: float = 0.0
     reserved: bool = True
+    claim: float = 0.0
 
 
 def _plain(run: Callable[[], Any], seconds: float = 0.0, *, reserved: bool = True) -> Part:
@@ -102,7 +104,9 @@ def parts(clock: Clock) -> dict[str, Part]:
     contexts, batches = (512, 4096, 16_384), (1, 16, 64)
     return {
         "product": Part(
-            lambda budget, _, keep: product.run(clock, pair, (64, 1, 16, 4), budget, keep), 120
+            lambda budget, _, keep: product.run(clock, pair, (64, 1, 16, 4), budget, keep),
+            60,
+            claim=150,
         ),
         "decode": _plain(lambda: decode.run(clock, pair, 512, 48), 75),
         "kv_pages": _plain(lambda: kv_pages.run(clock, "4B", contexts, batches), 15),
@@ -143,7 +147,7 @@ def measure(
             write(name, {"left_out": refusal})
             continue
         later = sum(other.seconds for other in waiting.values() if other.reserved)
-        own = budget.share(max(part.seconds, budget.left - later))
+        own = budget.share(max(part.seconds, part.claim, budget.left - later))
         try:
             write(name, part.run(own, report, functools.partial(write, name)))
         except Exception as error:  # what was measured and what is left must not be lost
