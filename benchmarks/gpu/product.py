@@ -39,6 +39,7 @@ RATIOS = ("over_large_alone", "over_speculative")
 PROMPT = 32  # tokens: what is measured is writing
 TOKENS = CYCLE // 4  # of a sequence: four sequences pass all of the cycle
 SEED = 7
+_PLACES = 2048  # of texts, on which the agreement is set
 _LEAST_ROUTED = 4  # sequences, one after another if need be: all of the cycle
 _SLOWER = 1.3  # than the slowest of its kind so far, a run is not expected to be
 _WARM_UP_TOKENS, _WARM_UP_ROUTED = 5, 28
@@ -199,6 +200,7 @@ class Product:
             for prompt, text in zip(prompts, texts, strict=True)
             for token in (prompt[-1], *text[:-1])
         ]
+        before = before[:: 1 + len(before) // _PLACES]
         reached = self.pair.calibrate(wanted, before, SEED)
         self.report["agreements"].append(
             {

