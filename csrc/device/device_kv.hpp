@@ -117,14 +117,16 @@ GR_HOST_DEVICE inline bool one_group_a_sequence(const AttentionArguments& argume
   return arguments.most_tokens * group <= attention_block_rows(arguments);
 }
 // The first group of a sequence with so many tokens before it in the batch: each has as many groups
-// as its rows need, or one more, so a block finds its own without a list of them.
+// as its rows need, or one more where groups may be part full, so a block finds its own without a
+// list of them.
 GR_HOST_DEVICE inline std::int64_t first_row_group(const AttentionArguments& arguments,
                                                    std::int32_t sequence,
                                                    std::int32_t tokens_before) {
   if (one_group_a_sequence(arguments)) return sequence;
   const std::int32_t group = arguments.heads / arguments.pages.layer.num_kv_heads;
-  return sequence +
-         static_cast<std::int64_t>(tokens_before) * group / attention_block_rows(arguments);
+  const std::int32_t rows = attention_block_rows(arguments);
+  const std::int64_t full = static_cast<std::int64_t>(tokens_before) * group / rows;
+  return group % rows == 0 ? full : sequence + full;
 }
 // Row groups of the batch, for one KV head.
 inline std::int64_t attention_row_groups(const AttentionArguments& arguments) {

@@ -20,7 +20,8 @@ struct RowGroup {
   std::int32_t chunks;
 };
 
-// The last sequence whose groups do not begin behind this one. A warp looks at 32 at a time.
+// The last sequence whose groups do not begin behind this one: those that have none begin where the
+// next one does. A warp looks at 32 at a time.
 GR_DEVICE std::int32_t sequence_of_group(const AttentionArguments& arguments, std::int32_t index) {
   const auto lane = static_cast<std::int32_t>(threadIdx.x % kWarpSize);
   std::int32_t begun = 0;

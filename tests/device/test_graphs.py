@@ -5,7 +5,6 @@ On the emulator a replay runs the pass again, over the same buffers.
 
 from __future__ import annotations
 
-import copy
 import gc
 import warnings
 import weakref
@@ -22,19 +21,14 @@ import glimprouter as gr
 import hf_pairs
 from device_pairs import DEVICES, pair_of, written
 from families import build
-from glimprouter.hf import RoutedModel
-from glimprouter.hf.attention import layers, paged
+from glimprouter.hf.attention import paged
 from glimprouter.hf.attention.layers import kv_layout
-from glimprouter.hf.engine import kept_pool, pass_groups
-from glimprouter.hf.engine import paged as engine
-from glimprouter.hf.graphs import pass_graphs, sizes
 from glimprouter.hf.graphs.compiled_pass import CompiledPass
 from glimprouter.hf.graphs.fixed_pass import FixedPass
-from glimprouter.hf.graphs.pass_graphs import PassGraphs
-from glimprouter.hf.graphs.recorders import Recording, recorder_for
 from glimprouter.hf.graphs.sizes import PassSize
 from glimprouter.hf.pair.devices import torch_device
 from glimprouter.torch import AttendingPass, AttentionOptions
+from recorded_graphs import CountingRecorder, graphs_of, routed
 
 # A capture that failed has the same tokens, computed eagerly: only the warning tells.
 pytestmark = [
@@ -48,75 +42,6 @@ pytestmark = [
 FAMILIES = ("qwen3", "hybrid")
 
 
-class CountingRecorder:
-    """Records as the device's own does, and remembers how many rows were recorded."""
-
-    def __init__(self, device: str) -> None:
-        self.own = recorder_for(device)
-        self.rows: list[int] = []
-        self.replays = 0
-
-    def rehearse(self, run: Callable[[], torch.Tensor]) -> torch.Tensor:
-        return self.own.rehearse(run)
-
-    def record(self, run: Callable[[], torch.Tensor]) -> Recording:
-        recording = self.own.record(run)
-        self.rows.append(len(recording.result))
-
-        def replay() -> None:
-            self.replays += 1
-            recording.replay()
-
-        return recording._replace(replay=replay)
-
-
-@pytest.fixture
-def recorders(monkeypatch: pytest.MonkeyPatch) -> list[CountingRecorder]:
-    """Of the models that the test makes; tables and pages are so small that sizes change often."""
-    made: list[CountingRecorder] = []
-
-    def make(device: str) -> CountingRecorder:
-        made.append(CountingRecorder(device))
-        return made[-1]
-
-    monkeypatch.setattr(kept_pool, "recorder_for", make)
-    monkeypatch.setattr(sizes, "_FEWEST_PAGES", 1)
-    monkeypatch.setattr(layers, "PAGE_SIZE", 16)
-    return made
-
-
-def routed(
-    device: str,
-    family: str = "qwen3",
-    temperature: float = 0.0,
-    models: tuple[Any, Any] | None = None,
-    **options: Any,
-) -> RoutedModel:
-    pair, home = pair_of(family), torch_device(device)
-    models = models or (pair.small, pair.large)
-    if home != "cpu":
-        models = copy.deepcopy(models)  # one model that is both stays one
-        for model in models:
-            model.to(home)
-    config = gr.RouterConfig(
-        threshold=pair.threshold,
-        temperature=temperature,
-        repetition_guard=False,
-        max_step_tokens=6,
-        max_think_tokens=24,
-        max_answer_tokens=6,
-    )
-    options = {"engine": "paged", "drafts": 0, **options}
-    return RoutedModel(*models, pair.tokenizer, config, device=device, **options)
-
-
-def graphs_of(model: RoutedModel) -> dict[str, PassGraphs]:
-    """Of the pool that is kept."""
-    kept = model._engines._kept
-    assert kept is not None
-    return kept._graphs
-
-
 @pytest.mark.parametrize("family", ["deepseek_v3", "gemma4_text", "kimi_linear", "llama4_text"])
 @pytest.mark.parametrize("device", DEVICES)
 def test_layers_of_many_shapes(device: str, family: str, recorders: list[CountingRecorder]) -> None:
@@ -128,80 +53,6 @@ def test_layers_of_many_shapes(device: str, family: str, recorders: list[Countin
     prompts = hf_pairs.raw_prompts((23, 5, 41))
     assert written(graphs.generate(prompts)) == written(eager.generate(prompts))
     assert recorders[0].replays > 10
-
-
-@pytest.fixture
-def eager_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens of each pass that was computed by the models' own code, without a graph."""
-    seen: list[int] = []
-    own = engine.paged_forward
-
-    def counted(model: Any, pool: Any, batch: gr.RaggedBatch, *arguments: Any) -> torch.Tensor:
-        seen.append(len(batch.ids))
-        return own(model, pool, batch, *arguments)
-
-    monkeypatch.setattr(engine, "paged_forward", counted)
-    return seen
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_drafts_are_verified_by_replays(
-    device: str, recorders: list[CountingRecorder], eager_tokens: list[int]
-) -> None:
-    """Also what catches up, and prompts of up to so many tokens: no pass is eager."""
-    model = pair_of("qwen3").small
-    prompts = hf_pairs.raw_prompts((23, 5, 41))
-    for models in (None, (model, model)):
-        plain = routed(device, models=models, temperature=0.8, execution="eager")
-        drafting = routed(device, models=models, temperature=0.8, drafts=4)
-        for seed in (5, 6):
-            want = written(plain.generate(prompts, seeds=seed))
-            eager_tokens.clear()
-            results = drafting.generate(prompts, seeds=seed)
-            assert written(results) == want
-            assert eager_tokens == []
-            assert sum(result.counts["small"].drafted for result in results) > 10
-    assert sum(result.counts["small"].accepted for result in results) > 10
-    assert recorders[0].replays > 10
-    several = [size for size in graphs_of(drafting)["large"].captured if size.most_tokens > 1]
-    assert any(size.wanted == size.tokens for size in several)  # the logits of all drafts
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_long_pieces_are_eager(
-    device: str,
-    recorders: list[CountingRecorder],
-    eager_tokens: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Prompts beyond the largest size, and pieces that see many keys, which run apart."""
-    prompts = hf_pairs.raw_prompts((270, 40, 9))
-    want = written(routed(device, execution="eager").generate(prompts))
-    eager_tokens.clear()
-    assert written(routed(device).generate(prompts)) == want
-    assert len(eager_tokens) == 2  # the longest prompt, once a model; the others are replays
-    assert all(270 <= tokens < 280 for tokens in eager_tokens)
-    monkeypatch.setattr(sizes, "MOST_SEEN", 40 * 40 - 1)
-    monkeypatch.setattr(pass_groups, "MOST_SEEN", 40 * 40 - 1)
-    eager_tokens.clear()
-    assert written(routed(device).generate(prompts)) == want
-    assert sum(tokens >= 40 for tokens in eager_tokens) == len(eager_tokens)
-    assert sum(eager_tokens) >= 2 * (270 + 40)  # two prompts of each model
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_sizes_that_were_not_asked_for_longest_go(
-    device: str, recorders: list[CountingRecorder], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pass_graphs, "_MOST_SIZES", 2)
-    prompts = hf_pairs.raw_prompts((23, 5, 41, 12))
-    eager, model = routed(device, execution="eager"), routed(device, drafts=2)
-    assert written(model.generate(prompts)) == written(eager.generate(prompts))
-    for graphs in graphs_of(model).values():
-        assert len(graphs._buckets) == 2
-    kept = sum(len(graphs.captured) for graphs in graphs_of(model).values())
-    assert len(recorders[0].rows) > kept
-    assert recorders[0].replays > 3
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3", "hybrid"])

@@ -131,7 +131,7 @@ class RoutedModel:
 
         Warns:
             RuntimeWarning: ``engine="auto"`` falls back, or models are where no step can run. In
-                a run: a model's decode passes cannot be captured.
+                a run: a model's passes cannot be captured.
         """
         check_options(**locals())
         self.config = config or RouterConfig()

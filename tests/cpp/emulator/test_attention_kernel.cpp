@@ -293,6 +293,17 @@ TEST(AttentionKernel, EqualsTheCpuForGroupsWindowsAndCaps) {
   }
 }
 
+// Several blocks a sequence, and more sequences than a warp looks at together.
+TEST(AttentionKernel, EqualsTheCpuForManySequences) {
+  std::uint64_t seed = 300;
+  for (const std::int32_t group : {3, 12, 16}) {
+    std::vector<Span> spans;
+    for (std::int32_t i = 0; i < 70; ++i)
+      spans.push_back({4 + i % 5, 1 + (group == 3 ? i % 4 : 0)});
+    expect_exact({group, 1, 16, 8, DataType::kFloat32, {0.3f, 0, 0.0f}, spans}, ++seed);
+  }
+}
+
 // Chunks within a page, over pages and over chunks of the kernel; with a window, too. Tokens of one
 // pass on both sides of a cut.
 TEST(AttentionKernel, EqualsTheCpuInChunks) {

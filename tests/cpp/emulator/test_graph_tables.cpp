@@ -163,6 +163,32 @@ TEST(GraphTables, PaddedRaggedPassesHaveTheBitsOfTheOthers) {
   }
 }
 
+// A warp looks for the sequence of its rows among 32 at a time.
+TEST(GraphTables, ManySequencesHaveTheBitsOfTheOthers) {
+  std::vector<std::int32_t> lengths, counts;
+  for (std::int32_t i = 0; i < 70; ++i) {
+    lengths.push_back(1 + i % 9);
+    counts.push_back(1 + i % 3);
+  }
+  Sequences plain(lengths), padded(lengths);
+  const RaggedBatch batch = plain.next(counts);
+  const RaggedBatch same = padded.next(counts);
+  const auto all = static_cast<std::int32_t>(batch.ids.size());
+  Tables tables(padded.pool, {0, all + 9, 72, batch.table_width, 70, 8, kHeads});
+  HeadsTensor keys = states(all + 9, 1), queries = states(all + 9, kHeads);
+  HeadsTensor want(3, {1, all, kHeads, kSize}, DataType::kFloat32);
+  HeadsTensor got(4, {1, all + 9, kHeads, kSize}, DataType::kFloat32);
+  HeadsView few = keys.cpu_view(0), few_queries = queries.cpu_view(0);
+  few.tokens = few_queries.tokens = all;
+  append_kv(*plain.pool, {0}, batch, few, few);
+  paged_attention(*plain.pool, 0, batch, {}, few_queries, want.cpu_view(0));
+  tables.own.fill(same, same.last_rows, nullptr);
+  tables.own.append(0, keys.cpu_view(0), keys.cpu_view(0), nullptr);
+  tables.own.attend(0, {}, queries.cpu_view(0), got.cpu_view(0), tables.scratch.as<float>(),
+                    nullptr);
+  EXPECT_EQ(values(got, all), values(want, all));
+}
+
 TEST(GraphTables, ACaptureLaunchesKernelsOnly) {
   const std::vector<std::int32_t> lengths{5};
   Sequences sequences(lengths);

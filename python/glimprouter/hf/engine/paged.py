@@ -16,9 +16,10 @@ from glimprouter.hf.attention.stateful import rows_together, stateful_forward
 from glimprouter.hf.engine.arena_plan import ArenaPlan
 from glimprouter.hf.engine.base import Engine
 from glimprouter.hf.engine.kept_pool import KeptPool
-from glimprouter.hf.engine.pass_groups import Piece, bounded, grouped
+from glimprouter.hf.engine.pass_groups import bounded, grouped
 from glimprouter.hf.graphs.compiled import CompiledForward
 from glimprouter.hf.graphs.pass_graphs import PassGraphs
+from glimprouter.hf.graphs.sizes import Piece
 from glimprouter.hf.pair.devices import default_arena_bytes
 from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.pair.translation import Translation
@@ -98,7 +99,7 @@ class PagedEngine(Engine):
             device: Where the pages lie: beside the models.
             spare_rows: Whether more sequences may come, forks or loaded ones: ``max_sequences`` as
                 long as the longest are planned for then.
-            kept: Where the pool comes from, with graphs of decode passes; None for a pool of its
+            kept: Where the pool comes from, with graphs of passes; None for a pool of its
                 own, and no graphs.
             fused: Layers that eager passes compute in their fused form, by the model's name; none
                 of a model that is not named.
@@ -254,13 +255,14 @@ class PagedEngine(Engine):
             yield from self._rows_together(model, records, states)
             return
         index = MODELS.index(model)
-        replays = model in self._graphs and self._graphs[model].refused is None
+        graphs = self._graphs.get(model)
+        rule = None if graphs is None or graphs.refused is not None else graphs.rule
         pieces = {place: Piece(tokens, 0) for place, tokens in unseen.items()}
-        if replays:  # nobody else asks how long sequences are
+        if rule is not None:  # nobody else asks how long sequences are
             for place, piece in pieces.items():
                 length = self._cache.length(index, self._sequences[place])
                 pieces[place] = piece._replace(length=length)
-        yield from grouped(records, pieces, device=self._device, replays=replays)
+        yield from grouped(records, pieces, device=self._device, replayed=rule)
 
     def _rows_together(
         self, model: str, records: Sequence[SequenceRecord], states: SequenceStates

@@ -1,1 +1,1 @@
-"""Forward passes that are compiled, and decode passes that are captured and replayed."""
+"""Forward passes that are compiled, or captured and replayed."""

@@ -7,6 +7,7 @@ last are kept.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from glimprouter.hf.attention.paged import paged_forward
 from glimprouter.hf.attention.stateful import stateful_forward
 from glimprouter.hf.graphs.fixed_pass import CompiledCall, FixedPass
 from glimprouter.hf.graphs.recorders import Recorder, Recording
-from glimprouter.hf.graphs.sizes import PassSize, size_of
+from glimprouter.hf.graphs.sizes import PassSize, SizeRule
 from glimprouter.hf.graphs.stateful_pass import StatefulDecodePass
 from glimprouter.hf.state.sequences import SequenceStates, StateMove
 from glimprouter.hf.state.slots import StateSlots
@@ -54,6 +55,7 @@ class PassGraphs:
     Hooks on the model see the first passes of a size only, not the replays.
 
     Attributes:
+        rule: Which passes have a size; narrower once there was no memory for one.
         refused: Why the model cannot be captured; None while it can.
         out_of_memory: Whether that was for want of memory, which another run may have.
     """
@@ -83,13 +85,14 @@ class PassGraphs:
             slots: Of the model's states; None where it keeps keys and values only.
             fused: Layers that the model's own code computes in their fused form; None for none.
         """
+        heads = model.config.get_text_config().num_attention_heads
+        self.rule = SizeRule.of(pool.layout(index), heads, max_sequences)
         self.refused: str | None = None
         self.out_of_memory = False
         self._name = name
         self._model = model
         self._pool = pool
         self._index = index
-        self._max_sequences = max_sequences
         self._recorder = recorder
         self._compiled = compiled
         self._slots = slots
@@ -134,7 +137,8 @@ class PassGraphs:
             Exception: Whatever the model's code raises, also eagerly.
 
         Warns:
-            RuntimeWarning: The model cannot be captured: it is computed eagerly from now on.
+            RuntimeWarning: The model cannot be captured, or there is no memory for passes of that
+                size: they are computed eagerly from now on.
         """
         count = len(wanted)
         try:
@@ -144,7 +148,7 @@ class PassGraphs:
             with states.moving(sequences, lengths, 1, keep) as move:
                 return self._compute(batch, wanted, move)[:count]
         except Exception as error:  # whatever a model's code does that a graph cannot hold
-            self._refuse(error)
+            self._refuse(error, self._size_of(batch, count))
         # Keys and values of a pass that broke off are written again, to the same slots.
         if states is None:
             return paged_forward(self._model, self._pool, batch, self._fused, wanted)
@@ -186,10 +190,7 @@ class PassGraphs:
         return bucket.recording.result
 
     def _size_of(self, batch: RaggedBatch, num_wanted: int) -> PassSize | None:
-        if self.refused is not None:
-            return None
-        page_size = self._pool.layout(self._index).page_size
-        return size_of(batch, num_wanted, page_size, self._max_sequences)
+        return None if self.refused is not None else self.rule.size_of(batch, num_wanted)
 
     def _bucket_of(self, batch: RaggedBatch, num_wanted: int) -> _Bucket:
         size = self._size_of(batch, num_wanted)
@@ -206,13 +207,23 @@ class PassGraphs:
         self._buckets[size] = bucket
         return bucket
 
-    def _refuse(self, error: Exception) -> None:
+    def _refuse(self, error: Exception, size: PassSize | None) -> None:
+        """No graphs any more; where a large size found no memory, none as large."""
         reason = str(error).split("\n", 1)[0]
-        self.refused = f"{type(error).__name__}: {reason}"
-        self.out_of_memory = isinstance(error, torch.OutOfMemoryError)
-        self._buckets.clear()
+        which = ""
+        if isinstance(error, torch.OutOfMemoryError) and size is not None and size.most_tokens > 1:
+            token_pages = size.tokens * size.pages
+            which = f" of {size.tokens} tokens or more"
+            self.rule = dataclasses.replace(self.rule, most_token_pages=token_pages - 1)
+            for own in [s for s in self._buckets if s.most_tokens > 1]:
+                if own.tokens * own.pages >= token_pages:
+                    del self._buckets[own]
+        else:
+            self.refused = f"{type(error).__name__}: {reason}"
+            self.out_of_memory = isinstance(error, torch.OutOfMemoryError)
+            self._buckets.clear()
         warnings.warn(
-            f"passes of the {self._name} model are computed eagerly, not as graphs:"
+            f"passes{which} of the {self._name} model are computed eagerly, not as graphs:"
             f' {reason}; execution="eager" asks for that',
             RuntimeWarning,
             stacklevel=2,
