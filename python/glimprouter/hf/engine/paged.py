@@ -254,11 +254,12 @@ class PagedEngine(Engine):
             yield from self._rows_together(model, records, states)
             return
         index = MODELS.index(model)
-        pieces = {
-            place: Piece(tokens, self._cache.length(index, self._sequences[place]) if replays else 0)
-            for place, tokens in unseen.items()
-        }
         replays = model in self._graphs and self._graphs[model].refused is None
+        pieces = {place: Piece(tokens, 0) for place, tokens in unseen.items()}
+        if replays:  # nobody else asks how long sequences are
+            for place, piece in pieces.items():
+                length = self._cache.length(index, self._sequences[place])
+                pieces[place] = piece._replace(length=length)
         yield from grouped(records, pieces, device=self._device, replays=replays)
 
     def _rows_together(
