@@ -26,7 +26,7 @@ FAMILIES = ("qwen3", "gemma2", "gemma3")
 pytestmark = [
     pytest.mark.device,
     pytest.mark.needs_device,
-    pytest.mark.filterwarnings("error:decode passes of the:RuntimeWarning"),
+    pytest.mark.filterwarnings("error:passes of the:RuntimeWarning"),
 ]
 
 
