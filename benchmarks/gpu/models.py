@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 VOCABULARY = 151_936
-# Shapes of Qwen3-4B and Qwen3-32B (their published configurations), and a toy for smoke tests.
+# Shapes of Qwen3-4B, 8B and 32B (their published configurations), and toys for smoke tests.
 SHAPES: dict[str, dict[str, Any]] = {
     "toy": {
         "hidden_size": 64,
@@ -19,9 +19,36 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 32,
         "vocab_size": 2048,
     },
+    "toy pair, small": {
+        "hidden_size": 1024,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "vocab_size": 4096,
+    },
+    "toy pair, large": {
+        "hidden_size": 1024,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "vocab_size": 4096,
+    },
     "4B": {
         "hidden_size": 2560,
         "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": VOCABULARY,
+    },
+    "8B": {
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
         "num_hidden_layers": 36,
         "num_attention_heads": 32,
         "num_key_value_heads": 8,

@@ -1,31 +1,40 @@
 """Everything that needs a GPU, in one run: `python benchmarks/gpu/suite.py --json FILE`.
 
-`--device cpu --smoke` runs the same code on toys, to find out whether it runs at all.
+`--device cpu --smoke` runs the same code on toys, to find out whether it runs at all. With
+`--seconds` what does not fit any more is left out, and the result says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import gc
 import json
+import math
 import os
 import subprocess
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import decode
 import fused_op
 import hybrid
 import kv_pages
-import routed_loop
+import product
+import static_generate
 import torch
+from budget import Budget
 from clock import Clock
+from models import VOCABULARY
 
 from glimprouter.bench.harness import describe_machine
 from glimprouter.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
-LARGE_MEMORY = 90 << 30  # bytes that both models and their caches need side by side
+LARGE_MEMORY = 110 << 30  # bytes that 4B and 32B with their caches need side by side
 
 
 def _commit() -> str:
@@ -50,25 +59,107 @@ def _describe(device: torch.device) -> dict[str, Any]:
     return machine
 
 
-def parts(clock: Clock, smoke: bool) -> dict[str, Callable[[], Any]]:
-    """The measurements by name, in the order in which they run."""
-    if smoke:
-        return {
-            "fused_op": lambda: fused_op.run(clock, 3000, (1, 4)),
-            "kv_pages": lambda: kv_pages.run(clock, "toy", (64,), (1, 3)),
-            "decode": lambda: decode.run(clock, ("toy",), 16, 6),
-            "routed_loop": lambda: routed_loop.run(clock, "toy", "toy", 4),
-            "hybrid": lambda: hybrid.run(clock, "toy", (1, 2)),
-        }
-    large = "32B" if torch.cuda.get_device_properties(0).total_memory > LARGE_MEMORY else "4B"
+class Part(NamedTuple):
+    """One measurement.
+
+    Attributes:
+        run: Measures within a budget; told of the report so far, and whom to tell of its own.
+        seconds: That it takes, about, on an H200: where fewer are left, it is left out.
+        reserved: Whether the parts before it leave it that time.
+        claim: Seconds that it may take though nothing is left for those behind it.
+    """
+
+    run: Callable[[Budget, Mapping[str, Any], product.Keep], Any]
+    seconds: float = 0.0
+    reserved: bool = True
+    claim: float = 0.0
+
+
+def _plain(run: Callable[[], Any], seconds: float = 0.0, *, reserved: bool = True) -> Part:
+    """A part that asks for no budget."""
+    return Part(lambda *_: run(), seconds, reserved)
+
+
+def toys(clock: Clock) -> dict[str, Part]:
+    """The measurements by name, as short as they can be."""
+    pair, sizes = ("toy pair, small", "toy pair, large"), (4,)
     return {
-        "fused_op": lambda: fused_op.run(clock, 151_936),
-        "kv_pages": lambda: kv_pages.run(clock, "4B", (512, 4096, 16_384), (1, 16, 64)),
-        "decode": lambda: decode.run(clock, ("4B", "32B"), 512, 48),
-        "routed_loop": lambda: routed_loop.run(clock, "4B", large, 16),
-        "hybrid": lambda: hybrid.run(clock, "2B", (1, 16)),
-        "decode_compiled": lambda: decode.run(clock, ("4B",), 512, 48, decode.COMPILED),
+        "product": Part(lambda budget, _, keep: product.run(clock, pair, sizes, budget, keep)),
+        "decode": _plain(lambda: decode.run(clock, ("toy",), 16, 6)),
+        "kv_pages": _plain(lambda: kv_pages.run(clock, "toy", (64,), (1, 3))),
+        "fused_op": _plain(lambda: fused_op.run(clock, 3000, (1, 4))),
+        "hybrid": _plain(lambda: hybrid.run(clock, "toy", (1, 2))),
+        "generate_static": Part(
+            lambda budget, report, _: static_generate.run(
+                clock, pair[1], sizes, 6, budget, report.get("product")
+            )
+        ),
     }
+
+
+def parts(clock: Clock) -> dict[str, Part]:
+    """The measurements by name, those that matter most first."""
+    memory = torch.cuda.get_device_properties(clock.device).total_memory
+    pair = ("4B", "32B" if memory > LARGE_MEMORY else "8B")
+    contexts, batches = (512, 4096, 16_384), (1, 16, 64)
+    return {
+        "product": Part(
+            lambda budget, _, keep: product.run(clock, pair, (64, 1, 16, 4), budget, keep),
+            60,
+            claim=150,
+        ),
+        "decode": _plain(lambda: decode.run(clock, pair, 512, 48), 75),
+        "kv_pages": _plain(lambda: kv_pages.run(clock, "4B", contexts, batches), 15),
+        "fused_op": _plain(lambda: fused_op.run(clock, VOCABULARY), 25),
+        "hybrid": _plain(lambda: hybrid.run(clock, "2B", (1, 16)), 20),
+        "generate_static": Part(
+            lambda budget, report, _: static_generate.run(
+                clock, pair[1], (1, 16), 64, budget, report.get("product")
+            ),
+            60,
+            reserved=False,
+        ),
+        "decode_compiled": _plain(
+            lambda: decode.run(clock, pair[:1], 512, 48, decode.COMPILED), 90, reserved=False
+        ),
+    }
+
+
+def measure(
+    measurements: Mapping[str, Part], budget: Budget, report: dict[str, Any], file: Path
+) -> list[str]:
+    """Runs some parts and writes the report whenever something was added to it.
+
+    Returns:
+        The parts that failed.
+    """
+    failed = []
+
+    def write(name: str, found: Any) -> None:
+        report[name] = found
+        write_atomically(file, json.dumps(report, indent=2, default=str) + "\n")
+
+    waiting = dict(measurements)
+    for name, part in measurements.items():
+        del waiting[name]
+        start = time.perf_counter()
+        if refusal := budget.refusal(part.seconds):
+            write(name, {"left_out": refusal})
+            continue
+        later = sum(other.seconds for other in waiting.values() if other.reserved)
+        own = budget.share(max(part.seconds, part.claim, budget.left - later))
+        try:
+            write(name, part.run(own, report, functools.partial(write, name)))
+        except Exception as error:  # what was measured and what is left must not be lost
+            failure = f"{type(error).__name__}: {error}"
+            write(name, {**report.get(name, {}), "failed": failure})
+            failed.append(name)
+        print(json.dumps({name: report[name]}, indent=1, default=str), flush=True)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        gc.collect()  # models and graphs of the part
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return failed
 
 
 def main() -> None:
@@ -78,24 +169,20 @@ def main() -> None:
     parser.add_argument("--device", default="cuda:0", help="of torch (default: cuda:0)")
     parser.add_argument("--smoke", action="store_true", help="toys, a few seconds")
     parser.add_argument("--part", action="append", help="only this measurement; may be repeated")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="what does not fit is left out"
+    )
     options = parser.parse_args()
+    budget = Budget(options.seconds)
     device = torch.device(options.device)
     clock = Clock(device, repeats=3 if options.smoke else 30, copies=2 if options.smoke else 20)
     report: dict[str, Any] = {"machine": _describe(device)}
-    failed = []
-    measurements = parts(clock, options.smoke)
+    measurements = toys(clock) if options.smoke else parts(clock)
     chosen = options.part or list(measurements)
     if unknown := set(chosen) - set(measurements):
         parser.error(f"--part {sorted(unknown)[0]}: the parts are {', '.join(measurements)}")
-    for name in chosen:
-        try:
-            report[name] = measurements[name]()
-        except (RuntimeError, ValueError, ImportError) as error:
-            report[name] = {"failed": f"{type(error).__name__}: {error}"}
-            failed.append(name)
-        write_atomically(options.json, json.dumps(report, indent=2, default=str) + "\n")
-        print(json.dumps({name: report[name]}, indent=1, default=str), flush=True)
-    if failed:
+    chosen_parts = {name: measurements[name] for name in chosen}
+    if failed := measure(chosen_parts, budget, report, options.json):
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
