@@ -13,7 +13,7 @@ import torch
 import hf_pairs
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.attention import layers
-from glimprouter.hf.engine import paged
+from glimprouter.hf.engine import pass_groups
 from glimprouter.hf.engine.base import Engine
 from glimprouter.hf.run.passes import ModelPasses
 from glimprouter.hf.run.sequences import RunSequences
@@ -257,7 +257,7 @@ def test_an_interrupt_anywhere_loses_nothing_without_a_word(
 
 def test_passes_of_a_plan_whose_drafts_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan of many passes is void once a call between two events has taken drafts back."""
-    monkeypatch.setattr(paged, "_MAX_BATCH_TOKENS", 1)
+    monkeypatch.setattr(pass_groups, "_MOST_TOKENS", 1)
     pair = agreeing_pair()
     want = outcome(pair.routed(route="large").generate(pair.prompts))
     run = pair.routed(drafts=4, route="large").stream(pair.prompts)

@@ -9,7 +9,7 @@ from glimprouter.hf.attention.gathered import MANY_TOKENS
 from glimprouter.hf.graphs.sizes import MOST_SEEN, MOST_TOKENS, seen_by_long
 from glimprouter.hf.sequence.record import SequenceRecord
 
-_MOST_TOKENS = 4096  # of one forward pass: bounds the memory of its activations
+_MOST_TOKENS = 4096  # of one eager pass: bounds the memory of its activations
 # So many replays are faster than one eager pass over all of their tokens, which Python launches.
 _REPLAYS_FOR_ONE = 2
 
@@ -55,7 +55,7 @@ def grouped(
 def bounded(
     records: Sequence[SequenceRecord],
     pieces: Mapping[int, Piece],
-    most_tokens: int = _MOST_TOKENS,
+    most_tokens: int | None = None,
     most_seen: int | None = None,
 ) -> Iterator[list[SequenceRecord]]:
     """Groups that keep to bounds, or of one sequence.
@@ -63,16 +63,17 @@ def bounded(
     Args:
         records: Sequences, in order.
         pieces: By the index of the sequence.
-        most_tokens: New ones of a group.
+        most_tokens: New ones of a group; None for the most of an eager pass.
         most_seen: Keys that its long pieces see (:func:`seen_by_long`); None for any number.
     """
+    most = _MOST_TOKENS if most_tokens is None else most_tokens
     group: list[SequenceRecord] = []
     tokens = seen = 0
     for record in records:
         piece = pieces[record.index]
         tokens += piece.tokens
         seen += seen_by_long(*piece)
-        if group and (tokens > most_tokens or (most_seen is not None and seen > most_seen)):
+        if group and (tokens > most or (most_seen is not None and seen > most_seen)):
             yield group
             group, tokens, seen = [], piece.tokens, seen_by_long(*piece)
         group.append(record)
