@@ -18,6 +18,7 @@ from device_pairs import DEVICES, pair_of, written
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.attention.gathered import gathered_attention, gathers
 from glimprouter.hf.pair.devices import choose_device, torch_device
+from glimprouter.policies import EntropyThreshold, RandomShare
 from glimprouter.torch import AttentionOptions
 
 ENTROPY_TOLERANCE = 1e-3  # prompts are attended by torch there, by our kernel here
@@ -102,6 +103,21 @@ def test_forked_rewound_and_saved_there(device: str) -> None:
     results = {event.sequence: event.result for event in run if event.result is not None}
     resumed = [event.result for event in model.resume([saved]) if event.result is not None]
     assert written([results[0], results[twin], *resumed]) == [want] * 3
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+@pytest.mark.parametrize("engine", ["gather", "paged"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_policy_decides_there_as_the_router_does(device: str, engine: str, drafts: int) -> None:
+    pair = pair_of("qwen3")
+    model = routed("qwen3", device, engine, drafts, threshold=pair.threshold)
+    want = written(model.generate(pair.prompts))
+    model.policy = EntropyThreshold(pair.threshold)
+    assert written(model.generate(pair.prompts)) == want
+    model.policy = RandomShare(0.5)
+    first = written(model.generate(pair.prompts))
+    assert first != want
+    assert written(model.generate(pair.prompts)) == first
 
 
 @pytest.mark.parametrize("window", [0, 1, 9, 40, 500])

@@ -11,6 +11,7 @@ import glimprouter
 import glimprouter.calibration
 import glimprouter.hf
 import glimprouter.kv
+import glimprouter.policies
 import glimprouter.torch
 import glimprouter.trace
 
@@ -21,6 +22,7 @@ MODULES = (
     glimprouter.calibration,
     glimprouter.hf,
     glimprouter.kv,
+    glimprouter.policies,
     glimprouter.torch,
     glimprouter.trace,
 )

@@ -193,6 +193,18 @@ def test_tau(taus: list[float], threshold: float, remark: str, lines: int) -> No
     assert len(with_class(root, "path", "tau")) == lines
 
 
+def test_a_policy_has_a_name_and_no_line() -> None:
+    """The name comes from a file: it is escaped."""
+    written = [step(i, threshold=math.nan) for i in range(2)]
+    root = parsed(trace_to_html(trace(steps=written, threshold=math.nan, policy="<b>Coin</b>")))
+    assert words(next(root.iter("figcaption"))).endswith("policy <b>Coin</b>")
+    facts = dict(zip(root.iter("dt"), root.iter("dd"), strict=True))
+    named = {words(name): words(value) for name, value in facts.items()}
+    assert named["policy"] == "<b>Coin</b>"
+    assert "tau" not in named
+    assert not with_class(root, "path", "tau")
+
+
 def test_steps_without_a_glimpse() -> None:
     """In a lane of their own below the axis, and counted."""
     written = [step(0, "large", entropy=None), step(1), step(2, "large", entropy=None)]

@@ -19,6 +19,7 @@ from glimprouter.trace.published_client import TraceFormat, read_any_trace, thre
 from glimprouter.trace.totals import (
     Totals,
     TraceTotals,
+    deciding_rule,
     format_share,
     settings_recorded,
     unfinished_reason,
@@ -106,7 +107,7 @@ def _print_totals(console: Console, trace: Trace) -> None:
     for line in lines:
         console.print(line, soft_wrap=True)
     seconds = f" in {totals.seconds:.2f} s" if totals.seconds else ""
-    settings = f"; tau = {trace.threshold:g} nats, seed {trace.seed}"
+    settings = f"; {render.one_line(deciding_rule(trace))}, seed {trace.seed}"
     console.print(
         f"{trace.total_tokens} tokens{seconds}; ended by: {render.one_line(trace.end_reason)}"
         + (settings if settings_recorded(trace) else ""),

@@ -32,12 +32,13 @@ from glimprouter.hf.pair.translation import Translation
 from glimprouter.hf.run.begin import begin_records
 from glimprouter.hf.run.drafting import drafting_of
 from glimprouter.hf.run.loop import Loop
-from glimprouter.hf.run.options import check_options
+from glimprouter.hf.run.options import check_options, run_config
 from glimprouter.hf.run.run import Run
 from glimprouter.hf.run.sequences import RunPair, RunSequences
 from glimprouter.hf.sequence.events import Result
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.saved import SavedSequence, pair_description
+from glimprouter.policies import Policy
 from glimprouter.router import StepRouter
 
 
@@ -72,6 +73,7 @@ class RoutedModel:
         state_snapshots: int = 2,
         execution: Literal["auto", "eager", "graphs", "compiled"] = "auto",
         drafts: int | Literal["auto"] = "auto",
+        policy: Policy | None = None,
         device: str | None = None,
     ) -> None:
         """Checks that the pair fits together.
@@ -107,18 +109,19 @@ class RoutedModel:
                 (recurrent layers, windows), >= 0: a rewind goes on from one of them.
             execution: How forward passes over pages run. ``"eager"``: by the models' own code.
                 ``"graphs"``: passes of up to 256 tokens on a device (of models with states: of one
-                token a sequence) are captured once for each size, and replayed, also in later
-                runs, for which pages and graphs are kept; hooks on the models do not see replays.
-                ``"compiled"``: by ``torch.compile``, on the CPU all of them, on a device those that
-                are captured. That is done here, in seconds to minutes, on the CPU for the number of
-                threads that torch has now; logits differ from the eager ones by rounding.
-                ``"auto"``: graphs where both models are on pages of one device, else eager. The
-                attribute of this name says what was chosen.
+                token a sequence) are captured once for each size, and replayed, in later runs, too;
+                hooks on the models do not see replays. ``"compiled"``: by ``torch.compile``, on the
+                CPU all of them, on a device those that are captured. That takes seconds to minutes
+                here, and is for the number of threads that torch has now; logits differ from the
+                eager ones by rounding. ``"auto"``: graphs where both models are on pages of one
+                device, else eager. The attribute of this name says what was chosen.
             drafts: How many tokens the small model may draft for a sequence that waits for the
                 large one, which then verifies them in one pass: 0 to 16. They change no token but
                 by the rounding of other passes. ``"auto"`` drafts while it pays by the clock (none
-                where a model keeps a state that cannot be cut), so that two runs may differ by such
+                where a model keeps a state that cannot be cut), so two runs may differ by such
                 rounding; with a number their passes are the same.
+            policy: Who decides about steps (:mod:`glimprouter.policies`), where ``route`` and
+                ``first_steps_large`` do not; None: the threshold. Later runs follow the attribute.
             device: Where steps run and pages lie, one of ``build_info()["devices"]``: None for
                 where the models are; ``"cpu"`` copies the logits of models that are elsewhere.
 
@@ -141,6 +144,7 @@ class RoutedModel:
         self.max_sequences = max_sequences
         self.on_invalid = on_invalid
         self.kv_memory_bytes = kv_memory_bytes
+        self.policy = policy
         tokenizers = (self.tokenizer, self.large_tokenizer)
         boundaries = boundaries_of(
             tokenizers, (small, large), eos_token_ids, formats_of(thinking, tokenizers)
@@ -299,9 +303,7 @@ class RoutedModel:
         stream_tokens: bool,
     ) -> Run:
         check_prompts(prompts)
-        config = self.config.replace(**overrides)
-        if config.route == "manual":
-            raise ValueError('route="manual" needs your own loop around StepRouter')
+        config = run_config(self.config, overrides, self.policy)
         tokenizers = {"small": self.tokenizer, "large": self.large_tokenizer}
         records, own = begin_records(
             encode_prompts(prompts, tokenizers, template_options),
@@ -310,6 +312,7 @@ class RoutedModel:
             (self.boundary, self.large_boundary),
             self._contexts,
             self._record_options(stream_tokens),
+            self.policy.name if self.policy and config.route == "auto" else None,
         )
         options = [{**overrides, **each} for each in own]
         return Run(self._loop(records, stream_tokens), records, options)
@@ -361,6 +364,7 @@ class RoutedModel:
             contexts=self._contexts,
             translation=self.translation,
             record=load_record,
+            policy=self.policy.name if self.policy else None,
         )
         rows = self.max_sequences
         with exclusive(self.small, self.large):  # graphs and pages may be those of other runs
@@ -379,6 +383,7 @@ class RoutedModel:
             max_sequences=rows,
             raise_on_invalid=self.on_invalid == "raise",
             drafting=self.drafting,
+            policy=self.policy,
         )
 
     @property

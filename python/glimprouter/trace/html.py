@@ -13,6 +13,7 @@ from glimprouter.trace.record import Trace, TraceStep
 from glimprouter.trace.totals import (
     Totals,
     TraceTotals,
+    deciding_rule,
     format_share,
     settings_recorded,
     unfinished_reason,
@@ -180,6 +181,8 @@ def _threshold_remark(trace: Trace) -> str:
     """What the dashed line is, or why there is none."""
     if not settings_recorded(trace):
         return "tau is not recorded"
+    if trace.policy is not None:
+        return escape(deciding_rule(trace))
     if math.isinf(trace.threshold):
         return "tau is infinite: no entropy is above it"
     if any(step.threshold != trace.threshold for step in trace.steps):
@@ -259,8 +262,9 @@ def _totals_table(trace: Trace, totals: TraceTotals) -> str:
 def _facts(trace: Trace) -> str:
     facts = [("ended by", _end(trace.end_reason))]
     if settings_recorded(trace):
+        tau = "infinite" if math.isinf(trace.threshold) else f"{trace.threshold:g} nats"
         facts += [
-            ("tau", "infinite" if math.isinf(trace.threshold) else f"{trace.threshold:g} nats"),
+            ("tau", tau) if trace.policy is None else ("policy", escape(trace.policy)),
             ("seed", f"{trace.seed} (substream {trace.substream})"),
             ("thinking budget", _counted(trace.think_limit, "token")),
         ]

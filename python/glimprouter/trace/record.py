@@ -25,7 +25,9 @@ _HEADER = (
     "think_limit",
     "answer_limit",
     "derived_limits",
+    "policy",
 )
+_LATER = {"answer_drafted", "policy"}  # fields that older files of this version lack
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,13 @@ class Trace:
         prompt: The user's message as text, or None for raw ids.
         seed: Seed of the run.
         substream: Random key of the sequence.
-        threshold: tau in nats; NaN where the file that was read holds none.
+        threshold: tau in nats; NaN where the file that was read holds none, or a policy decided.
         think_limit: Budget of thinking tokens in force.
         answer_limit: Budget of answer tokens in force.
         derived_limits: Which of the two nobody set, so that they follow the models' contexts:
             ``"think"``, ``"answer"``.
+        policy: Name of the policy that decided (:mod:`glimprouter.policies`); None where the
+            threshold did.
         steps: The steps.
         answer: Text of the answer.
         answer_model: Who wrote it.
@@ -88,6 +92,7 @@ class Trace:
     think_limit: int = 0
     answer_limit: int = 0
     derived_limits: list[str] = field(default_factory=list)
+    policy: str | None = None
     steps: list[TraceStep] = field(default_factory=list)
     answer: str = ""
     answer_model: str = "large"
@@ -155,6 +160,7 @@ _TRACE_KINDS = {
     "think_limit": json_fields.COUNT,
     "answer_limit": json_fields.COUNT,
     "derived_limits": json_fields.TEXTS,
+    "policy": json_fields.TEXT_OR_NULL,
     "answer": json_fields.TEXT,
     "answer_model": json_fields.WRITER,
     "answer_tokens": json_fields.COUNT,
@@ -193,7 +199,7 @@ def parse_trace(text: str, name: str) -> Trace:
     if any(step.get("kind") != "step" for step in steps):
         raise ValueError(f"{name} is not a valid trace: a line between the ends is no step")
     values = {**_fields(header, {"schema_version"}), **_fields(end, {"num_steps"})}
-    if missing := sorted(set(_TRACE_KINDS) - {"answer_drafted"} - set(values)):
+    if missing := sorted(set(_TRACE_KINDS) - _LATER - set(values)):
         raise ValueError(f"{name} is not a valid trace: it lacks {missing[0]!r}")
     try:
         trace = Trace(**values, steps=[TraceStep(**_fields(step, set())) for step in steps])

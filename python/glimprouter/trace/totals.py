@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from glimprouter.trace.record import Trace, TraceStep
 
-__all__ = ["Totals", "TraceTotals", "format_share", "settings_recorded", "unfinished_reason"]
+__all__ = [
+    "Totals",
+    "TraceTotals",
+    "deciding_rule",
+    "format_share",
+    "settings_recorded",
+    "unfinished_reason",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +74,15 @@ def format_share(part: float, whole: float) -> str:
 
 
 def settings_recorded(trace: Trace) -> bool:
-    """Whether tau, seed and limits are known; files of the published client hold none of them."""
-    return not math.isnan(trace.threshold)
+    """Whether rule, seed and limits are known; files of the published client hold none of them."""
+    return trace.policy is not None or not math.isnan(trace.threshold)
+
+
+def deciding_rule(trace: Trace) -> str:
+    """What decided about the steps, as untrusted text: the policy's name, or tau."""
+    if trace.policy is not None:
+        return f"policy {trace.policy}"
+    return "tau is infinite" if math.isinf(trace.threshold) else f"tau = {trace.threshold:g} nats"
 
 
 def unfinished_reason(trace: Trace) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ def begin_records(
     boundaries: Sequence[StepBoundary],
     contexts: Mapping[str, int],
     record_options: Mapping[str, Any],
+    policy: str | None = None,
 ) -> tuple[list[SequenceRecord], list[dict[str, Any]]]:
     """A record for each prompt, and the options of ``StepRouter.open`` that are its own.
 
@@ -31,6 +33,7 @@ def begin_records(
         boundaries: Of the small and the large model.
         contexts: Positions of each model, by name.
         record_options: Fields of a record that the pair decides.
+        policy: Name of the policy that decides about steps; None where the threshold does.
 
     Raises:
         ValueError: A prompt that leaves no room, or nothing to write.
@@ -46,7 +49,8 @@ def begin_records(
             prompt=prompt.text,
             seed=seed,
             substream=index,
-            threshold=config.threshold,
+            threshold=config.threshold if policy is None else math.nan,
+            policy=policy,
             think_limit=budgets.think,
             answer_limit=budgets.answer,
             derived_limits=list(budgets.derived),
@@ -69,6 +73,7 @@ def begin_records(
                 "start": start,
                 "max_think_tokens": budgets.think,
                 "max_answer_tokens": budgets.answer,
+                **({} if policy is None else {"route": "manual"}),
             }
         )
     return records, options

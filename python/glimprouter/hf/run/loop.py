@@ -10,12 +10,14 @@ from glimprouter.hf.pair.locks import exclusive
 from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.run.drafted_turns import DraftedTurns, WaitingRow
 from glimprouter.hf.run.drafting import Drafting
-from glimprouter.hf.run.passes import ModelPasses, PlannedPass, Said
+from glimprouter.hf.run.passes import ModelPasses, PlannedPass
+from glimprouter.hf.run.said import Said
 from glimprouter.hf.run.sequences import RunSequences
 from glimprouter.hf.run.turns import WaitingTurns
 from glimprouter.hf.sequence.events import Event, Result, TokenCounts
 from glimprouter.hf.sequence.record import SequenceRecord, Signals
 from glimprouter.kv import OutOfPages
+from glimprouter.policies import Policy
 
 
 class Loop:
@@ -33,6 +35,7 @@ class Loop:
         max_sequences: int,
         raise_on_invalid: bool,
         drafting: Drafting | None = None,
+        policy: Policy | None = None,
     ) -> None:
         """Nothing is computed yet.
 
@@ -41,6 +44,7 @@ class Loop:
             max_sequences: In flight.
             raise_on_invalid: Whether invalid logits raise, or only end their sequence.
             drafting: How the small model drafts for the large one; None where it does not.
+            policy: Who decides about steps; None where the router does.
         """
         self.sequences = sequences
         self.unread: deque[Event] = deque()
@@ -51,7 +55,7 @@ class Loop:
         self._turns = WaitingTurns()
         self._drafted_turns = None if drafting is None else DraftedTurns(drafting.costs())
         most = 0 if drafting is None else drafting.most
-        self._computed = ModelPasses(sequences, max_sequences, most)
+        self._computed = ModelPasses(sequences, max_sequences, most, policy)
 
     def compute(self) -> None:
         """Computes until there is an unread event, or nothing left to do.

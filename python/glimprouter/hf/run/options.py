@@ -8,6 +8,7 @@ from glimprouter.config import RouterConfig, check_integer
 from glimprouter.hf.engine.choice import ENGINES, check_execution
 from glimprouter.hf.pair.thinking import check_thinking
 from glimprouter.hf.run.drafting import check_drafts
+from glimprouter.policies.base import check_policy
 
 
 def check_options(
@@ -21,6 +22,7 @@ def check_options(
     state_snapshots: Any = 0,
     drafts: Any = "auto",
     thinking: Any = "auto",
+    policy: Any = None,
     **_others: object,
 ) -> None:
     """Refuses what no pair could have, whatever else there is.
@@ -40,11 +42,44 @@ def check_options(
         raise ValueError(f'on_invalid must be "raise" or "end", got {on_invalid!r}')
     if config is not None and not isinstance(config, RouterConfig):
         raise TypeError(f"config must be a RouterConfig, got {type(config).__name__}")
-    if config is not None and config.route == "manual":
-        raise ValueError('route="manual" needs your own loop around StepRouter')
+    if config is not None:
+        _check_route(config)
     if not isinstance(max_sequences, int) or isinstance(max_sequences, bool):
         raise TypeError(f"max_sequences must be an integer, got {max_sequences!r}")
     if max_sequences < 1:
         raise ValueError(f"max_sequences must be >= 1, got {max_sequences}")
     check_drafts(drafts)
     check_thinking(thinking)
+    check_policy(policy)
+
+
+def run_config(config: RouterConfig, overrides: dict[str, Any], policy: Any) -> RouterConfig:
+    """The options of a run's sequences.
+
+    Args:
+        config: Of the pair.
+        overrides: Of this run.
+        policy: Of the pair; None where thresholds decide.
+
+    Raises:
+        TypeError: An option that is none, or of another type.
+        ValueError: One out of range, or a threshold beside a policy.
+    """
+    check_policy(policy)
+    own = config.replace(**overrides)
+    _check_route(own)
+    ignored = sorted({"threshold", "comparison"} & overrides.keys())
+    if policy is not None and own.route == "auto" and ignored:
+        raise ValueError(
+            f"{ignored[0]} would be ignored: the policy {policy.name} decides about steps; set"
+            " the RoutedModel's policy to None"
+        )
+    return own
+
+
+def _check_route(config: RouterConfig) -> None:
+    if config.route == "manual":
+        raise ValueError(
+            'route="manual" needs your own loop around StepRouter; a RoutedModel takes a policy'
+            " (glimprouter.policies)"
+        )

@@ -8,10 +8,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from glimprouter.glimpse import Status
+from glimprouter.hf.run.decisions import Decisions
+from glimprouter.hf.run.said import Said, read_entries
 from glimprouter.hf.run.sequences import RunSequences
-from glimprouter.hf.sequence.record import SequenceRecord, Signals
+from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.kv import OutOfPages
-from glimprouter.router import OutputField, Phase, Route
+from glimprouter.policies import Policy
+from glimprouter.router import OutputField, Phase, Route, StepOutputs
 
 
 class PlannedPass(NamedTuple):
@@ -28,24 +31,6 @@ class PlannedPass(NamedTuple):
     drafting: frozenset[int] = frozenset()
 
 
-class Said(NamedTuple):
-    """What the router said of one sequence of a pass.
-
-    Attributes:
-        model: Whose pass.
-        record: The sequence.
-        entries: Status and signals of each row of logits that counted, in order.
-        held: Drafts that held.
-        seconds: The sequence's share of the pass.
-    """
-
-    model: str
-    record: SequenceRecord
-    entries: list[tuple[Status, Signals]]
-    held: int
-    seconds: float
-
-
 class _Answer(NamedTuple):
     """What the outputs of the router are about, until they are read.
 
@@ -54,12 +39,14 @@ class _Answer(NamedTuple):
         records: In order.
         counts: Drafts that were verified of each.
         started: When the pass began.
+        outputs: Where they are.
     """
 
     model: str
     records: list[SequenceRecord]
     counts: list[int]
     started: float
+    outputs: StepOutputs
 
 
 class PassReport(NamedTuple):
@@ -85,13 +72,20 @@ class ModelPasses:
         said: Not told yet, in order.
     """
 
-    def __init__(self, sequences: RunSequences, max_sequences: int, most_drafts: int) -> None:
+    def __init__(
+        self,
+        sequences: RunSequences,
+        max_sequences: int,
+        most_drafts: int,
+        policy: Policy | None = None,
+    ) -> None:
         """Nothing is computed yet.
 
         Args:
             sequences: Sequences of the run.
             max_sequences: In flight.
             most_drafts: That may wait of a sequence; 0 for none.
+            policy: Who decides about steps; None where the router does.
         """
         self.said: deque[Said] = deque()
         self.most_drafts = most_drafts
@@ -99,6 +93,7 @@ class ModelPasses:
         router = sequences.router
         self._outputs = router.outputs(max_sequences * (1 + most_drafts), OutputField.NONE)
         self._drafted = router.outputs(max_sequences, OutputField.NONE)
+        self._decisions = None if policy is None else Decisions(router, policy, max_sequences)
         self._answer: _Answer | None = None
 
     def run(self, planned: PlannedPass) -> PassReport | None:
@@ -157,11 +152,12 @@ class ModelPasses:
         if places:
             stepping = [records[at] for at in places]
             own = logits if len(places) == len(records) else logits[places]
-            self._sequences.router.step("small", own, [r.row for r in stepping], self._outputs)
-            self._answer = _Answer("small", stepping, [0] * len(stepping), started)
+            out = self._outputs if self._decisions is None else self._decisions.glimpsed
+            self._sequences.router.step("small", own, [r.row for r in stepping], out)
+            self._answer = _Answer("small", stepping, [0] * len(stepping), started, out)
             self.hear()
             for at, said in zip(places, self.said, strict=True):
-                if said.entries[0][1].route == Route.LARGE:
+                if said.entries[-1][1].route == Route.LARGE:
                     said.record.drafts.clear()
                     if self._sequences.takes_draft(said.record, self.most_drafts):
                         drafted.append(at)
@@ -192,7 +188,7 @@ class ModelPasses:
             router.verify("large", logits, rows, counts, drafts, self._outputs)
         else:  # which is faster on a device
             router.step("large", logits, rows, self._outputs)
-        self._answer = _Answer("large", list(records), counts, started)
+        self._answer = _Answer("large", list(records), counts, started, self._outputs)
         self.hear()
         return self._written()
 
@@ -201,12 +197,17 @@ class ModelPasses:
         return sum(signals.token >= 0 for said in self.said for _, signals in said.entries)
 
     def hear(self) -> None:
-        """Makes what the router has answered ready to be told, once, also after an interrupt."""
+        """Makes what the router has answered ready to be told, once, also after an interrupt.
+
+        What a policy decides about it is among that.
+        """
         if self._answer is not None:
             self.said, self._answer = deque(self._said(self._answer)), None
+        if self._decisions is not None:
+            self._decisions.make(self.said)
 
     def _said(self, answer: _Answer) -> Iterator[Said]:
-        entries = self._entries(len(answer.records) + sum(answer.counts))
+        entries = read_entries(answer.outputs, len(answer.records) + sum(answer.counts))
         seconds = (time.perf_counter() - answer.started) / len(answer.records)
         at = 0
         for record, count in zip(answer.records, answer.counts, strict=True):
@@ -219,11 +220,3 @@ class ModelPasses:
             held = next(failed, min(len(tokens), count))
             record.drafts.room = reached[-1][1].room
             yield Said(answer.model, record, reached, held, seconds)
-
-    def _entries(self, count: int) -> list[tuple[Status, Signals]]:
-        out = self._outputs
-        signals = (out.token, out.route, out.phase, out.end_reason, out.forced, out.entropy)
-        columns = (column[:count].tolist() for column in (out.status, *signals, out.room))
-        return [
-            (Status(status), Signals(*values)) for status, *values in zip(*columns, strict=True)
-        ]

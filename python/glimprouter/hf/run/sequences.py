@@ -26,6 +26,7 @@ class RunPair:
         contexts: The most tokens that each model can see, by name.
         translation: Translation of their vocabularies; None where both have the same.
         record: Makes the record of a saved sequence, given its index.
+        policy: Name of the policy that decides about steps; None where thresholds do.
     """
 
     engine: str
@@ -34,6 +35,7 @@ class RunPair:
     contexts: dict[str, int]
     translation: Translation | None
     record: Callable[[SavedSequence, int], SequenceRecord]
+    policy: str | None = None
 
 
 class RunSequences:
@@ -177,6 +179,11 @@ class RunSequences:
         saved.check_fits(self.pair.engine, self.pair.description)
         self._check_free_row()
         record = self.pair.record(saved, len(self._records))
+        if record.trace.policy is not None and self.pair.policy is None:
+            raise ValueError(
+                f"the saved sequence is decided by a policy ({record.trace.policy}), and this run"
+                " has none; set the RoutedModel's policy first"
+            )
         record.row = self.router.load(saved.router)
         try:
             self.engine.restore(record, saved.memory)

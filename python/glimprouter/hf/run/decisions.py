@@ -1,0 +1,88 @@
+"""What a policy decides about steps that were glimpsed, told to the router."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from glimprouter.config import ModelName
+from glimprouter.hf.run.said import Said, read_entries
+from glimprouter.policies import Glimpse, Policy
+from glimprouter.router import OutputField, Phase, StepRouter
+
+_STATISTICS = {
+    "max_prob": OutputField.MAX_PROB,
+    "margin": OutputField.MARGIN,
+    "varentropy": OutputField.VARENTROPY,
+}
+
+
+class Decisions:
+    """Asks a policy and continues the rows.
+
+    Attributes:
+        glimpsed: Outputs for the small model's steps, with the statistics that the policy reads.
+    """
+
+    def __init__(self, router: StepRouter, policy: Policy, max_sequences: int) -> None:
+        """Nothing is decided yet.
+
+        Args:
+            router: Whose rows have ``route="manual"``.
+            policy: The rule.
+            max_sequences: In flight.
+        """
+        self.glimpsed = router.outputs(max_sequences, policy.signals)
+        self._router = router
+        self._policy = policy
+        self._decided = router.outputs(max_sequences, OutputField.NONE)
+
+    def make(self, said: Sequence[Said]) -> None:
+        """Decides for those whose glimpse waits for it; adds what came of that to their entries.
+
+        Args:
+            said: Of a pass, in the order of its outputs, of which nothing has been told.
+
+        Raises:
+            Exception: Whatever the policy raises; nothing is decided then.
+            ValueError: The policy named no model.
+        """
+        waiting: dict[ModelName, list[Said]] = {"small": [], "large": []}
+        for place, own in enumerate(said):
+            if own.entries[-1][1].phase != Phase.AWAIT_DECISION:
+                continue
+            state = self._router.state(own.record.row)
+            if state["phase"] != Phase.AWAIT_DECISION:
+                continue  # an interrupt came between the router and this
+            writer = self._policy.before(self._glimpse(own, place, state["step_index"]))
+            if writer not in waiting:
+                raise ValueError(
+                    f'{self._policy.name}.before must return "small" or "large", got {writer!r}'
+                )
+            waiting[writer].append(own)
+        for writer, chosen in waiting.items():
+            if not chosen:
+                continue
+            self._router.decide(writer, [own.record.row for own in chosen], self._decided)
+            entries = read_entries(self._decided, len(chosen))
+            for own, entry in zip(chosen, entries, strict=True):
+                own.entries.append(entry)
+                own.record.drafts.room = entry[1].room
+
+    def _glimpse(self, said: Said, place: int, step: int) -> Glimpse:
+        record, signals = said.record, said.entries[-1][1]
+        steps, out = record.trace.steps, self.glimpsed
+        previous = steps[-1].model if steps else None
+        statistics = {
+            name: float(getattr(out, name)[place])
+            for name, field in _STATISTICS.items()
+            if field in self._policy.signals
+        }
+        return Glimpse(
+            record.trace.seed,
+            record.trace.substream,
+            step,
+            len(record.generated),
+            previous,  # type: ignore[arg-type]
+            signals.entropy,
+            **statistics,
+        )

@@ -1,0 +1,29 @@
+"""Who writes a step: rules that a :class:`~glimprouter.hf.RoutedModel` asks before each step.
+
+A :class:`Policy` sees the :class:`Glimpse` of a step, the small model's distribution of its first
+token in a few numbers, and names the writer. Each rule here is a file with its formula and source;
+a rule of your own is a class with the one method ``before``.
+"""
+
+from __future__ import annotations
+
+from glimprouter.policies.base import Glimpse, Policy
+from glimprouter.policies.entropy_threshold import EntropyThreshold
+from glimprouter.policies.hysteresis import Hysteresis
+from glimprouter.policies.margin import Margin
+from glimprouter.policies.max_probability import MaxProbability
+from glimprouter.policies.random_share import RandomShare
+from glimprouter.policies.varentropy import Varentropy
+from glimprouter.policies.wanted_share import WantedShare
+
+__all__ = [
+    "EntropyThreshold",
+    "Glimpse",
+    "Hysteresis",
+    "Margin",
+    "MaxProbability",
+    "Policy",
+    "RandomShare",
+    "Varentropy",
+    "WantedShare",
+]
