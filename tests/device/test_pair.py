@@ -110,7 +110,7 @@ def test_forked_rewound_and_saved_there(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_policy_decides_there_as_the_router_does(device: str, engine: str, drafts: int) -> None:
     pair = pair_of("qwen3")
-    model = routed("qwen3", device, engine, drafts, threshold=pair.threshold)
+    model = routed("qwen3", device, engine, drafts)
     want = written(model.generate(pair.prompts))
     model.policy = EntropyThreshold(pair.threshold)
     assert written(model.generate(pair.prompts)) == want
