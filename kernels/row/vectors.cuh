@@ -99,12 +99,6 @@ struct RowVectors {
     end = whole > first ? static_cast<std::int32_t>(whole) : first;
   }
 
-  GR_DEVICE Vec16 load(std::int32_t vector) const {
-    if (phase == 0) return load_aligned(vector);
-    Vec16 result[1];
-    load_shifted(vector, result);
-    return result[0];
-  }
   GR_DEVICE Vec16 load_aligned(std::int32_t vector) const {
     return load16(data + std::int64_t{vector} * kVectorBytes);
   }
@@ -122,119 +116,109 @@ struct RowVectors {
   }
 };
 
-inline constexpr int kVectorsInFlight = 4;
+inline constexpr int kVectorsInFlight = 8;  // a thread's share of a tile of a 16-bit type
+inline constexpr std::int32_t kQuad = 4;
 
-// What of a tile is read by vectors, and what one by one.
-struct TileSpan {
-  std::int32_t first_vector;  // of the row
-  std::int32_t end_vector;
-  std::int32_t first;  // element
+// The elements [begin, end) of a tile, on the grid of the 16-byte boundaries of memory, wherever
+// the row begins: of vectors that lie in it only in part, nothing else is read.
+struct TileGrid {
+  const std::byte* data;  // of the row
+  DataType dtype;
+  std::int32_t begin;
   std::int32_t end;
+  std::int32_t elements;  // of a vector
+  std::int32_t origin;    // first element of the first vector: at or before `begin`
 
-  GR_DEVICE TileSpan(const RowView& row, const RowVectors& vectors, std::int64_t tile) {
-    const std::int32_t a_tile = kTileSize / vectors.elements;
-    const std::int32_t begin = static_cast<std::int32_t>(tile) * a_tile;
-    first_vector = begin > vectors.first ? begin : vectors.first;
-    end_vector = begin + a_tile < vectors.end ? begin + a_tile : vectors.end;
-    if (end_vector < first_vector) end_vector = first_vector;
-    first = static_cast<std::int32_t>(tile) * kTileSize;
-    end = first + kTileSize < row.size ? first + kTileSize : static_cast<std::int32_t>(row.size);
+  GR_DEVICE TileGrid(const RowView& row, std::int64_t tile)
+      : data(static_cast<const std::byte*>(row.data)), dtype(row.dtype) {
+    const auto size = static_cast<std::int32_t>(element_size(row.dtype));
+    begin = static_cast<std::int32_t>(tile) * kTileSize;
+    end = begin + kTileSize < row.size ? begin + kTileSize : static_cast<std::int32_t>(row.size);
+    elements = kVectorBytes / size;
+    const auto phase = static_cast<std::int32_t>(reinterpret_cast<std::uintptr_t>(data) % 16);
+    origin = begin - phase / size;
+  }
+
+  GR_DEVICE bool holds(std::int32_t first, std::int32_t count) const {
+    return first >= begin && first + count <= end;
+  }
+  GR_DEVICE const std::byte* at(std::int32_t element) const {
+    return data + std::int64_t{element} * (kVectorBytes / elements);
+  }
+
+  // Four elements from a quarter, or a half, of a vector on; -inf for what is not the tile's.
+  GR_DEVICE void read(std::int32_t first, float (&x)[kQuad]) const {
+    if (!holds(first, kQuad)) {
+      GR_UNROLL
+      for (std::int32_t i = 0; i < kQuad; ++i) {
+        x[i] = holds(first + i, 1) ? read_element(at(first + i), dtype) : kMinusInfinity;
+      }
+    } else if (dtype == DataType::kFloat32) {
+      floats_of(read_quad<DataType::kFloat32>(at(first)), x);
+    } else if (dtype == DataType::kBFloat16) {
+      floats_of(read_quad<DataType::kBFloat16>(at(first)), x);
+    } else {
+      floats_of(read_quad<DataType::kFloat16>(at(first)), x);
+    }
   }
 };
 
-// Hands a warp's vectors of a tile to take(loaded, vector), several at a time: loaded[k] is vector
-// `vector + k kWarpSize` where that lies before the span's end.
-template <typename Take>
-GR_DEVICE void for_vectors(const RowVectors& vectors, const TileSpan& span, Take take) {
-  constexpr auto kStride = static_cast<std::int32_t>(kWarpSize);
-  for (std::int32_t vector = span.first_vector + static_cast<std::int32_t>(lane_of_thread());
-       vector < span.end_vector; vector += kVectorsInFlight * kStride) {
-    Vec16 loaded[kVectorsInFlight];
-    GR_UNROLL
-    for (int k = 0; k < kVectorsInFlight; ++k) {
-      const std::int32_t own = vector + k * kStride;
-      if (own < span.end_vector) loaded[k] = vectors.load(own);
-    }
-    take(loaded, vector);
-  }
+// The largest of two 16-bit pairs; NaN does not count.
+GR_DEVICE float largest_of_pairs(std::uint32_t a, std::uint32_t b, DataType dtype) {
+  const std::uint32_t pair =
+      dtype == DataType::kFloat16 ? larger_halves(a, b) : larger_bfloat16s(a, b);
+  return larger_number(float_of_bits(pair & 0xFFFFu, dtype), float_of_bits(pair >> 16, dtype));
 }
 
-// Visits (x, id) of a warp's elements of a tile that no vector holds.
-template <typename Visit>
-GR_DEVICE void for_edges(const RowView& row, const RowVectors& vectors, const TileSpan& span,
-                         Visit visit) {
-  constexpr auto kStride = static_cast<std::int32_t>(kWarpSize);
-  const std::int32_t held = span.first_vector * vectors.elements;
-  const std::int32_t held_end = span.end_vector * vectors.elements;
-  std::int32_t id = span.first + static_cast<std::int32_t>(lane_of_thread());
-  while (id < span.end) {
-    if (id >= held && id < held_end) {
-      id += (held_end - id + kStride - 1) / kStride * kStride;
-      continue;
-    }
-    visit(read_element(vectors.data + id * element_size(row.dtype), row.dtype), id);
-    id += kStride;
-  }
-}
-
-// The largest element of a vector; NaN does not count.
-GR_DEVICE float largest_of(const Vec16& vector, DataType dtype) {
+// A bit for each quad of a vector with an element that is at least lowest.
+GR_DEVICE std::uint32_t quads_above(const Vec16& vector, DataType dtype, float lowest) {
   if (dtype == DataType::kFloat32) {
     float best = std::bit_cast<float>(vector.word[0]);
     GR_UNROLL
     for (int i = 1; i < 4; ++i) best = larger_number(best, std::bit_cast<float>(vector.word[i]));
-    return best;
+    return best >= lowest ? 1u : 0u;
   }
-  std::uint32_t pair = vector.word[0];
-  GR_UNROLL
-  for (int i = 1; i < 4; ++i) {
-    pair = dtype == DataType::kFloat16 ? larger_halves(pair, vector.word[i])
-                                       : larger_bfloat16s(pair, vector.word[i]);
-  }
-  return larger_number(float_of_bits(pair & 0xFFFFu, dtype), float_of_bits(pair >> 16, dtype));
+  const float first = largest_of_pairs(vector.word[0], vector.word[1], dtype);
+  const float second = largest_of_pairs(vector.word[2], vector.word[3], dtype);
+  return (first >= lowest ? 1u : 0u) | (second >= lowest ? 2u : 0u);
 }
 
-// A bit for each element of a vector that is at least lowest.
-GR_DEVICE std::uint32_t elements_above(const Vec16& vector, DataType dtype, float lowest) {
-  if (!(largest_of(vector, dtype) >= lowest)) return 0;
-  std::uint32_t above = 0;
-  GR_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const std::uint32_t word = vector.word[i];
-    if (dtype == DataType::kFloat32) {
-      above |= std::bit_cast<float>(word) >= lowest ? 1u << i : 0u;
-    } else {
-      above |= float_of_bits(word & 0xFFFFu, dtype) >= lowest ? 1u << (2 * i) : 0u;
-      above |= float_of_bits(word >> 16, dtype) >= lowest ? 2u << (2 * i) : 0u;
-    }
-  }
-  return above;
-}
-
-// Visits (x, id) of those elements of a tile that are at least lowest, a finite number; by a warp.
-// They are few as a rule: their bits are read again, so that `visit` is compiled once.
-template <typename Visit>
-GR_DEVICE void for_tile_above(const RowView& row, const RowVectors& vectors, std::int64_t tile,
-                              float lowest, Visit visit) {
-  constexpr auto kStride = static_cast<std::int32_t>(kWarpSize);
-  const TileSpan span(row, vectors, tile);
-  for_vectors(vectors, span, [&](const Vec16(&loaded)[kVectorsInFlight], std::int32_t vector) {
-    std::uint32_t above = 0;
+// Calls take(x, id of x[0]) for the quads of a tile with an element that is at least lowest, a
+// finite number; by a warp, whose lanes part ways. All vectors of the tile are on their way before
+// the first is looked at. A quad that counts is read again, from the first-level cache, so that
+// `take` is compiled once.
+template <typename Take>
+GR_DEVICE void for_quads_above(const RowView& row, std::int64_t tile, float lowest, Take take) {
+  const TileGrid grid(row, tile);
+  const std::int32_t stride = grid.elements * static_cast<std::int32_t>(kWarpSize);
+  GR_NO_UNROLL
+  for (std::int32_t own = grid.origin + static_cast<std::int32_t>(lane_of_thread()) * grid.elements;
+       own < grid.end; own += kVectorsInFlight * stride) {
+    Vec16 loaded[kVectorsInFlight];
     GR_UNROLL
     for (int k = 0; k < kVectorsInFlight; ++k) {
-      if (vector + k * kStride >= span.end_vector) continue;
-      above |= elements_above(loaded[k], row.dtype, lowest) << (k * kVectorElements);
+      const std::int32_t first = own + k * stride;
+      loaded[k] = {};
+      if (grid.holds(first, grid.elements)) loaded[k] = load16(grid.at(first));
     }
-    for (; above != 0; above &= above - 1) {
-      const std::int32_t bit = __ffs(static_cast<int>(above)) - 1;
-      const std::int32_t own = vector + bit / kVectorElements * kStride;
-      const std::int32_t id = own * vectors.elements + bit % kVectorElements;
-      visit(read_element(vectors.data + id * element_size(row.dtype), row.dtype), id);
+    const std::uint32_t all = grid.elements > kQuad ? 3 : 1;
+    std::uint32_t quads = 0;
+    GR_UNROLL
+    for (int k = 0; k < kVectorsInFlight; ++k) {
+      const std::int32_t first = own + k * stride;
+      std::uint32_t found = first < grid.end ? all : 0;  // unless the whole vector was looked at
+      if (grid.holds(first, grid.elements)) found = quads_above(loaded[k], grid.dtype, lowest);
+      quads |= found << (2 * k);
     }
-  });
-  for_edges(row, vectors, span, [&](float x, std::int32_t id) {
-    if (x >= lowest) visit(x, id);
-  });
+    GR_NO_UNROLL
+    for (; quads != 0; quads &= quads - 1) {
+      const std::int32_t bit = __ffs(static_cast<int>(quads)) - 1;
+      const std::int32_t first = own + bit / 2 * stride + bit % 2 * kQuad;
+      float x[kQuad];
+      grid.read(first, x);
+      take(x, first);
+    }
+  }
 }
 
 }  // namespace glimprouter::device

@@ -1,9 +1,10 @@
 // The elements of a row that top-k, top-p and min-p choose among, as keys that sort by descending
-// logit and ascending id. Few of them lie in shared memory as a list, unsorted; where a row has too
-// many, its tiles are read again whenever they are walked along. Sums over them are integers, so
-// the order in which threads meet them does not matter.
+// logit and ascending id. A walk along the row sums what lies before a window of keys, and sorts
+// what lies in it into bins; where that is not too much it also lies in shared memory as a list,
+// unsorted. Sums are integers, so the order in which threads meet the elements does not matter.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "arithmetic/fixed_mass.hpp"
@@ -17,14 +18,17 @@ namespace glimprouter::device {
 inline constexpr std::uint32_t kListCapacity = 2560;
 inline constexpr std::uint32_t kBins = 1024;
 inline constexpr std::uint32_t kFew = kBlockThreads;  // sorted at once, one a thread
-inline constexpr std::int64_t kMaxRankedTiles = 512;
 inline constexpr Candidate kLastCandidate = ~Candidate{0};
+
+struct Totals {
+  std::uint64_t count;
+  Mass mass;
+};
 
 // A candidate, and the sums up to and with it.
 struct Crossing {
   Candidate key;
-  Mass mass;
-  std::uint64_t count;
+  Totals through;
 };
 
 // From a logit to the mass of its candidate.
@@ -38,95 +42,197 @@ struct MassScale {
   GR_DEVICE Mass mass(float logit) const { return mass_of(weight(logit)); }
 };
 
-// The candidates of a row: listed, or every finite element.
+// The candidates of a row: every finite element.
 struct CandidateSource {
   RowView row;
   const TileStatistics* tiles;
   MassScale scale;
-  bool listed;
+
+  GR_DEVICE Candidate first() const { return candidate_of(scale.maximum, 0); }
+};
+
+// The candidates with keys in [lower, upper], and the sums of all smaller keys.
+struct Window {
+  Candidate lower;
+  Candidate upper;
+  Totals before;
 };
 
 struct CandidateShared {
   CandidateSource source;
-  float temperature;
-  Candidate list[kListCapacity];
-  Candidate last;       // of the list's range: no smaller key is listed
-  std::uint32_t count;  // in the list
-  union {
-    struct {
-      Mass mass[kBins];
-      std::uint32_t count[kBins];
-    } bins;
-    struct {
-      Mass mass[kMaxRankedTiles];
-      float maximum[kMaxRankedTiles];
-    } ranked;  // before there are bins
-  };
-  bool binned;  // the bins are those of the whole source
+  Candidate list[kListCapacity];  // or a sample of the row
+  Window window;
+  std::uint32_t count;  // of the window
+  bool listed;          // the list holds the window
+  bool binned;          // the bins are those of the window
+  struct {
+    Mass mass[kBins];
+    std::uint32_t count[kBins];
+  } bins;
   Candidate found[kFew];
   Candidate sorted[kFew];
   std::uint32_t bin_count;  // candidates in the bin of the crossing
   bool crossed;
   Crossing crossing;
-  std::int32_t cut_rank;
-  float cut[2];
+  std::uint32_t walks;  // along the row: for the tests
   BlockShared block;
 };
 
-// Visits the elements >= lowest of a row, tiles by warps. lowest is finite.
-template <typename Visit>
-GR_DEVICE void for_elements(const RowView& row, const TileStatistics* tiles, float lowest,
-                            Visit visit) {
-  const RowVectors vectors(row);
-  for (std::int64_t tile = warp_of_thread(); tile < tiles_of(row.size); tile += kWarps) {
-    if (tiles[tile].maximum < lowest) continue;
-    for_tile_above(row, vectors, tile, lowest,
-                   [&](float x, std::int32_t id) { visit(candidate_of(x, id)); });
-  }
-}
-
-// Visits every candidate whose key lies in [lower, upper].
-template <typename Visit>
-GR_DEVICE void for_candidates(const CandidateShared& shared, Candidate lower, Candidate upper,
-                              Visit visit) {
-  const CandidateSource& source = shared.source;
-  const auto visit_between = [&](Candidate key) {
-    if (key >= lower && key <= upper) visit(key);
-  };
-  if (source.listed) {
-    for (std::uint32_t i = threadIdx.x; i < shared.count; i += kBlockThreads) {
-      visit_between(shared.list[i]);
-    }
-  } else {
-    const float lowest = candidate_value(upper);  // of what lies behind the numbers: NaN or -inf
-    for_elements(source.row, source.tiles, lowest > kLowestFinite ? lowest : kLowestFinite,
-                 visit_between);
-  }
-}
-
-struct Totals {
-  std::uint64_t count;
+// The candidates that are not asked for lie behind a key. Mass: about that of all up to it.
+struct Limit {
+  Candidate key;
   Mass mass;
 };
 
-// Lists the elements >= pivot. Their number may exceed the capacity: then the list is incomplete.
-GR_DEVICE Totals list_candidates(float pivot, CandidateShared& shared) {
+GR_DEVICE Candidate last_above(float lowest) { return candidate_of(lowest, -1); }
+
+// Calls take(x, id of x[0]) for quads of the row that hold all candidates up to a key; tiles by
+// warps.
+template <typename Take>
+GR_DEVICE void walk_row(Candidate last, CandidateShared& shared, Take take) {
   const CandidateSource& source = shared.source;
+  const float lowest = candidate_value(last);
+  if (threadIdx.x == 0) ++shared.walks;
+  GR_NO_UNROLL
+  for (std::int64_t tile = warp_of_thread(); tile < tiles_of(source.row.size); tile += kWarps) {
+    if (source.tiles[tile].maximum >= lowest) for_quads_above(source.row, tile, lowest, take);
+  }
+}
+
+// Visits every candidate up to `last`, from the list where that holds them.
+template <typename Visit>
+GR_DEVICE void for_candidates(Candidate last, CandidateShared& shared, Visit visit) {
+  const auto visit_up_to = [&](Candidate key) {
+    if (key <= last) visit(key);
+  };
+  if (shared.listed && shared.window.lower == shared.source.first() &&
+      last <= shared.window.upper) {
+    for (std::uint32_t i = threadIdx.x; i < shared.count; i += kBlockThreads) {
+      visit_up_to(shared.list[i]);
+    }
+  } else {
+    walk_row(last, shared, [&](const float(&x)[kQuad], std::int32_t id) {
+      GR_UNROLL
+      for (std::int32_t i = 0; i < kQuad; ++i) visit_up_to(candidate_of(x[i], id + i));
+    });
+  }
+}
+
+// The bits of a key below which a bin does not look, for a range of keys [lower, upper].
+GR_DEVICE std::uint32_t bin_shift(Candidate lower, Candidate upper) {
+  // Not std::countl_zero: nvcc compiles it for a device without a word, to something else.
+  const auto bits = static_cast<std::uint32_t>(64 - __clzll(static_cast<long long>(upper - lower)));
+  constexpr auto kBits = static_cast<std::uint32_t>(std::countr_zero(kBins));
+  return bits > kBits ? bits - kBits : 0;
+}
+
+// Count and mass of neighbouring candidates of one thread that fall into one bin, before they are
+// added to it: a uniform row would have all threads at one address for every element.
+struct BinRun {
+  std::uint32_t bin = 0;
+  std::uint32_t count = 0;
+  Mass mass = 0;
+
+  GR_DEVICE void flush(CandidateShared& shared) {
+    if (count == 0) return;
+    atomic_add_shared(&shared.bins.count[bin], count);
+    atomic_add_shared(&shared.bins.mass[bin], mass);
+    count = 0;
+    mass = 0;
+  }
+  GR_DEVICE void add(std::uint32_t of_bin, Mass of_mass, CandidateShared& shared) {
+    if (of_bin != bin) flush(shared);
+    bin = of_bin;
+    ++count;
+    mass += of_mass;
+  }
+};
+
+// By the whole block; a barrier follows.
+GR_DEVICE void clear_bins(CandidateShared& shared) {
   __syncthreads();
-  if (threadIdx.x == 0) {
-    shared.count = 0;
-    shared.last = candidate_of(pivot, -1);  // the largest id: ties are included
-    shared.binned = false;
+  for (std::uint32_t bin = threadIdx.x; bin < kBins; bin += kBlockThreads) {
+    shared.bins.mass[bin] = 0;
+    shared.bins.count[bin] = 0;
   }
   __syncthreads();
-  Mass mass = 0;
-  for_elements(source.row, source.tiles, pivot, [&](Candidate key) {
-    const std::uint32_t place = atomic_add_shared(&shared.count, 1u);
-    if (place < kListCapacity) shared.list[place] = key;
-    mass += source.scale.mass(candidate_value(key));
+}
+
+// The bins of the listed candidates with keys in [lower, upper]. A barrier follows.
+GR_DEVICE void bin_list(Candidate lower, Candidate upper, CandidateShared& shared) {
+  clear_bins(shared);
+  const std::uint32_t shift = bin_shift(lower, upper);
+  BinRun run;
+  for (std::uint32_t i = threadIdx.x; i < shared.count; i += kBlockThreads) {
+    const Candidate key = shared.list[i];
+    if (key < lower || key > upper) continue;
+    run.add(static_cast<std::uint32_t>((key - lower) >> shift),
+            shared.source.scale.mass(candidate_value(key)), shared);
+  }
+  run.flush(shared);
+  __syncthreads();
+}
+
+// What one walk is for, besides the list.
+struct WalkFor {
+  bool sums;  // of the keys before the window; else they are known
+  bool bins;
+};
+
+// Walks along the row for the window [lower, upper] with its sums before it where these are known.
+// A barrier follows.
+GR_DEVICE void walk_window(const Window& wanted, WalkFor purpose, CandidateShared& shared) {
+  clear_bins(shared);
+  if (threadIdx.x == 0) shared.count = 0;
+  __syncthreads();
+  const std::uint32_t shift = bin_shift(wanted.lower, wanted.upper);
+  Totals before{0, 0};
+  BinRun run;
+  walk_row(wanted.upper, shared, [&](const float(&x)[kQuad], std::int32_t id) {
+    Candidate keys[kQuad];
+    std::uint32_t above = 0;
+    std::uint32_t within = 0;
+    GR_UNROLL
+    for (std::int32_t i = 0; i < kQuad; ++i) {
+      keys[i] = candidate_of(x[i], id + i);
+      const bool is_above = keys[i] < wanted.lower;
+      above |= is_above ? 1u << i : 0;
+      within |= !is_above && keys[i] <= wanted.upper ? 1u << i : 0;
+    }
+    if (!purpose.sums) above = 0;
+    Mass masses[kQuad] = {};
+    if (above != 0 || (within != 0 && purpose.bins)) {
+      GR_UNROLL
+      for (std::int32_t i = 0; i < kQuad; ++i) masses[i] = shared.source.scale.mass(x[i]);
+    }
+    before.count += static_cast<std::uint32_t>(__popc(above));
+    GR_UNROLL
+    for (std::int32_t i = 0; i < kQuad; ++i) before.mass += (above >> i & 1) != 0 ? masses[i] : 0;
+    if (within == 0) return;
+    std::uint32_t place =
+        atomic_add_shared(&shared.count, static_cast<std::uint32_t>(__popc(within)));
+    GR_UNROLL
+    for (std::int32_t i = 0; i < kQuad; ++i) {
+      if ((within >> i & 1) == 0) continue;
+      if (place < kListCapacity) shared.list[place] = keys[i];
+      ++place;
+      if (!purpose.bins) continue;
+      run.add(static_cast<std::uint32_t>((keys[i] - wanted.lower) >> shift), masses[i], shared);
+    }
   });
-  mass = block_prefix(mass, shared.block).total;
-  return {shared.count, mass};
+  run.flush(shared);
+  Totals all = wanted.before;
+  if (purpose.sums) {
+    all.count = block_prefix(before.count, shared.block).total;
+    all.mass = block_prefix(before.mass, shared.block).total;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    shared.window = {wanted.lower, wanted.upper, all};
+    shared.listed = shared.count <= kListCapacity;
+    shared.binned = purpose.bins;
+  }
+  __syncthreads();
 }
 
 }  // namespace glimprouter::device

@@ -12,7 +12,7 @@
 #include "kernels/row/merge.cuh"
 #include "kernels/select/candidates.cuh"
 #include "kernels/select/crossing.cuh"
-#include "kernels/select/pivot.cuh"
+#include "kernels/select/sample.cuh"
 
 namespace glimprouter::device {
 
@@ -33,25 +33,22 @@ struct SummedRow {
 GR_DEVICE void set_source(const SummedRow& summed, float temperature, CandidateShared& shared) {
   __syncthreads();
   if (threadIdx.x == 0) {
-    shared.source = {summed.row, summed.tiles, {summed.sums.maximum, 1.0f / temperature}, false};
-    shared.temperature = temperature;
-    shared.binned = false;
+    shared.source = {summed.row, summed.tiles, {summed.sums.maximum, 1.0f / temperature}};
+    shared.listed = false;
+    shared.walks = 0;
   }
   __syncthreads();
 }
 
-// Mass of the candidates up to `last` and before the first whose weight is less than min_p. Not of
-// all that weigh enough: the exponential of neighbouring numbers may fall where they rise.
-GR_DEVICE Mass mass_above(Candidate last, float min_p, CandidateShared& shared) {
-  const auto weight_of_key = [&shared](Candidate key) {
-    return shared.source.scale.weight(candidate_value(key));
-  };
+// What min-p keeps of the candidates up to the limit: those before the first whose weight is less.
+// Not all that weigh enough: the exponential of neighbouring numbers may fall where they rise.
+GR_DEVICE Limit limit_weight(const Limit& limit, float min_p, CandidateShared& shared) {
   Candidate first_below = kLastCandidate;
   Mass mass = 0;
   GR_NO_UNROLL
   for (int pass = 0; pass < 2; ++pass) {
-    for_candidates(shared, 0, last, [&](Candidate key) {
-      const float weight = weight_of_key(key);
+    for_candidates(limit.key, shared, [&](Candidate key) {
+      const float weight = shared.source.scale.weight(candidate_value(key));
       if (pass == 1) {
         mass += key < first_below ? mass_of(weight) : 0;
       } else if (weight < min_p && key < first_below) {
@@ -60,7 +57,8 @@ GR_DEVICE Mass mass_above(Candidate last, float min_p, CandidateShared& shared) 
     });
     if (pass == 0) first_below = block_min(first_below, shared.block);
   }
-  return block_prefix(mass, shared.block).total;
+  return {first_below <= limit.key ? first_below - 1 : limit.key,
+          block_prefix(mass, shared.block).total};
 }
 
 // Somewhat below the smallest element that min-p can keep.
@@ -71,39 +69,35 @@ GR_DEVICE float lowest_of_min_p(float maximum, const SamplingParameters& samplin
   return lowest > static_cast<double>(kLowestFinite) ? static_cast<float>(lowest) : kLowestFinite;
 }
 
-// The limits that a nucleus is cut by, one after the other, and the draw from what they keep.
-enum Stage : int { kCountStage, kMassStage, kDrawStage, kStages };
+// What top-k, top-p and min-p leave, one after the other.
+GR_DEVICE Limit filter(const SummedRow& summed, const SamplingParameters& sampling,
+                       CandidateShared& shared) {
+  const bool limits_count = restricts_count(sampling, summed.row.size);
+  const bool limits_mass = sampling.top_p < 1.0f;
+  Limit limit{last_above(kLowestFinite), mass_of_sum(summed.sums.sampling)};
+  GR_NO_UNROLL
+  for (int stage = limits_count ? 0 : 1; stage < (limits_mass ? 2 : 1); ++stage) {
+    const bool counts = stage == 0;
+    const std::uint64_t target = counts ? static_cast<std::uint64_t>(sampling.top_k)
+                                        : mass_target(sampling.top_p, limit.mass);
+    find_crossing(counts ? Measure::kCount : Measure::kMass, target, limit, shared);
+    const Crossing& crossing = shared.crossing;
+    limit = {crossing.key < limit.key ? crossing.key : limit.key, crossing.through.mass};
+  }
+  if (!(sampling.min_p > 0.0f)) return limit;
+  if (!limits_count && !limits_mass) {
+    limit.key = last_above(lowest_of_min_p(summed.sums.maximum, sampling));
+    walk_window({shared.source.first(), limit.key, {0, 0}}, {false, false}, shared);
+  }
+  return limit_weight(limit, sampling.min_p, shared);
+}
 
 GR_DEVICE std::int32_t draw_filtered(const SummedRow& summed, const SamplingParameters& sampling,
                                      double uniform, CandidateShared& shared) {
-  const bool limits_count = restricts_count(sampling, summed.row.size);
-  const bool limits_mass = sampling.top_p < 1.0f;
   set_source(summed, sampling.temperature, shared);
-  Wanted wanted{0, 0};
-  float lowest = kLowestFinite;
-  if (limits_count) {
-    wanted.count = static_cast<std::uint64_t>(sampling.top_k);
-  } else if (limits_mass) {
-    wanted.mass = mass_target(sampling.top_p, mass_of_sum(summed.sums.sampling));
-  } else {
-    lowest = lowest_of_min_p(summed.sums.maximum, sampling);
-  }
-  list_wanted(wanted, lowest, shared);
-  Crossing last{kLastCandidate, 0, 0};
-  GR_NO_UNROLL
-  for (int stage = limits_count ? kCountStage : kMassStage; stage < kStages; ++stage) {
-    std::uint64_t target = wanted.count;
-    if (stage == kMassStage) {
-      if (!limits_mass) continue;
-      target = limits_count ? mass_target(sampling.top_p, last.mass) : wanted.mass;
-    } else if (stage == kDrawStage) {
-      if (sampling.min_p > 0.0f) last.mass = mass_above(last.key, sampling.min_p, shared);
-      target = drawn_unit(uniform, last.mass) + 1;
-    }
-    find_crossing(stage == kCountStage ? Measure::kCount : Measure::kMass, target, shared);
-    last = shared.crossing;
-  }
-  return candidate_id(last.key);
+  const Limit limit = filter(summed, sampling, shared);
+  find_crossing(Measure::kMass, drawn_unit(uniform, limit.mass) + 1, limit, shared);
+  return candidate_id(shared.crossing.key);
 }
 
 // The tile at which the draw lies, and at what fraction of its mass; by one warp, a few
@@ -185,10 +179,11 @@ GR_DEVICE double entropy_of_top_k(const SummedRow& summed, std::int64_t k,
                                   CandidateShared& shared) {
   const auto count = static_cast<std::uint64_t>(k < summed.row.size ? k : summed.row.size);
   set_source(summed, 1.0f, shared);
-  list_wanted({count, 0}, kLowestFinite, shared);
-  find_crossing(Measure::kCount, count, shared);
+  const Limit all{last_above(kLowestFinite), 0};
+  find_crossing(Measure::kCount, count, all, shared);
+  const Candidate last = shared.crossing.key;
   TopMass top;
-  for_candidates(shared, 0, shared.crossing.key, [&](Candidate key) {
+  for_candidates(last < all.key ? last : all.key, shared, [&](Candidate key) {
     const float d = candidate_value(key) - shared.source.scale.maximum;
     top.add(d, exp_nonpositive(d));
   });
