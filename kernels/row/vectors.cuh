@@ -164,23 +164,62 @@ struct TileGrid {
 };
 
 // The largest of two 16-bit pairs; NaN does not count.
-GR_DEVICE float largest_of_pairs(std::uint32_t a, std::uint32_t b, DataType dtype) {
+template <DataType kType>
+GR_DEVICE float largest_of_pairs(std::uint32_t a, std::uint32_t b) {
   const std::uint32_t pair =
-      dtype == DataType::kFloat16 ? larger_halves(a, b) : larger_bfloat16s(a, b);
-  return larger_number(float_of_bits(pair & 0xFFFFu, dtype), float_of_bits(pair >> 16, dtype));
+      kType == DataType::kFloat16 ? larger_halves(a, b) : larger_bfloat16s(a, b);
+  return larger_number(float_of_bits<kType>(pair), float_of_bits<kType>(pair >> 16));
 }
 
 // A bit for each quad of a vector with an element that is at least lowest.
-GR_DEVICE std::uint32_t quads_above(const Vec16& vector, DataType dtype, float lowest) {
-  if (dtype == DataType::kFloat32) {
+template <DataType kType>
+GR_DEVICE std::uint32_t quads_above(const Vec16& vector, float lowest) {
+  if constexpr (kType == DataType::kFloat32) {
     float best = std::bit_cast<float>(vector.word[0]);
     GR_UNROLL
     for (int i = 1; i < 4; ++i) best = larger_number(best, std::bit_cast<float>(vector.word[i]));
     return best >= lowest ? 1u : 0u;
+  } else {
+    const float first = largest_of_pairs<kType>(vector.word[0], vector.word[1]);
+    const float second = largest_of_pairs<kType>(vector.word[2], vector.word[3]);
+    return (first >= lowest ? 1u : 0u) | (second >= lowest ? 2u : 0u);
   }
-  const float first = largest_of_pairs(vector.word[0], vector.word[1], dtype);
-  const float second = largest_of_pairs(vector.word[2], vector.word[3], dtype);
-  return (first >= lowest ? 1u : 0u) | (second >= lowest ? 2u : 0u);
+}
+
+// The same for the vectors from element `own` on, kVectorsInFlight of them, kWarpSize vectors
+// apart: two bits each. A vector that belongs to the tile only in part is not looked at: its quads
+// count.
+template <DataType kType>
+GR_DEVICE std::uint32_t quads_above(const TileGrid& grid, std::int32_t own, float lowest) {
+  constexpr std::int32_t kElements = kType == DataType::kFloat32 ? kQuad : 2 * kQuad;
+  constexpr std::int32_t kStride = kElements * static_cast<std::int32_t>(kWarpSize);
+  Vec16 loaded[kVectorsInFlight];
+  GR_UNROLL
+  for (int k = 0; k < kVectorsInFlight; ++k) {
+    loaded[k] = {};
+    if (grid.holds(own + k * kStride, kElements)) loaded[k] = load16(grid.at(own + k * kStride));
+  }
+  std::uint32_t quads = 0;
+  GR_UNROLL
+  for (int k = 0; k < kVectorsInFlight; ++k) {
+    const std::int32_t first = own + k * kStride;
+    std::uint32_t found = first < grid.end ? (1u << kElements / kQuad) - 1 : 0;
+    if (grid.holds(first, kElements)) found = quads_above<kType>(loaded[k], lowest);
+    quads |= found << (2 * k);
+  }
+  return quads;
+}
+
+GR_DEVICE std::uint32_t quads_above(const TileGrid& grid, std::int32_t own, float lowest) {
+  switch (grid.dtype) {
+    case DataType::kFloat32:
+      return quads_above<DataType::kFloat32>(grid, own, lowest);
+    case DataType::kBFloat16:
+      return quads_above<DataType::kBFloat16>(grid, own, lowest);
+    case DataType::kFloat16:
+      return quads_above<DataType::kFloat16>(grid, own, lowest);
+  }
+  return 0;
 }
 
 // Calls take(x, id of x[0]) for the quads of a tile with an element that is at least lowest, a
@@ -191,25 +230,10 @@ template <typename Take>
 GR_DEVICE void for_quads_above(const RowView& row, std::int64_t tile, float lowest, Take take) {
   const TileGrid grid(row, tile);
   const std::int32_t stride = grid.elements * static_cast<std::int32_t>(kWarpSize);
+  std::int32_t own = grid.origin + static_cast<std::int32_t>(lane_of_thread()) * grid.elements;
   GR_NO_UNROLL
-  for (std::int32_t own = grid.origin + static_cast<std::int32_t>(lane_of_thread()) * grid.elements;
-       own < grid.end; own += kVectorsInFlight * stride) {
-    Vec16 loaded[kVectorsInFlight];
-    GR_UNROLL
-    for (int k = 0; k < kVectorsInFlight; ++k) {
-      const std::int32_t first = own + k * stride;
-      loaded[k] = {};
-      if (grid.holds(first, grid.elements)) loaded[k] = load16(grid.at(first));
-    }
-    const std::uint32_t all = grid.elements > kQuad ? 3 : 1;
-    std::uint32_t quads = 0;
-    GR_UNROLL
-    for (int k = 0; k < kVectorsInFlight; ++k) {
-      const std::int32_t first = own + k * stride;
-      std::uint32_t found = first < grid.end ? all : 0;  // unless the whole vector was looked at
-      if (grid.holds(first, grid.elements)) found = quads_above(loaded[k], grid.dtype, lowest);
-      quads |= found << (2 * k);
-    }
+  for (; own < grid.end; own += kVectorsInFlight * stride) {
+    std::uint32_t quads = quads_above(grid, own, lowest);
     GR_NO_UNROLL
     for (; quads != 0; quads &= quads - 1) {
       const std::int32_t bit = __ffs(static_cast<int>(quads)) - 1;

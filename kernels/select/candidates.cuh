@@ -62,6 +62,7 @@ struct CandidateShared {
   CandidateSource source;
   Candidate list[kListCapacity];  // or a sample of the row
   Window window;
+  Window next;          // for the search that follows, with sums from an earlier walk
   std::uint32_t count;  // of the window
   bool listed;          // the list holds the window
   bool binned;          // the bins are those of the window
@@ -175,39 +176,60 @@ GR_DEVICE void bin_list(Candidate lower, Candidate upper, CandidateShared& share
 
 // What one walk is for, besides the list.
 struct WalkFor {
-  bool sums;  // of the keys before the window; else they are known
+  bool sums;  // of the keys before the window, and before shared.next; else they are known
   bool bins;
 };
 
-// Walks along the row for the window [lower, upper] with its sums before it where these are known.
-// A barrier follows.
+// Of one thread: the sums of the keys before a window.
+struct SumsBefore {
+  Candidate lower;
+  Totals totals;
+
+  template <int kCount>
+  GR_DEVICE void add(const Candidate (&keys)[kCount], const Mass (&masses)[kCount]) {
+    GR_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const bool counts = keys[i] < lower;
+      totals.count += counts ? 1 : 0;
+      totals.mass += counts ? masses[i] : 0;
+    }
+  }
+  // Of the whole block.
+  GR_DEVICE Totals all(BlockShared& shared) const {
+    const std::uint64_t count = block_prefix(totals.count, shared).total;
+    return {count, block_prefix(totals.mass, shared).total};
+  }
+};
+
+// Walks along the row for a window, with the sums before it where these are known. A barrier
+// follows.
 GR_DEVICE void walk_window(const Window& wanted, WalkFor purpose, CandidateShared& shared) {
   clear_bins(shared);
   if (threadIdx.x == 0) shared.count = 0;
   __syncthreads();
   const std::uint32_t shift = bin_shift(wanted.lower, wanted.upper);
-  Totals before{0, 0};
+  SumsBefore before{wanted.lower, {0, 0}};
+  SumsBefore before_next{purpose.sums ? shared.next.lower : 0, {0, 0}};
   BinRun run;
   walk_row(wanted.upper, shared, [&](const float(&x)[kQuad], std::int32_t id) {
     Candidate keys[kQuad];
-    std::uint32_t above = 0;
     std::uint32_t within = 0;
+    bool above = false;
     GR_UNROLL
     for (std::int32_t i = 0; i < kQuad; ++i) {
       keys[i] = candidate_of(x[i], id + i);
-      const bool is_above = keys[i] < wanted.lower;
-      above |= is_above ? 1u << i : 0;
-      within |= !is_above && keys[i] <= wanted.upper ? 1u << i : 0;
+      above |= keys[i] < wanted.lower;
+      within |= keys[i] >= wanted.lower && keys[i] <= wanted.upper ? 1u << i : 0;
     }
-    if (!purpose.sums) above = 0;
     Mass masses[kQuad] = {};
-    if (above != 0 || (within != 0 && purpose.bins)) {
+    if (purpose.bins && ((purpose.sums && above) || within != 0)) {
       GR_UNROLL
       for (std::int32_t i = 0; i < kQuad; ++i) masses[i] = shared.source.scale.mass(x[i]);
     }
-    before.count += static_cast<std::uint32_t>(__popc(above));
-    GR_UNROLL
-    for (std::int32_t i = 0; i < kQuad; ++i) before.mass += (above >> i & 1) != 0 ? masses[i] : 0;
+    if (purpose.sums) {
+      before.add(keys, masses);
+      before_next.add(keys, masses);
+    }
     if (within == 0) return;
     std::uint32_t place =
         atomic_add_shared(&shared.count, static_cast<std::uint32_t>(__popc(within)));
@@ -221,14 +243,16 @@ GR_DEVICE void walk_window(const Window& wanted, WalkFor purpose, CandidateShare
     }
   });
   run.flush(shared);
-  Totals all = wanted.before;
+  Window window = wanted;
+  Totals next{0, 0};
   if (purpose.sums) {
-    all.count = block_prefix(before.count, shared.block).total;
-    all.mass = block_prefix(before.mass, shared.block).total;
+    window.before = before.all(shared.block);
+    next = before_next.all(shared.block);
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    shared.window = {wanted.lower, wanted.upper, all};
+    shared.window = window;
+    if (purpose.sums) shared.next.before = next;
     shared.listed = shared.count <= kListCapacity;
     shared.binned = purpose.bins;
   }

@@ -86,66 +86,85 @@ GR_DEVICE void cross_few(const Window& range, Measure measure, std::uint64_t tar
   __syncthreads();
 }
 
-// The crossing in the window that was walked for; a bin that is too long for a list becomes the
-// window itself. shared.crossed: whether it is there; where it is not, shared.crossing has the sums
-// through the window. A barrier follows.
-GR_DEVICE void cross_window(Measure measure, std::uint64_t target, CandidateShared& shared) {
-  Window range = shared.window;
-  bool few = shared.listed && shared.count <= kFew;
-  GR_NO_UNROLL
-  for (bool whole = true; !few;) {
-    if (!whole || !shared.binned) {
-      bin_list(range.lower, range.upper, shared);
-      if (threadIdx.x == 0) shared.binned = whole;
-    }
-    const Totals all = find_bin(range.before, measure, target, shared);
-    if (!shared.crossed) {
-      if (threadIdx.x == 0) shared.crossing = {kLastCandidate, all};
-      __syncthreads();
-      return;
-    }
-    range.before = shared.crossing.through;
-    const std::uint32_t shift = bin_shift(range.lower, range.upper);
-    range.lower += shared.crossing.key << shift;
-    const Candidate last = range.lower + ((Candidate{1} << shift) - 1);
-    range.upper = last < range.lower || last > range.upper ? range.upper : last;
-    whole = !shared.listed;
-    if (whole) walk_window(range, {false, true}, shared);
-    few = shared.listed && (whole ? shared.count : shared.bin_count) <= kFew;
+// The range of keys that the bin of the crossing stands for, and the sums before it.
+GR_DEVICE Window bin_of_crossing(const Window& range, const Crossing& crossing) {
+  const std::uint32_t shift = bin_shift(range.lower, range.upper);
+  const Candidate lower = range.lower + (crossing.key << shift);
+  const Candidate last = lower + ((Candidate{1} << shift) - 1);
+  return {lower, last < lower || last > range.upper ? range.upper : last, crossing.through};
+}
+
+// The crossing in a part of the window: the window, or a bin of its list. shared.crossed: whether
+// it is there; where it is not, shared.crossing has the sums through the part. Gives the part to go
+// on with, or the same one at the end. A barrier follows.
+GR_DEVICE Window split(const Window& part, Measure measure, std::uint64_t target,
+                       CandidateShared& shared) {
+  const bool whole = part.lower == shared.window.lower && part.upper == shared.window.upper;
+  if (shared.listed && (whole ? shared.count : shared.bin_count) <= kFew) {
+    cross_few(part, measure, target, shared);
+    return part;
   }
-  cross_few(range, measure, target, shared);
+  if (!whole || !shared.binned) {
+    bin_list(part.lower, part.upper, shared);
+    if (threadIdx.x == 0) shared.binned = whole;
+  }
+  const Totals all = find_bin(part.before, measure, target, shared);
+  if (shared.crossed) return bin_of_crossing(part, shared.crossing);
+  if (threadIdx.x == 0) shared.crossing = {kLastCandidate, all};
+  __syncthreads();
+  return part;
+}
+
+// The window to walk for: what an earlier walk prepared for this search, or by a sample. sums: what
+// lies before it must be summed.
+GR_DEVICE Window next_window(const Target& target, const Limit& limit, std::uint32_t attempt,
+                             const Window& range, bool& sums, CandidateShared& shared) {
+  Window window = shared.next;
+  sums = window.lower < range.lower || window.upper > range.upper || target.next > 0;
+  if (sums) {
+    window = choose_window(target, limit, attempt, range, shared);
+    sums = window.lower != shared.source.first();
+  } else {
+    __syncthreads();
+    if (threadIdx.x == 0) shared.next.lower = 0;
+    __syncthreads();
+  }
+  return window;
 }
 
 // Leaves in shared.crossing the first candidate with which the count, or the mass, reaches the
 // target (at least 1), and both sums up to it. Where all candidates up to the limit do not reach
 // it: kLastCandidate, and their sums. By the whole block; a barrier follows.
-GR_DEVICE void find_crossing(Measure measure, std::uint64_t target, const Limit& limit,
-                             CandidateShared& shared) {
-  // Standard deviations of the windows to try; a row whose sample says so little is searched whole.
-  constexpr double kDeviations = 3.0;
-  constexpr double kWider = 12.0;
+GR_DEVICE void find_crossing(const Target& target, const Limit& limit, CandidateShared& shared) {
   Window range{shared.source.first(), limit.key, {0, 0}};
-  const bool whole = shared.source.row.size <= static_cast<std::int64_t>(kListCapacity);
+  Window part = shared.window;
+  bool choose = !shared.listed;
+  bool walk = choose;
   GR_NO_UNROLL
-  for (int attempt = shared.listed ? 0 : 1;; ++attempt) {
-    if (attempt > 0) {
-      Window window = range;
-      if (!whole && attempt <= 2) {
-        window = choose_window(measure, target, limit, attempt == 1 ? kDeviations : kWider, range,
-                               shared);
-      }
-      walk_window(window, {window.lower != shared.source.first(), true}, shared);
+  for (std::uint32_t attempt = 0;;) {
+    if (walk) {
+      bool sums = false;
+      if (choose) part = next_window(target, limit, attempt++, range, sums, shared);
+      walk_window(part, {sums, true}, shared);
+      part = shared.window;
     }
-    const Window window = shared.window;
-    cross_window(measure, target, shared);
-    if (shared.crossed) return;
-    if (measured(measure, window.before) >= target) {
-      range.upper = window.lower - 1;
-    } else if (window.upper < range.upper) {
-      range.lower = window.upper + 1;
+    const Window next = split(part, target.measure, target.value, shared);
+    if (shared.crossed) {
+      if (next.lower == part.lower && next.upper == part.upper) return;
+      part = next;
+      choose = false;
+      walk = !shared.listed;
+      continue;
+    }
+    // It lies elsewhere: in what is left on one side of the window.
+    if (measured(target.measure, part.before) >= target.value) {
+      range.upper = part.lower - 1;
+    } else if (part.upper < range.upper) {
+      range.lower = part.upper + 1;
     } else {
       return;
     }
+    choose = walk = true;
   }
 }
 

@@ -114,11 +114,12 @@ GR_DEVICE SampleRanks rank_crossing(Measure measure, std::uint64_t target, const
       ahead = static_cast<double>(target) - count * step;
       variance = count * (1 - count / kSample) + 1;
     } else {
+      // The variance is that of the rest with key i: unseen neighbours of it lie on both sides.
       const Mass at = mass_at(i);
       mass.before += at;
-      squares.before += (at >> kCoarse) * (at >> kCoarse);
       ahead = static_cast<double>(mass.total - mass.before) * step - rest;
       variance = static_cast<double>(squares.total - squares.before) * 0x1p40;
+      squares.before += (at >> kCoarse) * (at >> kCoarse);
     }
     const double error = deviations * deviations * step * step * variance;
     const bool sure = ahead * ahead > error;
@@ -132,14 +133,17 @@ GR_DEVICE SampleRanks rank_crossing(Measure measure, std::uint64_t target, const
           static_cast<std::uint32_t>(ranks >> 32)};
 }
 
-// The window to walk along the row for, within `range`; from the first candidate on where a list
-// is expected to hold them all. A barrier follows.
-GR_DEVICE Window choose_window(Measure measure, std::uint64_t target, const Limit& limit,
-                               double deviations, const Window& range, CandidateShared& shared) {
-  __syncthreads();
-  take_sample(shared);
-  sort_sample(shared);
-  const SampleRanks ranks = rank_crossing(measure, target, limit, deviations, shared);
+// What is looked for, and a mass that will be looked for behind it; 0: none, or not yet known.
+struct Target {
+  Measure measure;
+  std::uint64_t value;
+  Mass next;
+};
+
+// Between the sampled keys that the ranks say; from the first candidate of the range on where a
+// list is expected to hold them all.
+GR_DEVICE Window window_of(const SampleRanks& ranks, const Window& range,
+                           const CandidateShared& shared) {
   const double step = static_cast<double>(shared.source.row.size) / kSample;
   const auto fitting = static_cast<std::uint32_t>(kListAim / step);
   std::uint32_t end = ranks.most;
@@ -150,8 +154,40 @@ GR_DEVICE Window choose_window(Measure measure, std::uint64_t target, const Limi
   if (end > fitting && ranks.least > 0 && shared.list[ranks.least - 1] > range.lower) {
     window.lower = shared.list[ranks.least - 1];
   }
-  __syncthreads();
   return window.lower < window.upper ? window : range;
+}
+
+// The window within `range` to walk along the row for, and in shared.next the one to walk for
+// afterwards, if the sums before it may come from the same walk. A row whose sample misleads twice
+// is searched whole. A barrier follows.
+GR_DEVICE Window choose_window(const Target& target, const Limit& limit, std::uint32_t attempt,
+                               const Window& range, CandidateShared& shared) {
+  const std::int64_t size = shared.source.row.size;
+  Window window = range;
+  Window next{0, 0, {0, 0}};
+  if (size > static_cast<std::int64_t>(kListCapacity) && attempt < 2) {
+    __syncthreads();
+    take_sample(shared);
+    sort_sample(shared);
+    const double deviations = attempt == 0 ? 3.0 : 12.0;
+    GR_NO_UNROLL
+    for (int i = 0; i < (target.next > 0 ? 2 : 1); ++i) {
+      const bool first = i == 0;
+      const SampleRanks ranks =
+          rank_crossing(first ? target.measure : Measure::kMass, first ? target.value : target.next,
+                        limit, deviations, shared);
+      next = window_of(ranks, range, shared);
+      if (first) window = next;
+    }
+  }
+  const bool follows = target.next > 0 && window.lower > range.lower && next.lower <= window.upper;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    shared.next = next;
+    if (!follows) shared.next.lower = 0;
+  }
+  __syncthreads();
+  return window;
 }
 
 }  // namespace glimprouter::device

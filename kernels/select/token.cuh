@@ -35,6 +35,7 @@ GR_DEVICE void set_source(const SummedRow& summed, float temperature, CandidateS
   if (threadIdx.x == 0) {
     shared.source = {summed.row, summed.tiles, {summed.sums.maximum, 1.0f / temperature}};
     shared.listed = false;
+    shared.next.lower = 0;
     shared.walks = 0;
   }
   __syncthreads();
@@ -69,35 +70,36 @@ GR_DEVICE float lowest_of_min_p(float maximum, const SamplingParameters& samplin
   return lowest > static_cast<double>(kLowestFinite) ? static_cast<float>(lowest) : kLowestFinite;
 }
 
-// What top-k, top-p and min-p leave, one after the other.
-GR_DEVICE Limit filter(const SummedRow& summed, const SamplingParameters& sampling,
-                       CandidateShared& shared) {
+// What top-k, top-p and min-p leave, one after the other, and the draw from it.
+enum Stage : int { kCountStage, kMassStage, kDrawStage };
+
+GR_DEVICE std::int32_t draw_filtered(const SummedRow& summed, const SamplingParameters& sampling,
+                                     double uniform, CandidateShared& shared) {
   const bool limits_count = restricts_count(sampling, summed.row.size);
   const bool limits_mass = sampling.top_p < 1.0f;
+  set_source(summed, sampling.temperature, shared);
   Limit limit{last_above(kLowestFinite), mass_of_sum(summed.sums.sampling)};
-  GR_NO_UNROLL
-  for (int stage = limits_count ? 0 : 1; stage < (limits_mass ? 2 : 1); ++stage) {
-    const bool counts = stage == 0;
-    const std::uint64_t target = counts ? static_cast<std::uint64_t>(sampling.top_k)
-                                        : mass_target(sampling.top_p, limit.mass);
-    find_crossing(counts ? Measure::kCount : Measure::kMass, target, limit, shared);
-    const Crossing& crossing = shared.crossing;
-    limit = {crossing.key < limit.key ? crossing.key : limit.key, crossing.through.mass};
-  }
-  if (!(sampling.min_p > 0.0f)) return limit;
   if (!limits_count && !limits_mass) {
     limit.key = last_above(lowest_of_min_p(summed.sums.maximum, sampling));
     walk_window({shared.source.first(), limit.key, {0, 0}}, {false, false}, shared);
   }
-  return limit_weight(limit, sampling.min_p, shared);
-}
-
-GR_DEVICE std::int32_t draw_filtered(const SummedRow& summed, const SamplingParameters& sampling,
-                                     double uniform, CandidateShared& shared) {
-  set_source(summed, sampling.temperature, shared);
-  const Limit limit = filter(summed, sampling, shared);
-  find_crossing(Measure::kMass, drawn_unit(uniform, limit.mass) + 1, limit, shared);
-  return candidate_id(shared.crossing.key);
+  GR_NO_UNROLL
+  for (int stage = limits_count ? kCountStage : kMassStage;; ++stage) {
+    Target target{Measure::kCount, static_cast<std::uint64_t>(sampling.top_k), 0};
+    if (stage == kMassStage) {
+      if (!limits_mass) continue;
+      target = {Measure::kMass, mass_target(sampling.top_p, limit.mass), 0};
+      // The nucleus will have that mass but for a part of an element.
+      if (!(sampling.min_p > 0.0f)) target.next = drawn_unit(uniform, target.value) + 1;
+    } else if (stage == kDrawStage) {
+      if (sampling.min_p > 0.0f) limit = limit_weight(limit, sampling.min_p, shared);
+      target = {Measure::kMass, drawn_unit(uniform, limit.mass) + 1, 0};
+    }
+    find_crossing(target, limit, shared);
+    const Crossing& crossing = shared.crossing;
+    if (stage == kDrawStage) return candidate_id(crossing.key);
+    limit = {crossing.key < limit.key ? crossing.key : limit.key, crossing.through.mass};
+  }
 }
 
 // The tile at which the draw lies, and at what fraction of its mass; by one warp, a few
@@ -180,7 +182,7 @@ GR_DEVICE double entropy_of_top_k(const SummedRow& summed, std::int64_t k,
   const auto count = static_cast<std::uint64_t>(k < summed.row.size ? k : summed.row.size);
   set_source(summed, 1.0f, shared);
   const Limit all{last_above(kLowestFinite), 0};
-  find_crossing(Measure::kCount, count, all, shared);
+  find_crossing({Measure::kCount, count, 0}, all, shared);
   const Candidate last = shared.crossing.key;
   TopMass top;
   for_candidates(last < all.key ? last : all.key, shared, [&](Candidate key) {
