@@ -171,18 +171,35 @@ GR_DEVICE float largest_of_pairs(std::uint32_t a, std::uint32_t b) {
   return larger_number(float_of_bits<kType>(pair), float_of_bits<kType>(pair >> 16));
 }
 
-// A bit for each quad of a vector with an element that is at least lowest.
+// Elements in question: from `lowest` to `highest`, finite numbers; bounded: some of the row are
+// larger.
+struct ValueRange {
+  float lowest;
+  float highest;
+  bool bounded;
+
+  GR_DEVICE bool holds(float x) const { return x >= lowest && x <= highest; }
+};
+
+// A bit for each quad of a vector with an element in the range.
 template <DataType kType>
-GR_DEVICE std::uint32_t quads_above(const Vec16& vector, float lowest) {
+GR_DEVICE std::uint32_t quads_in(const Vec16& vector, const ValueRange& range) {
   if constexpr (kType == DataType::kFloat32) {
-    float best = std::bit_cast<float>(vector.word[0]);
-    GR_UNROLL
-    for (int i = 1; i < 4; ++i) best = larger_number(best, std::bit_cast<float>(vector.word[i]));
-    return best >= lowest ? 1u : 0u;
+    float x[kQuad];
+    floats_of<kType>(vector, x);
+    return range.holds(x[0]) || range.holds(x[1]) || range.holds(x[2]) || range.holds(x[3]) ? 1 : 0;
   } else {
-    const float first = largest_of_pairs<kType>(vector.word[0], vector.word[1]);
-    const float second = largest_of_pairs<kType>(vector.word[2], vector.word[3]);
-    return (first >= lowest ? 1u : 0u) | (second >= lowest ? 2u : 0u);
+    if (!range.bounded) {
+      const float first = largest_of_pairs<kType>(vector.word[0], vector.word[1]);
+      const float second = largest_of_pairs<kType>(vector.word[2], vector.word[3]);
+      return (first >= range.lowest ? 1u : 0u) | (second >= range.lowest ? 2u : 0u);
+    }
+    float x[kVectorElements];
+    floats_of<kType>(vector, x);
+    std::uint32_t quads = 0;
+    GR_UNROLL
+    for (int i = 0; i < kVectorElements; ++i) quads |= range.holds(x[i]) ? 1u << i / kQuad : 0;
+    return quads;
   }
 }
 
@@ -190,8 +207,8 @@ GR_DEVICE std::uint32_t quads_above(const Vec16& vector, float lowest) {
 // apart: two bits each. A vector that belongs to the tile only in part is not looked at: its quads
 // count.
 template <DataType kType>
-GR_DEVICE std::uint32_t quads_above(const TileGrid& grid, std::int32_t own, float lowest) {
-  constexpr std::int32_t kElements = kType == DataType::kFloat32 ? kQuad : 2 * kQuad;
+GR_DEVICE std::uint32_t quads_in(const TileGrid& grid, std::int32_t own, const ValueRange& range) {
+  constexpr std::int32_t kElements = kType == DataType::kFloat32 ? kQuad : kVectorElements;
   constexpr std::int32_t kStride = kElements * static_cast<std::int32_t>(kWarpSize);
   Vec16 loaded[kVectorsInFlight];
   GR_UNROLL
@@ -204,36 +221,36 @@ GR_DEVICE std::uint32_t quads_above(const TileGrid& grid, std::int32_t own, floa
   for (int k = 0; k < kVectorsInFlight; ++k) {
     const std::int32_t first = own + k * kStride;
     std::uint32_t found = first < grid.end ? (1u << kElements / kQuad) - 1 : 0;
-    if (grid.holds(first, kElements)) found = quads_above<kType>(loaded[k], lowest);
+    if (grid.holds(first, kElements)) found = quads_in<kType>(loaded[k], range);
     quads |= found << (2 * k);
   }
   return quads;
 }
 
-GR_DEVICE std::uint32_t quads_above(const TileGrid& grid, std::int32_t own, float lowest) {
+GR_DEVICE std::uint32_t quads_in(const TileGrid& grid, std::int32_t own, const ValueRange& range) {
   switch (grid.dtype) {
     case DataType::kFloat32:
-      return quads_above<DataType::kFloat32>(grid, own, lowest);
+      return quads_in<DataType::kFloat32>(grid, own, range);
     case DataType::kBFloat16:
-      return quads_above<DataType::kBFloat16>(grid, own, lowest);
+      return quads_in<DataType::kBFloat16>(grid, own, range);
     case DataType::kFloat16:
-      return quads_above<DataType::kFloat16>(grid, own, lowest);
+      return quads_in<DataType::kFloat16>(grid, own, range);
   }
   return 0;
 }
 
-// Calls take(x, id of x[0]) for the quads of a tile with an element that is at least lowest, a
-// finite number; by a warp, whose lanes part ways. All vectors of the tile are on their way before
-// the first is looked at. A quad that counts is read again, from the first-level cache, so that
-// `take` is compiled once.
+// Calls take(x, id of x[0]) for the quads of a tile with an element in the range; by a warp, whose
+// lanes part ways. All vectors of the tile are on their way before the first is looked at. A quad
+// that counts is read again, from the first-level cache, so that `take` is compiled once.
 template <typename Take>
-GR_DEVICE void for_quads_above(const RowView& row, std::int64_t tile, float lowest, Take take) {
+GR_DEVICE void for_quads_in(const RowView& row, std::int64_t tile, const ValueRange& range,
+                            Take take) {
   const TileGrid grid(row, tile);
   const std::int32_t stride = grid.elements * static_cast<std::int32_t>(kWarpSize);
   std::int32_t own = grid.origin + static_cast<std::int32_t>(lane_of_thread()) * grid.elements;
   GR_NO_UNROLL
   for (; own < grid.end; own += kVectorsInFlight * stride) {
-    std::uint32_t quads = quads_above(grid, own, lowest);
+    std::uint32_t quads = quads_in(grid, own, range);
     GR_NO_UNROLL
     for (; quads != 0; quads &= quads - 1) {
       const std::int32_t bit = __ffs(static_cast<int>(quads)) - 1;

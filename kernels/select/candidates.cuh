@@ -58,8 +58,31 @@ struct Window {
   Totals before;
 };
 
+// The candidates that are not asked for lie behind a key. Mass: about that of all up to it.
+struct Limit {
+  Candidate key;
+  Mass mass;
+};
+
+enum class Measure : std::uint8_t { kCount, kMass };
+
+GR_DEVICE std::uint64_t measured(Measure measure, const Totals& totals) {
+  return measure == Measure::kCount ? totals.count : totals.mass;
+}
+
+// What is looked for, and a mass that will be looked for behind it; 0: none, or not yet known.
+struct Target {
+  Measure measure;
+  std::uint64_t value;
+  Mass next;
+};
+
 struct CandidateShared {
   CandidateSource source;
+  Limit limit;
+  Target target;
+  Candidate lower;  // the crossing lies in [lower, upper]
+  Candidate upper;
   Candidate list[kListCapacity];  // or a sample of the row
   Window window;
   Window next;          // for the search that follows, with sums from an earlier walk
@@ -79,24 +102,19 @@ struct CandidateShared {
   BlockShared block;
 };
 
-// The candidates that are not asked for lie behind a key. Mass: about that of all up to it.
-struct Limit {
-  Candidate key;
-  Mass mass;
-};
-
 GR_DEVICE Candidate last_above(float lowest) { return candidate_of(lowest, -1); }
 
-// Calls take(x, id of x[0]) for quads of the row that hold all candidates up to a key; tiles by
-// warps.
+// Calls take(x, id of x[0]) for quads of the row that hold all candidates with keys in
+// [first, last]; tiles by warps.
 template <typename Take>
-GR_DEVICE void walk_row(Candidate last, CandidateShared& shared, Take take) {
+GR_DEVICE void walk_row(Candidate first, Candidate last, CandidateShared& shared, Take take) {
   const CandidateSource& source = shared.source;
-  const float lowest = candidate_value(last);
+  const float highest = candidate_value(first);
+  const ValueRange range{candidate_value(last), highest, highest < source.scale.maximum};
   if (threadIdx.x == 0) ++shared.walks;
   GR_NO_UNROLL
   for (std::int64_t tile = warp_of_thread(); tile < tiles_of(source.row.size); tile += kWarps) {
-    if (source.tiles[tile].maximum >= lowest) for_quads_above(source.row, tile, lowest, take);
+    if (source.tiles[tile].maximum >= range.lowest) for_quads_in(source.row, tile, range, take);
   }
 }
 
@@ -112,7 +130,7 @@ GR_DEVICE void for_candidates(Candidate last, CandidateShared& shared, Visit vis
       visit_up_to(shared.list[i]);
     }
   } else {
-    walk_row(last, shared, [&](const float(&x)[kQuad], std::int32_t id) {
+    walk_row(shared.source.first(), last, shared, [&](const float(&x)[kQuad], std::int32_t id) {
       GR_UNROLL
       for (std::int32_t i = 0; i < kQuad; ++i) visit_up_to(candidate_of(x[i], id + i));
     });
@@ -183,21 +201,22 @@ struct WalkFor {
 // Of one thread: the sums of the keys before a window.
 struct SumsBefore {
   Candidate lower;
-  Totals totals;
+  std::uint32_t count = 0;
+  Mass mass = 0;
 
   template <int kCount>
   GR_DEVICE void add(const Candidate (&keys)[kCount], const Mass (&masses)[kCount]) {
     GR_UNROLL
     for (int i = 0; i < kCount; ++i) {
       const bool counts = keys[i] < lower;
-      totals.count += counts ? 1 : 0;
-      totals.mass += counts ? masses[i] : 0;
+      count += counts ? 1 : 0;
+      mass += counts ? masses[i] : 0;
     }
   }
   // Of the whole block.
   GR_DEVICE Totals all(BlockShared& shared) const {
-    const std::uint64_t count = block_prefix(totals.count, shared).total;
-    return {count, block_prefix(totals.mass, shared).total};
+    const std::uint64_t counts = block_prefix(count, shared).total;
+    return {counts, block_prefix(mass, shared).total};
   }
 };
 
@@ -208,10 +227,11 @@ GR_DEVICE void walk_window(const Window& wanted, WalkFor purpose, CandidateShare
   if (threadIdx.x == 0) shared.count = 0;
   __syncthreads();
   const std::uint32_t shift = bin_shift(wanted.lower, wanted.upper);
-  SumsBefore before{wanted.lower, {0, 0}};
-  SumsBefore before_next{purpose.sums ? shared.next.lower : 0, {0, 0}};
+  SumsBefore before{wanted.lower};
+  SumsBefore before_next{purpose.sums ? shared.next.lower : 0};
   BinRun run;
-  walk_row(wanted.upper, shared, [&](const float(&x)[kQuad], std::int32_t id) {
+  const Candidate first = purpose.sums ? shared.source.first() : wanted.lower;
+  walk_row(first, wanted.upper, shared, [&](const float(&x)[kQuad], std::int32_t id) {
     Candidate keys[kQuad];
     std::uint32_t within = 0;
     bool above = false;

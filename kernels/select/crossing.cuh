@@ -117,12 +117,12 @@ GR_DEVICE Window split(const Window& part, Measure measure, std::uint64_t target
 
 // The window to walk for: what an earlier walk prepared for this search, or by a sample. sums: what
 // lies before it must be summed.
-GR_DEVICE Window next_window(const Target& target, const Limit& limit, std::uint32_t attempt,
-                             const Window& range, bool& sums, CandidateShared& shared) {
+GR_DEVICE Window next_window(std::uint32_t attempt, bool& sums, CandidateShared& shared) {
   Window window = shared.next;
-  sums = window.lower < range.lower || window.upper > range.upper || target.next > 0;
+  if (window.upper > shared.upper) window.upper = shared.upper;
+  sums = window.lower < shared.lower || window.lower > window.upper || shared.target.next > 0;
   if (sums) {
-    window = choose_window(target, limit, attempt, range, shared);
+    window = choose_window(attempt, shared);
     sums = window.lower != shared.source.first();
   } else {
     __syncthreads();
@@ -132,11 +132,30 @@ GR_DEVICE Window next_window(const Target& target, const Limit& limit, std::uint
   return window;
 }
 
+// The crossing does not lie in the window, whose sums are known: it lies on one side of it. False
+// where nothing is left there. A barrier follows.
+GR_DEVICE bool leave_window(CandidateShared& shared) {
+  const Window& window = shared.window;
+  const bool before = measured(shared.target.measure, window.before) >= shared.target.value;
+  const bool left = before || window.upper < shared.upper;
+  __syncthreads();
+  if (threadIdx.x == 0 && before) shared.upper = window.lower - 1;
+  if (threadIdx.x == 0 && !before) shared.lower = window.upper + 1;
+  __syncthreads();
+  return left;
+}
+
 // Leaves in shared.crossing the first candidate with which the count, or the mass, reaches the
-// target (at least 1), and both sums up to it. Where all candidates up to the limit do not reach
+// target (at least 1), and both sums up to it. Where all candidates up to shared.limit do not reach
 // it: kLastCandidate, and their sums. By the whole block; a barrier follows.
-GR_DEVICE void find_crossing(const Target& target, const Limit& limit, CandidateShared& shared) {
-  Window range{shared.source.first(), limit.key, {0, 0}};
+GR_DEVICE void find_crossing(const Target& target, CandidateShared& shared) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    shared.target = target;
+    shared.lower = shared.source.first();
+    shared.upper = shared.limit.key;
+  }
+  __syncthreads();
   Window part = shared.window;
   bool choose = !shared.listed;
   bool walk = choose;
@@ -144,27 +163,20 @@ GR_DEVICE void find_crossing(const Target& target, const Limit& limit, Candidate
   for (std::uint32_t attempt = 0;;) {
     if (walk) {
       bool sums = false;
-      if (choose) part = next_window(target, limit, attempt++, range, sums, shared);
+      if (choose) part = next_window(attempt++, sums, shared);
       walk_window(part, {sums, true}, shared);
       part = shared.window;
     }
-    const Window next = split(part, target.measure, target.value, shared);
-    if (shared.crossed) {
-      if (next.lower == part.lower && next.upper == part.upper) return;
-      part = next;
-      choose = false;
-      walk = !shared.listed;
+    const Window next = split(part, shared.target.measure, shared.target.value, shared);
+    if (!shared.crossed) {
+      if (!leave_window(shared)) return;
+      choose = walk = true;
       continue;
     }
-    // It lies elsewhere: in what is left on one side of the window.
-    if (measured(target.measure, part.before) >= target.value) {
-      range.upper = part.lower - 1;
-    } else if (part.upper < range.upper) {
-      range.lower = part.upper + 1;
-    } else {
-      return;
-    }
-    choose = walk = true;
+    if (next.lower == part.lower && next.upper == part.upper) return;
+    part = next;
+    choose = false;
+    walk = !shared.listed;
   }
 }
 

@@ -9,12 +9,6 @@
 
 namespace glimprouter::device {
 
-enum class Measure : std::uint8_t { kCount, kMass };
-
-GR_DEVICE std::uint64_t measured(Measure measure, const Totals& totals) {
-  return measure == Measure::kCount ? totals.count : totals.mass;
-}
-
 inline constexpr std::uint32_t kSample = 2048;
 inline constexpr std::uint32_t kOwnSample = kSample / kBlockThreads;
 static_assert(kSample <= kListCapacity, "the sample lies where the list will");
@@ -80,8 +74,9 @@ struct SampleRanks {
 
 // deviations: the error that is reckoned with, in standard deviations. Of a mass the rest behind
 // the crossing is estimated: many elements have a part in it, where few may hold the mass before.
-GR_DEVICE SampleRanks rank_crossing(Measure measure, std::uint64_t target, const Limit& limit,
-                                    double deviations, CandidateShared& shared) {
+GR_DEVICE SampleRanks rank_crossing(Measure measure, std::uint64_t target, double deviations,
+                                    CandidateShared& shared) {
+  const Limit& limit = shared.limit;
   constexpr int kCoarse = 20;  // so that the sum of squares stays below 2^64
   const double step = static_cast<double>(shared.source.row.size) / kSample;
   const std::uint32_t begin = threadIdx.x * kOwnSample;
@@ -133,37 +128,30 @@ GR_DEVICE SampleRanks rank_crossing(Measure measure, std::uint64_t target, const
           static_cast<std::uint32_t>(ranks >> 32)};
 }
 
-// What is looked for, and a mass that will be looked for behind it; 0: none, or not yet known.
-struct Target {
-  Measure measure;
-  std::uint64_t value;
-  Mass next;
-};
-
-// Between the sampled keys that the ranks say; from the first candidate of the range on where a
-// list is expected to hold them all.
-GR_DEVICE Window window_of(const SampleRanks& ranks, const Window& range,
-                           const CandidateShared& shared) {
+// Between the sampled keys that the ranks say; from the first candidate of the search's range on
+// where a list is expected to hold them all.
+GR_DEVICE Window window_of(const SampleRanks& ranks, const CandidateShared& shared) {
   const double step = static_cast<double>(shared.source.row.size) / kSample;
   const auto fitting = static_cast<std::uint32_t>(kListAim / step);
   std::uint32_t end = ranks.most;
   // Sooner a list with less of a margin than none.
   if (end > fitting && ranks.likely + (end - ranks.likely) / 3 <= fitting) end = fitting;
-  Window window = range;
-  if (end < kSample && shared.list[end] < range.upper) window.upper = shared.list[end];
-  if (end > fitting && ranks.least > 0 && shared.list[ranks.least - 1] > range.lower) {
+  Window window{shared.lower, shared.upper, {0, 0}};
+  if (end < kSample && shared.list[end] < shared.upper) window.upper = shared.list[end];
+  if (end > fitting && ranks.least > 0 && shared.list[ranks.least - 1] > shared.lower) {
     window.lower = shared.list[ranks.least - 1];
   }
-  return window.lower < window.upper ? window : range;
+  if (window.lower < window.upper) return window;
+  return {shared.lower, shared.upper, {0, 0}};
 }
 
-// The window within `range` to walk along the row for, and in shared.next the one to walk for
-// afterwards, if the sums before it may come from the same walk. A row whose sample misleads twice
-// is searched whole. A barrier follows.
-GR_DEVICE Window choose_window(const Target& target, const Limit& limit, std::uint32_t attempt,
-                               const Window& range, CandidateShared& shared) {
+// The window within the search's range to walk along the row for, and in shared.next the one to
+// walk for afterwards, if the sums before it may come from the same walk. A row whose sample
+// misleads twice is searched whole. A barrier follows.
+GR_DEVICE Window choose_window(std::uint32_t attempt, CandidateShared& shared) {
+  const Target& target = shared.target;
   const std::int64_t size = shared.source.row.size;
-  Window window = range;
+  Window window{shared.lower, shared.upper, {0, 0}};
   Window next{0, 0, {0, 0}};
   if (size > static_cast<std::int64_t>(kListCapacity) && attempt < 2) {
     __syncthreads();
@@ -175,12 +163,12 @@ GR_DEVICE Window choose_window(const Target& target, const Limit& limit, std::ui
       const bool first = i == 0;
       const SampleRanks ranks =
           rank_crossing(first ? target.measure : Measure::kMass, first ? target.value : target.next,
-                        limit, deviations, shared);
-      next = window_of(ranks, range, shared);
+                        deviations, shared);
+      next = window_of(ranks, shared);
       if (first) window = next;
     }
   }
-  const bool follows = target.next > 0 && window.lower > range.lower && next.lower <= window.upper;
+  const bool follows = target.next > 0 && window.lower > shared.lower && next.lower <= window.upper;
   __syncthreads();
   if (threadIdx.x == 0) {
     shared.next = next;

@@ -30,9 +30,11 @@ struct SummedRow {
   const RowSums& sums;  // in shared memory
 };
 
-GR_DEVICE void set_source(const SummedRow& summed, float temperature, CandidateShared& shared) {
+GR_DEVICE void set_source(const SummedRow& summed, float temperature, const Limit& limit,
+                          CandidateShared& shared) {
   __syncthreads();
   if (threadIdx.x == 0) {
+    shared.limit = limit;
     shared.source = {summed.row, summed.tiles, {summed.sums.maximum, 1.0f / temperature}};
     shared.listed = false;
     shared.next.lower = 0;
@@ -41,14 +43,21 @@ GR_DEVICE void set_source(const SummedRow& summed, float temperature, CandidateS
   __syncthreads();
 }
 
-// What min-p keeps of the candidates up to the limit: those before the first whose weight is less.
-// Not all that weigh enough: the exponential of neighbouring numbers may fall where they rise.
-GR_DEVICE Limit limit_weight(const Limit& limit, float min_p, CandidateShared& shared) {
+// A barrier follows.
+GR_DEVICE void set_limit(const Limit& limit, CandidateShared& shared) {
+  __syncthreads();
+  if (threadIdx.x == 0) shared.limit = limit;
+  __syncthreads();
+}
+
+// Limits the candidates to those before the first whose weight is less than min_p. Not to all that
+// weigh enough: the exponential of neighbouring numbers may fall where they rise.
+GR_DEVICE void limit_weight(float min_p, CandidateShared& shared) {
   Candidate first_below = kLastCandidate;
   Mass mass = 0;
   GR_NO_UNROLL
   for (int pass = 0; pass < 2; ++pass) {
-    for_candidates(limit.key, shared, [&](Candidate key) {
+    for_candidates(shared.limit.key, shared, [&](Candidate key) {
       const float weight = shared.source.scale.weight(candidate_value(key));
       if (pass == 1) {
         mass += key < first_below ? mass_of(weight) : 0;
@@ -58,8 +67,9 @@ GR_DEVICE Limit limit_weight(const Limit& limit, float min_p, CandidateShared& s
     });
     if (pass == 0) first_below = block_min(first_below, shared.block);
   }
-  return {first_below <= limit.key ? first_below - 1 : limit.key,
-          block_prefix(mass, shared.block).total};
+  const Candidate last = shared.limit.key;
+  set_limit({first_below <= last ? first_below - 1 : last, block_prefix(mass, shared.block).total},
+            shared);
 }
 
 // Somewhat below the smallest element that min-p can keep.
@@ -77,28 +87,31 @@ GR_DEVICE std::int32_t draw_filtered(const SummedRow& summed, const SamplingPara
                                      double uniform, CandidateShared& shared) {
   const bool limits_count = restricts_count(sampling, summed.row.size);
   const bool limits_mass = sampling.top_p < 1.0f;
-  set_source(summed, sampling.temperature, shared);
-  Limit limit{last_above(kLowestFinite), mass_of_sum(summed.sums.sampling)};
-  if (!limits_count && !limits_mass) {
-    limit.key = last_above(lowest_of_min_p(summed.sums.maximum, sampling));
-    walk_window({shared.source.first(), limit.key, {0, 0}}, {false, false}, shared);
+  const bool counts_or_sums = limits_count || limits_mass;
+  const float lowest =
+      counts_or_sums ? kLowestFinite : lowest_of_min_p(summed.sums.maximum, sampling);
+  set_source(summed, sampling.temperature, {last_above(lowest), mass_of_sum(summed.sums.sampling)},
+             shared);
+  if (!counts_or_sums) {
+    walk_window({shared.source.first(), shared.limit.key, {0, 0}}, {false, false}, shared);
   }
   GR_NO_UNROLL
   for (int stage = limits_count ? kCountStage : kMassStage;; ++stage) {
     Target target{Measure::kCount, static_cast<std::uint64_t>(sampling.top_k), 0};
     if (stage == kMassStage) {
       if (!limits_mass) continue;
-      target = {Measure::kMass, mass_target(sampling.top_p, limit.mass), 0};
+      target = {Measure::kMass, mass_target(sampling.top_p, shared.limit.mass), 0};
       // The nucleus will have that mass but for a part of an element.
       if (!(sampling.min_p > 0.0f)) target.next = drawn_unit(uniform, target.value) + 1;
     } else if (stage == kDrawStage) {
-      if (sampling.min_p > 0.0f) limit = limit_weight(limit, sampling.min_p, shared);
-      target = {Measure::kMass, drawn_unit(uniform, limit.mass) + 1, 0};
+      if (sampling.min_p > 0.0f) limit_weight(sampling.min_p, shared);
+      target = {Measure::kMass, drawn_unit(uniform, shared.limit.mass) + 1, 0};
     }
-    find_crossing(target, limit, shared);
-    const Crossing& crossing = shared.crossing;
+    find_crossing(target, shared);
+    const Crossing crossing = shared.crossing;
     if (stage == kDrawStage) return candidate_id(crossing.key);
-    limit = {crossing.key < limit.key ? crossing.key : limit.key, crossing.through.mass};
+    const Candidate last = shared.limit.key;
+    set_limit({crossing.key < last ? crossing.key : last, crossing.through.mass}, shared);
   }
 }
 
@@ -180,12 +193,12 @@ GR_DEVICE std::int32_t sample_token(const SummedRow& summed, const SamplingParam
 GR_DEVICE double entropy_of_top_k(const SummedRow& summed, std::int64_t k,
                                   CandidateShared& shared) {
   const auto count = static_cast<std::uint64_t>(k < summed.row.size ? k : summed.row.size);
-  set_source(summed, 1.0f, shared);
-  const Limit all{last_above(kLowestFinite), 0};
-  find_crossing({Measure::kCount, count, 0}, all, shared);
+  const Candidate all = last_above(kLowestFinite);
+  set_source(summed, 1.0f, {all, 0}, shared);
+  find_crossing({Measure::kCount, count, 0}, shared);
   const Candidate last = shared.crossing.key;
   TopMass top;
-  for_candidates(last < all.key ? last : all.key, shared, [&](Candidate key) {
+  for_candidates(last < all ? last : all, shared, [&](Candidate key) {
     const float d = candidate_value(key) - shared.source.scale.maximum;
     top.add(d, exp_nonpositive(d));
   });
