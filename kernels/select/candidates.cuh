@@ -98,7 +98,8 @@ struct CandidateShared {
   std::uint32_t bin_count;  // candidates in the bin of the crossing
   bool crossed;
   Crossing crossing;
-  std::uint32_t walks;  // along the row: for the tests
+  std::uint32_t walks;  // along the row, and those that sum what lies before a window: for tests
+  std::uint32_t summing_walks;
   BlockShared block;
 };
 
@@ -272,7 +273,10 @@ GR_DEVICE void walk_window(const Window& wanted, WalkFor purpose, CandidateShare
   __syncthreads();
   if (threadIdx.x == 0) {
     shared.window = window;
-    if (purpose.sums) shared.next.before = next;
+    if (purpose.sums) {
+      shared.next.before = next;
+      ++shared.summing_walks;
+    }
     shared.listed = shared.count <= kListCapacity;
     shared.binned = purpose.bins;
   }

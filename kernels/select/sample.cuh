@@ -15,18 +15,22 @@ static_assert(kSample <= kListCapacity, "the sample lies where the list will");
 // A list of so many candidates as are expected fits as a rule.
 inline constexpr double kListAim = 0.8 * kListCapacity;
 
-// Keys of elements spread over the row into the list; not at equal distances, which might be those
-// of a pattern in the vocabulary.
+// Spread over the row; not at equal distances, which might be those of a pattern in the vocabulary.
+GR_DEVICE std::int32_t sampled_id(std::uint32_t index, std::int64_t size) {
+  constexpr int kFraction = 12;
+  const std::uint64_t place =
+      static_cast<std::uint64_t>(index) << kFraction | index * 0x9E3779B1u >> (32 - kFraction);
+  return static_cast<std::int32_t>(place * static_cast<std::uint64_t>(size) / kSample >> kFraction);
+}
+
+// Keys of the sampled elements into the list.
 GR_DEVICE void take_sample(CandidateShared& shared) {
   const RowView& row = shared.source.row;
   std::int32_t ids[kOwnSample];
   std::uint32_t bits[kOwnSample];
   GR_UNROLL
   for (std::uint32_t k = 0; k < kOwnSample; ++k) {
-    const std::uint32_t index = threadIdx.x + k * kBlockThreads;
-    const std::uint64_t place = index << 12 | index * 0x9E3779B1u >> 20;  // of 2^12 kSample
-    ids[k] =
-        static_cast<std::int32_t>(place * static_cast<std::uint64_t>(row.size) / kSample >> 12);
+    ids[k] = sampled_id(threadIdx.x + k * kBlockThreads, row.size);
     bits[k] = read_bits(static_cast<const std::byte*>(row.data) + element_size(row.dtype) * ids[k],
                         row.dtype);
   }

@@ -38,7 +38,7 @@ GR_DEVICE void set_source(const SummedRow& summed, float temperature, const Limi
     shared.source = {summed.row, summed.tiles, {summed.sums.maximum, 1.0f / temperature}};
     shared.listed = false;
     shared.next.lower = 0;
-    shared.walks = 0;
+    shared.walks = shared.summing_walks = 0;
   }
   __syncthreads();
 }
