@@ -114,7 +114,9 @@ GR_DEVICE void walk_row(Candidate first, Candidate last, CandidateShared& shared
   const ValueRange range{candidate_value(last), highest, highest < source.scale.maximum};
   if (threadIdx.x == 0) ++shared.walks;
   GR_NO_UNROLL
-  for (std::int64_t tile = warp_of_thread(); tile < tiles_of(source.row.size); tile += kWarps) {
+  for (auto tile = static_cast<std::int32_t>(warp_of_thread());
+       tile < static_cast<std::int32_t>(tiles_of(source.row.size));
+       tile += static_cast<std::int32_t>(kWarps)) {
     if (source.tiles[tile].maximum >= range.lowest) for_quads_in(source.row, tile, range, take);
   }
 }
@@ -199,57 +201,52 @@ struct WalkFor {
   bool bins;
 };
 
-// Of one thread: the sums of the keys before a window.
-struct SumsBefore {
-  Candidate lower;
-  std::uint32_t count = 0;
+// Of the masses those of the keys before another one.
+GR_DEVICE Mass mass_before(Candidate key, const Candidate (&keys)[kQuad],
+                           const Mass (&masses)[kQuad]) {
   Mass mass = 0;
-
-  template <int kCount>
-  GR_DEVICE void add(const Candidate (&keys)[kCount], const Mass (&masses)[kCount]) {
-    GR_UNROLL
-    for (int i = 0; i < kCount; ++i) {
-      const bool counts = keys[i] < lower;
-      count += counts ? 1 : 0;
-      mass += counts ? masses[i] : 0;
-    }
-  }
-  // Of the whole block.
-  GR_DEVICE Totals all(BlockShared& shared) const {
-    const std::uint64_t counts = block_prefix(count, shared).total;
-    return {counts, block_prefix(mass, shared).total};
-  }
-};
+  GR_UNROLL
+  for (std::int32_t i = 0; i < kQuad; ++i) mass += keys[i] < key ? masses[i] : 0;
+  return mass;
+}
 
 // Walks along the row for a window, with the sums before it where these are known. A barrier
 // follows.
 GR_DEVICE void walk_window(const Window& wanted, WalkFor purpose, CandidateShared& shared) {
   clear_bins(shared);
-  if (threadIdx.x == 0) shared.count = 0;
+  if (threadIdx.x == 0) {
+    shared.window = wanted;
+    shared.count = 0;
+  }
   __syncthreads();
   const std::uint32_t shift = bin_shift(wanted.lower, wanted.upper);
-  SumsBefore before{wanted.lower};
-  SumsBefore before_next{purpose.sums ? shared.next.lower : 0};
+  std::uint32_t count_before = 0;
+  Mass before = 0;
+  Mass before_next = 0;
   BinRun run;
   const Candidate first = purpose.sums ? shared.source.first() : wanted.lower;
   walk_row(first, wanted.upper, shared, [&](const float(&x)[kQuad], std::int32_t id) {
+    // From shared memory each time: the registers are needed for loads.
+    const Candidate lower = shared.window.lower;
+    const Candidate upper = shared.window.upper;
     Candidate keys[kQuad];
     std::uint32_t within = 0;
-    bool above = false;
+    std::uint32_t above = 0;
     GR_UNROLL
     for (std::int32_t i = 0; i < kQuad; ++i) {
       keys[i] = candidate_of(x[i], id + i);
-      above |= keys[i] < wanted.lower;
-      within |= keys[i] >= wanted.lower && keys[i] <= wanted.upper ? 1u << i : 0;
+      above += keys[i] < lower ? 1 : 0;
+      within |= keys[i] >= lower && keys[i] <= upper ? 1u << i : 0;
     }
     Mass masses[kQuad] = {};
-    if (purpose.bins && ((purpose.sums && above) || within != 0)) {
+    if (purpose.bins && ((purpose.sums && above > 0) || within != 0)) {
       GR_UNROLL
       for (std::int32_t i = 0; i < kQuad; ++i) masses[i] = shared.source.scale.mass(x[i]);
     }
     if (purpose.sums) {
-      before.add(keys, masses);
-      before_next.add(keys, masses);
+      count_before += above;
+      before += mass_before(lower, keys, masses);
+      before_next += mass_before(shared.next.lower, keys, masses);
     }
     if (within == 0) return;
     std::uint32_t place =
@@ -260,25 +257,26 @@ GR_DEVICE void walk_window(const Window& wanted, WalkFor purpose, CandidateShare
       if (place < kListCapacity) shared.list[place] = keys[i];
       ++place;
       if (!purpose.bins) continue;
-      run.add(static_cast<std::uint32_t>((keys[i] - wanted.lower) >> shift), masses[i], shared);
+      run.add(static_cast<std::uint32_t>((keys[i] - lower) >> shift), masses[i], shared);
     }
   });
   run.flush(shared);
-  Window window = wanted;
-  Totals next{0, 0};
+  Totals sums{0, 0};
+  Mass next = 0;
   if (purpose.sums) {
-    window.before = before.all(shared.block);
-    next = before_next.all(shared.block);
+    sums = {block_prefix(count_before, shared.block).total,
+            block_prefix(before, shared.block).total};
+    next = block_prefix(before_next, shared.block).total;
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    shared.window = window;
-    if (purpose.sums) {
-      shared.next.before = next;
-      ++shared.summing_walks;
-    }
     shared.listed = shared.count <= kListCapacity;
     shared.binned = purpose.bins;
+    if (purpose.sums) {
+      shared.window.before = sums;
+      shared.next.before = {0, next};  // a search for a mass asks for no count
+      ++shared.summing_walks;
+    }
   }
   __syncthreads();
 }

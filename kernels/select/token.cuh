@@ -18,6 +18,7 @@ namespace glimprouter::device {
 
 struct SelectShared {
   CandidateShared candidates;
+  double uniform;
   std::int64_t tile;
   double fraction;
   std::int32_t token;
@@ -83,8 +84,9 @@ GR_DEVICE float lowest_of_min_p(float maximum, const SamplingParameters& samplin
 // What top-k, top-p and min-p leave, one after the other, and the draw from it.
 enum Stage : int { kCountStage, kMassStage, kDrawStage };
 
+// uniform: in shared memory.
 GR_DEVICE std::int32_t draw_filtered(const SummedRow& summed, const SamplingParameters& sampling,
-                                     double uniform, CandidateShared& shared) {
+                                     const double& uniform, CandidateShared& shared) {
   const bool limits_count = restricts_count(sampling, summed.row.size);
   const bool limits_mass = sampling.top_p < 1.0f;
   const bool counts_or_sums = limits_count || limits_mass;
@@ -186,7 +188,8 @@ GR_DEVICE std::int32_t sample_token(const SummedRow& summed, const SamplingParam
       !(sampling.min_p > 0.0f)) {
     return draw_unfiltered(summed, sampling.temperature, uniform, shared);
   }
-  return draw_filtered(summed, sampling, uniform, shared.candidates);
+  if (threadIdx.x == 0) shared.uniform = uniform;
+  return draw_filtered(summed, sampling, shared.uniform, shared.candidates);
 }
 
 // Nats, over the k largest elements, renormalised.
