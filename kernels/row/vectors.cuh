@@ -178,7 +178,10 @@ struct ValueRange {
   float highest;
   bool bounded;
 
-  GR_DEVICE bool holds(float x) const { return x >= lowest && x <= highest; }
+  // Without a branch, by which the loads of several vectors would follow one another.
+  GR_DEVICE std::uint32_t holds(float x) const {
+    return static_cast<std::uint32_t>(x >= lowest) & static_cast<std::uint32_t>(x <= highest);
+  }
 };
 
 // A bit for each quad of a vector with an element in the range.
@@ -187,7 +190,7 @@ GR_DEVICE std::uint32_t quads_in(const Vec16& vector, const ValueRange& range) {
   if constexpr (kType == DataType::kFloat32) {
     float x[kQuad];
     floats_of<kType>(vector, x);
-    return range.holds(x[0]) || range.holds(x[1]) || range.holds(x[2]) || range.holds(x[3]) ? 1 : 0;
+    return range.holds(x[0]) | range.holds(x[1]) | range.holds(x[2]) | range.holds(x[3]);
   } else {
     if (!range.bounded) {
       const float first = largest_of_pairs<kType>(vector.word[0], vector.word[1]);
@@ -198,7 +201,7 @@ GR_DEVICE std::uint32_t quads_in(const Vec16& vector, const ValueRange& range) {
     floats_of<kType>(vector, x);
     std::uint32_t quads = 0;
     GR_UNROLL
-    for (int i = 0; i < kVectorElements; ++i) quads |= range.holds(x[i]) ? 1u << i / kQuad : 0;
+    for (int i = 0; i < kVectorElements; ++i) quads |= range.holds(x[i]) << i / kQuad;
     return quads;
   }
 }
@@ -216,6 +219,7 @@ GR_DEVICE std::uint32_t quads_in(const TileGrid& grid, std::int32_t own, const V
     loaded[k] = {};
     if (grid.holds(own + k * kStride, kElements)) loaded[k] = load16(grid.at(own + k * kStride));
   }
+  __syncwarp();  // no load may sink behind it, to where its vector is looked at
   std::uint32_t quads = 0;
   GR_UNROLL
   for (int k = 0; k < kVectorsInFlight; ++k) {
@@ -247,9 +251,9 @@ GR_DEVICE void for_quads_in(const RowView& row, std::int64_t tile, const ValueRa
                             Take take) {
   const TileGrid grid(row, tile);
   const std::int32_t stride = grid.elements * static_cast<std::int32_t>(kWarpSize);
-  std::int32_t own = grid.origin + static_cast<std::int32_t>(lane_of_thread()) * grid.elements;
   GR_NO_UNROLL
-  for (; own < grid.end; own += kVectorsInFlight * stride) {
+  for (std::int32_t base = grid.origin; base < grid.end; base += kVectorsInFlight * stride) {
+    const std::int32_t own = base + static_cast<std::int32_t>(lane_of_thread()) * grid.elements;
     std::uint32_t quads = quads_in(grid, own, range);
     GR_NO_UNROLL
     for (; quads != 0; quads &= quads - 1) {
