@@ -193,7 +193,7 @@ std::vector<float> make_row(Kind kind, std::size_t size, Numbers& numbers) {
 }
 
 SamplingParameters make_parameters(Numbers& numbers) {
-  constexpr std::array kTemperatures = {1e-3f, 0.1f, 0.6f, 1.0f, 1.0f, 1.5f, 100.0f};
+  constexpr std::array kTemperatures = {1e-4f, 1e-3f, 0.1f, 0.6f, 1.0f, 1.0f, 1.5f, 100.0f, 1e4f};
   constexpr std::array kTopP = {1e-6f, 0.1f, 0.5f, 0.9f, 0.95f, 0.99f, 0.9999999f, 1.0f, 1.0f};
   constexpr std::array kTopK = {0, 0, 0, 0, 1, 5, 50, 1500, 2560, 2561, 3000, 9000};
   constexpr std::array kMinP = {0.0f, 0.0f, 0.0f, 1e-6f, 0.05f, 0.5f, 1.0f};
