@@ -7,6 +7,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
@@ -62,12 +63,12 @@ class Row {
  public:
   Row(const std::vector<float>& values, DataType dtype, std::size_t offset = 0)
       : size_(values.size()), dtype_(dtype), offset_(offset), words_(values.size() + 4) {
-    auto* target = reinterpret_cast<std::uint16_t*>(data());
+    const auto width = static_cast<std::size_t>(element_size(dtype));
     for (std::size_t i = 0; i < size_; ++i) {
-      const auto bits = std::bit_cast<std::uint32_t>(values[i]);
-      if (dtype == DataType::kFloat32) words_[offset_ + i] = bits;
-      if (dtype == DataType::kBFloat16) target[i] = static_cast<std::uint16_t>(bits >> 16);
-      if (dtype == DataType::kFloat16) target[i] = golden::to_float16(values[i]);
+      auto bits = std::bit_cast<std::uint32_t>(values[i]);
+      if (dtype == DataType::kBFloat16) bits >>= 16;
+      if (dtype == DataType::kFloat16) bits = golden::to_float16(values[i]);
+      std::memcpy(data() + i * width, &bits, width);
     }
   }
   RowView view() { return {data(), dtype_, static_cast<std::int64_t>(size_)}; }
