@@ -54,8 +54,8 @@ GR_DEVICE std::uint32_t atomic_add_shared(std::uint32_t* target, std::uint32_t v
   return atomic_add(target, value);
 }
 
-GR_DEVICE std::uint64_t atomic_add_shared(std::uint64_t* target, std::uint64_t value) {
-  return atomic_add(target, value);
+GR_DEVICE void atomic_add_shared(std::uint64_t* target, std::uint64_t value) {
+  atomic_add(target, value);
 }
 
 GR_DEVICE void launch_dependents() {}

@@ -88,9 +88,10 @@ GR_DEVICE std::uint32_t ticket_increment(std::uint32_t* counter, std::uint32_t l
 GR_DEVICE std::uint32_t atomic_add(std::uint32_t* target, std::uint32_t value);
 GR_DEVICE std::uint64_t atomic_add(std::uint64_t* target, std::uint64_t value);
 
-// The same in shared memory, among the threads of a block.
+// The same in shared memory, among the threads of a block. A sum of 64 bits is right after a
+// barrier: there is no instruction that adds to all of it at once.
 GR_DEVICE std::uint32_t atomic_add_shared(std::uint32_t* target, std::uint32_t value);
-GR_DEVICE std::uint64_t atomic_add_shared(std::uint64_t* target, std::uint64_t value);
+GR_DEVICE void atomic_add_shared(std::uint64_t* target, std::uint64_t value);
 
 // Programmatic dependent launch (sm_90 and newer, nothing elsewhere). A kernel that may be launched
 // so calls wait_for_dependencies() before it touches anything that the kernel before it writes, or

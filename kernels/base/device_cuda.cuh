@@ -56,8 +56,14 @@ GR_DEVICE std::uint32_t atomic_add_shared(std::uint32_t* target, std::uint32_t v
   return atomicAdd_block(target, value);
 }
 
-GR_DEVICE std::uint64_t atomic_add_shared(std::uint64_t* target, std::uint64_t value) {
-  return atomicAdd_block(reinterpret_cast<unsigned long long*>(target), value);
+// atomicAdd would compare and swap in a loop. The carry goes the way of the upper half.
+GR_DEVICE void atomic_add_shared(std::uint64_t* target, std::uint64_t value) {
+  auto* const words = reinterpret_cast<std::uint32_t*>(target);
+  const auto low = static_cast<std::uint32_t>(value);
+  const std::uint32_t before = atomicAdd_block(words, low);
+  const std::uint32_t high =
+      static_cast<std::uint32_t>(value >> 32) + (before + low < low ? 1u : 0u);
+  if (high != 0) atomicAdd_block(words + 1, high);
 }
 
 GR_DEVICE void launch_dependents() {

@@ -99,12 +99,6 @@ struct RowVectors {
     end = whole > first ? static_cast<std::int32_t>(whole) : first;
   }
 
-  GR_DEVICE Vec16 load(std::int32_t vector) const {
-    if (phase == 0) return load_aligned(vector);
-    Vec16 result[1];
-    load_shifted(vector, result);
-    return result[0];
-  }
   GR_DEVICE Vec16 load_aligned(std::int32_t vector) const {
     return load16(data + std::int64_t{vector} * kVectorBytes);
   }
@@ -122,119 +116,154 @@ struct RowVectors {
   }
 };
 
-inline constexpr int kVectorsInFlight = 4;
+inline constexpr int kVectorsInFlight = 8;  // a thread's share of a tile of a 16-bit type
+inline constexpr std::int32_t kQuad = 4;
 
-// What of a tile is read by vectors, and what one by one.
-struct TileSpan {
-  std::int32_t first_vector;  // of the row
-  std::int32_t end_vector;
-  std::int32_t first;  // element
+// The elements [begin, end) of a tile, on the grid of the 16-byte boundaries of memory, wherever
+// the row begins: of vectors that lie in it only in part, nothing else is read.
+struct TileGrid {
+  const std::byte* data;  // of the row
+  DataType dtype;
+  std::int32_t begin;
   std::int32_t end;
+  std::int32_t elements;  // of a vector
+  std::int32_t origin;    // first element of the first vector: at or before `begin`
 
-  GR_DEVICE TileSpan(const RowView& row, const RowVectors& vectors, std::int64_t tile) {
-    const std::int32_t a_tile = kTileSize / vectors.elements;
-    const std::int32_t begin = static_cast<std::int32_t>(tile) * a_tile;
-    first_vector = begin > vectors.first ? begin : vectors.first;
-    end_vector = begin + a_tile < vectors.end ? begin + a_tile : vectors.end;
-    if (end_vector < first_vector) end_vector = first_vector;
-    first = static_cast<std::int32_t>(tile) * kTileSize;
-    end = first + kTileSize < row.size ? first + kTileSize : static_cast<std::int32_t>(row.size);
+  GR_DEVICE TileGrid(const RowView& row, std::int64_t tile)
+      : data(static_cast<const std::byte*>(row.data)), dtype(row.dtype) {
+    const auto size = static_cast<std::int32_t>(element_size(row.dtype));
+    begin = static_cast<std::int32_t>(tile) * kTileSize;
+    end = begin + kTileSize < row.size ? begin + kTileSize : static_cast<std::int32_t>(row.size);
+    elements = kVectorBytes / size;
+    const auto phase = static_cast<std::int32_t>(reinterpret_cast<std::uintptr_t>(data) % 16);
+    origin = begin - phase / size;
+  }
+
+  GR_DEVICE bool holds(std::int32_t first, std::int32_t count) const {
+    return first >= begin && first + count <= end;
+  }
+  GR_DEVICE const std::byte* at(std::int32_t element) const {
+    return data + std::int64_t{element} * (kVectorBytes / elements);
+  }
+
+  // Four elements from a quarter, or a half, of a vector on; -inf for what is not the tile's.
+  GR_DEVICE void read(std::int32_t first, float (&x)[kQuad]) const {
+    if (!holds(first, kQuad)) {
+      GR_UNROLL
+      for (std::int32_t i = 0; i < kQuad; ++i) {
+        x[i] = holds(first + i, 1) ? read_element(at(first + i), dtype) : kMinusInfinity;
+      }
+    } else if (dtype == DataType::kFloat32) {
+      floats_of(read_quad<DataType::kFloat32>(at(first)), x);
+    } else if (dtype == DataType::kBFloat16) {
+      floats_of(read_quad<DataType::kBFloat16>(at(first)), x);
+    } else {
+      floats_of(read_quad<DataType::kFloat16>(at(first)), x);
+    }
   }
 };
 
-// Hands a warp's vectors of a tile to take(loaded, vector), several at a time: loaded[k] is vector
-// `vector + k kWarpSize` where that lies before the span's end.
+// The largest of two 16-bit pairs; NaN does not count.
+template <DataType kType>
+GR_DEVICE float largest_of_pairs(std::uint32_t a, std::uint32_t b) {
+  const std::uint32_t pair =
+      kType == DataType::kFloat16 ? larger_halves(a, b) : larger_bfloat16s(a, b);
+  return larger_number(float_of_bits<kType>(pair), float_of_bits<kType>(pair >> 16));
+}
+
+// Elements in question: from `lowest` to `highest`, finite numbers; bounded: some of the row are
+// larger.
+struct ValueRange {
+  float lowest;
+  float highest;
+  bool bounded;
+
+  // Without a branch, by which the loads of several vectors would follow one another.
+  GR_DEVICE std::uint32_t holds(float x) const {
+    return static_cast<std::uint32_t>(x >= lowest) & static_cast<std::uint32_t>(x <= highest);
+  }
+};
+
+// A bit for each quad of a vector with an element in the range.
+template <DataType kType>
+GR_DEVICE std::uint32_t quads_in(const Vec16& vector, const ValueRange& range) {
+  if constexpr (kType == DataType::kFloat32) {
+    float x[kQuad];
+    floats_of<kType>(vector, x);
+    return range.holds(x[0]) | range.holds(x[1]) | range.holds(x[2]) | range.holds(x[3]);
+  } else {
+    if (!range.bounded) {
+      const float first = largest_of_pairs<kType>(vector.word[0], vector.word[1]);
+      const float second = largest_of_pairs<kType>(vector.word[2], vector.word[3]);
+      return (first >= range.lowest ? 1u : 0u) | (second >= range.lowest ? 2u : 0u);
+    }
+    float x[kVectorElements];
+    floats_of<kType>(vector, x);
+    std::uint32_t quads = 0;
+    GR_UNROLL
+    for (int i = 0; i < kVectorElements; ++i) quads |= range.holds(x[i]) << i / kQuad;
+    return quads;
+  }
+}
+
+// The same for the vectors from element `own` on, kVectorsInFlight of them, kWarpSize vectors
+// apart: two bits each. A vector that belongs to the tile only in part is not looked at: its quads
+// count.
+template <DataType kType>
+GR_DEVICE std::uint32_t quads_in(const TileGrid& grid, std::int32_t own, const ValueRange& range) {
+  constexpr std::int32_t kElements = kType == DataType::kFloat32 ? kQuad : kVectorElements;
+  constexpr std::int32_t kStride = kElements * static_cast<std::int32_t>(kWarpSize);
+  Vec16 loaded[kVectorsInFlight];
+  GR_UNROLL
+  for (int k = 0; k < kVectorsInFlight; ++k) {
+    loaded[k] = {};
+    if (grid.holds(own + k * kStride, kElements)) loaded[k] = load16(grid.at(own + k * kStride));
+  }
+  __syncwarp();  // no load may sink behind it, to where its vector is looked at
+  std::uint32_t quads = 0;
+  GR_UNROLL
+  for (int k = 0; k < kVectorsInFlight; ++k) {
+    const std::int32_t first = own + k * kStride;
+    std::uint32_t found = first < grid.end ? (1u << kElements / kQuad) - 1 : 0;
+    if (grid.holds(first, kElements)) found = quads_in<kType>(loaded[k], range);
+    quads |= found << (2 * k);
+  }
+  return quads;
+}
+
+GR_DEVICE std::uint32_t quads_in(const TileGrid& grid, std::int32_t own, const ValueRange& range) {
+  switch (grid.dtype) {
+    case DataType::kFloat32:
+      return quads_in<DataType::kFloat32>(grid, own, range);
+    case DataType::kBFloat16:
+      return quads_in<DataType::kBFloat16>(grid, own, range);
+    case DataType::kFloat16:
+      return quads_in<DataType::kFloat16>(grid, own, range);
+  }
+  return 0;
+}
+
+// Calls take(x, id of x[0]) for the quads of a tile with an element in the range; by a warp, whose
+// lanes part ways. All vectors of the tile are on their way before the first is looked at. A quad
+// that counts is read again, from the first-level cache, so that `take` is compiled once.
 template <typename Take>
-GR_DEVICE void for_vectors(const RowVectors& vectors, const TileSpan& span, Take take) {
-  constexpr auto kStride = static_cast<std::int32_t>(kWarpSize);
-  for (std::int32_t vector = span.first_vector + static_cast<std::int32_t>(lane_of_thread());
-       vector < span.end_vector; vector += kVectorsInFlight * kStride) {
-    Vec16 loaded[kVectorsInFlight];
-    GR_UNROLL
-    for (int k = 0; k < kVectorsInFlight; ++k) {
-      const std::int32_t own = vector + k * kStride;
-      if (own < span.end_vector) loaded[k] = vectors.load(own);
-    }
-    take(loaded, vector);
-  }
-}
-
-// Visits (x, id) of a warp's elements of a tile that no vector holds.
-template <typename Visit>
-GR_DEVICE void for_edges(const RowView& row, const RowVectors& vectors, const TileSpan& span,
-                         Visit visit) {
-  constexpr auto kStride = static_cast<std::int32_t>(kWarpSize);
-  const std::int32_t held = span.first_vector * vectors.elements;
-  const std::int32_t held_end = span.end_vector * vectors.elements;
-  std::int32_t id = span.first + static_cast<std::int32_t>(lane_of_thread());
-  while (id < span.end) {
-    if (id >= held && id < held_end) {
-      id += (held_end - id + kStride - 1) / kStride * kStride;
-      continue;
-    }
-    visit(read_element(vectors.data + id * element_size(row.dtype), row.dtype), id);
-    id += kStride;
-  }
-}
-
-// The largest element of a vector; NaN does not count.
-GR_DEVICE float largest_of(const Vec16& vector, DataType dtype) {
-  if (dtype == DataType::kFloat32) {
-    float best = std::bit_cast<float>(vector.word[0]);
-    GR_UNROLL
-    for (int i = 1; i < 4; ++i) best = larger_number(best, std::bit_cast<float>(vector.word[i]));
-    return best;
-  }
-  std::uint32_t pair = vector.word[0];
-  GR_UNROLL
-  for (int i = 1; i < 4; ++i) {
-    pair = dtype == DataType::kFloat16 ? larger_halves(pair, vector.word[i])
-                                       : larger_bfloat16s(pair, vector.word[i]);
-  }
-  return larger_number(float_of_bits(pair & 0xFFFFu, dtype), float_of_bits(pair >> 16, dtype));
-}
-
-// A bit for each element of a vector that is at least lowest.
-GR_DEVICE std::uint32_t elements_above(const Vec16& vector, DataType dtype, float lowest) {
-  if (!(largest_of(vector, dtype) >= lowest)) return 0;
-  std::uint32_t above = 0;
-  GR_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const std::uint32_t word = vector.word[i];
-    if (dtype == DataType::kFloat32) {
-      above |= std::bit_cast<float>(word) >= lowest ? 1u << i : 0u;
-    } else {
-      above |= float_of_bits(word & 0xFFFFu, dtype) >= lowest ? 1u << (2 * i) : 0u;
-      above |= float_of_bits(word >> 16, dtype) >= lowest ? 2u << (2 * i) : 0u;
+GR_DEVICE void for_quads_in(const RowView& row, std::int64_t tile, const ValueRange& range,
+                            Take take) {
+  const TileGrid grid(row, tile);
+  const std::int32_t stride = grid.elements * static_cast<std::int32_t>(kWarpSize);
+  GR_NO_UNROLL
+  for (std::int32_t base = grid.origin; base < grid.end; base += kVectorsInFlight * stride) {
+    const std::int32_t own = base + static_cast<std::int32_t>(lane_of_thread()) * grid.elements;
+    std::uint32_t quads = quads_in(grid, own, range);
+    GR_NO_UNROLL
+    for (; quads != 0; quads &= quads - 1) {
+      const std::int32_t bit = __ffs(static_cast<int>(quads)) - 1;
+      const std::int32_t first = own + bit / 2 * stride + bit % 2 * kQuad;
+      float x[kQuad];
+      grid.read(first, x);
+      take(x, first);
     }
   }
-  return above;
-}
-
-// Visits (x, id) of those elements of a tile that are at least lowest, a finite number; by a warp.
-// They are few as a rule: their bits are read again, so that `visit` is compiled once.
-template <typename Visit>
-GR_DEVICE void for_tile_above(const RowView& row, const RowVectors& vectors, std::int64_t tile,
-                              float lowest, Visit visit) {
-  constexpr auto kStride = static_cast<std::int32_t>(kWarpSize);
-  const TileSpan span(row, vectors, tile);
-  for_vectors(vectors, span, [&](const Vec16(&loaded)[kVectorsInFlight], std::int32_t vector) {
-    std::uint32_t above = 0;
-    GR_UNROLL
-    for (int k = 0; k < kVectorsInFlight; ++k) {
-      if (vector + k * kStride >= span.end_vector) continue;
-      above |= elements_above(loaded[k], row.dtype, lowest) << (k * kVectorElements);
-    }
-    for (; above != 0; above &= above - 1) {
-      const std::int32_t bit = __ffs(static_cast<int>(above)) - 1;
-      const std::int32_t own = vector + bit / kVectorElements * kStride;
-      const std::int32_t id = own * vectors.elements + bit % kVectorElements;
-      visit(read_element(vectors.data + id * element_size(row.dtype), row.dtype), id);
-    }
-  });
-  for_edges(row, vectors, span, [&](float x, std::int32_t id) {
-    if (x >= lowest) visit(x, id);
-  });
 }
 
 }  // namespace glimprouter::device

@@ -1,72 +1,22 @@
-// Where the candidates of a row, in descending order, reach a count or a mass: a descent over their
-// keys that splits the range in question into 1024 bins, then sorts the few that one bin holds.
+// Where the candidates of a row, in descending order, reach a count or a mass: in a window of keys
+// that a walk along the row has split into bins; then in a bin, whose candidates are listed; and
+// the few that one bin of a list holds are sorted.
 #pragma once
 
-#include <bit>
 #include <cstdint>
 
 #include "kernels/select/candidates.cuh"
+#include "kernels/select/sample.cuh"
 
 namespace glimprouter::device {
-
-enum class Measure : std::uint8_t { kCount, kMass };
-
-GR_DEVICE std::uint64_t measured(Measure measure, std::uint64_t count, Mass mass) {
-  return measure == Measure::kCount ? count : mass;
-}
-
-// The bits of a key below which a bin does not look, for a range of keys [lower, upper].
-GR_DEVICE std::uint32_t bin_shift(Candidate lower, Candidate upper) {
-  // Not std::countl_zero: nvcc compiles it for a device without a word, to something else.
-  const auto bits = static_cast<std::uint32_t>(64 - __clzll(static_cast<long long>(upper - lower)));
-  constexpr auto kBits = static_cast<std::uint32_t>(std::countr_zero(kBins));
-  return bits > kBits ? bits - kBits : 0;
-}
-
-// Count and mass of neighbouring candidates of one thread that fall into one bin, before they are
-// added to it: a uniform row would have all threads at one address for every element.
-struct BinRun {
-  std::uint32_t bin = 0;
-  std::uint32_t count = 0;
-  Mass mass = 0;
-
-  GR_DEVICE void flush(CandidateShared& shared) {
-    if (count == 0) return;
-    atomic_add_shared(&shared.bins.count[bin], count);
-    atomic_add_shared(&shared.bins.mass[bin], mass);
-    count = 0;
-    mass = 0;
-  }
-  GR_DEVICE void add(std::uint32_t of_bin, Mass of_mass, CandidateShared& shared) {
-    if (of_bin != bin) flush(shared);
-    bin = of_bin;
-    ++count;
-    mass += of_mass;
-  }
-};
-
-GR_DEVICE void fill_bins(Candidate lower, Candidate upper, std::uint32_t shift,
-                         CandidateShared& shared) {
-  __syncthreads();
-  for (std::uint32_t bin = threadIdx.x; bin < kBins; bin += kBlockThreads) {
-    shared.bins.mass[bin] = 0;
-    shared.bins.count[bin] = 0;
-  }
-  __syncthreads();
-  BinRun run;
-  for_candidates(shared, lower, upper, [&](Candidate key) {
-    run.add(static_cast<std::uint32_t>((key - lower) >> shift),
-            shared.source.scale.mass(candidate_value(key)), shared);
-  });
-  run.flush(shared);
-  __syncthreads();
-}
 
 // The bin in which the target is reached: its number into shared.crossing.key, what lies before it
 // into the crossing's sums. Returns the totals of all bins.
 GR_DEVICE Totals find_bin(const Totals& before, Measure measure, std::uint64_t target,
                           CandidateShared& shared) {
   constexpr std::uint32_t kOwn = kBins / kBlockThreads;
+  __syncthreads();
+  if (threadIdx.x == 0) shared.crossed = false;
   Totals own{0, 0};
   for (std::uint32_t i = 0; i < kOwn; ++i) {
     own.count += shared.bins.count[threadIdx.x * kOwn + i];
@@ -75,13 +25,13 @@ GR_DEVICE Totals find_bin(const Totals& before, Measure measure, std::uint64_t t
   const PrefixSum counts = block_prefix(own.count, shared.block);
   const PrefixSum masses = block_prefix(own.mass, shared.block);
   Totals through{before.count + counts.before, before.mass + masses.before};
-  const bool reached_before = measured(measure, through.count, through.mass) >= target;
+  const bool reached_before = measured(measure, through) >= target;
   for (std::uint32_t i = 0; i < kOwn && !reached_before; ++i) {
     const std::uint32_t bin = threadIdx.x * kOwn + i;
     const Totals next{through.count + shared.bins.count[bin], through.mass + shared.bins.mass[bin]};
-    if (measured(measure, next.count, next.mass) >= target) {
+    if (measured(measure, next) >= target) {
       shared.crossed = true;
-      shared.crossing = {bin, through.mass, through.count};
+      shared.crossing = {bin, through};
       shared.bin_count = shared.bins.count[bin];
       break;
     }
@@ -91,18 +41,21 @@ GR_DEVICE Totals find_bin(const Totals& before, Measure measure, std::uint64_t t
   return {before.count + counts.total, before.mass + masses.total};
 }
 
-// The crossing among at most kFew candidates with keys in [lower, upper], which are sorted by rank.
-GR_DEVICE void cross_few(Candidate lower, Candidate upper, const Totals& before, Measure measure,
-                         std::uint64_t target, CandidateShared& shared) {
+// The crossing among at most kFew listed candidates with keys in [lower, upper], which are sorted
+// by rank.
+GR_DEVICE void cross_few(const Window& range, Measure measure, std::uint64_t target,
+                         CandidateShared& shared) {
   __syncthreads();
   if (threadIdx.x == 0) {
     shared.bin_count = 0;
     shared.crossed = false;
   }
   __syncthreads();
-  for_candidates(shared, lower, upper, [&](Candidate key) {
+  for (std::uint32_t i = threadIdx.x; i < shared.count; i += kBlockThreads) {
+    const Candidate key = shared.list[i];
+    if (key < range.lower || key > range.upper) continue;
     shared.found[atomic_add_shared(&shared.bin_count, 1u)] = key;
-  });
+  }
   __syncthreads();
   const std::uint32_t count = shared.bin_count;
   const std::uint32_t own = threadIdx.x;
@@ -118,50 +71,113 @@ GR_DEVICE void cross_few(Candidate lower, Candidate upper, const Totals& before,
   const Mass mass = own < count ? shared.source.scale.mass(candidate_value(key)) : 0;
   const PrefixSum masses = block_prefix(mass, shared.block);
   if (own < count) {
-    const Totals through{before.count + own + 1, before.mass + masses.before + mass};
-    const std::uint64_t reached = measured(measure, through.count, through.mass);
+    const Totals through{range.before.count + own + 1, range.before.mass + masses.before + mass};
+    const std::uint64_t reached = measured(measure, through);
     if (reached >= target && reached - (measure == Measure::kCount ? 1 : mass) < target) {
       shared.crossed = true;
-      shared.crossing = {key, through.mass, through.count};
+      shared.crossing = {key, through};
     }
   }
   __syncthreads();
   if (threadIdx.x == 0 && !shared.crossed) {
-    shared.crossing = {kLastCandidate, before.mass + masses.total, before.count + count};
+    shared.crossing = {kLastCandidate,
+                       {range.before.count + count, range.before.mass + masses.total}};
   }
   __syncthreads();
 }
 
-// Leaves in shared.crossing the first candidate with which the count, or the mass, reaches the
-// target (at least 1), and both sums up to it. Where all candidates together do not reach it:
-// kLastCandidate, and their sums. By the whole block; a barrier follows.
-GR_DEVICE void find_crossing(Measure measure, std::uint64_t target, CandidateShared& shared) {
-  Candidate lower = candidate_of(shared.source.scale.maximum, 0);
-  Candidate upper = shared.source.listed ? shared.last : kLastCandidate;
-  Totals before{0, 0};
-  bool few = shared.source.listed && shared.count <= kFew;
-  for (bool whole = true; !few; whole = false) {
-    const std::uint32_t shift = bin_shift(lower, upper);
-    if (!whole || !shared.binned) fill_bins(lower, upper, shift, shared);
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      shared.crossed = false;
-      shared.binned = whole;
-    }
-    __syncthreads();
-    const Totals all = find_bin(before, measure, target, shared);
-    if (!shared.crossed) {
-      before = all;
-      lower = upper = kLastCandidate;  // nothing is left
-      break;
-    }
-    before = {shared.crossing.count, shared.crossing.mass};
-    few = shared.bin_count <= kFew;
-    lower += shared.crossing.key << shift;
-    const Candidate last = lower + ((Candidate{1} << shift) - 1);
-    upper = last < lower || last > upper ? upper : last;
+// The range of keys that the bin of the crossing stands for, and the sums before it.
+GR_DEVICE Window bin_of_crossing(const Window& range, const Crossing& crossing) {
+  const std::uint32_t shift = bin_shift(range.lower, range.upper);
+  const Candidate lower = range.lower + (crossing.key << shift);
+  const Candidate last = lower + ((Candidate{1} << shift) - 1);
+  return {lower, last < lower || last > range.upper ? range.upper : last, crossing.through};
+}
+
+// The crossing in a part of the window: the window, or a bin of its list. shared.crossed: whether
+// it is there; where it is not, shared.crossing has the sums through the part. Gives the part to go
+// on with, or the same one at the end. A barrier follows.
+GR_DEVICE Window split(const Window& part, Measure measure, std::uint64_t target,
+                       CandidateShared& shared) {
+  const bool whole = part.lower == shared.window.lower && part.upper == shared.window.upper;
+  if (shared.listed && (whole ? shared.count : shared.bin_count) <= kFew) {
+    cross_few(part, measure, target, shared);
+    return part;
   }
-  cross_few(lower, upper, before, measure, target, shared);
+  if (!whole || !shared.binned) {
+    bin_list(part.lower, part.upper, shared);
+    if (threadIdx.x == 0) shared.binned = whole;
+  }
+  const Totals all = find_bin(part.before, measure, target, shared);
+  if (shared.crossed) return bin_of_crossing(part, shared.crossing);
+  if (threadIdx.x == 0) shared.crossing = {kLastCandidate, all};
+  __syncthreads();
+  return part;
+}
+
+// The window to walk for: what an earlier walk prepared for this search, or by a sample. sums: what
+// lies before it must be summed.
+GR_DEVICE Window next_window(std::uint32_t attempt, bool& sums, CandidateShared& shared) {
+  Window window = shared.next;
+  if (window.upper > shared.upper) window.upper = shared.upper;
+  sums = window.lower < shared.lower || window.lower > window.upper || shared.target.next > 0;
+  if (sums) {
+    window = choose_window(attempt, shared);
+    sums = window.lower != shared.source.first();
+  } else {
+    __syncthreads();
+    if (threadIdx.x == 0) shared.next.lower = 0;
+    __syncthreads();
+  }
+  return window;
+}
+
+// The crossing does not lie in the window, whose sums are known: it lies on one side of it. False
+// where nothing is left there. A barrier follows.
+GR_DEVICE bool leave_window(CandidateShared& shared) {
+  const Window& window = shared.window;
+  const bool before = measured(shared.target.measure, window.before) >= shared.target.value;
+  const bool left = before || window.upper < shared.upper;
+  __syncthreads();
+  if (threadIdx.x == 0 && before) shared.upper = window.lower - 1;
+  if (threadIdx.x == 0 && !before) shared.lower = window.upper + 1;
+  __syncthreads();
+  return left;
+}
+
+// Leaves in shared.crossing the first candidate with which the count, or the mass, reaches the
+// target (at least 1), and both sums up to it. Where all candidates up to shared.limit do not reach
+// it: kLastCandidate, and their sums. By the whole block; a barrier follows.
+GR_DEVICE void find_crossing(const Target& target, CandidateShared& shared) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    shared.target = target;
+    shared.lower = shared.source.first();
+    shared.upper = shared.limit.key;
+  }
+  __syncthreads();
+  Window part = shared.window;
+  bool choose = !shared.listed;
+  bool walk = choose;
+  GR_NO_UNROLL
+  for (std::uint32_t attempt = 0;;) {
+    if (walk) {
+      bool sums = false;
+      if (choose) part = next_window(attempt++, sums, shared);
+      walk_window(part, {sums, true}, shared);
+      part = shared.window;
+    }
+    const Window next = split(part, shared.target.measure, shared.target.value, shared);
+    if (!shared.crossed) {
+      if (!leave_window(shared)) return;
+      choose = walk = true;
+      continue;
+    }
+    if (next.lower == part.lower && next.upper == part.upper) return;
+    part = next;
+    choose = false;
+    walk = !shared.listed;
+  }
 }
 
 }  // namespace glimprouter::device

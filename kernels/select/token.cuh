@@ -12,12 +12,13 @@
 #include "kernels/row/merge.cuh"
 #include "kernels/select/candidates.cuh"
 #include "kernels/select/crossing.cuh"
-#include "kernels/select/pivot.cuh"
+#include "kernels/select/sample.cuh"
 
 namespace glimprouter::device {
 
 struct SelectShared {
   CandidateShared candidates;
+  double uniform;
   std::int64_t tile;
   double fraction;
   std::int32_t token;
@@ -30,28 +31,35 @@ struct SummedRow {
   const RowSums& sums;  // in shared memory
 };
 
-GR_DEVICE void set_source(const SummedRow& summed, float temperature, CandidateShared& shared) {
+GR_DEVICE void set_source(const SummedRow& summed, float temperature, const Limit& limit,
+                          CandidateShared& shared) {
   __syncthreads();
   if (threadIdx.x == 0) {
-    shared.source = {summed.row, summed.tiles, {summed.sums.maximum, 1.0f / temperature}, false};
-    shared.temperature = temperature;
-    shared.binned = false;
+    shared.limit = limit;
+    shared.source = {summed.row, summed.tiles, {summed.sums.maximum, 1.0f / temperature}};
+    shared.listed = false;
+    shared.next.lower = 0;
+    shared.walks = shared.summing_walks = 0;
   }
   __syncthreads();
 }
 
-// Mass of the candidates up to `last` and before the first whose weight is less than min_p. Not of
-// all that weigh enough: the exponential of neighbouring numbers may fall where they rise.
-GR_DEVICE Mass mass_above(Candidate last, float min_p, CandidateShared& shared) {
-  const auto weight_of_key = [&shared](Candidate key) {
-    return shared.source.scale.weight(candidate_value(key));
-  };
+// A barrier follows.
+GR_DEVICE void set_limit(const Limit& limit, CandidateShared& shared) {
+  __syncthreads();
+  if (threadIdx.x == 0) shared.limit = limit;
+  __syncthreads();
+}
+
+// Limits the candidates to those before the first whose weight is less than min_p. Not to all that
+// weigh enough: the exponential of neighbouring numbers may fall where they rise.
+GR_DEVICE void limit_weight(float min_p, CandidateShared& shared) {
   Candidate first_below = kLastCandidate;
   Mass mass = 0;
   GR_NO_UNROLL
   for (int pass = 0; pass < 2; ++pass) {
-    for_candidates(shared, 0, last, [&](Candidate key) {
-      const float weight = weight_of_key(key);
+    for_candidates(shared.limit.key, shared, [&](Candidate key) {
+      const float weight = shared.source.scale.weight(candidate_value(key));
       if (pass == 1) {
         mass += key < first_below ? mass_of(weight) : 0;
       } else if (weight < min_p && key < first_below) {
@@ -60,7 +68,9 @@ GR_DEVICE Mass mass_above(Candidate last, float min_p, CandidateShared& shared) 
     });
     if (pass == 0) first_below = block_min(first_below, shared.block);
   }
-  return block_prefix(mass, shared.block).total;
+  const Candidate last = shared.limit.key;
+  set_limit({first_below <= last ? first_below - 1 : last, block_prefix(mass, shared.block).total},
+            shared);
 }
 
 // Somewhat below the smallest element that min-p can keep.
@@ -71,39 +81,40 @@ GR_DEVICE float lowest_of_min_p(float maximum, const SamplingParameters& samplin
   return lowest > static_cast<double>(kLowestFinite) ? static_cast<float>(lowest) : kLowestFinite;
 }
 
-// The limits that a nucleus is cut by, one after the other, and the draw from what they keep.
-enum Stage : int { kCountStage, kMassStage, kDrawStage, kStages };
+// What top-k, top-p and min-p leave, one after the other, and the draw from it.
+enum Stage : int { kCountStage, kMassStage, kDrawStage };
 
+// uniform: in shared memory.
 GR_DEVICE std::int32_t draw_filtered(const SummedRow& summed, const SamplingParameters& sampling,
-                                     double uniform, CandidateShared& shared) {
+                                     const double& uniform, CandidateShared& shared) {
   const bool limits_count = restricts_count(sampling, summed.row.size);
   const bool limits_mass = sampling.top_p < 1.0f;
-  set_source(summed, sampling.temperature, shared);
-  Wanted wanted{0, 0};
-  float lowest = kLowestFinite;
-  if (limits_count) {
-    wanted.count = static_cast<std::uint64_t>(sampling.top_k);
-  } else if (limits_mass) {
-    wanted.mass = mass_target(sampling.top_p, mass_of_sum(summed.sums.sampling));
-  } else {
-    lowest = lowest_of_min_p(summed.sums.maximum, sampling);
+  const bool counts_or_sums = limits_count || limits_mass;
+  const float lowest =
+      counts_or_sums ? kLowestFinite : lowest_of_min_p(summed.sums.maximum, sampling);
+  set_source(summed, sampling.temperature, {last_above(lowest), mass_of_sum(summed.sums.sampling)},
+             shared);
+  if (!counts_or_sums) {
+    walk_window({shared.source.first(), shared.limit.key, {0, 0}}, {false, false}, shared);
   }
-  list_wanted(wanted, lowest, shared);
-  Crossing last{kLastCandidate, 0, 0};
   GR_NO_UNROLL
-  for (int stage = limits_count ? kCountStage : kMassStage; stage < kStages; ++stage) {
-    std::uint64_t target = wanted.count;
+  for (int stage = limits_count ? kCountStage : kMassStage;; ++stage) {
+    Target target{Measure::kCount, static_cast<std::uint64_t>(sampling.top_k), 0};
     if (stage == kMassStage) {
       if (!limits_mass) continue;
-      target = limits_count ? mass_target(sampling.top_p, last.mass) : wanted.mass;
+      target = {Measure::kMass, mass_target(sampling.top_p, shared.limit.mass), 0};
+      // The nucleus will have that mass but for a part of an element.
+      if (!(sampling.min_p > 0.0f)) target.next = drawn_unit(uniform, target.value) + 1;
     } else if (stage == kDrawStage) {
-      if (sampling.min_p > 0.0f) last.mass = mass_above(last.key, sampling.min_p, shared);
-      target = drawn_unit(uniform, last.mass) + 1;
+      if (sampling.min_p > 0.0f) limit_weight(sampling.min_p, shared);
+      target = {Measure::kMass, drawn_unit(uniform, shared.limit.mass) + 1, 0};
     }
-    find_crossing(stage == kCountStage ? Measure::kCount : Measure::kMass, target, shared);
-    last = shared.crossing;
+    find_crossing(target, shared);
+    const Crossing crossing = shared.crossing;
+    if (stage == kDrawStage) return candidate_id(crossing.key);
+    const Candidate last = shared.limit.key;
+    set_limit({crossing.key < last ? crossing.key : last, crossing.through.mass}, shared);
   }
-  return candidate_id(last.key);
 }
 
 // The tile at which the draw lies, and at what fraction of its mass; by one warp, a few
@@ -177,18 +188,20 @@ GR_DEVICE std::int32_t sample_token(const SummedRow& summed, const SamplingParam
       !(sampling.min_p > 0.0f)) {
     return draw_unfiltered(summed, sampling.temperature, uniform, shared);
   }
-  return draw_filtered(summed, sampling, uniform, shared.candidates);
+  if (threadIdx.x == 0) shared.uniform = uniform;
+  return draw_filtered(summed, sampling, shared.uniform, shared.candidates);
 }
 
 // Nats, over the k largest elements, renormalised.
 GR_DEVICE double entropy_of_top_k(const SummedRow& summed, std::int64_t k,
                                   CandidateShared& shared) {
   const auto count = static_cast<std::uint64_t>(k < summed.row.size ? k : summed.row.size);
-  set_source(summed, 1.0f, shared);
-  list_wanted({count, 0}, kLowestFinite, shared);
-  find_crossing(Measure::kCount, count, shared);
+  const Candidate all = last_above(kLowestFinite);
+  set_source(summed, 1.0f, {all, 0}, shared);
+  find_crossing({Measure::kCount, count, 0}, shared);
+  const Candidate last = shared.crossing.key;
   TopMass top;
-  for_candidates(shared, 0, shared.crossing.key, [&](Candidate key) {
+  for_candidates(last < all ? last : all, shared, [&](Candidate key) {
     const float d = candidate_value(key) - shared.source.scale.maximum;
     top.add(d, exp_nonpositive(d));
   });

@@ -38,7 +38,8 @@ struct RowShared {
   JobShared job;
   RowSums sums;
   RowQuotients quotients;
-  TopTwoShared top;
+  TopTwoShared warp_tops;
+  TopTwo top;  // for thread 0, which would hold it in registers while the token is selected
   TileStatistics tiles[kStagedTiles];
   union {
     LanesShared lanes;    // while the tiles are summed
@@ -156,7 +157,7 @@ GR_DEVICE RowStatus merge_row(const RowView& row, const TileStatistics* tiles, f
       shared.quotients = quotients;
     }
   } else {
-    find_top_two(row, extremes, shared.top);
+    find_top_two(row, extremes, shared.warp_tops);
   }
   __syncthreads();
   return status;
@@ -176,7 +177,8 @@ GR_DEVICE RowResult finish_row(const Job& job, std::uint32_t index, const RowVie
     return invalid_result(status);
   }
   const SummedRow summed{row, tiles, shared.sums};
-  const TopTwo top = shared.top.merged(shared.sums.maximum);
+  const TopTwo top = shared.warp_tops.merged(shared.sums.maximum);
+  if (threadIdx.x == 0) shared.top = top;
   std::int32_t token = top.argmax;
   float value = top.value;
   if (request.sampling.temperature > 0.0f) {
@@ -194,8 +196,8 @@ GR_DEVICE RowResult finish_row(const Job& job, std::uint32_t index, const RowVie
   }
   RowResult result = invalid_result(RowStatus::kOk);
   if (threadIdx.x != 0) return result;
-  result =
-      statistics_of(shared.sums, shared.quotients, top.argmax, top.second, request.want_varentropy);
+  result = statistics_of(shared.sums, shared.quotients, shared.top.argmax, shared.top.second,
+                         request.want_varentropy);
   if (request.entropy_top_k > 0) result.entropy = static_cast<float>(entropy);
   result.token = token;
   result.logprob = scale.logprob(value);
