@@ -1,6 +1,8 @@
 // Host side of kernels/base/device.cuh, which says what each function does.
 #pragma once
 
+#include <cmath>
+
 #include "emulator/intrinsics.hpp"
 
 namespace glimprouter::device {
@@ -28,6 +30,10 @@ GR_DEVICE std::uint32_t larger_halves(std::uint32_t a, std::uint32_t b) {
 GR_DEVICE std::uint32_t larger_bfloat16s(std::uint32_t a, std::uint32_t b) {
   return larger_16(a & 0xFFFFu, b & 0xFFFFu, 0x7F80u) | larger_16(a >> 16, b >> 16, 0x7F80u) << 16;
 }
+
+GR_DEVICE float inverse_square_root(float x) { return 1.0f / std::sqrt(x); }
+GR_DEVICE float exponential(float x) { return std::exp(x); }
+GR_DEVICE float hyperbolic_tangent(float x) { return std::tanh(x); }
 
 GR_DEVICE void prefetch_global(const void*) {}
 

@@ -72,6 +72,12 @@ GR_DEVICE float larger_or_nan(float a, float b);
 GR_DEVICE std::uint32_t larger_halves(std::uint32_t a, std::uint32_t b);
 GR_DEVICE std::uint32_t larger_bfloat16s(std::uint32_t a, std::uint32_t b);
 
+// 1 / sqrt(x), e^x and tanh x, as frameworks compute them there: within two units in the last
+// place.
+GR_DEVICE float inverse_square_root(float x);
+GR_DEVICE float exponential(float x);
+GR_DEVICE float hyperbolic_tangent(float x);
+
 // Brings a line of global memory near, without waiting for it.
 GR_DEVICE void prefetch_global(const void* address);
 

@@ -33,6 +33,10 @@ GR_DEVICE std::uint32_t larger_bfloat16s(std::uint32_t a, std::uint32_t b) {
   return result;
 }
 
+GR_DEVICE float inverse_square_root(float x) { return rsqrtf(x); }
+GR_DEVICE float exponential(float x) { return expf(x); }
+GR_DEVICE float hyperbolic_tangent(float x) { return tanhf(x); }
+
 GR_DEVICE void prefetch_global(const void* address) {
   asm volatile("prefetch.global.L1 [%0];" : : "l"(__cvta_generic_to_global(address)));
 }

@@ -9,7 +9,6 @@
 
 namespace glimprouter::device {
 
-inline constexpr LaunchStatus kInvalidConfiguration = 9;  // cudaErrorInvalidConfiguration
 inline constexpr unsigned kMaxGridY = 65535;
 // Blocks that keep a processor busy with copies.
 inline constexpr std::int64_t kCopyBlocksPerProcessor = 16;

@@ -396,6 +396,25 @@ class DecodeTables:
         chunk_size: int = ...,
     ) -> None: ...
 
+class DeviceLayers:
+    def __init__(self, device: str) -> None: ...
+    def norm(
+        self, hidden: Any, weight: Any, epsilon: float, offset: float, in_type: bool, out: Any, /
+    ) -> None: ...
+    def rotate(
+        self,
+        queries: Any,
+        keys: Any,
+        cosine: Any,
+        sine: Any,
+        queries_out: Any,
+        keys_out: Any,
+        query_norm: tuple[Any, float, float, bool] | None,
+        key_norm: tuple[Any, float, float, bool] | None,
+        /,
+    ) -> None: ...
+    def activate(self, gate: Any, up: Any, activation: str, out: Any, /) -> None: ...
+
 def append_kv_layers(pool: PagePool, batch: RaggedBatch, keys: Any, values: Any, /) -> None: ...
 def gather_kv_layers(pool: PagePool, model: int, pages: Any, keys: Any, values: Any, /) -> None: ...
 def stage_batch(

@@ -1,0 +1,81 @@
+// Arguments of the operations between a model's matrix products on a device. Plain data: every
+// pointer is device memory, elements of all tensors of a call have one type. Strides in elements.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "glimprouter/types/row_view.hpp"
+
+namespace glimprouter {
+
+inline constexpr int kRowAxes = 3;
+
+// [shape..., size] whose last axis lies side by side.
+struct LayerRows {
+  const std::byte* data;
+  std::int32_t shape[kRowAxes];
+  std::int64_t strides[kRowAxes];
+
+  std::int64_t count() const { return std::int64_t{shape[0]} * shape[1] * shape[2]; }
+};
+
+// How a model rounds in its norms. In the type: round(round(x scale) weight). Else in float32,
+// once: round(x scale (weight + offset)).
+struct NormForm {
+  float epsilon = 0.0f;
+  float offset = 0.0f;  // 1: the weight is stored as its difference from 1; 0 in the type
+  bool in_type = false;
+};
+
+// Longer rows are refused: a thread holds its elements.
+inline constexpr std::int32_t kMostNormSize = 16384;
+
+// out = norm of source, or of sum = source + added, which is written, too.
+struct NormArguments {
+  LayerRows source;
+  const std::byte* added;   // compact, of the source's shape; or null
+  std::byte* sum;           // as `added`
+  const std::byte* weight;  // [size]
+  std::byte* out;           // compact, of the source's shape
+  std::int32_t size;
+  DataType dtype;
+  NormForm form;
+};
+
+// Heads of more elements are refused.
+inline constexpr std::int32_t kMostRotarySize = 512;
+
+// Queries or keys, [batch, heads, tokens, size].
+struct RotatedHeads {
+  LayerRows source;
+  std::byte* out;           // compact, of the source's shape
+  const std::byte* weight;  // [size] of a norm that comes first; null: there is none
+  NormForm form;
+};
+
+// out = x cosine + (-second half, first half of x) sine, each operation rounded to the type.
+struct RotaryArguments {
+  RotatedHeads queries;
+  RotatedHeads keys;
+  const std::byte* cosine;  // [1 or batch, tokens, size]
+  const std::byte* sine;
+  std::int64_t cosine_strides[2];  // of batch (0: one for all) and token
+  std::int64_t sine_strides[2];
+  std::int32_t size;  // even
+  DataType dtype;
+};
+
+enum class Activation : std::uint8_t { kSilu, kGeluTanh };
+
+// out = round(round(activation(gate)) up); all compact.
+struct ActivationArguments {
+  const std::byte* gate;
+  const std::byte* up;
+  std::byte* out;
+  std::int64_t count;
+  Activation activation;
+  DataType dtype;
+};
+
+}  // namespace glimprouter

@@ -1,0 +1,389 @@
+"""Layers in their fused form on a device: their bits, what is found, and whose modules they are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    CohereConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GlmConfig,
+    LlamaConfig,
+    Olmo2Config,
+    Qwen3Config,
+)
+from transformers.activations import ACT2FN
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
+
+import glimprouter as gr
+import hf_pairs
+from device_pairs import DEVICES, pair_of, written
+from glimprouter import _C
+from glimprouter.hf import RoutedModel
+from glimprouter.hf.attention.fused_layers import FusedLayers
+from glimprouter.hf.attention.fused_operations import DeviceOperations, NormForm, agrees
+from glimprouter.hf.attention.layers import kv_layout
+from glimprouter.hf.attention.paged import paged_forward
+from glimprouter.hf.pair.devices import torch_device
+from glimprouter.kv import KvCache, PagePool
+from tiny_models import LAYERS, tiny
+
+pytestmark = [pytest.mark.device, pytest.mark.needs_device]
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+on_devices = pytest.mark.parametrize("device", DEVICES)
+in_types = pytest.mark.parametrize("dtype", TYPES, ids=str)
+# What is found: an attention and an MLP a layer, and the norms that do not come with a rotation.
+FAMILIES = {
+    "llama": (LlamaConfig, 1 + 4 * LAYERS),
+    "qwen3": (Qwen3Config, 1 + 4 * LAYERS),
+    "gemma2": (Gemma2Config, 1 + 6 * LAYERS),
+    "gemma3": (Gemma3TextConfig, 1 + 6 * LAYERS),
+    "olmo2": (Olmo2Config, 1 + 6 * LAYERS),  # its norms of queries are of all heads at once
+    "cohere": (CohereConfig, LAYERS),  # interleaved embeddings, norms that subtract the mean
+    "glm": (GlmConfig, 1 + 2 * LAYERS),
+}
+
+
+def placed(model: Any, device: str, dtype: torch.dtype) -> Any:
+    return model.to(torch_device(device), dtype)
+
+
+def logits_of(model: Any, device: str, fused: FusedLayers | None, ids: list[int]) -> torch.Tensor:
+    """Of the last token of one sequence on pages."""
+    layout = kv_layout(model)
+    pool = PagePool([layout], 4 * layout.page_bytes, layout.page_bytes, device)
+    cache = KvCache(pool, 1)
+    return paged_forward(model, pool, cache.prepare(0, [cache.open([ids])]), fused)
+
+
+def random(device: str, dtype: torch.dtype, *shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(torch_device(device), dtype)
+
+
+@in_types
+@pytest.mark.parametrize("width", [8, 80, 512, 520, 2560])
+@pytest.mark.parametrize(
+    ("kind", "offset", "in_type"), [(Qwen3RMSNorm, 0.0, True), (Gemma3RMSNorm, 1.0, False)]
+)
+@on_devices
+def test_a_norm_is_the_models_own(
+    device: str, kind: Any, offset: float, in_type: bool, width: int, dtype: torch.dtype
+) -> None:
+    norm = kind(width, eps=1e-6).to(torch_device(device), dtype)
+    norm.weight.data = random(device, dtype, width, seed=2)
+    rows = random(device, dtype, 2, 3, 2, width)
+    operations = DeviceOperations(device)
+    for hidden in (rows, rows.transpose(1, 2), rows[:, 1:]):
+        got = operations.norm(hidden, norm.weight, 1e-6, NormForm(offset, in_type))
+        assert agrees(got, norm(hidden))
+    other = operations.norm(rows, norm.weight, 1e-6, NormForm(0.0, not in_type))
+    assert dtype is torch.float32 or not agrees(other, norm(rows))
+
+
+@in_types
+@pytest.mark.parametrize("size", [2, 64, 80, 96, 128, 256])
+@on_devices
+def test_rotary_embeddings_have_the_bits_of_torch(
+    device: str, size: int, dtype: torch.dtype
+) -> None:
+    queries = random(device, dtype, 2, 3, 4, size).transpose(1, 2)
+    keys = random(device, dtype, 2, 3, 2, size, seed=1).transpose(1, 2)
+    for batch in (1, 2):
+        cosine, sine = random(device, dtype, 2, batch, 3, size, seed=2)
+        got = DeviceOperations(device).rotate(queries, keys, cosine, sine)
+        want = apply_rotary_pos_emb(queries, keys, cosine, sine)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(got, want, strict=True))
+
+
+@in_types
+@pytest.mark.parametrize(("name", "theirs"), [("silu", "silu"), ("gelu_tanh", "gelu_pytorch_tanh")])
+@on_devices
+def test_activations_are_torchs(device: str, name: str, theirs: str, dtype: torch.dtype) -> None:
+    gate, up = 3 * random(device, dtype, 2, 5, 77), random(device, dtype, 2, 5, 77, seed=1)
+    got = DeviceOperations(device).activate(gate, up, name)
+    assert agrees(got, ACT2FN[theirs](gate) * up)
+    assert not agrees(got, ACT2FN["gelu"](gate) * up)
+
+
+@on_devices
+def test_arguments_are_checked(device: str) -> None:
+    layers = _C.DeviceLayers(device)
+    rows, weight = random(device, torch.float32, 3, 8), random(device, torch.float32, 8)
+    out = torch.full_like(rows, 7.0)
+    norm: Callable[..., None] = layers.norm
+    for arguments, error, message in (
+        ((rows, weight.half(), 1e-6, 0.0, True, out), TypeError, "weight must have the type"),
+        ((rows, weight[:7], 1e-6, 0.0, True, out), ValueError, "weight must have one dimension"),
+        ((rows, weight, -1.0, 0.0, True, out), ValueError, "epsilon must be >= 0"),
+        ((rows, weight, 1e-6, 0.0, True, out.T), ValueError, "out must be contiguous along"),
+        ((rows, weight, 1e-6, 0.0, True, out[:2]), ValueError, "out must be contiguous, of the"),
+        ((rows.double(), weight, 1e-6, 0.0, True, out), TypeError, "hidden must be float32"),
+        ((rows[:, :0], weight[:0], 1e-6, 0.0, True, out[:, :0]), ValueError, "1 to 16384"),
+        ((rows.to("meta"), weight, 1e-6, 0.0, True, out), ValueError, "hidden"),
+    ):
+        with pytest.raises(error, match=message):
+            norm(*arguments)
+    heads, angles = (
+        random(device, torch.float32, 1, 2, 3, 8),
+        random(device, torch.float32, 1, 3, 8),
+    )
+    copies = heads.clone(), heads.clone()
+    rotate: Callable[..., None] = layers.rotate
+    for arguments, message in (
+        ((heads, heads, angles[:, :2], angles, *copies, None, None), "cosine and sine must have"),
+        ((heads, heads[:, :, :2], angles, angles, *copies, None, None), "keys_out must be"),
+        (
+            (heads[0], heads, angles, angles, *copies, None, None),
+            r"queries and keys must be \[batch",
+        ),
+        ((heads, heads, angles, angles, *copies, (weight[:4], 1e-6, 0.0, True), None), "weight"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rotate(*arguments)
+    with pytest.raises(ValueError, match='must be "silu" or "gelu_tanh"'):
+        layers.activate(rows, rows, "relu", out)
+    with pytest.raises(ValueError, match="toaster"):
+        _C.DeviceLayers("toaster:0")
+    assert (out == 7.0).all()
+
+
+@in_types
+@pytest.mark.parametrize("family", FAMILIES)
+@on_devices
+def test_what_a_model_has_is_found_and_computes_the_same(
+    device: str, family: str, dtype: torch.dtype
+) -> None:
+    config_class, count = FAMILIES[family]
+    model = placed(tiny(config_class), device, dtype)
+    fused = FusedLayers(model, device)
+    assert len(fused) == count
+    ids = list(range(1, 24))
+    want, got = logits_of(model, device, None, ids), logits_of(model, device, fused, ids)
+    most = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
+    assert (got - want).float().abs().max() <= most * want.float().std()
+
+
+@on_devices
+def test_what_computes_something_else_is_left_alone(device: str) -> None:
+    model = placed(tiny(Qwen3Config), device, torch.bfloat16)
+
+    class Clipped(Qwen3MLP):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            gated = self.act_fn(self.gate_proj(x)).clamp(max=2.0) * self.up_proj(x)
+            result: torch.Tensor = self.down_proj(gated)
+            return result
+
+    class Swapped(Qwen3MLP):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            gated = self.act_fn(self.up_proj(x)) * self.gate_proj(x)
+            result: torch.Tensor = self.down_proj(gated)
+            return result
+
+    count = len(FusedLayers(model, device))
+    for kind in (Clipped, Swapped):
+        changed = copy.deepcopy(model)
+        changed.model.layers[0].mlp.__class__ = kind
+        assert len(FusedLayers(changed, device)) == count - 1
+    changed = copy.deepcopy(model)
+    changed.model.layers[0].mlp.act_fn = torch.nn.GELU()
+    assert len(FusedLayers(changed, device)) == count - 1
+    gated = copy.deepcopy(model)
+    original = type(gated.model.layers[0].self_attn)
+
+    class Peeking(original):  # type: ignore[misc,valid-type]
+        """Uses what a norm gives once more, beside the rotation: then it cannot be postponed."""
+
+    source = original.forward
+    norm = gated.model.layers[0].self_attn.q_norm
+
+    def forward(self: Any, *arguments: Any, **options: Any) -> Any:
+        result, weights = source(self, *arguments, **options)
+        hidden = options["hidden_states"]
+        heads = self.q_proj(hidden).view(*hidden.shape[:-1], -1, self.head_dim)
+        return result * self.q_norm(heads).mean(), weights
+
+    Peeking.forward = forward
+    gated.model.layers[0].self_attn.__class__ = Peeking
+    fused = FusedLayers(gated, device)
+    with fused.installed():
+        assert "forward" in vars(norm), "by itself"
+        assert "forward" not in vars(gated.model.layers[0].self_attn)
+    want, got = (logits_of(gated, device, own, [1, 2, 3]) for own in (None, fused))
+    assert (got - want).float().abs().max() <= 0.05 * want.float().std()
+
+
+@on_devices
+def test_norms_of_queries_and_keys_come_with_the_rotation(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = placed(tiny(Qwen3Config), device, torch.bfloat16)
+    fused = FusedLayers(model, device)
+    calls = {"norm": 0, "rotate": 0}
+    for name in calls:
+        own = getattr(DeviceOperations, name)
+
+        def counting(*arguments: Any, name: str = name, own: Any = own, **options: Any) -> Any:
+            calls[name] += 1
+            return own(*arguments, **options)
+
+        monkeypatch.setattr(DeviceOperations, name, counting)
+    logits_of(model, device, fused, [1, 2, 3])
+    assert calls == {"norm": 1 + 2 * LAYERS, "rotate": LAYERS}
+
+
+def assert_untouched(model: Any) -> None:
+    assert not [name for name, module in model.named_modules() if "forward" in vars(module)]
+
+
+@contextmanager
+def counted(module: torch.nn.Module) -> Iterator[list[str]]:
+    calls: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda *_: calls.append("before")),
+        module.register_forward_hook(lambda *_: calls.append("after")),
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", "mlp.act_fn", "mlp.gate_proj", "self_attn", "self_attn.q_norm", "input_layernorm"],
+)
+@on_devices
+def test_hooks_of_the_user_fire_in_passes_and_not_in_trials(device: str, name: str) -> None:
+    model = placed(tiny(Qwen3Config), device, torch.bfloat16)
+    kv_layout(model)  # looks at its layers, once
+    before = FusedLayers(model, device)
+    want = logits_of(model, device, before, [1, 2, 3])
+    with counted(model.model.layers[1].get_submodule(name)) as calls:
+        fused = FusedLayers(model, device)
+        assert calls == []
+        for own in (before, fused):
+            calls.clear()
+            got = logits_of(model, device, own, [1, 2, 3])
+            assert calls == ["before", "after"]
+            assert (got - want).float().abs().max() <= 0.05 * want.float().std()
+    assert_untouched(model)
+
+
+@on_devices
+def test_weights_are_read_at_each_pass(device: str) -> None:
+    model = placed(tiny(Qwen3Config), device, torch.float32)
+    fused = FusedLayers(model, device)
+    layer = model.model.layers[0]
+    with torch.no_grad():
+        model.model.norm.weight += 1.0
+        layer.self_attn.k_norm.weight *= 1.5
+    layer.self_attn.q_norm.weight = torch.nn.Parameter(
+        torch.full_like(layer.self_attn.q_norm.weight, 0.5)
+    )
+    layer.self_attn.q_norm.variance_epsilon = 0.1
+    layer.mlp.up_proj = copy.deepcopy(layer.mlp.up_proj)
+    with torch.no_grad():
+        layer.mlp.up_proj.weight *= 2.0
+    want = logits_of(model, device, None, [1, 2, 3])
+    assert (logits_of(model, device, fused, [1, 2, 3]) - want).abs().max() <= 1e-5 * want.std()
+
+
+@on_devices
+def test_a_model_that_changed_its_type_computes_as_before(device: str) -> None:
+    model = placed(tiny(Qwen3Config), device, torch.float32)
+    fused = FusedLayers(model, device)
+    model.double()
+    hidden = torch.randn(1, 3, 64, dtype=torch.float64, device=torch_device(device))
+    with fused.installed(), torch.inference_mode():
+        mlp, norm = model.model.layers[0].mlp, model.model.norm
+        assert torch.equal(mlp(hidden), type(mlp).forward(mlp, hidden))
+        assert torch.equal(norm(hidden), type(norm).forward(norm, hidden))
+    assert_untouched(model)
+
+
+@on_devices
+def test_not_in_training_mode_and_not_over_a_forward_of_somebody_else(device: str) -> None:
+    model = placed(tiny(Qwen3Config), device, torch.bfloat16)
+    fused = FusedLayers(model, device)
+    model.train()
+    with fused.installed():
+        assert_untouched(model)
+    model.eval()
+    layer = model.model.layers[0]
+    before = logits_of(model, device, fused, [1, 2, 3])
+    foreign = {}
+    for module in (layer.mlp, layer.self_attn.q_norm, layer.mlp.act_fn):
+        own = type(module).forward
+        foreign[module] = lambda *a, own=own, module=module, **b: 0.5 * own(module, *a, **b)
+        module.forward = foreign[module]
+    want = logits_of(model, device, None, [1, 2, 3])
+    assert not torch.allclose(want, before)
+    got = logits_of(model, device, fused, [1, 2, 3])
+    assert (got - want).float().abs().max() <= 0.05 * want.float().std()
+    assert all(module.forward is forward for module, forward in foreign.items())
+    with FusedLayers(model, device).installed():
+        assert all(module.forward is forward for module, forward in foreign.items())
+
+
+@on_devices
+def test_adapters_keep_their_own_code(device: str) -> None:
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    model = get_peft_model(tiny(Qwen3Config), config).get_base_model().eval()
+    placed(model, device, torch.float32)
+    fused = FusedLayers(model, device)
+    want, got = (logits_of(model, device, own, [1, 2, 3]) for own in (None, fused))
+    assert (got - want).abs().max() <= 1e-5 * want.std()
+    assert_untouched(model)
+
+
+@on_devices
+def test_a_model_that_is_elsewhere_has_none(device: str) -> None:
+    assert len(FusedLayers(tiny(Qwen3Config).to("meta"), device)) == 0
+    assert len(FusedLayers(placed(tiny(Qwen3Config), device, torch.float64), device)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "llama"])
+@on_devices
+def test_a_pair_writes_what_it_writes_without_them(
+    device: str, family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = pair_of(family)
+    models = [placed(copy.deepcopy(own), device, dtype) for own in (pair.small, pair.large)]
+    options = {"temperature": 0.0, "repetition_guard": False, "max_step_tokens": 6}
+    config = gr.RouterConfig(
+        threshold=pair.threshold, max_think_tokens=20, max_answer_tokens=4, **options
+    )
+    results = []
+    for fuses in (False, True):
+        if not fuses:
+            monkeypatch.setattr(FusedLayers, "__len__", lambda _: 0)
+        routed = RoutedModel(
+            *models, pair.tokenizer, config, engine="paged", device=device, execution="eager"
+        )
+        assert bool(routed.fused) == fuses
+        results.append(written(routed.generate(pair.prompts[:3])))
+        monkeypatch.undo()
+    assert results[0] == results[1]
+    for model in models:
+        assert_untouched(model)
+
+
+@on_devices
+def test_the_reference_has_none(device: str) -> None:
+    pair = hf_pairs.random_pair("qwen3")
+    models = [placed(copy.deepcopy(own), device, torch.float32) for own in (pair.small, pair.large)]
+    routed = RoutedModel(*models, pair.tokenizer, engine="gather", device=device)
+    assert not routed.fused
