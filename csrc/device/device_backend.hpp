@@ -36,6 +36,7 @@ struct LayerOperations {
   DeviceOperation<NormArguments> norm;
   DeviceOperation<RotaryArguments> rotate;
   DeviceOperation<ActivationArguments> activate;
+  DeviceOperation<ProductArguments> multiply;
 };
 
 // Functions throw std::runtime_error with the device's own message and what to do, and

@@ -78,4 +78,29 @@ struct ActivationArguments {
   DataType dtype;
 };
 
+// More rows are refused: they are no longer bound by reading the weights alone.
+inline constexpr std::int32_t kMostProductRows = 8;
+inline constexpr int kMostMatrices = 3;
+
+struct ProductMatrix {
+  const std::byte* weight;  // [rows, size], compact, at a multiple of 16 bytes
+  const std::byte* bias;    // [rows]; or null
+  std::byte* out;           // [count, rows], compact
+  std::int32_t rows;
+};
+
+// out = x weight^T + bias of several matrices, summed in float32 and rounded once, in bf16 or fp16.
+// gated: there are two matrices of as many rows, and what is written, to the first one's, is
+// round(activation(first)) second of their rounded results.
+struct ProductArguments {
+  const std::byte* x;  // [count, size], compact, at a multiple of 16 bytes
+  std::int32_t count;  // 1 to kMostProductRows
+  std::int32_t size;   // a multiple of 8
+  DataType dtype;
+  std::int32_t matrices;
+  ProductMatrix matrix[kMostMatrices];
+  bool gated;
+  Activation activation;
+};
+
 }  // namespace glimprouter

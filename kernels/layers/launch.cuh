@@ -8,6 +8,7 @@
 #include "kernels/base/launch.cuh"
 #include "kernels/layers/activation.cuh"
 #include "kernels/layers/norm.cuh"
+#include "kernels/layers/product.cuh"
 #include "kernels/layers/rotary.cuh"
 
 namespace glimprouter::device {
@@ -104,6 +105,29 @@ inline LaunchStatus launch_activation(const ActivationArguments& arguments,
     shape.block = kActivationThreads;
     return launch(&activation_kernel<decltype(kind)::kDtype>, shape, arguments, vectors);
   });
+}
+
+inline LaunchStatus launch_product(const ProductArguments& arguments, const DeviceShape& device,
+                                   Stream stream) {
+  if (arguments.count > kMostProductRows || arguments.dtype == DataType::kFloat32 ||
+      arguments.size % kPieceElements != 0) {
+    return kInvalidConfiguration;
+  }
+  if (arguments.count == 0) return 0;
+  std::int64_t tiles = 0;
+  for (std::int32_t i = 0; i < (arguments.gated ? 1 : arguments.matrices); ++i) {
+    tiles += (arguments.matrix[i].rows + kTileRows - 1) / kTileRows;
+  }
+  LaunchShape shape = shape_on(device, stream);
+  shape.grid.x = static_cast<unsigned>(tiles);
+  shape.block = kProductThreads;
+  const bool half = arguments.dtype == DataType::kFloat16;
+  if (arguments.gated) {
+    return half ? launch(&product_kernel<DataType::kFloat16, 2, 1>, shape, arguments)
+                : launch(&product_kernel<DataType::kBFloat16, 2, 1>, shape, arguments);
+  }
+  return half ? launch(&product_kernel<DataType::kFloat16, 1, 2>, shape, arguments)
+              : launch(&product_kernel<DataType::kBFloat16, 1, 2>, shape, arguments);
 }
 
 }  // namespace glimprouter::device

@@ -11,6 +11,7 @@ inline constexpr LayerOperations kLayerOperations = {
     .norm = Operation<Machine, launch_norm>::run,
     .rotate = Operation<Machine, launch_rotary>::run,
     .activate = Operation<Machine, launch_activation>::run,
+    .multiply = Operation<Machine, launch_product>::run,
 };
 
 }  // namespace glimprouter::device

@@ -67,6 +67,18 @@ class LayerTensor {
     return data();
   }
 
+  // Side by side in all axes, at a multiple of 16 bytes.
+  std::byte* compact16() const {
+    std::int64_t size = 1;
+    bool compact = reinterpret_cast<std::uintptr_t>(data()) % 16 == 0;
+    for (int axis = tensor_.dimensions - 1; axis >= 0; --axis) {
+      compact = compact && (tensor_.shape[axis] <= 1 || tensor_.strides[axis] == size);
+      size *= tensor_.shape[axis];
+    }
+    if (!compact) refuse(name() + " must be contiguous, at a multiple of 16 bytes");
+    return data();
+  }
+
   // Compact, of another's shape; written if need be.
   std::byte* like(const LayerTensor& other, bool written) const {
     std::int64_t size = 1;
@@ -175,7 +187,64 @@ class DeviceLayers {
     device_.backend->layers->activate(device_.index, arguments, g.stream());
   }
 
+  // A product with each of some matrices [rows, size]; or, with an activation, that of the first
+  // times the second, into one tensor. biases: None where there is none.
+  void multiply(const py::object& x, const py::tuple& weights, const py::tuple& biases,
+                const std::string& activation, const py::tuple& outs) const {
+    const LayerTensor input(device_, x, "x");
+    if (input.type() == DataType::kFloat32) throw py::type_error("x must be bfloat16 or float16");
+    if (input.size() < 8 || input.size() % 8 != 0) {
+      refuse("x must have rows of a multiple of 8 elements");
+    }
+    ProductArguments arguments{};
+    arguments.x = input.compact16();
+    arguments.size = input.size();
+    arguments.dtype = input.type();
+    arguments.count = product_rows(input);
+    arguments.matrices = static_cast<std::int32_t>(weights.size());
+    arguments.gated = !activation.empty();
+    if (arguments.gated) arguments.activation = activation_named(activation);
+    const std::size_t results = arguments.gated ? 1 : weights.size();
+    if (weights.empty() || weights.size() > kMostMatrices || biases.size() != weights.size() ||
+        outs.size() != results || (arguments.gated && weights.size() != 2)) {
+      refuse(
+          "there must be 1 to 3 weights (with an activation two), as many biases, and an out for "
+          "each result");
+    }
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      ProductMatrix& matrix = arguments.matrix[i];
+      const LayerTensor weight(device_, weights[i], "a weight", input.type());
+      if (weight.tensor().dimensions != 2 || weight.size() != input.size()) {
+        refuse("a weight must be [rows, " + std::to_string(input.size()) + "]");
+      }
+      matrix.weight = weight.compact16();
+      matrix.rows = static_cast<std::int32_t>(weight.tensor().shape[0]);
+      if (arguments.gated && matrix.rows != arguments.matrix[0].rows) {
+        refuse("a gate and what it lets through must have as many rows");
+      }
+      if (!py::object(biases[i]).is_none()) {
+        matrix.bias = LayerTensor(device_, biases[i], "a bias", input.type()).vector(matrix.rows);
+      }
+      if (i >= results) continue;
+      const LayerTensor out(device_, outs[i], "an out", input.type());
+      if (out.size() != matrix.rows || product_rows(out) != arguments.count) {
+        refuse("an out must have the rows of x, with an element for each row of its weight");
+      }
+      if (out.tensor().read_only) refuse("an out is read-only");
+      matrix.out = out.like(out, true);
+    }
+    device_.backend->layers->multiply(device_.index, arguments, input.stream());
+  }
+
  private:
+  static std::int32_t product_rows(const LayerTensor& tensor) {
+    const std::int64_t rows = tensor.rows().count();
+    if (rows > kMostProductRows) {
+      refuse("x must have up to " + std::to_string(kMostProductRows) + " rows");
+    }
+    return static_cast<std::int32_t>(rows);
+  }
+
   RotatedHeads rotated(const LayerTensor& heads, const LayerTensor& out,
                        const py::object& norm) const {
     const std::int32_t size = heads.size();
@@ -207,7 +276,8 @@ void bind_device_layers(py::module_& module) {
       .def(py::init<const std::string&>(), py::arg("device"))
       .def("norm", &DeviceLayers::norm)
       .def("rotate", &DeviceLayers::rotate)
-      .def("activate", &DeviceLayers::activate);
+      .def("activate", &DeviceLayers::activate)
+      .def("multiply", &DeviceLayers::multiply);
 }
 
 }  // namespace glimprouter::bindings

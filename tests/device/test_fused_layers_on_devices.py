@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -32,42 +31,27 @@ from glimprouter.hf import RoutedModel
 from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.fused_operations import DeviceOperations, NormForm, agrees
 from glimprouter.hf.attention.layers import kv_layout
-from glimprouter.hf.attention.paged import paged_forward
 from glimprouter.hf.pair.devices import torch_device
-from glimprouter.kv import KvCache, PagePool
-from tiny_models import LAYERS, tiny
+from tiny_models import LAYERS, assert_untouched, counted, logits_of, placed, random, tiny
 
 pytestmark = [pytest.mark.device, pytest.mark.needs_device]
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 on_devices = pytest.mark.parametrize("device", DEVICES)
 in_types = pytest.mark.parametrize("dtype", TYPES, ids=str)
-# What is found: an attention and an MLP a layer, and the norms that do not come with a rotation.
+# What is found: an attention and an MLP a layer, and the norms that do not come with a rotation; in
+# the narrow types linear layers, but for gates and what they let through.
+LINEAR = 1 + 5 * LAYERS
 FAMILIES = {
-    "llama": (LlamaConfig, 1 + 4 * LAYERS),
-    "qwen3": (Qwen3Config, 1 + 4 * LAYERS),
-    "gemma2": (Gemma2Config, 1 + 6 * LAYERS),
-    "gemma3": (Gemma3TextConfig, 1 + 6 * LAYERS),
-    "olmo2": (Olmo2Config, 1 + 6 * LAYERS),  # its norms of queries are of all heads at once
-    "cohere": (CohereConfig, LAYERS),  # interleaved embeddings, norms that subtract the mean
-    "glm": (GlmConfig, 1 + 2 * LAYERS),
+    "llama": (LlamaConfig, 1 + 4 * LAYERS, LINEAR),
+    "qwen3": (Qwen3Config, 1 + 4 * LAYERS, LINEAR),
+    "gemma2": (Gemma2Config, 1 + 6 * LAYERS, LINEAR),
+    "gemma3": (Gemma3TextConfig, 1 + 6 * LAYERS, LINEAR),
+    # Its norms of queries are of all heads at once.
+    "olmo2": (Olmo2Config, 1 + 6 * LAYERS, LINEAR),
+    # Interleaved embeddings, norms that subtract the mean.
+    "cohere": (CohereConfig, LAYERS, LINEAR),
+    "glm": (GlmConfig, 1 + 2 * LAYERS, LINEAR + LAYERS),
 }
-
-
-def placed(model: Any, device: str, dtype: torch.dtype) -> Any:
-    return model.to(torch_device(device), dtype)
-
-
-def logits_of(model: Any, device: str, fused: FusedLayers | None, ids: list[int]) -> torch.Tensor:
-    """Of the last token of one sequence on pages."""
-    layout = kv_layout(model)
-    pool = PagePool([layout], 4 * layout.page_bytes, layout.page_bytes, device)
-    cache = KvCache(pool, 1)
-    return paged_forward(model, pool, cache.prepare(0, [cache.open([ids])]), fused)
-
-
-def random(device: str, dtype: torch.dtype, *shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator).to(torch_device(device), dtype)
 
 
 @in_types
@@ -163,14 +147,14 @@ def test_arguments_are_checked(device: str) -> None:
 def test_what_a_model_has_is_found_and_computes_the_same(
     device: str, family: str, dtype: torch.dtype
 ) -> None:
-    config_class, count = FAMILIES[family]
+    config_class, count, linear = FAMILIES[family]
     model = placed(tiny(config_class), device, dtype)
     fused = FusedLayers(model, device)
-    assert len(fused) == count
-    ids = list(range(1, 24))
-    want, got = logits_of(model, device, None, ids), logits_of(model, device, fused, ids)
+    assert len(fused) == count + (0 if dtype is torch.float32 else linear)
     most = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
-    assert (got - want).float().abs().max() <= most * want.float().std()
+    for ids in (list(range(1, 24)), [1, 2, 3]):
+        want, got = (logits_of(model, device, own, ids) for own in (None, fused))
+        assert (got - want).float().abs().max() <= most * want.float().std()
 
 
 @on_devices
@@ -189,14 +173,19 @@ def test_what_computes_something_else_is_left_alone(device: str) -> None:
             result: torch.Tensor = self.down_proj(gated)
             return result
 
-    count = len(FusedLayers(model, device))
+    def fuses(changed: Any) -> bool:
+        mlp = changed.model.layers[0].mlp
+        with FusedLayers(changed, device).installed():
+            return "forward" in vars(mlp)
+
+    assert fuses(model)
     for kind in (Clipped, Swapped):
         changed = copy.deepcopy(model)
         changed.model.layers[0].mlp.__class__ = kind
-        assert len(FusedLayers(changed, device)) == count - 1
+        assert not fuses(changed)
     changed = copy.deepcopy(model)
     changed.model.layers[0].mlp.act_fn = torch.nn.GELU()
-    assert len(FusedLayers(changed, device)) == count - 1
+    assert not fuses(changed)
     gated = copy.deepcopy(model)
     original = type(gated.model.layers[0].self_attn)
 
@@ -239,24 +228,6 @@ def test_norms_of_queries_and_keys_come_with_the_rotation(
         monkeypatch.setattr(DeviceOperations, name, counting)
     logits_of(model, device, fused, [1, 2, 3])
     assert calls == {"norm": 1 + 2 * LAYERS, "rotate": LAYERS}
-
-
-def assert_untouched(model: Any) -> None:
-    assert not [name for name, module in model.named_modules() if "forward" in vars(module)]
-
-
-@contextmanager
-def counted(module: torch.nn.Module) -> Iterator[list[str]]:
-    calls: list[str] = []
-    handles = [
-        module.register_forward_pre_hook(lambda *_: calls.append("before")),
-        module.register_forward_hook(lambda *_: calls.append("after")),
-    ]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ struct Differences {
   }
   void expect_few(DataType dtype) const {
     EXPECT_LE(most_units, dtype == DataType::kFloat32 ? 4.0 : 2.0);
-    if (dtype != DataType::kFloat32) EXPECT_LE(differing, 2 + compared / 100) << compared;
+    if (dtype != DataType::kFloat32) {
+      EXPECT_LE(differing, 2 + compared / 100) << compared;
+    }
   }
 };
 

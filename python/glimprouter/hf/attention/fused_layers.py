@@ -3,9 +3,10 @@
 Between the matrix products of a layer, transformers calls some forty small operations of torch; for
 a single token they cost more than the products of a small model. What they compute is found by
 trying, and only what gives the model's own results is replaced: a norm and a gated MLP by its
-``forward``, the rotary embedding by the function that the attention calls. Everything is put on the
-instances of the modules when a pass begins and taken away when it ends, so the user's model, its
-hooks and all other code of transformers stay as they are.
+``forward``, the rotary embedding by the function that the attention calls. On a device, passes of a
+few rows have their matrix products, too, in few launches. Everything is put on the instances of the
+modules when a pass begins and taken away when it ends, so the user's model, its hooks and all other
+code of transformers stay as they are.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ import torch
 from glimprouter.hf.attention.fused_mlp import find_mlp
 from glimprouter.hf.attention.fused_norms import FoundNorm, find_norm
 from glimprouter.hf.attention.fused_operations import NARROW, Operations, operations_on
+from glimprouter.hf.attention.fused_products import FewRowProducts, ProductGroup, products_on
 from glimprouter.hf.attention.fused_rotary import FusedRotary
+
+# Names of linear layers in attention modules and MLPs: those that read the same rows, and others.
+_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_ALONE = ("o_proj", "down_proj", "qkv_proj", "gate_up_proj")
 
 Forward = Callable[..., Any]
 
 
 class FusedLayers:
-    """The norms, rotary embeddings and activations of one model that have a fused form."""
+    """What of one model has a fused form: norms, rotary embeddings, activations, products."""
 
     def __init__(self, model: Any, device: str = "cpu") -> None:
         """Tries every module of a model; takes some milliseconds a layer.
@@ -37,6 +43,7 @@ class FusedLayers:
         """
         self._model = model
         self._forwards: list[tuple[dict[str, Any], Forward]] = []
+        self._groups: list[ProductGroup] = []
         narrow = model.dtype in NARROW and device != "cpu"
         if model.dtype is not torch.float32 and not narrow:
             return
@@ -53,14 +60,42 @@ class FusedLayers:
             if (norm := find_norm(module, operations)) is not None:
                 norms[id(module)] = norm
         rotary = FusedRotary(operations, model.dtype)
+        products = products_on(operations, model.dtype)
+        gated: set[int] = set()  # modules whose gate is computed with its activation
         width = model.config.get_text_config().hidden_size
         for module in modules:
-            forward = rotary.find(module, norms, width) or find_mlp(module, operations, model.dtype)
+            forward = rotary.find(module, norms, width)
+            if forward is None:
+                forward = find_mlp(module, operations, model.dtype, products)
+                gated.update(() if forward is None else {id(module)})
             if forward is not None:
                 self._forwards.append((module.__dict__, forward))
         for module in modules:
             if id(module) in norms and id(module) not in rotary.postponed:
                 self._forwards.append((module.__dict__, norms[id(module)].fused(operations)))
+
+        if products is not None:
+            self._find_products(modules, products, gated)
+            head = model.get_output_embeddings()
+            if products.learn(head) and "forward" not in head.__dict__:
+                self._forwards.append((head.__dict__, products.alone(head)))
+
+    def _find_products(
+        self, modules: list[torch.nn.Module], products: FewRowProducts, gated: set[int]
+    ) -> None:
+        for module in modules:
+            for names in _TOGETHER[: 1 if id(module) in gated else None]:
+                linears: list[Any] = [module._modules.get(name) for name in names]
+                if any(each is None or "forward" in each.__dict__ for each in linears):
+                    continue
+                if products.learn(*linears):
+                    self._groups.append(group := ProductGroup(products, linears))
+                    for index, each in enumerate(linears):
+                        self._forwards.append((each.__dict__, group.forward(index)))
+            for name in _ALONE:
+                own: Any = module._modules.get(name)
+                if own is not None and "forward" not in own.__dict__ and products.learn(own):
+                    self._forwards.append((own.__dict__, products.alone(own)))
 
     def __len__(self) -> int:
         """Modules that run otherwise in a pass."""
@@ -82,6 +117,8 @@ class FusedLayers:
                         changed.append((state, forward))
             yield
         finally:
+            for group in self._groups:
+                group.forget()
             for state, forward in changed:
                 if state.get("forward") is forward:
                     del state["forward"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,7 +15,9 @@ from glimprouter.hf.attention.fused_operations import (
     is_plain,
     random_rows,
 )
+from glimprouter.hf.attention.fused_products import FewRowProducts, watched
 
+# The first two read the same rows.
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 _ACTIVATION = "act_fn"
 _TRIAL_SIZE = 512
@@ -23,18 +25,27 @@ _TRIAL_SIZE = 512
 Forward = Callable[..., Any]
 
 
-def _fused_mlp(module: torch.nn.Module, activation: str, operations: Operations) -> Forward:
+def _fused_mlp(
+    module: torch.nn.Module,
+    activation: str,
+    operations: Operations,
+    products: FewRowProducts | None = None,
+) -> Forward:
     """An MLP's forward with its activation as one operation, unless somebody watches that."""
     own = type(module).forward
     children = module._modules
 
     def forward(hidden: torch.Tensor) -> Any:
         gate_proj, up_proj, down_proj = (children[name] for name in _PROJECTIONS)
-        watched = children.get(_ACTIVATION)
+        applied = children.get(_ACTIVATION)
         if gate_proj is None or up_proj is None or down_proj is None:
             return own(module, hidden)
-        if watched is not None and not is_plain(watched):
+        if applied is not None and not is_plain(applied):
             return own(module, hidden)
+        if products is not None and not watched(gate_proj) and not watched(up_proj):
+            pair = cast(torch.nn.Linear, gate_proj), cast(torch.nn.Linear, up_proj)
+            if products.takes(hidden, pair):
+                return down_proj(products.gated(hidden, pair[0], pair[1], activation))
         gate, up = gate_proj(hidden), up_proj(hidden)
         if (
             operations.takes(gate, up)
@@ -64,7 +75,12 @@ class _Scaled(torch.nn.Module):
         return (self.scale * hidden).roll(self.moved, -1).contiguous()
 
 
-def find_mlp(module: torch.nn.Module, operations: Operations, dtype: torch.dtype) -> Forward | None:
+def find_mlp(
+    module: torch.nn.Module,
+    operations: Operations,
+    dtype: torch.dtype,
+    products: FewRowProducts | None = None,
+) -> Forward | None:
     """The forward of a gated MLP with its activation fused, or None where a module is no such MLP.
 
     It is tried on a twin without projections: what their results become is what matters.
@@ -87,7 +103,8 @@ def find_mlp(module: torch.nn.Module, operations: Operations, dtype: torch.dtype
         want = type(twin).forward(twin, hidden)
         for name in ACTIVATIONS:
             if agrees(_fused_mlp(twin, name, operations)(hidden), want):
-                return _fused_mlp(module, name, operations)
+                served = products and products.learn(*map(children.get, _PROJECTIONS[:2]))
+                return _fused_mlp(module, name, operations, products if served else None)
     except Exception:  # whatever an MLP of another kind does with the rows
         return None
     return None

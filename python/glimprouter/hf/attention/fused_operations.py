@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -192,6 +193,22 @@ class DeviceOperations:
         out = torch.empty_like(gate)
         self._own.activate(gate, up, activation, out)
         return out
+
+    def multiply(
+        self,
+        hidden: torch.Tensor,
+        weights: Sequence[torch.Tensor],
+        biases: Sequence[torch.Tensor | None],
+        activation: str = "",
+    ) -> list[torch.Tensor]:
+        """A few rows times each of up to three matrices, one launch.
+
+        With an activation, that of the first result times the second.
+        """
+        kept = weights[:1] if activation else weights
+        outs = [hidden.new_empty((*hidden.shape[:-1], weight.shape[0])) for weight in kept]
+        self._own.multiply(hidden, tuple(weights), tuple(biases), activation, tuple(outs))
+        return outs
 
 
 def operations_on(device: str) -> Operations:
