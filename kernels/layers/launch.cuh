@@ -107,6 +107,9 @@ inline LaunchStatus launch_activation(const ActivationArguments& arguments,
   });
 }
 
+// Blocks a processor below which each of them has more loads on their way.
+inline constexpr std::int64_t kProductBlocks = 3;
+
 inline LaunchStatus launch_product(const ProductArguments& arguments, const DeviceShape& device,
                                    Stream stream) {
   if (arguments.count > kMostProductRows || arguments.dtype == DataType::kFloat32 ||
@@ -125,6 +128,10 @@ inline LaunchStatus launch_product(const ProductArguments& arguments, const Devi
   if (arguments.gated) {
     return half ? launch(&product_kernel<DataType::kFloat16, 2, 1>, shape, arguments)
                 : launch(&product_kernel<DataType::kBFloat16, 2, 1>, shape, arguments);
+  }
+  if (tiles < kProductBlocks * device.processors) {
+    return half ? launch(&product_kernel<DataType::kFloat16, 1, 4>, shape, arguments)
+                : launch(&product_kernel<DataType::kBFloat16, 1, 4>, shape, arguments);
   }
   return half ? launch(&product_kernel<DataType::kFloat16, 1, 2>, shape, arguments)
               : launch(&product_kernel<DataType::kBFloat16, 1, 2>, shape, arguments);

@@ -166,7 +166,7 @@ def test_a_pass_of_few_rows_has_four_products_a_layer(
     launches.clear()
     want, got = (logits_of(model, device, own, FEW) for own in (None, fused))
     assert launches == [3, 1, 2, 1] * LAYERS + [1]
-    assert (got - want).float().abs().max() <= 0.05 * want.float().std()
+    assert (got - want).float().abs().max() <= 0.1 * want.float().std()
     launches.clear()
     logits_of(model, device, fused, MANY)
     assert launches == [1], "the head alone has few rows"
@@ -188,7 +188,7 @@ def test_a_hook_sees_its_layer_and_may_change_what_comes(device: str, launches: 
     want, got = (logits_of(model, device, own, FEW) for own in (None, fused))
     changing.remove()
     assert (want - before).float().abs().max() > 0.2 * want.float().std()
-    assert (got - want).float().abs().max() <= 0.05 * want.float().std()
+    assert (got - want).float().abs().max() <= 0.1 * want.float().std()
 
 
 @on_devices
@@ -203,7 +203,7 @@ def test_weights_are_read_at_each_pass(device: str) -> None:
     layer.mlp.down_proj.weight = torch.nn.Parameter(-layer.mlp.down_proj.weight, False)
     want, got = (logits_of(model, device, own, FEW) for own in (None, fused))
     assert (want - before).float().abs().max() > 0.2 * want.float().std()
-    assert (got - want).float().abs().max() <= 0.05 * want.float().std()
+    assert (got - want).float().abs().max() <= 0.1 * want.float().std()
 
 
 @on_devices
@@ -233,7 +233,7 @@ def test_adapters_keep_their_own_code(device: str, launches: list[int]) -> None:
     launches.clear()
     want, got = (logits_of(model, device, own, FEW) for own in (None, fused))
     assert launches == [1, 1] * LAYERS + [1], "behind attention, behind the MLP, the head"
-    assert (got - want).float().abs().max() <= 0.05 * want.float().std()
+    assert (got - want).float().abs().max() <= 0.1 * want.float().std()
     assert_untouched(model)
 
 

@@ -21,6 +21,7 @@ using simt::round_to;
 using simt::unit_of;
 
 constexpr device::DeviceShape kDevice{3, true};
+constexpr device::DeviceShape kLargeDevice{200, false};
 
 std::size_t place(std::int32_t row, std::int32_t size, std::int32_t i) {
   return static_cast<std::size_t>(std::int64_t{row} * size + i);
@@ -43,7 +44,8 @@ struct Products {
   std::vector<std::vector<double>> multiply(const std::vector<std::size_t>& which,
                                             std::int32_t first, std::int32_t taken,
                                             bool gated = false,
-                                            Activation activation = Activation::kSilu) {
+                                            Activation activation = Activation::kSilu,
+                                            const device::DeviceShape& where = kDevice) {
     Elements own(place(taken, size, 0), dtype);
     for (std::size_t i = 0; i < own.count(); ++i) own.set(i, x.at(place(first, size, 0) + i));
     std::deque<Elements> outs;
@@ -60,7 +62,7 @@ struct Products {
       arguments.matrix[i] = {weights[which[i]].data(), biased ? biases[which[i]].data() : nullptr,
                              outs[i].data(), rows[which[i]]};
     }
-    EXPECT_EQ(device::launch_product(arguments, kDevice, nullptr), 0);
+    EXPECT_EQ(device::launch_product(arguments, where, nullptr), 0);
     std::vector<std::vector<double>> results;
     for (Elements& out : outs) results.push_back(out.values());
     return results;
@@ -146,6 +148,16 @@ TEST(Products, ARowHasTheSameBitsInAnyBatchAndBesideAnyMatrix) {
           }
         }
       }
+    }
+  }
+}
+
+TEST(Products, TheSizeOfTheDeviceChangesNoBit) {
+  for (const DataType dtype : {DataType::kBFloat16, DataType::kFloat16}) {
+    for (const std::int32_t size : {8, kReduced ? 200 : 2568}) {
+      Products products(2, size, {kReduced ? 160 : 200}, dtype, false, 7);
+      EXPECT_EQ(products.multiply({0}, 0, 2),
+                products.multiply({0}, 0, 2, false, Activation::kSilu, kLargeDevice));
     }
   }
 }

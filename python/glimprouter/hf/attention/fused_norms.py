@@ -74,9 +74,10 @@ def _computes(found: FoundNorm, operations: Operations) -> bool:
     weight = found.module._parameters["weight"]
     assert weight is not None
     size = len(weight)
+    other = random_rows(operations, weight.dtype, size, seed=1)
+    # Behind the weight: a kernel may read its weights before the operation ahead of it has ended.
     rows = random_rows(operations, torch.float32, 1, _TRIAL_TOKENS, size)
     rows = torch.cat([scale * rows for scale in _TRIAL_SIZES], 1).to(weight.dtype)
-    other = random_rows(operations, weight.dtype, size, seed=1)
     for tried in (weight, torch.nn.Parameter(other, requires_grad=False)):
         # A twin with a weight of its own: a call of the module itself would fire the user's hooks.
         twin = copy.copy(found.module)
