@@ -10,7 +10,12 @@ namespace glimprouter::device {
 
 GR_DEVICE Vec16 load16(const void* source) { return *static_cast<const Vec16*>(source); }
 
-GR_DEVICE Vec16 load16_once(const void* source) { return load16(source); }
+GR_DEVICE Vec16 load16_if(const void* source, bool condition) {
+  return condition ? load16(source) : Vec16{{0, 0, 0, 0}};
+}
+GR_DEVICE Vec16 load16_once_if(const void* source, bool condition) {
+  return load16_if(source, condition);
+}
 
 GR_DEVICE void store16(void* target, const Vec16& value) { *static_cast<Vec16*>(target) = value; }
 

@@ -62,8 +62,10 @@ struct __attribute__((aligned(16), may_alias)) Vec16 {
 
 // The pointer is a multiple of 16.
 GR_DEVICE Vec16 load16(const void* source);
-// The same of memory that nobody writes meanwhile, and that is not read again soon.
-GR_DEVICE Vec16 load16_once(const void* source);
+// The same where a condition holds, else zeros; without a branch, so that several are on their way.
+GR_DEVICE Vec16 load16_if(const void* source, bool condition);
+// And of memory that nobody writes meanwhile, and that is not read again soon.
+GR_DEVICE Vec16 load16_once_if(const void* source, bool condition);
 GR_DEVICE void store16(void* target, const Vec16& value);
 
 // The larger of two: where one is NaN, the other; and the same that gives NaN where one is.

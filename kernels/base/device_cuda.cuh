@@ -8,11 +8,26 @@ GR_DEVICE Vec16 load16(const void* source) {
   return Vec16{{value.x, value.y, value.z, value.w}};
 }
 
-GR_DEVICE Vec16 load16_once(const void* source) {
+GR_DEVICE Vec16 load16_if(const void* source, bool condition) {
   Vec16 value;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.word[0]), "=r"(value.word[1]), "=r"(value.word[2]), "=r"(value.word[3])
-               : "l"(__cvta_generic_to_global(source)));
+  asm volatile(
+      "{ .reg .pred p; setp.ne.u32 p, %5, 0;\n"
+      "mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;\n"
+      "@p ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+      : "=&r"(value.word[0]), "=&r"(value.word[1]), "=&r"(value.word[2]), "=&r"(value.word[3])
+      : "l"(__cvta_generic_to_global(source)), "r"(static_cast<std::uint32_t>(condition))
+      : "memory");
+  return value;
+}
+
+GR_DEVICE Vec16 load16_once_if(const void* source, bool condition) {
+  Vec16 value;
+  asm volatile(
+      "{ .reg .pred p; setp.ne.u32 p, %5, 0;\n"
+      "mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;\n"
+      "@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+      : "=&r"(value.word[0]), "=&r"(value.word[1]), "=&r"(value.word[2]), "=&r"(value.word[3])
+      : "l"(__cvta_generic_to_global(source)), "r"(static_cast<std::uint32_t>(condition)));
   return value;
 }
 

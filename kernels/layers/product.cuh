@@ -59,14 +59,6 @@ GR_DEVICE ProductTile tile_of(const ProductArguments& arguments) {
   return tile;
 }
 
-// Eight neighbouring elements of one row, from `first` on; zeros behind the end.
-GR_DEVICE Vec16 weight_piece(const std::byte* row, std::int32_t first, std::int32_t size) {
-  return row != nullptr && first < size ? load16_once(row + first * 2) : Vec16{{0, 0, 0, 0}};
-}
-GR_DEVICE Vec16 row_piece(const std::byte* row, std::int32_t first, std::int32_t size) {
-  return row != nullptr && first < size ? load16(row + first * 2) : Vec16{{0, 0, 0, 0}};
-}
-
 // What a lane reads of a chunk of weights: of each tile two rows, eight elements in each half.
 template <std::int32_t kTiles>
 struct WeightChunk {
@@ -80,8 +72,8 @@ struct WeightChunk {
       for (std::int32_t half = 0; half < kHalves; ++half) {
         GR_UNROLL
         for (std::int32_t i = 0; i < 2; ++i) {
-          piece[tile][half][i] =
-              weight_piece(rows[tile][i], first + half * (kChunk / kHalves), size);
+          const std::int32_t at = first + half * (kChunk / kHalves);
+          piece[tile][half][i] = load16_once_if(rows[tile][i] + std::int64_t{at} * 2, at < size);
         }
       }
     }
@@ -133,6 +125,7 @@ void product_kernel(const ProductArguments arguments) {
   const auto warp = static_cast<std::int32_t>(threadIdx.x / kWarpSize);
   const auto lane = static_cast<std::int32_t>(threadIdx.x % kWarpSize);
   const ProductTile tile = tile_of(arguments);
+  // Rows that are not there are read as others that are; what comes of them is not written.
   const std::byte* rows[kTiles][2];
   GR_UNROLL
   for (std::int32_t i = 0; i < kTiles; ++i) {
@@ -140,11 +133,11 @@ void product_kernel(const ProductArguments arguments) {
     GR_UNROLL
     for (std::int32_t k = 0; k < 2; ++k) {
       const std::int32_t row = tile.first + lane / 4 + 8 * k;
-      rows[i][k] = row < matrix.rows ? matrix.weight + std::int64_t{row} * size * 2 : nullptr;
+      rows[i][k] = matrix.weight + std::int64_t{row < matrix.rows ? row : tile.first} * size * 2;
     }
   }
   const std::byte* const incoming =
-      lane / 4 < arguments.count ? arguments.x + std::int64_t{lane / 4} * size * 2 : nullptr;
+      arguments.x + std::int64_t{lane / 4 < arguments.count ? lane / 4 : 0} * size * 2;
   float sums[kTiles][4] = {};
   WeightChunk<kTiles> weights[kAhead];
   const std::int32_t piece = lane % 4 * kPieceElements;
@@ -161,7 +154,7 @@ void product_kernel(const ProductArguments arguments) {
       GR_UNROLL
       for (std::int32_t half = 0; half < kHalves; ++half) {
         const std::int32_t at = chunk + k * kWarpStride + half * (kChunk / kHalves) + piece;
-        x[k][half] = row_piece(incoming, at, size);
+        x[k][half] = load16_if(incoming + std::int64_t{at} * 2, at < size);
       }
     }
     GR_UNROLL
