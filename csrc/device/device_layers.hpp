@@ -101,6 +101,8 @@ struct ProductArguments {
   ProductMatrix matrix[kMostMatrices];
   bool gated;
   Activation activation;
+  const std::byte*
+      added;  // [count, rows], compact: is added to the first one's rounded result; or null
 };
 
 }  // namespace glimprouter

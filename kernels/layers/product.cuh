@@ -186,8 +186,11 @@ void product_kernel(const ProductArguments arguments) {
     const float up = summed(shared, 1, other, tile.first, row, column, kType);
     value = gated<kType>(rounded<kType>(value), rounded<kType>(up), arguments.activation);
   }
-  write_element(matrix.out + (std::int64_t{column} * matrix.rows + tile.first + row) * 2, kType,
-                value);
+  const std::int64_t at = (std::int64_t{column} * matrix.rows + tile.first + row) * 2;
+  if (arguments.added != nullptr && tile.index == 0) {
+    value = rounded<kType>(value) + read_element(arguments.added + at, kType);
+  }
+  write_element(matrix.out + at, kType, value);
 }
 
 }  // namespace glimprouter::device

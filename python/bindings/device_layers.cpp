@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "device/device_backend.hpp"
@@ -133,16 +134,16 @@ class DeviceLayers {
 
   void norm(const py::object& hidden, const py::object& weight, double epsilon, float offset,
             bool in_type, const py::object& out) const {
-    const LayerTensor h(device_, hidden, "hidden");
-    const LayerTensor w(device_, weight, "weight", h.type());
-    const LayerTensor o(device_, out, "out", h.type());
-    if (h.size() < 1 || h.size() > kMostNormSize) {
-      refuse("hidden must have 1 to " + std::to_string(kMostNormSize) + " elements a row");
-    }
-    const NormArguments arguments{
-        h.rows(),        nullptr,  nullptr,  w.vector(h.size()),
-        o.like(h, true), h.size(), h.type(), norm_form(epsilon, offset, in_type)};
-    device_.backend->layers->norm(device_.index, arguments, h.stream());
+    norm_of(hidden, nullptr, nullptr, weight, epsilon, offset, in_type, out);
+  }
+
+  // The norm of sum = hidden + added, which is written, too.
+  void add_norm(const py::object& hidden, const py::object& added, const py::object& weight,
+                double epsilon, float offset, bool in_type, const py::object& sum,
+                const py::object& out) const {
+    const LayerTensor a(device_, added, "added");
+    const LayerTensor s(device_, sum, "sum", a.type());
+    norm_of(hidden, &a, &s, weight, epsilon, offset, in_type, out);
   }
 
   // norms: of queries and keys, (weight, epsilon, offset, in_type) each; None: they are not normed.
@@ -188,9 +189,11 @@ class DeviceLayers {
   }
 
   // A product with each of some matrices [rows, size]; or, with an activation, that of the first
-  // times the second, into one tensor. biases: None where there is none.
+  // times the second, into one tensor. biases: None where there is none. added: to the first
+  // result once it is rounded; None where nothing is.
   void multiply(const py::object& x, const py::tuple& weights, const py::tuple& biases,
-                const std::string& activation, const py::tuple& outs) const {
+                const std::string& activation, const py::object& added,
+                const py::tuple& outs) const {
     const LayerTensor input(device_, x, "x");
     if (input.type() == DataType::kFloat32) throw py::type_error("x must be bfloat16 or float16");
     if (input.size() < 8 || input.size() % 8 != 0) {
@@ -211,6 +214,8 @@ class DeviceLayers {
           "there must be 1 to 3 weights (with an activation two), as many biases, and an out for "
           "each result");
     }
+    std::optional<LayerTensor> other;
+    if (!added.is_none()) other.emplace(device_, added, "added", input.type());
     for (std::size_t i = 0; i < weights.size(); ++i) {
       ProductMatrix& matrix = arguments.matrix[i];
       const LayerTensor weight(device_, weights[i], "a weight", input.type());
@@ -232,6 +237,7 @@ class DeviceLayers {
       }
       if (out.tensor().read_only) refuse("an out is read-only");
       matrix.out = out.like(out, true);
+      if (other && i == 0) arguments.added = other->like(out, false);
     }
     device_.backend->layers->multiply(device_.index, arguments, input.stream());
   }
@@ -243,6 +249,30 @@ class DeviceLayers {
       refuse("x must have up to " + std::to_string(kMostProductRows) + " rows");
     }
     return static_cast<std::int32_t>(rows);
+  }
+
+  void norm_of(const py::object& hidden, const LayerTensor* added, const LayerTensor* sum,
+               const py::object& weight, double epsilon, float offset, bool in_type,
+               const py::object& out) const {
+    const LayerTensor h(device_, hidden, "hidden");
+    const LayerTensor w(device_, weight, "weight", h.type());
+    const LayerTensor o(device_, out, "out", h.type());
+    if (h.size() < 1 || h.size() > kMostNormSize) {
+      refuse("hidden must have 1 to " + std::to_string(kMostNormSize) + " elements a row");
+    }
+    if (added != nullptr && added->type() != h.type()) {
+      throw py::type_error("added must have the type of hidden");
+    }
+    NormArguments arguments{};
+    arguments.source = h.rows();
+    arguments.added = added == nullptr ? nullptr : added->like(h, false);
+    arguments.sum = sum == nullptr ? nullptr : sum->like(h, true);
+    arguments.weight = w.vector(h.size());
+    arguments.out = o.like(h, true);
+    arguments.size = h.size();
+    arguments.dtype = h.type();
+    arguments.form = norm_form(epsilon, offset, in_type);
+    device_.backend->layers->norm(device_.index, arguments, h.stream());
   }
 
   RotatedHeads rotated(const LayerTensor& heads, const LayerTensor& out,
@@ -275,6 +305,7 @@ void bind_device_layers(py::module_& module) {
       "stream of the tensors' framework. float32, bfloat16 and float16, the same of all tensors.")
       .def(py::init<const std::string&>(), py::arg("device"))
       .def("norm", &DeviceLayers::norm)
+      .def("add_norm", &DeviceLayers::add_norm)
       .def("rotate", &DeviceLayers::rotate)
       .def("activate", &DeviceLayers::activate)
       .def("multiply", &DeviceLayers::multiply);

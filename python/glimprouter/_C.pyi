@@ -401,6 +401,18 @@ class DeviceLayers:
     def norm(
         self, hidden: Any, weight: Any, epsilon: float, offset: float, in_type: bool, out: Any, /
     ) -> None: ...
+    def add_norm(
+        self,
+        hidden: Any,
+        added: Any,
+        weight: Any,
+        epsilon: float,
+        offset: float,
+        in_type: bool,
+        sum: Any,
+        out: Any,
+        /,
+    ) -> None: ...
     def rotate(
         self,
         queries: Any,
@@ -420,6 +432,7 @@ class DeviceLayers:
         weights: tuple[Any, ...],
         biases: tuple[Any, ...],
         activation: str,
+        added: Any,
         outs: tuple[Any, ...],
         /,
     ) -> None: ...

@@ -21,6 +21,7 @@ from tiny_models import LAYERS, assert_untouched, counted, logits_of, placed, ra
 pytestmark = [pytest.mark.device, pytest.mark.needs_device]
 on_devices = pytest.mark.parametrize("device", DEVICES)
 in_narrow_types = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+ADDS = 10  # beside the count of matrices: something is added to the result
 FEW, MANY = [1, 2, 3], list(range(1, 12))  # tokens
 
 
@@ -69,6 +70,16 @@ def test_a_row_has_the_same_bits_in_any_batch_and_beside_any_layer(
         for layer, expected in zip(layers, want, strict=True):
             got = products.multiply(part, (layer,))[0]
             assert torch.equal(got, expected[:, :count])
+
+
+@in_narrow_types
+@on_devices
+def test_a_residual_is_added_to_the_rounded_result(device: str, dtype: torch.dtype) -> None:
+    layer = linear(device, dtype, 200, 40)
+    products = products_of(device, dtype, layer)
+    hidden, residual = random(device, dtype, 1, 5, 200), random(device, dtype, 1, 5, 40, seed=1)
+    got = products.multiply(hidden, (layer,), residual)[0]
+    assert torch.equal(got, residual + products.multiply(hidden, (layer,))[0])
 
 
 @on_devices
@@ -120,20 +131,33 @@ def test_arguments_are_checked(device: str) -> None:
     out = torch.full((3, 16), 7.0, dtype=dtype, device=x.device)
     many = random(device, dtype, 9, 64)
     for arguments, error, message in (
-        ((x.float(), (weight,), (None,), "", (out,)), TypeError, "bfloat16 or float16"),
-        ((x, (weight.half(),), (None,), "", (out,)), TypeError, "a weight must have the type"),
-        ((many, (weight,), (None,), "", (out,)), ValueError, "up to 8 rows"),
-        ((x[:, :60], (weight,), (None,), "", (out,)), ValueError, "multiple of 8"),
-        ((x, (weight[:, :56],), (None,), "", (out,)), ValueError, r"a weight must be \[rows, 64\]"),
-        ((x, (), (), "", ()), ValueError, "1 to 3 weights"),
-        ((x, (weight,), (), "", (out,)), ValueError, "as many biases"),
-        ((x, (weight,), (None,), "silu", (out,)), ValueError, "with an activation two"),
-        ((x, (weight,), (weight[0],), "", (out,)), ValueError, "a bias must have one dimension"),
-        ((x, (weight,), (None,), "", (out[:2],)), ValueError, "an out must have the rows"),
-        ((x, (weight, weight[:8]), (None,) * 2, "silu", (out,)), ValueError, "as many rows"),
-        ((x, (weight,) * 2, (None,) * 2, "relu", (out,)), ValueError, "silu"),
+        ((x.float(), (weight,), (None,), "", None, (out,)), TypeError, "bfloat16 or float16"),
         (
-            (random(device, dtype, 65)[1:], (weight,), (None,), "", (out[0],)),
+            (x, (weight.half(),), (None,), "", None, (out,)),
+            TypeError,
+            "a weight must have the type",
+        ),
+        ((many, (weight,), (None,), "", None, (out,)), ValueError, "up to 8 rows"),
+        ((x[:, :60], (weight,), (None,), "", None, (out,)), ValueError, "multiple of 8"),
+        (
+            (x, (weight[:, :56],), (None,), "", None, (out,)),
+            ValueError,
+            r"a weight must be \[rows, 64\]",
+        ),
+        ((x, (), (), "", None, ()), ValueError, "1 to 3 weights"),
+        ((x, (weight,), (), "", None, (out,)), ValueError, "as many biases"),
+        ((x, (weight,), (None,), "silu", None, (out,)), ValueError, "with an activation two"),
+        (
+            (x, (weight,), (weight[0],), "", None, (out,)),
+            ValueError,
+            "a bias must have one dimension",
+        ),
+        ((x, (weight,), (None,), "", None, (out[:2],)), ValueError, "an out must have the rows"),
+        ((x, (weight, weight[:8]), (None,) * 2, "silu", None, (out,)), ValueError, "as many rows"),
+        ((x, (weight,), (None,), "", out[:2], (out,)), ValueError, "added must be contiguous, of"),
+        ((x, (weight,) * 2, (None,) * 2, "relu", None, (out,)), ValueError, "silu"),
+        (
+            (random(device, dtype, 65)[1:], (weight,), (None,), "", None, (out[0],)),
             ValueError,
             "16 bytes",
         ),
@@ -148,9 +172,9 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     own = DeviceOperations.multiply
     seen: list[int] = []
 
-    def multiply(self: Any, hidden: Any, weights: Any, *others: Any) -> Any:
-        seen.append(len(weights))
-        return own(self, hidden, weights, *others)
+    def multiply(self: Any, hidden: Any, weights: Any, *others: Any, **options: Any) -> Any:
+        seen.append(len(weights) + (ADDS if options.get("added") is not None else 0))
+        return own(self, hidden, weights, *others, **options)
 
     monkeypatch.setattr(DeviceOperations, "multiply", multiply)
     return seen
@@ -165,7 +189,7 @@ def test_a_pass_of_few_rows_has_four_products_a_layer(
     fused = FusedLayers(model, device)
     launches.clear()
     want, got = (logits_of(model, device, own, FEW) for own in (None, fused))
-    assert launches == [3, 1, 2, 1] * LAYERS + [1]
+    assert launches == [3, 1, 2, ADDS + 1] * LAYERS + [1]
     assert (got - want).float().abs().max() <= 0.1 * want.float().std()
     launches.clear()
     logits_of(model, device, fused, MANY)

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.activations import ACT2FN
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3MLP, Qwen3RMSNorm
 
 import glimprouter as gr
 import hf_pairs
@@ -29,7 +29,7 @@ from device_pairs import DEVICES, pair_of, written
 from glimprouter import _C
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.attention.fused_layers import FusedLayers
-from glimprouter.hf.attention.fused_operations import DeviceOperations, NormForm, agrees
+from glimprouter.hf.attention.fused_operations import DeviceOperations, Norm, NormForm, agrees
 from glimprouter.hf.attention.layers import kv_layout
 from glimprouter.hf.pair.devices import torch_device
 from tiny_models import LAYERS, assert_untouched, counted, logits_of, placed, random, tiny
@@ -72,6 +72,20 @@ def test_a_norm_is_the_models_own(
         assert agrees(got, norm(hidden))
     other = operations.norm(rows, norm.weight, 1e-6, NormForm(0.0, not in_type))
     assert dtype is torch.float32 or not agrees(other, norm(rows))
+
+
+@in_types
+@pytest.mark.parametrize("width", [80, 520])
+@on_devices
+def test_a_sum_is_normed_as_one_after_the_other(
+    device: str, width: int, dtype: torch.dtype
+) -> None:
+    hidden, added = random(device, dtype, 1, 5, width), random(device, dtype, 1, 5, width, seed=1)
+    weight, operations = random(device, dtype, width, seed=2), DeviceOperations(device)
+    form = NormForm(0.0, dtype is not torch.float32)
+    total, out = operations.add_norm(hidden, added, Norm(weight, 1e-6, form))
+    assert torch.equal(total, hidden + added)
+    assert torch.equal(out, operations.norm(hidden + added, weight, 1e-6, form))
 
 
 @in_types
@@ -211,13 +225,58 @@ def test_what_computes_something_else_is_left_alone(device: str) -> None:
     assert (got - want).float().abs().max() <= 0.1 * want.float().std()
 
 
+class Scaling(Qwen3DecoderLayer):  # type: ignore[misc]
+    """Weighs what it adds."""
+
+    def forward(self, hidden_states: torch.Tensor, **options: Any) -> torch.Tensor:
+        attended = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **options)[0]
+        total = hidden_states + 0.5 * attended
+        result: torch.Tensor = total + self.mlp(self.post_attention_layernorm(total))
+        return result
+
+
+class Masking(Qwen3DecoderLayer):  # type: ignore[misc]
+    """Does not hand its attention what it was given."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, position_ids: Any = None, **options: Any
+    ) -> torch.Tensor:
+        options["position_ids"] = None
+        return super().forward(hidden_states, **options)  # type: ignore[no-any-return]
+
+
+class Keeping(Qwen3DecoderLayer):  # type: ignore[misc]
+    """Adds to what came, not to what it has become."""
+
+    def forward(self, hidden_states: torch.Tensor, **options: Any) -> torch.Tensor:
+        attended = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **options)[0]
+        total = hidden_states + attended
+        result: torch.Tensor = hidden_states + self.mlp(self.post_attention_layernorm(total))
+        return result
+
+
+@pytest.mark.parametrize("kind", [Scaling, Masking, Keeping])
+@on_devices
+def test_layers_that_add_otherwise_are_left_alone(device: str, kind: Any) -> None:
+    model = placed(tiny(Qwen3Config), device, torch.bfloat16)
+    layers = model.model.layers
+    layers[0].__class__ = kind
+    fused = FusedLayers(model, device)
+    with fused.installed():
+        assert "forward" not in vars(layers[0])
+        assert "forward" in vars(layers[0].post_attention_layernorm)
+        assert "forward" in vars(layers[1])
+    want, got = (logits_of(model, device, own, [1, 2, 3]) for own in (None, fused))
+    assert (got - want).float().abs().max() <= 0.1 * want.float().std()
+
+
 @on_devices
 def test_norms_of_queries_and_keys_come_with_the_rotation(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = placed(tiny(Qwen3Config), device, torch.bfloat16)
     fused = FusedLayers(model, device)
-    calls = {"norm": 0, "rotate": 0}
+    calls = {"norm": 0, "rotate": 0, "add_norm": 0}
     for name in calls:
         own = getattr(DeviceOperations, name)
 
@@ -227,12 +286,22 @@ def test_norms_of_queries_and_keys_come_with_the_rotation(
 
         monkeypatch.setattr(DeviceOperations, name, counting)
     logits_of(model, device, fused, [1, 2, 3])
-    assert calls == {"norm": 1 + 2 * LAYERS, "rotate": LAYERS}
+    assert calls == {"norm": 1 + LAYERS, "rotate": LAYERS, "add_norm": LAYERS}
 
 
 @pytest.mark.parametrize(
     "name",
-    ["mlp", "mlp.act_fn", "mlp.gate_proj", "self_attn", "self_attn.q_norm", "input_layernorm"],
+    [
+        "",
+        "mlp",
+        "mlp.act_fn",
+        "mlp.gate_proj",
+        "mlp.down_proj",
+        "self_attn",
+        "self_attn.q_norm",
+        "input_layernorm",
+        "post_attention_layernorm",
+    ],
 )
 @on_devices
 def test_hooks_of_the_user_fire_in_passes_and_not_in_trials(device: str, name: str) -> None:

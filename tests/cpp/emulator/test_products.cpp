@@ -57,6 +57,7 @@ struct Products {
     arguments.matrices = static_cast<std::int32_t>(which.size());
     arguments.gated = gated;
     arguments.activation = activation;
+    arguments.added = added;
     for (std::size_t i = 0; i < which.size(); ++i) {
       outs.emplace_back(place(taken, rows[which[i]], 0), dtype);
       arguments.matrix[i] = {weights[which[i]].data(), biased ? biases[which[i]].data() : nullptr,
@@ -74,6 +75,7 @@ struct Products {
   DataType dtype;
   bool biased;
   Elements x;
+  const std::byte* added = nullptr;
   std::deque<Elements> weights;
   std::deque<Elements> biases;
 };
@@ -182,6 +184,19 @@ TEST(Products, AGateHasTheBitsOfItsPartsAfterOneAnother) {
                                     kDevice, nullptr),
           0);
       EXPECT_EQ(products.multiply({0, 1}, 0, 3, true, activation)[0], out.values());
+    }
+  }
+}
+
+TEST(Products, WhatIsAddedComesBehindTheRounding) {
+  for (const DataType dtype : {DataType::kBFloat16, DataType::kFloat16}) {
+    Products products(3, 72, {20}, dtype, false, 11);
+    const auto plain = products.multiply({0}, 0, 3)[0];
+    Elements added = Elements(plain.size(), dtype, 1).fill(12);
+    products.added = added.data();
+    const auto got = products.multiply({0}, 0, 3)[0];
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      EXPECT_EQ(got[i], round_to(plain[i] + added.at(i), dtype));
     }
   }
 }

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from glimprouter.hf.attention.fused_mlp import find_mlp
+from glimprouter.hf.attention.fused_decoder import find_layer
+from glimprouter.hf.attention.fused_mlp import FusedMlp, find_mlp
 from glimprouter.hf.attention.fused_norms import FoundNorm, find_norm
 from glimprouter.hf.attention.fused_operations import NARROW, Operations, operations_on
 from glimprouter.hf.attention.fused_products import FewRowProducts, ProductGroup, products_on
@@ -61,30 +62,35 @@ class FusedLayers:
                 norms[id(module)] = norm
         rotary = FusedRotary(operations, model.dtype)
         products = products_on(operations, model.dtype)
-        gated: set[int] = set()  # modules whose gate is computed with its activation
+        mlps: dict[int, FusedMlp] = {}
+        taken: set[int] = set()  # norms that come with something else
         width = model.config.get_text_config().hidden_size
         for module in modules:
             forward = rotary.find(module, norms, width)
-            if forward is None:
-                forward = find_mlp(module, operations, model.dtype, products)
-                gated.update(() if forward is None else {id(module)})
+            if forward is None and (mlp := find_mlp(module, operations, model.dtype, products)):
+                forward = mlps[id(module)] = mlp
             if forward is not None:
                 self._forwards.append((module.__dict__, forward))
         for module in modules:
-            if id(module) in norms and id(module) not in rotary.postponed:
+            forward = find_layer(module, norms, mlps, operations, model.dtype, width)
+            if forward is not None:
+                taken.add(id(module._modules["post_attention_layernorm"]))
+                self._forwards.append((module.__dict__, forward))
+        taken |= rotary.postponed
+        for module in modules:
+            if id(module) in norms and id(module) not in taken:
                 self._forwards.append((module.__dict__, norms[id(module)].fused(operations)))
-
         if products is not None:
-            self._find_products(modules, products, gated)
+            self._find_products(modules, products, mlps)
             head = model.get_output_embeddings()
             if products.learn(head) and "forward" not in head.__dict__:
                 self._forwards.append((head.__dict__, products.alone(head)))
 
     def _find_products(
-        self, modules: list[torch.nn.Module], products: FewRowProducts, gated: set[int]
+        self, modules: list[torch.nn.Module], products: FewRowProducts, mlps: dict[int, FusedMlp]
     ) -> None:
         for module in modules:
-            for names in _TOGETHER[: 1 if id(module) in gated else None]:
+            for names in _TOGETHER[: 1 if id(module) in mlps else None]:
                 linears: list[Any] = [module._modules.get(name) for name in names]
                 if any(each is None or "forward" in each.__dict__ for each in linears):
                     continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -13,39 +12,82 @@ from glimprouter.hf.attention.fused_operations import (
     Operations,
     agrees,
     is_plain,
+    is_unwatched,
     random_rows,
 )
-from glimprouter.hf.attention.fused_products import FewRowProducts, watched
+from glimprouter.hf.attention.fused_products import FewRowProducts, is_linear
 
 # The first two read the same rows.
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 _ACTIVATION = "act_fn"
 _TRIAL_SIZE = 512
 
-Forward = Callable[..., Any]
 
+class FusedMlp:
+    """The forward of an MLP with its activation as one operation, unless somebody watches that."""
 
-def _fused_mlp(
-    module: torch.nn.Module,
-    activation: str,
-    operations: Operations,
-    products: FewRowProducts | None = None,
-) -> Forward:
-    """An MLP's forward with its activation as one operation, unless somebody watches that."""
-    own = type(module).forward
-    children = module._modules
+    ours = True
 
-    def forward(hidden: torch.Tensor) -> Any:
-        gate_proj, up_proj, down_proj = (children[name] for name in _PROJECTIONS)
-        applied = children.get(_ACTIVATION)
-        if gate_proj is None or up_proj is None or down_proj is None:
-            return own(module, hidden)
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        activation: str,
+        operations: Operations,
+        products: FewRowProducts | None = None,
+    ) -> None:
+        """For an MLP that computes so.
+
+        Args:
+            module: It.
+            activation: One of :data:`ACTIVATIONS`.
+            operations: Of the model's device.
+            products: That have learnt its gate and what it lets through; None: torch computes them.
+        """
+        self._module = module
+        self._activation = activation
+        self._operations = operations
+        self._products = products
+
+    def __call__(self, hidden: torch.Tensor) -> Any:
+        """What the MLP's class computes."""
+        if (gated := self._gated(hidden)) is None:
+            return type(self._module).forward(self._module, hidden)
+        return self._child(2)(gated)
+
+    def added(self, hidden: torch.Tensor, residual: torch.Tensor) -> Any:
+        """The same, added to a residual: by the last product where that is one of a few rows."""
+        if (gated := self._gated(hidden)) is None:
+            return residual + type(self._module).forward(self._module, hidden)
+        down, products = self._child(2), self._products
+        if (
+            products is not None
+            and is_linear(down)
+            and is_unwatched(down)
+            and products.takes(gated, (down,))
+            and residual.shape == (*gated.shape[:-1], down.weight.shape[0])
+            and residual.dtype is gated.dtype
+            and residual.is_contiguous()
+        ):
+            return products.multiply(gated, (down,), residual)[0]
+        return residual + down(gated)
+
+    def _child(self, index: int) -> Any:
+        return self._module._modules[_PROJECTIONS[index]]
+
+    def _gated(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """What the last projection gets; None where somebody watches the activation."""
+        operations, products = self._operations, self._products
+        applied = self._module._modules.get(_ACTIVATION)
         if applied is not None and not is_plain(applied):
-            return own(module, hidden)
-        if products is not None and not watched(gate_proj) and not watched(up_proj):
-            pair = cast(torch.nn.Linear, gate_proj), cast(torch.nn.Linear, up_proj)
-            if products.takes(hidden, pair):
-                return down_proj(products.gated(hidden, pair[0], pair[1], activation))
+            return None
+        gate_proj, up_proj = self._child(0), self._child(1)
+        pair = cast(torch.nn.Linear, gate_proj), cast(torch.nn.Linear, up_proj)
+        if (
+            products is not None
+            and all(is_linear(own) and is_plain(own) for own in pair)
+            and products.takes(hidden, pair)
+        ):
+            return products.gated(hidden, pair[0], pair[1], self._activation)
         gate, up = gate_proj(hidden), up_proj(hidden)
         if (
             operations.takes(gate, up)
@@ -54,14 +96,9 @@ def _fused_mlp(
             and gate.is_contiguous()
             and up.is_contiguous()
         ):
-            return down_proj(operations.activate(gate, up, activation))
-        return down_proj(_activation_of(module)(gate) * up)
-
-    return forward
-
-
-def _activation_of(module: torch.nn.Module) -> Any:
-    return getattr(module, _ACTIVATION)
+            return operations.activate(gate, up, self._activation)
+        result: torch.Tensor = getattr(self._module, _ACTIVATION)(gate) * up
+        return result
 
 
 class _Scaled(torch.nn.Module):
@@ -80,7 +117,7 @@ def find_mlp(
     operations: Operations,
     dtype: torch.dtype,
     products: FewRowProducts | None = None,
-) -> Forward | None:
+) -> FusedMlp | None:
     """The forward of a gated MLP with its activation fused, or None where a module is no such MLP.
 
     It is tried on a twin without projections: what their results become is what matters.
@@ -91,6 +128,8 @@ def find_mlp(
         return None
     if any(children.get(name) is None for name in _PROJECTIONS):
         return None
+    if not set(children) <= {*_PROJECTIONS, _ACTIVATION}:
+        return None  # somebody may watch what else there is
     if isinstance(activation, torch.nn.Module) and not all(map(is_plain, activation.modules())):
         return None
     twin = copy.copy(module)
@@ -102,9 +141,9 @@ def find_mlp(
     try:
         want = type(twin).forward(twin, hidden)
         for name in ACTIVATIONS:
-            if agrees(_fused_mlp(twin, name, operations)(hidden), want):
+            if agrees(FusedMlp(twin, name, operations)(hidden), want):
                 served = products and products.learn(*map(children.get, _PROJECTIONS[:2]))
-                return _fused_mlp(module, name, operations, products if served else None)
+                return FusedMlp(module, name, operations, products if served else None)
     except Exception:  # whatever an MLP of another kind does with the rows
         return None
     return None

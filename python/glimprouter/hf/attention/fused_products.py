@@ -20,7 +20,6 @@ from glimprouter.hf.attention.fused_operations import (
     ACTIVATIONS,
     NARROW,
     DeviceOperations,
-    is_plain,
     random_rows,
 )
 
@@ -36,7 +35,7 @@ Forward = Callable[..., Any]
 Linears = Sequence[torch.nn.Linear]
 
 
-def _is_linear(module: torch.nn.Module | None) -> bool:
+def is_linear(module: torch.nn.Module | None) -> bool:
     """Whether a module is exactly a linear layer, with weights that are what they look like."""
     if type(module) is not torch.nn.Linear:
         return False
@@ -65,7 +64,7 @@ class FewRowProducts:
 
     def learn(self, *modules: torch.nn.Module | None) -> bool:
         """Whether linear layers that read the same rows are served; each shape is tried once."""
-        if not all(map(_is_linear, modules)):
+        if not all(map(is_linear, modules)):
             return False
         linears: list[torch.nn.Linear] = list(modules)  # type: ignore[arg-type]
         if len({linear.weight.shape[1] for linear in linears}) > 1:
@@ -95,11 +94,12 @@ class FewRowProducts:
             )
         )
 
-    def multiply(self, hidden: torch.Tensor, linears: Linears) -> list[torch.Tensor]:
-        """What each of up to three gives for the same rows."""
-        return self._operations.multiply(
-            hidden, [linear.weight for linear in linears], [linear.bias for linear in linears]
-        )
+    def multiply(
+        self, hidden: torch.Tensor, linears: Linears, added: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """What each of up to three gives for the same rows; something added to the first's."""
+        weights, biases = ([getattr(own, name) for own in linears] for name in ("weight", "bias"))
+        return self._operations.multiply(hidden, weights, biases, added=added)
 
     def gated(
         self, hidden: torch.Tensor, gate: torch.nn.Linear, up: torch.nn.Linear, activation: str
@@ -114,10 +114,11 @@ class FewRowProducts:
         own = type(module).forward
 
         def forward(hidden: torch.Tensor) -> torch.Tensor:
-            if _is_linear(module) and self.takes(hidden, (module,)):
+            if is_linear(module) and self.takes(hidden, (module,)):
                 return self.multiply(hidden, (module,))[0]
             return own(module, hidden)
 
+        forward.ours = True  # type: ignore[attr-defined]
         return forward
 
     def _served(self, linear: torch.nn.Linear) -> bool:
@@ -214,7 +215,7 @@ class ProductGroup:
             if waiting is not None and waiting[1]:
                 self._alone, self._waiting = True, None
             members = (module,) if self._alone else self._members
-            if not (all(map(_is_linear, members)) and self._products.takes(hidden, members)):
+            if not (all(map(is_linear, members)) and self._products.takes(hidden, members)):
                 return own(module, hidden)
             results = self._products.multiply(hidden, members)
             if self._alone:
@@ -235,8 +236,3 @@ def products_on(operations: Any, dtype: torch.dtype) -> FewRowProducts | None:
     if not isinstance(operations, DeviceOperations) or dtype not in NARROW:
         return None
     return FewRowProducts(operations, dtype)
-
-
-def watched(module: torch.nn.Module | None) -> bool:
-    """Whether somebody would miss a call of a linear layer."""
-    return not _is_linear(module) or not is_plain(module)  # type: ignore[arg-type]

@@ -14,7 +14,13 @@ from typing import Any
 import torch
 
 from glimprouter.hf.attention.fused_norms import FoundNorm
-from glimprouter.hf.attention.fused_operations import Operations, is_plain, random_rows
+from glimprouter.hf.attention.fused_operations import (
+    Calling,
+    Operations,
+    is_plain,
+    random_rows,
+    twin_of,
+)
 
 _ROTARY = "apply_rotary_pos_emb"  # what attention modules of transformers call by this global name
 _ATTENTION = "ALL_ATTENTION_FUNCTIONS"  # what they take their attention function from
@@ -92,26 +98,7 @@ def _with_globals(forward: Any, changed: Mapping[str, Any]) -> types.FunctionTyp
     return function
 
 
-class _Calling(torch.nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: Forward) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, hidden: torch.Tensor) -> Any:
-        return self.function(hidden)
-
-
-_SILENT = _Calling(lambda hidden: hidden)
-
-
-def _twin(module: torch.nn.Module, children: Mapping[str, torch.nn.Module]) -> torch.nn.Module:
-    """A module as it is now, but for some of its children."""
-    twin: torch.nn.Module = object.__new__(type(module))
-    twin.__dict__ = {**module.__dict__, "_modules": {**module._modules, **children}}
-    twin.__dict__.pop("forward", None)
-    return twin
+_SILENT = Calling(lambda hidden: hidden)
 
 
 class FusedRotary:
@@ -180,7 +167,7 @@ class FusedRotary:
         if _ATTENTION not in names or not all(map(is_plain, module.modules())):
             return False
         now: dict[str, torch.nn.Module] = {
-            name: _Calling(norm.fused(self._operations))
+            name: Calling(norm.fused(self._operations))
             for name, norm in zip(_NORMS, norms, strict=True)
         }
         try:
@@ -214,7 +201,7 @@ class FusedRotary:
         functions = types.SimpleNamespace(get_interface=lambda *_: attention)
         tried = _with_globals(forward, {_ATTENTION: functions})
         result = tried(
-            _twin(module, children),
+            twin_of(module, children),
             hidden_states=hidden,
             position_embeddings=tuple(angles),
             attention_mask=None,
@@ -230,7 +217,7 @@ def _postponing(
 
     def forward(*arguments: Any, **options: Any) -> Any:
         if all(is_plain(child) for name in _NORMS if (child := module._modules[name])):
-            return later(_twin(module, silent), *arguments, **options)
+            return later(twin_of(module, silent), *arguments, **options)
         return rotating(module, *arguments, **options)
 
     return forward
