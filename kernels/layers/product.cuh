@@ -113,6 +113,27 @@ GR_DEVICE float summed(const ProductShared<kTiles>& shared, std::int32_t tile,
   return total + read_element(matrix.bias + (first + row) * 2, dtype);
 }
 
+// An element of the results a thread.
+template <DataType kType, std::int32_t kTiles>
+GR_DEVICE void write_tile(const ProductArguments& arguments, const ProductTile& tile,
+                          const ProductShared<kTiles>& shared) {
+  const auto row = static_cast<std::int32_t>(threadIdx.x) % kTileRows;
+  const auto column = static_cast<std::int32_t>(threadIdx.x) / kTileRows;
+  const ProductMatrix matrix = matrix_of(arguments, tile.index);
+  if (column >= arguments.count || tile.first + row >= matrix.rows) return;
+  float value = summed(shared, 0, matrix, tile.first, row, column, kType);
+  if constexpr (kTiles == 2) {
+    const ProductMatrix other = arguments.matrix[1];
+    const float up = summed(shared, 1, other, tile.first, row, column, kType);
+    value = gated<kType>(rounded<kType>(value), rounded<kType>(up), arguments.activation);
+  }
+  const std::int64_t at = (std::int64_t{column} * matrix.rows + tile.first + row) * 2;
+  if (arguments.added != nullptr && tile.index == 0) {
+    value = rounded<kType>(value) + read_element(arguments.added + at, kType);
+  }
+  write_element(matrix.out + at, kType, value);
+}
+
 // kTiles: 1, or 2 for a gate and what it lets through. kAhead: chunks whose loads a warp has on
 // their way. grid: tiles of all matrices.
 template <DataType kType, std::int32_t kTiles, std::int32_t kAhead>
@@ -176,21 +197,7 @@ void product_kernel(const ProductArguments arguments) {
     }
   }
   __syncthreads();
-  const auto row = static_cast<std::int32_t>(threadIdx.x) % kTileRows;
-  const auto column = static_cast<std::int32_t>(threadIdx.x) / kTileRows;
-  const ProductMatrix matrix = matrix_of(arguments, tile.index);
-  if (column >= arguments.count || tile.first + row >= matrix.rows) return;
-  float value = summed(shared, 0, matrix, tile.first, row, column, kType);
-  if constexpr (kTiles == 2) {
-    const ProductMatrix other = arguments.matrix[1];
-    const float up = summed(shared, 1, other, tile.first, row, column, kType);
-    value = gated<kType>(rounded<kType>(value), rounded<kType>(up), arguments.activation);
-  }
-  const std::int64_t at = (std::int64_t{column} * matrix.rows + tile.first + row) * 2;
-  if (arguments.added != nullptr && tile.index == 0) {
-    value = rounded<kType>(value) + read_element(arguments.added + at, kType);
-  }
-  write_element(matrix.out + at, kType, value);
+  write_tile<kType, kTiles>(arguments, tile, shared);
 }
 
 }  // namespace glimprouter::device
