@@ -83,6 +83,33 @@ def test_a_residual_is_added_to_the_rounded_result(device: str, dtype: torch.dty
 
 
 @on_devices
+def test_a_product_with_larger_errors_is_left_to_torch(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded once too often, or a row that depends on its batch; or no result at all."""
+    dtype, own = torch.bfloat16, DeviceOperations.multiply
+    layer = linear(device, dtype, 200, 40)
+
+    def coarse(*arguments: Any, **options: Any) -> Any:
+        return [(result * 1.01).to(dtype) for result in own(*arguments, **options)]
+
+    def wavering(self: Any, hidden: Any, *arguments: Any, **options: Any) -> Any:
+        results = own(self, hidden, *arguments, **options)
+        if len(hidden) > 1:
+            results[0][3, 5] = torch.nextafter(results[0][3, 5], results[0][3, 5] + 1)
+        return results
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise TypeError("planted")
+
+    for wrong in (coarse, wavering, failing):
+        monkeypatch.setattr(DeviceOperations, "multiply", wrong)
+        assert not FewRowProducts(DeviceOperations(device), dtype).learn(layer)
+    monkeypatch.undo()
+    assert FewRowProducts(DeviceOperations(device), dtype).learn(layer)
+
+
+@on_devices
 def test_what_is_not_taken(device: str) -> None:
     dtype = torch.bfloat16
     layer = linear(device, dtype, 64, 16)

@@ -139,7 +139,7 @@ class FewRowProducts:
         if key not in self._tried:
             try:
                 self._tried[key] = trial(*linears)
-            except RuntimeError:  # no memory for a trial, say
+            except Exception:  # no memory for a trial, or a torch without a way to its stream
                 self._tried[key] = False
         return self._tried[key]
 
