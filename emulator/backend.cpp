@@ -9,6 +9,7 @@
 
 #include "kernels/attention/operations.cuh"
 #include "kernels/base/operation.cuh"
+#include "kernels/layers/operations.cuh"
 #include "kernels/step/launch.cuh"
 
 namespace glimprouter::simt {
@@ -80,6 +81,7 @@ const DeviceBackend& backend() {
       .order = order,
       .rows = &kRows,
       .pages = &device::kPageOperations<Machine>,
+      .layers = &device::kLayerOperations<Machine>,
   };
   return kBackend;
 }

@@ -1,11 +1,21 @@
 // Host side of kernels/base/device.cuh, which says what each function does.
 #pragma once
 
+#include <cmath>
+
+#include "arithmetic/element.hpp"
 #include "emulator/intrinsics.hpp"
 
 namespace glimprouter::device {
 
 GR_DEVICE Vec16 load16(const void* source) { return *static_cast<const Vec16*>(source); }
+
+GR_DEVICE Vec16 load16_if(const void* source, bool condition) {
+  return condition ? load16(source) : Vec16{{0, 0, 0, 0}};
+}
+GR_DEVICE Vec16 load16_once_if(const void* source, bool condition) {
+  return load16_if(source, condition);
+}
 
 GR_DEVICE void store16(void* target, const Vec16& value) { *static_cast<Vec16*>(target) = value; }
 
@@ -28,6 +38,42 @@ GR_DEVICE std::uint32_t larger_halves(std::uint32_t a, std::uint32_t b) {
 GR_DEVICE std::uint32_t larger_bfloat16s(std::uint32_t a, std::uint32_t b) {
   return larger_16(a & 0xFFFFu, b & 0xFFFFu, 0x7F80u) | larger_16(a >> 16, b >> 16, 0x7F80u) << 16;
 }
+
+// Lane 0 lends the warp a table of what all lanes hold.
+template <bool kBFloat16>
+GR_DEVICE void multiply_tile(const std::uint32_t (&left)[4], const std::uint32_t (&right)[2],
+                             float (&sums)[4]) {
+  struct Lane {
+    std::uint32_t left[4];
+    std::uint32_t right[2];
+  };
+  Lane table[kWarpSize];
+  const auto address = __shfl_sync(kFullMask, reinterpret_cast<std::uint64_t>(table), 0);
+  Lane* const lanes = reinterpret_cast<Lane*>(address);
+  const unsigned lane = threadIdx.x % kWarpSize;
+  for (int i = 0; i < 4; ++i) lanes[lane].left[i] = left[i];
+  for (int i = 0; i < 2; ++i) lanes[lane].right[i] = right[i];
+  __syncwarp();
+  const auto number = [](std::uint32_t pair, unsigned k) {
+    const auto bits = static_cast<std::uint16_t>(k % 2 == 0 ? pair : pair >> 16);
+    return kBFloat16 ? float_from_bfloat16(bits) : float_from_half(bits);
+  };
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned row = lane / 4 + i / 2 * 8;
+    const unsigned column = lane % 4 * 2 + i % 2;
+    for (unsigned k = 0; k < 16; ++k) {
+      const unsigned part = k % 8 / 2;
+      const float a = number(lanes[row % 8 * 4 + part].left[row / 8 + k / 8 * 2], k);
+      const float b = number(lanes[column * 4 + part].right[k / 8], k);
+      sums[i] = std::fma(a, b, sums[i]);
+    }
+  }
+  __syncwarp();
+}
+
+GR_DEVICE float inverse_square_root(float x) { return 1.0f / std::sqrt(x); }
+GR_DEVICE float exponential(float x) { return std::exp(x); }
+GR_DEVICE float hyperbolic_tangent(float x) { return std::tanh(x); }
 
 GR_DEVICE void prefetch_global(const void*) {}
 

@@ -158,6 +158,7 @@ const DeviceBackend kCudaBackend = {
     .order = order,
     .rows = &kRows,
     .pages = &cuda::kPages,
+    .layers = &cuda::kLayers,
 };
 
 }  // namespace glimprouter

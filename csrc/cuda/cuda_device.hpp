@@ -49,5 +49,6 @@ struct Machine {
 void evaluate(int device, const EvaluateArguments& arguments, DeviceStream stream);
 void step(int device, const StepArguments& arguments, DeviceStream stream);
 extern const PageOperations kPages;
+extern const LayerOperations kLayers;
 
 }  // namespace glimprouter::cuda

@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "device/device_kv.hpp"
+#include "device/device_layers.hpp"
 #include "device/device_rows.hpp"
 #include "glimprouter/types/device_stream.hpp"
 
@@ -29,6 +30,13 @@ struct PageOperations {
   DeviceOperation<CastCopyArguments> cast_copy;
   DeviceOperation<PageCopyArguments> copy_pages;
   DeviceOperation<AttentionArguments> attend;
+};
+
+struct LayerOperations {
+  DeviceOperation<NormArguments> norm;
+  DeviceOperation<RotaryArguments> rotate;
+  DeviceOperation<ActivationArguments> activate;
+  DeviceOperation<ProductArguments> multiply;
 };
 
 // Functions throw std::runtime_error with the device's own message and what to do, and
@@ -59,6 +67,7 @@ struct DeviceBackend {
 
   const RowOperations* rows;
   const PageOperations* pages;
+  const LayerOperations* layers;
 };
 
 // Every kind of device in this build.

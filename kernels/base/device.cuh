@@ -62,6 +62,10 @@ struct __attribute__((aligned(16), may_alias)) Vec16 {
 
 // The pointer is a multiple of 16.
 GR_DEVICE Vec16 load16(const void* source);
+// The same where a condition holds, else zeros; without a branch, so that several are on their way.
+GR_DEVICE Vec16 load16_if(const void* source, bool condition);
+// And of memory that nobody writes meanwhile, and that is not read again soon.
+GR_DEVICE Vec16 load16_once_if(const void* source, bool condition);
 GR_DEVICE void store16(void* target, const Vec16& value);
 
 // The larger of two: where one is NaN, the other; and the same that gives NaN where one is.
@@ -71,6 +75,23 @@ GR_DEVICE float larger_or_nan(float a, float b);
 // The larger numbers of two pairs of 16-bit elements; NaN only where both are.
 GR_DEVICE std::uint32_t larger_halves(std::uint32_t a, std::uint32_t b);
 GR_DEVICE std::uint32_t larger_bfloat16s(std::uint32_t a, std::uint32_t b);
+
+// sums += left right by the tensor cores, by a whole warp: left is [16, 16], right [16, 8], of bf16
+// (else fp16) in pairs; sums are float32, [16, 8]. With g = lane / 4 and t = lane % 4 a lane has
+//   left:  [g, 2t], [g + 8, 2t], [g, 2t + 8], [g + 8, 2t + 8], each with its right neighbour
+//   right: [2t, g], [2t + 8, g], each with the one below
+//   sums:  [g, 2t], [g, 2t + 1], [g + 8, 2t], [g + 8, 2t + 1]
+// A column of the sums depends on its column of right alone. The order of the 16 products is the
+// device's.
+template <bool kBFloat16>
+GR_DEVICE void multiply_tile(const std::uint32_t (&left)[4], const std::uint32_t (&right)[2],
+                             float (&sums)[4]);
+
+// 1 / sqrt(x), e^x and tanh x, as frameworks compute them there: within two units in the last
+// place.
+GR_DEVICE float inverse_square_root(float x);
+GR_DEVICE float exponential(float x);
+GR_DEVICE float hyperbolic_tangent(float x);
 
 // Brings a line of global memory near, without waiting for it.
 GR_DEVICE void prefetch_global(const void* address);

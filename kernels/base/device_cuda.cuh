@@ -8,6 +8,29 @@ GR_DEVICE Vec16 load16(const void* source) {
   return Vec16{{value.x, value.y, value.z, value.w}};
 }
 
+GR_DEVICE Vec16 load16_if(const void* source, bool condition) {
+  Vec16 value;
+  asm volatile(
+      "{ .reg .pred p; setp.ne.u32 p, %5, 0;\n"
+      "mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;\n"
+      "@p ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+      : "=&r"(value.word[0]), "=&r"(value.word[1]), "=&r"(value.word[2]), "=&r"(value.word[3])
+      : "l"(__cvta_generic_to_global(source)), "r"(static_cast<std::uint32_t>(condition))
+      : "memory");
+  return value;
+}
+
+GR_DEVICE Vec16 load16_once_if(const void* source, bool condition) {
+  Vec16 value;
+  asm volatile(
+      "{ .reg .pred p; setp.ne.u32 p, %5, 0;\n"
+      "mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;\n"
+      "@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+      : "=&r"(value.word[0]), "=&r"(value.word[1]), "=&r"(value.word[2]), "=&r"(value.word[3])
+      : "l"(__cvta_generic_to_global(source)), "r"(static_cast<std::uint32_t>(condition)));
+  return value;
+}
+
 GR_DEVICE void store16(void* target, const Vec16& value) {
   *static_cast<uint4*>(target) =
       make_uint4(value.word[0], value.word[1], value.word[2], value.word[3]);
@@ -32,6 +55,26 @@ GR_DEVICE std::uint32_t larger_bfloat16s(std::uint32_t a, std::uint32_t b) {
   asm("max.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
   return result;
 }
+
+template <bool kBFloat16>
+GR_DEVICE void multiply_tile(const std::uint32_t (&left)[4], const std::uint32_t (&right)[2],
+                             float (&sums)[4]) {
+  if constexpr (kBFloat16) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
+  }
+}
+
+GR_DEVICE float inverse_square_root(float x) { return rsqrtf(x); }
+GR_DEVICE float exponential(float x) { return expf(x); }
+GR_DEVICE float hyperbolic_tangent(float x) { return tanhf(x); }
 
 GR_DEVICE void prefetch_global(const void* address) {
   asm volatile("prefetch.global.L1 [%0];" : : "l"(__cvta_generic_to_global(address)));

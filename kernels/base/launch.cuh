@@ -19,6 +19,7 @@ using Stream = void*;
 
 // A cudaError_t without its header: 0 is success. What runs later may still fail later.
 using LaunchStatus = int;
+inline constexpr LaunchStatus kInvalidConfiguration = 9;  // cudaErrorInvalidConfiguration
 
 // What of a device a launch depends on; no result does.
 struct DeviceShape {

@@ -9,7 +9,6 @@
 
 namespace glimprouter::device {
 
-inline constexpr LaunchStatus kInvalidConfiguration = 9;  // cudaErrorInvalidConfiguration
 inline constexpr std::int64_t kMaxGridX = 0x7FFFFFFF;
 inline constexpr unsigned kMaxGridY = 65535;  // and z
 // Blocks that keep a processor busy with copies.

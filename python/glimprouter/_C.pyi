@@ -414,6 +414,47 @@ class GraphTables:
         chunk_size: int = ...,
     ) -> None: ...
 
+class DeviceLayers:
+    def __init__(self, device: str) -> None: ...
+    def norm(
+        self, hidden: Any, weight: Any, epsilon: float, offset: float, in_type: bool, out: Any, /
+    ) -> None: ...
+    def add_norm(
+        self,
+        hidden: Any,
+        added: Any,
+        weight: Any,
+        epsilon: float,
+        offset: float,
+        in_type: bool,
+        sum: Any,
+        out: Any,
+        /,
+    ) -> None: ...
+    def rotate(
+        self,
+        queries: Any,
+        keys: Any,
+        cosine: Any,
+        sine: Any,
+        queries_out: Any,
+        keys_out: Any,
+        query_norm: tuple[Any, float, float, bool] | None,
+        key_norm: tuple[Any, float, float, bool] | None,
+        /,
+    ) -> None: ...
+    def activate(self, gate: Any, up: Any, activation: str, out: Any, /) -> None: ...
+    def multiply(
+        self,
+        x: Any,
+        weights: tuple[Any, ...],
+        biases: tuple[Any, ...],
+        activation: str,
+        added: Any,
+        outs: tuple[Any, ...],
+        /,
+    ) -> None: ...
+
 def append_kv_layers(pool: PagePool, batch: RaggedBatch, keys: Any, values: Any, /) -> None: ...
 def gather_kv_layers(pool: PagePool, model: int, pages: Any, keys: Any, values: Any, /) -> None: ...
 def stage_batch(

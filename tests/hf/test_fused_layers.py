@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
@@ -32,23 +31,9 @@ from glimprouter.hf.attention.layers import kv_layout
 from glimprouter.hf.attention.paged import paged_forward
 from glimprouter.hf.engine.choice import choose_engine
 from glimprouter.kv import KvCache, PagePool
+from tiny_models import LAYERS, tiny
 
 WIDTHS = (1, 2, 7, 8, 31, 48, 64, 100, 1023, 4096)
-LAYERS = 2
-TINY: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
 # Norms of a model and of a layer; each layer has one attention with a rotary embedding.
 FAMILIES = {
     "llama": (LlamaConfig, 1 + 2 * LAYERS),
@@ -56,16 +41,6 @@ FAMILIES = {
     "gemma2": (Gemma2Config, 1 + 4 * LAYERS),
     "gemma3": (Gemma3TextConfig, 1 + 6 * LAYERS),
 }
-
-
-def tiny(config_class: Any, **options: Any) -> Any:
-    torch.manual_seed(3)
-    model: Any = AutoModelForCausalLM.from_config(config_class(**{**TINY, **options})).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "norm" in name:
-                weight += 0.3 * torch.randn_like(weight)
-    return model
 
 
 def norm_of(hidden: torch.Tensor, weight: torch.Tensor, offset: float = 0.0) -> torch.Tensor:
@@ -294,7 +269,7 @@ def test_a_trial_that_fails_leaves_the_layers_as_they_are(monkeypatch: pytest.Mo
 
     model = tiny(Qwen3Config)
     fused = FusedLayers(model)
-    monkeypatch.setattr("glimprouter.hf.engine.choice.FusedLayers", lambda model: fused)
+    monkeypatch.setattr("glimprouter.hf.engine.choice.FusedLayers", lambda model, device: fused)
     monkeypatch.setattr(_C, "rms_norm", wrong)
     chosen = choose_engine("paged", {"small": model}, "cpu")
     assert chosen.name == "paged"

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PUBLIC = ROOT / "csrc" / "include" / "glimprouter"
 # Each may include those before it, and the public headers of those.
 CORE = ("base", "arithmetic", "kv", "cpu", "ops", "router", "device", "cuda")
-KERNELS = ("base", "row", "select", "step", "kv", "attention")
+KERNELS = ("base", "row", "select", "step", "kv", "attention", "layers")
 # Where the concept of a public header lives.
 HEADERS = {
     "base": {"host_device", "row_view", "row_types", "device_stream", "drafted_rows"},

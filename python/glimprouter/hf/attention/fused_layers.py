@@ -1,210 +1,107 @@
-"""RMS norms and rotary embeddings of a model as one operation each, during our own eager passes.
+"""What stands between the matrix products of a model as one operation each, during our own passes.
 
 Between the matrix products of a layer, transformers calls some forty small operations of torch; for
 a single token they cost more than the products of a small model. What they compute is found by
-trying, and only what gives the model's own results is replaced: a norm by its ``forward``, the
-rotary embedding by the function that the attention calls. Everything is put on the instances of the
+trying, and only what gives the model's own results is replaced: a norm and a gated MLP by its
+``forward``, the rotary embedding by the function that the attention calls. On a device, passes of a
+few rows have their matrix products, too, in few launches. Everything is put on the instances of the
 modules when a pass begins and taken away when it ends, so the user's model, its hooks and all other
 code of transformers stay as they are.
 """
 
 from __future__ import annotations
 
-import copy
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from glimprouter import _C
+from glimprouter.hf.attention.fused_decoder import find_layer
+from glimprouter.hf.attention.fused_mlp import FusedMlp, find_mlp
+from glimprouter.hf.attention.fused_norms import FoundNorm, find_norm
+from glimprouter.hf.attention.fused_operations import NARROW, Operations, operations_on
+from glimprouter.hf.attention.fused_products import FewRowProducts, ProductGroup, products_on
+from glimprouter.hf.attention.fused_rotary import FusedRotary
 
-_ROTARY = "apply_rotary_pos_emb"  # what attention modules of transformers call by this global name
-# Of the trial of a norm, against the largest result: a few units in the last place.
-_NORM_TOLERANCE = 1e-6
-# Root mean squares of the rows that a norm is tried on: some show epsilon, some do not.
-_TRIAL_SIZES = (1e-3, 1.0, 100.0)
-_TRIAL_TOKENS = 3
-_TRIAL_HEAD_SIZE = 16
+# Names of linear layers in attention modules and MLPs: those that read the same rows, and others.
+_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_ALONE = ("o_proj", "down_proj", "qkv_proj", "gate_up_proj")
 
 Forward = Callable[..., Any]
 
 
-def _served(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two tensors are what the operations take; spelled out, for it runs at each call."""
-    return (
-        first.dtype is torch.float32
-        and second.dtype is torch.float32
-        and first.is_cpu
-        and second.is_cpu
-    )
-
-
-def _empty(like: torch.Tensor) -> torch.Tensor:
-    """Contiguous and of the same shape; the first way is the faster one by a microsecond."""
-    return torch.empty_like(like) if like.is_contiguous() else like.new_empty(like.shape)
-
-
-def _fused_norm(module: torch.nn.Module, epsilon: str, offset: float) -> Forward:
-    """The norm's forward as one operation; ``epsilon`` names the attribute.
-
-    Weight and epsilon are read at each call: the user may change them.
-    """
-    state, parameters, own = module.__dict__, module._parameters, type(module).forward
-
-    def forward(hidden: torch.Tensor) -> torch.Tensor:
-        weight = parameters["weight"]
-        assert weight is not None
-        if not (_served(hidden, weight) and hidden.dim() <= 4):
-            result: torch.Tensor = own(module, hidden)
-            return result
-        out = _empty(hidden)
-        _C.rms_norm(hidden, weight, state[epsilon], offset, out)
-        return out
-
-    return forward
-
-
-def _fused_rotary(own: Forward) -> Forward:
-    """The rotary embedding of queries and keys as one operation."""
-
-    def rotate(
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        cosine: torch.Tensor,
-        sine: torch.Tensor,
-        *arguments: Any,
-        **options: Any,
-    ) -> Any:
-        plain = not arguments and not options and queries.dim() == 4 and cosine.dim() == 3
-        whole = queries.shape[-1] == cosine.shape[-1]  # some models turn a part of each head
-        if not (plain and whole and _served(queries, keys) and _served(cosine, sine)):
-            return own(queries, keys, cosine, sine, *arguments, **options)
-        queries_out, keys_out = _empty(queries), _empty(keys)
-        _C.rotate_heads(queries, keys, cosine, sine, queries_out, keys_out)
-        return queries_out, keys_out
-
-    return rotate
-
-
-def _weight_of(module: torch.nn.Module) -> torch.Tensor | None:
-    """The weight ``[size]`` of what may be a norm: a module that has nothing else."""
-    weight = module._parameters.get("weight")
-    others = [own for name, own in module._parameters.items() if name != "weight"]
-    if weight is None or any(own is not None for own in others):
-        return None
-    if module._buffers or module._modules or weight.dim() != 1 or not _served(weight, weight):
-        return None
-    return weight
-
-
-def _agrees(module: torch.nn.Module, epsilon: str, offset: float) -> bool:
-    """Whether a norm and the fused operation give the same, with its weight and with another."""
-    weight = module._parameters["weight"]
-    assert weight is not None
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(_TRIAL_TOKENS, len(weight), generator=generator)
-    other = torch.randn(len(weight), generator=generator)
-    for tried in (weight, torch.nn.Parameter(other, requires_grad=False)):
-        # A twin with a weight of its own: a call of the module itself would fire the user's hooks.
-        twin = copy.copy(module)
-        twin._parameters = {"weight": tried}
-        fused = _fused_norm(twin, epsilon, offset)
-        for size in _TRIAL_SIZES:
-            want = twin.forward((size * rows)[None])
-            error = (fused((size * rows)[None]) - want).abs().max()
-            if not error <= _NORM_TOLERANCE * want.abs().max():
-                return False
-    return True
-
-
-def _try_norm(module: torch.nn.Module) -> Forward | None:
-    """The module's forward fused, or None when it is no such norm."""
-    if _weight_of(module) is None or "forward" in module.__dict__:
-        return None
-    for name, value in module.__dict__.items():
-        if not isinstance(value, float) or not 0.0 <= value < 1.0:
-            continue
-        for offset in (0.0, 1.0):  # Gemma stores the difference of the weight from 1
-            try:
-                if _agrees(module, name, offset):
-                    return _fused_norm(module, name, offset)
-            except Exception:  # whatever the code of a module that is no norm does with the rows
-                return None
-    return None
-
-
-def _rotates_halves(own: Forward) -> bool:
-    """Whether a model's rotary embedding is the usual one: halves, all elements, the same bits."""
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(1, _TRIAL_TOKENS, *shape, generator=generator)
-
-    queries = random(4, _TRIAL_HEAD_SIZE).transpose(1, 2)
-    keys = random(2, _TRIAL_HEAD_SIZE).transpose(1, 2)
-    # The halves of the angles differ here: an embedding that reads but one of them is another.
-    angles = random(_TRIAL_HEAD_SIZE), random(_TRIAL_HEAD_SIZE)
-    try:
-        want = own(queries, keys, *angles)
-        got = _fused_rotary(own)(queries, keys, *angles)
-        return all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-    except Exception:  # whatever a function of that name does with other arguments than its own
-        return False
-
-
-def _try_rotary(
-    module: torch.nn.Module, namespaces: dict[int, dict[str, Any] | None]
-) -> Forward | None:
-    """The module's forward with a fused rotary embedding, or None where it has no such call.
-
-    The forward is the class's own code with globals of its own, equal but for that one name.
-
-    Args:
-        module: Any.
-        namespaces: By the identity of a file's globals, what was made of them; grows.
-    """
-    forward = type(module).forward
-    if not isinstance(forward, types.FunctionType) or _ROTARY not in forward.__code__.co_names:
-        return None
-    if "forward" in module.__dict__ or not callable(forward.__globals__.get(_ROTARY)):
-        return None
-    key = id(forward.__globals__)
-    if key not in namespaces:
-        own = forward.__globals__[_ROTARY]
-        fits = _rotates_halves(own)
-        namespaces[key] = {**forward.__globals__, _ROTARY: _fused_rotary(own)} if fits else None
-    namespace = namespaces[key]
-    if namespace is None:
-        return None
-    changed = types.FunctionType(
-        forward.__code__, namespace, forward.__name__, forward.__defaults__, forward.__closure__
-    )
-    changed.__kwdefaults__ = forward.__kwdefaults__
-    return types.MethodType(changed, module)
-
-
 class FusedLayers:
-    """The norms and rotary embeddings of one model that were found to have a fused form."""
+    """What of one model has a fused form: norms, rotary embeddings, activations, products."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, device: str = "cpu") -> None:
         """Tries every module of a model; takes some milliseconds a layer.
 
         Args:
-            model: A model of transformers, left as it is. Float32 on the CPU, or nothing is found:
-                in the narrow types the model's own roundings are kept.
+            model: A model of transformers, left as it is. On the CPU in float32, or nothing is
+                found: in the narrow types the model's own roundings are kept there.
+            device: The engine's name of the device that the model is on.
         """
         self._model = model
         self._forwards: list[tuple[dict[str, Any], Forward]] = []
-        if model.dtype is not torch.float32 or model.device.type != "cpu":
+        self._groups: list[ProductGroup] = []
+        narrow = model.dtype in NARROW and device != "cpu"
+        if model.dtype is not torch.float32 and not narrow:
             return
-        namespaces: dict[int, dict[str, Any] | None] = {}
+        operations = operations_on(device)
+        if model.device != operations.home:
+            return
         with torch.inference_mode():
-            for module in model.modules():
-                forward = _try_norm(module) or _try_rotary(module, namespaces)
-                if forward is not None:
-                    self._forwards.append((module.__dict__, forward))
+            self._find(model, operations)
+
+    def _find(self, model: Any, operations: Operations) -> None:
+        modules = list(model.modules())
+        norms: dict[int, FoundNorm] = {}
+        for module in modules:
+            if (norm := find_norm(module, operations)) is not None:
+                norms[id(module)] = norm
+        rotary = FusedRotary(operations, model.dtype)
+        products = products_on(operations, model.dtype)
+        mlps: dict[int, FusedMlp] = {}
+        taken: set[int] = set()  # norms that come with something else
+        width = model.config.get_text_config().hidden_size
+        for module in modules:
+            forward = rotary.find(module, norms, width)
+            if forward is None and (mlp := find_mlp(module, operations, model.dtype, products)):
+                forward = mlps[id(module)] = mlp
+            if forward is not None:
+                self._forwards.append((module.__dict__, forward))
+        for module in modules:
+            forward = find_layer(module, norms, mlps, operations, model.dtype, width)
+            if forward is not None:
+                taken.add(id(module._modules["post_attention_layernorm"]))
+                self._forwards.append((module.__dict__, forward))
+        taken |= rotary.postponed
+        for module in modules:
+            if id(module) in norms and id(module) not in taken:
+                self._forwards.append((module.__dict__, norms[id(module)].fused(operations)))
+        if products is not None:
+            self._find_products(modules, products, mlps)
+            head = model.get_output_embeddings()
+            if products.learn(head) and "forward" not in head.__dict__:
+                self._forwards.append((head.__dict__, products.alone(head)))
+
+    def _find_products(
+        self, modules: list[torch.nn.Module], products: FewRowProducts, mlps: dict[int, FusedMlp]
+    ) -> None:
+        for module in modules:
+            for names in _TOGETHER[: 1 if id(module) in mlps else None]:
+                linears: list[Any] = [module._modules.get(name) for name in names]
+                if any(each is None or "forward" in each.__dict__ for each in linears):
+                    continue
+                if products.learn(*linears):
+                    self._groups.append(group := ProductGroup(products, linears))
+                    for index, each in enumerate(linears):
+                        self._forwards.append((each.__dict__, group.forward(index)))
+            for name in _ALONE:
+                own: Any = module._modules.get(name)
+                if own is not None and "forward" not in own.__dict__ and products.learn(own):
+                    self._forwards.append((own.__dict__, products.alone(own)))
 
     def __len__(self) -> int:
         """Modules that run otherwise in a pass."""
@@ -226,6 +123,8 @@ class FusedLayers:
                         changed.append((state, forward))
             yield
         finally:
+            for group in self._groups:
+                group.forget()
             for state, forward in changed:
                 if state.get("forward") is forward:
                     del state["forward"]

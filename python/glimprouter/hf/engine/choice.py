@@ -112,7 +112,7 @@ class _Tried:
 
     def on_pages(self, device: str, fuse: bool) -> FusedLayers | None:
         """Layers that run in their fused form there; None where there are none, or no pages."""
-        layers = FusedLayers(self.model) if fuse else None
+        layers = FusedLayers(self.model, device) if fuse else None
         if layers and why_not_paged(self.model, device, layers, self._trial) is None:
             return layers
         self._note("on pages", why_not_paged(self.model, device, None, self._trial))
