@@ -23,6 +23,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     "gather": {"engine": "gather"},
     "paged": {"engine": "paged", "execution": "eager"},
     "graphs": {"engine": "paged", "execution": "graphs"},
+    "fused": {"engine": "paged", "execution": "graphs", "fused_layers": True},
 }
 COMPILED: dict[str, dict[str, Any]] = {"compiled": {"engine": "paged", "execution": "compiled"}}
 RUNS = 3  # of which the median is taken

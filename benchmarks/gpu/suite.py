@@ -23,6 +23,7 @@ import decode
 import fused_op
 import hybrid
 import kv_pages
+import layers
 import product
 import static_generate
 import torch
@@ -86,6 +87,7 @@ def toys(clock: Clock) -> dict[str, Part]:
     return {
         "product": Part(lambda budget, _, keep: product.run(clock, pair, sizes, budget, keep)),
         "decode": _plain(lambda: decode.run(clock, ("toy",), 16, 6)),
+        "layers": _plain(lambda: layers.run(clock, ("toy",), (1, 2))),
         "kv_pages": _plain(lambda: kv_pages.run(clock, "toy", (64,), (1, 3))),
         "fused_op": _plain(lambda: fused_op.run(clock, 3000, (1, 4))),
         "hybrid": _plain(lambda: hybrid.run(clock, "toy", (1, 2))),
@@ -108,7 +110,8 @@ def parts(clock: Clock) -> dict[str, Part]:
             60,
             claim=150,
         ),
-        "decode": _plain(lambda: decode.run(clock, pair, 512, 48), 75),
+        "decode": _plain(lambda: decode.run(clock, pair, 512, 48), 85),
+        "layers": _plain(lambda: layers.run(clock, pair), 15),
         "kv_pages": _plain(lambda: kv_pages.run(clock, "4B", contexts, batches), 15),
         "fused_op": _plain(lambda: fused_op.run(clock, VOCABULARY), 25),
         "hybrid": _plain(lambda: hybrid.run(clock, "2B", (1, 16)), 20),

@@ -300,7 +300,7 @@ def test_a_model_that_is_elsewhere_has_none(device: str) -> None:
 )
 @on_devices
 def test_a_pair_writes_what_it_writes_without_them(
-    device: str, family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    device: str, family: str, dtype: torch.dtype
 ) -> None:
     if dtype is torch.bfloat16 and device.startswith("cuda"):
         pytest.skip("sums of products in another order turn near ties there")
@@ -311,16 +311,21 @@ def test_a_pair_writes_what_it_writes_without_them(
         threshold=pair.threshold, max_think_tokens=20, max_answer_tokens=4, **options
     )
     results = []
-    for fuses in (False, True):
-        if not fuses:
-            monkeypatch.setattr(FusedLayers, "__len__", lambda _: 0)
+    runs: list[tuple[bool, Any]] = [(False, "eager"), (True, "eager"), (True, "graphs")]
+    for fuses, execution in runs:
         routed = RoutedModel(
-            *models, pair.tokenizer, config, engine="paged", device=device, execution="eager"
+            *models,
+            pair.tokenizer,
+            config,
+            engine="paged",
+            device=device,
+            execution=execution,
+            fused_layers=fuses,
+            drafts=0,
         )
         assert bool(routed.fused) == fuses
         results.append(written(routed.generate(pair.prompts[:2])))
-        monkeypatch.undo()
-    assert results[0] == results[1]
+    assert results == [results[0]] * 3
     for model in models:
         assert_untouched(model)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PARTS = ["product", "decode", "kv_pages", "fused_op", "hybrid", "generate_static"]
+PARTS = ["product", "decode", "layers", "kv_pages", "fused_op", "hybrid", "generate_static"]
 
 
 def run_suite(result: Path, *options: str) -> dict[str, Any]:
@@ -37,6 +37,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_every_part_of_the_suite_runs(report: dict[str, Any]) -> None:
     assert [name for name in report if name != "machine"] == PARTS  # what matters most first
     assert len(report["fused_op"]["rows"]) == 2 * 2 * 3  # batches, types, modes
+    assert len(report["fused_op"]["nuclei"]) == 4
+    names = ["norm", "rotation", "activation", "q_k_v", "o", "gate_up", "down"]
+    assert [row["operation"] for row in report["layers"]["rows"]] == 2 * names
+    for row in report["layers"]["rows"]:
+        assert row["torch_us"] > 0
+        assert row["bytes"] > 0
     assert [row["tokens_computed_a_call"] for row in report["kv_pages"]["hand_off"]] == [1, 8, 64]
     assert [row["batch"] for row in report["hybrid"]["rows"]] == [1, 2]
     (row,) = report["decode"]["rows"]

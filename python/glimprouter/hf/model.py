@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from glimprouter.config import RouterConfig
 from glimprouter.files import check_writable
-from glimprouter.hf.engine.choice import choose_engine, choose_execution
+from glimprouter.hf.engine.choice import choose_engine, choose_execution, fuses_layers
 from glimprouter.hf.engine.maker import EngineMaker
 from glimprouter.hf.graphs.compiled import CompiledForward, compile_each
 from glimprouter.hf.graphs.compiled_pass import CompiledPass
@@ -32,7 +30,7 @@ from glimprouter.hf.pair.translation import Translation
 from glimprouter.hf.run.begin import begin_records
 from glimprouter.hf.run.drafting import drafting_of
 from glimprouter.hf.run.loop import Loop
-from glimprouter.hf.run.options import check_options, run_config
+from glimprouter.hf.run.options import check_options, options_of, run_config
 from glimprouter.hf.run.run import Run
 from glimprouter.hf.run.sequences import RunPair, RunSequences
 from glimprouter.hf.sequence.events import Result
@@ -72,6 +70,7 @@ class RoutedModel:
         kv_memory_bytes: int | None = None,
         state_snapshots: int = 2,
         execution: Literal["auto", "eager", "graphs", "compiled"] = "auto",
+        fused_layers: bool | Literal["auto"] = "auto",
         drafts: int | Literal["auto"] = "auto",
         policy: Policy | None = None,
         device: str | None = None,
@@ -115,6 +114,9 @@ class RoutedModel:
                 here, and is for the number of threads that torch has now; logits differ from the
                 eager ones by rounding. ``"auto"``: graphs where both models are on pages of one
                 device, else eager. The attribute of this name says what was chosen.
+            fused_layers: Whether norms, rotary embeddings, activations and products of few rows run
+                in our own operations where a trial shows that they give the model's results.
+                ``"auto"``: on the CPU; on a GPU, where they have not been measured yet, with True.
             drafts: How many tokens the small model may draft for a sequence that waits for the
                 large one, which then verifies them in one pass: 0 to 16. They change no token but
                 by the rounding of other passes. ``"auto"`` drafts while it pays by the clock (none
@@ -158,7 +160,8 @@ class RoutedModel:
         models = {"small": small, "large": large}
         self.device = choose_device(device, models)
         with exclusive(small, large):  # the trials put their own layers on the models
-            chosen = choose_engine(engine, models, self.device, execution != "compiled")
+            fuses = execution != "compiled" and fuses_layers(fused_layers, self.device)
+            chosen = choose_engine(engine, models, self.device, fuses)
             self.engine, self.fused = chosen.name, chosen.fused
             self.execution = choose_execution(execution, chosen, self.device)
             self._compiled: dict[str, CompiledForward] | None = None
@@ -220,7 +223,7 @@ class RoutedModel:
             OSError: Nothing to load there.
         """
         full_device = check_device(device)
-        own = {name: options.pop(name) for name in _constructor_options() & options.keys()}
+        own = {name: options.pop(name) for name in options_of(cls) & options.keys()}
         check_options(config=config, **own)
         loaded = {
             "dtype": dtype,
@@ -390,10 +393,3 @@ class RoutedModel:
     def _contexts(self) -> dict[str, int]:
         """Positions of each model."""
         return {"small": context_length(self.small), "large": context_length(self.large)}
-
-
-@functools.cache
-def _constructor_options() -> frozenset[str]:
-    """What the constructor takes by name and ``from_pretrained`` hands on."""
-    parameters = inspect.signature(RoutedModel.__init__).parameters.values()
-    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) - {"device"}

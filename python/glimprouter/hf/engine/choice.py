@@ -43,6 +43,16 @@ class EngineChoice:
         return not self.states and not self.forms
 
 
+def fuses_layers(wanted: bool | Literal["auto"], device: str) -> bool:
+    """Whether layers are tried in their fused form.
+
+    Args:
+        wanted: ``"auto"``: not on a GPU, where their kernels have only been compiled so far.
+        device: The device of the pages.
+    """
+    return not device.startswith("cuda") if wanted == "auto" else wanted
+
+
 def choose_engine(
     wanted: str, models: Mapping[str, Any], device: str, fuse: bool = True
 ) -> EngineChoice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from glimprouter.config import RouterConfig, check_integer
@@ -20,6 +21,7 @@ def check_options(
     max_sequences: Any = 1,
     kv_memory_bytes: Any = None,
     state_snapshots: Any = 0,
+    fused_layers: Any = "auto",
     drafts: Any = "auto",
     thinking: Any = "auto",
     policy: Any = None,
@@ -48,9 +50,21 @@ def check_options(
         raise TypeError(f"max_sequences must be an integer, got {max_sequences!r}")
     if max_sequences < 1:
         raise ValueError(f"max_sequences must be >= 1, got {max_sequences}")
+    if fused_layers != "auto" and not isinstance(fused_layers, bool):
+        raise ValueError(f'fused_layers must be "auto", True or False, got {fused_layers!r}')
     check_drafts(drafts)
     check_thinking(thinking)
     check_policy(policy)
+
+
+def options_of(pair: Any) -> frozenset[str]:
+    """What a pair's constructor takes by name and ``from_pretrained`` hands on.
+
+    Args:
+        pair: The class.
+    """
+    parameters = inspect.signature(pair).parameters.values()
+    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) - {"device"}
 
 
 def run_config(config: RouterConfig, overrides: dict[str, Any], policy: Any) -> RouterConfig:
