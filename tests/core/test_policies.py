@@ -41,6 +41,7 @@ def is_large(policy: Policy, *arguments: Any, **fields: Any) -> bool:
 
 @given(NATS, NATS)
 def test_thresholds_of_the_entropy(entropy: float, threshold: float) -> None:
+    entropy, threshold = (float(np.float32(value)) for value in (entropy, threshold))
     assert is_large(EntropyThreshold(threshold), entropy) == (entropy > threshold)
     assert is_large(EntropyThreshold(threshold, ">="), entropy) == (entropy >= threshold)
     assert is_large(EntropyThreshold(entropy, ">="), entropy)
@@ -60,6 +61,14 @@ def test_other_signals(value: float, threshold: float, entropy: float) -> None:
         (EntropyThreshold(0.5), gr.OutputField.NONE),
     ):
         assert policy.signals == field
+
+
+def test_a_threshold_is_that_of_the_router() -> None:
+    """Kept in float32, as entropies are."""
+    tie = float(np.float32(0.7))
+    assert tie < 0.7
+    assert is_large(EntropyThreshold(0.7, ">="), tie)
+    assert not is_large(EntropyThreshold(0.7), tie)
 
 
 def test_shares_at_the_ends() -> None:

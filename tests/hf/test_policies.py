@@ -172,6 +172,72 @@ def test_a_policy_that_names_nobody_is_told_so() -> None:
         model.generate(prompts[:2])
 
 
+def test_a_policy_that_is_empty_is_one() -> None:
+    """One that remembers may have a length, which is 0 at first."""
+
+    class Remembering(Policy, list):  # type: ignore[type-arg]
+        def before(self, glimpse: Glimpse) -> ModelName:
+            self.append(glimpse)
+            return "large"
+
+    model, prompts = routed("qwen3")
+    model.policy = policy = Remembering()
+    assert not policy
+    (result,) = model.generate(prompts[:1])
+    assert len(policy) > 3
+    assert result.trace.policy == "Remembering"
+    assert {step.model for step in result.trace.steps if step.entropy is not None} == {"large"}
+
+
+def test_a_policy_whose_script_ends_does_not_end_the_run() -> None:
+    class Scripted(Policy):
+        def __init__(self) -> None:
+            self.script = iter(["small", "large", "small"])
+
+        def before(self, glimpse: Glimpse) -> Any:
+            return next(self.script)
+
+    model, prompts = routed("qwen3")
+    model.policy = Scripted()
+    with pytest.raises(RuntimeError, match=r"Scripted\.before raised StopIteration"):
+        list(model.stream(prompts[:2]))
+
+
+def test_a_sequence_whose_policy_fails_may_be_cancelled() -> None:
+    class Picky(Policy):
+        def before(self, glimpse: Glimpse) -> ModelName:
+            if glimpse.substream == 1 and glimpse.step > 1:
+                raise KeyError("not this one")
+            return RandomShare(0.4).before(glimpse)
+
+    pair = hf_pairs.pair_of("qwen3")
+    model = pair.routed(temperature=0.8)
+    model.policy = RandomShare(0.4)
+    want = [written(result) for result in model.generate(pair.prompts[:3])]
+    model.policy = Picky()
+    run = model.stream(pair.prompts[:3])
+    for _ in range(2):
+        with pytest.raises(KeyError, match="not this one"):
+            list(run)
+    result = run.cancel(1)
+    assert result.trace.end_reason == "cancelled"
+    results = finish(run)
+    assert [written(results[index]) for index in (0, 2)] == [want[0], want[2]]
+
+
+def test_a_sequence_goes_on_under_another_policy() -> None:
+    model, prompts = routed("qwen3")
+    model.policy = RandomShare(0.5)
+    run = model.stream(prompts[:1])
+    for _ in range(9):
+        run.step()
+    saved = run.save(0)
+    model.policy = EntropyThreshold(0.0, ">=")
+    trace = finish(model.resume([saved]))[0].trace
+    assert trace.policy == "EntropyThreshold"
+    assert trace.steps[-1].model == "large"
+
+
 def test_whom_a_policy_is_not_asked_for() -> None:
     """Routes that are fixed, first steps of the large model, the answer."""
     pair = hf_pairs.pair_of("qwen3")

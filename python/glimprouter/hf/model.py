@@ -37,6 +37,7 @@ from glimprouter.hf.sequence.events import Result
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.saved import SavedSequence, pair_description
 from glimprouter.policies import Policy
+from glimprouter.policies.base import check_policy
 from glimprouter.router import StepRouter
 
 
@@ -315,7 +316,7 @@ class RoutedModel:
             (self.boundary, self.large_boundary),
             self._contexts,
             self._record_options(stream_tokens),
-            self.policy.name if self.policy and config.route == "auto" else None,
+            self.policy.name if self.policy is not None and config.route == "auto" else None,
         )
         options = [{**overrides, **each} for each in own]
         return Run(self._loop(records, stream_tokens), records, options)
@@ -335,6 +336,7 @@ class RoutedModel:
         """
         if isinstance(saved, str | bytes) or not isinstance(saved, Sequence):
             raise TypeError("saved must be a list; for one sequence pass [saved]")
+        check_policy(self.policy)
         states = [SavedSequence.from_bytes(entry) for entry in saved]
         options = self._record_options(stream_tokens=True)
         records = [SequenceRecord.from_state(s.record, 0, **options) for s in states]
@@ -367,7 +369,7 @@ class RoutedModel:
             contexts=self._contexts,
             translation=self.translation,
             record=load_record,
-            policy=self.policy.name if self.policy else None,
+            policy=None if self.policy is None else self.policy.name,
         )
         rows = self.max_sequences
         with exclusive(self.small, self.large):  # graphs and pages may be those of other runs

@@ -42,7 +42,8 @@ class Policy(ABC):
     """A rule that names the writer of each step.
 
     A decision had better follow from the glimpse alone: a run may ask again for the same step,
-    after a rewind, and sequences of a batch come in any order.
+    after a rewind or an exception, and sequences of a batch come in any order. What it raises ends
+    the call of the run that asked; the next call asks again, and the others go on then.
 
     Attributes:
         signals: Statistics of the glimpse that the rule reads beside the entropy.
@@ -64,7 +65,7 @@ def check_policy(policy: Any) -> None:
     """Refuses what is no policy.
 
     Raises:
-        TypeError: Another type, or signals that are no mask.
+        TypeError: Another type, a name that is no text, or signals that are no mask.
     """
     if policy is None:
         return
@@ -73,6 +74,8 @@ def check_policy(policy: Any) -> None:
             "policy must be an object of a class derived from glimprouter.policies.Policy, or"
             f" None, got {type(policy).__name__}"
         )
+    if not isinstance(policy.name, str):
+        raise TypeError(f"the name of {type(policy).__name__} must be a str, got {policy.name!r}")
     if not isinstance(policy.signals, OutputField):
         raise TypeError(
             f"the signals of {policy.name} must be a mask of glimprouter.OutputField members, got"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
+
 from glimprouter.config import ModelName, RouterConfig
 from glimprouter.policies.base import Glimpse, Policy
 
@@ -30,10 +32,11 @@ class EntropyThreshold(Policy):
         RouterConfig(threshold=threshold, comparison=comparison)  # the same checks
         self.threshold = threshold
         self.comparison = comparison
+        self._compared = float(np.float32(threshold))  # as the router does
 
     def before(self, glimpse: Glimpse) -> ModelName:
         """By the entropy."""
-        above = glimpse.entropy > self.threshold
+        above = glimpse.entropy > self._compared
         if self.comparison == ">=":
-            above = glimpse.entropy >= self.threshold
+            above = glimpse.entropy >= self._compared
         return "large" if above else "small"

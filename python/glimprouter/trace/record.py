@@ -38,7 +38,8 @@ class TraceStep:
         index: From 0.
         model: Who wrote it, ``"small"`` or ``"large"``.
         entropy: Entropy of the glimpse in nats; None when nothing was glimpsed (forced route).
-        threshold: tau of the decision in nats; NaN where the file that was read holds none.
+        threshold: tau of the decision in nats; NaN where the file that was read holds none, or a
+            policy decided.
         text: What was written, delimiter included.
         num_tokens: Its tokens.
         seconds: Wall-clock time of its forward passes and routing; in a batch, the sequence's

@@ -25,6 +25,7 @@ from glimprouter.hf.attention.fused_operations import (
 )
 
 _NORMS = ("input_layernorm", "post_attention_layernorm")
+_TRIAL_SCALES = (1.0, 300.0)  # of the rows of a trial: also so large that a limit shows
 _ATTENTION, _MLP = "self_attn", "mlp"
 _HIDDEN = "hidden_states"
 
@@ -115,8 +116,10 @@ def find_layer(
         if defaults is None:
             return None
         for options in ({}, {name: object() for name in (*defaults, "more")}):
-            if not _same(module, (found[0], found[1]), defaults, operations, dtype, width, options):
-                return None
+            place = module, (found[0], found[1]), defaults, operations, options
+            for scale in _TRIAL_SCALES:
+                if not _same(*place, scale * random_rows(operations, dtype, 1, 3, width)):
+                    return None
     except Exception:  # whatever a layer of another kind does with stand-ins
         return None
     return _fused_layer(module, found[1], defaults, operations, mlps)
@@ -127,12 +130,10 @@ def _same(
     norms: tuple[FoundNorm, FoundNorm],
     defaults: Mapping[str, Any],
     operations: DeviceOperations,
-    dtype: torch.dtype,
-    width: int,
     options: Mapping[str, Any],
+    hidden: torch.Tensor,
 ) -> bool:
     """Whether a layer's own code hands on the same and gives the same, bit by bit."""
-    hidden = random_rows(operations, dtype, 1, 3, width)
     seen: list[list[Any]] = []
 
     def attention(hidden_states: torch.Tensor, **given: Any) -> tuple[torch.Tensor, None]:

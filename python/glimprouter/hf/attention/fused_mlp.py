@@ -21,6 +21,8 @@ from glimprouter.hf.attention.fused_products import FewRowProducts, is_linear
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 _ACTIVATION = "act_fn"
 _TRIAL_SIZE = 512
+# Of what the gate, and what it lets through, are in a trial: also so large that a limit shows.
+_TRIAL_SCALES = ((3.0, 1.0), (3000.0, 0.01), (0.5, 1000.0))
 
 
 class FusedMlp:
@@ -45,6 +47,7 @@ class FusedMlp:
         """
         self._module = module
         self._activation = activation
+        self._found = _activation_of(module)
         self._operations = operations
         self._products = products
 
@@ -75,10 +78,12 @@ class FusedMlp:
         return self._module._modules[_PROJECTIONS[index]]
 
     def _gated(self, hidden: torch.Tensor) -> torch.Tensor | None:
-        """What the last projection gets; None where somebody watches the activation."""
+        """What the last projection gets; None where the activation is watched, or another one."""
         operations, products = self._operations, self._products
         applied = self._module._modules.get(_ACTIVATION)
         if applied is not None and not is_plain(applied):
+            return None
+        if _activation_of(self._module) is not self._found:
             return None
         gate_proj, up_proj = self._child(0), self._child(1)
         pair = cast(torch.nn.Linear, gate_proj), cast(torch.nn.Linear, up_proj)
@@ -99,6 +104,11 @@ class FusedMlp:
             return operations.activate(gate, up, self._activation)
         result: torch.Tensor = getattr(self._module, _ACTIVATION)(gate) * up
         return result
+
+
+def _activation_of(module: torch.nn.Module) -> Any:
+    """What an MLP applies to its gate: a module, or an attribute; None where it has none."""
+    return module._modules.get(_ACTIVATION, module.__dict__.get(_ACTIVATION))
 
 
 class _Scaled(torch.nn.Module):
@@ -123,7 +133,7 @@ def find_mlp(
     It is tried on a twin without projections: what their results become is what matters.
     """
     children = module._modules
-    activation = children.get(_ACTIVATION, module.__dict__.get(_ACTIVATION))
+    activation = _activation_of(module)
     if not operations.activates or not callable(activation) or "forward" in module.__dict__:
         return None
     if any(children.get(name) is None for name in _PROJECTIONS):
@@ -132,18 +142,28 @@ def find_mlp(
         return None  # somebody may watch what else there is
     if isinstance(activation, torch.nn.Module) and not all(map(is_plain, activation.modules())):
         return None
-    twin = copy.copy(module)
-    # One of each, so that a product or an order of its own shows.
-    scales = ((3.0, 0), (1.0, 5), (0.5, -3))
-    stand_ins = {name: _Scaled(*scaled) for name, scaled in zip(_PROJECTIONS, scales, strict=True)}
-    twin._modules = {**children, **stand_ins}
     hidden = random_rows(operations, dtype, 1, 3, _TRIAL_SIZE)
     try:
-        want = type(twin).forward(twin, hidden)
         for name in ACTIVATIONS:
-            if agrees(FusedMlp(twin, name, operations)(hidden), want):
+            if all(_computes(module, name, operations, hidden, own) for own in _TRIAL_SCALES):
                 served = products and products.learn(*map(children.get, _PROJECTIONS[:2]))
                 return FusedMlp(module, name, operations, products if served else None)
     except Exception:  # whatever an MLP of another kind does with the rows
         return None
     return None
+
+
+def _computes(
+    module: torch.nn.Module,
+    activation: str,
+    operations: Operations,
+    hidden: torch.Tensor,
+    scales: tuple[float, float],
+) -> bool:
+    """Whether an MLP applies that activation, and nothing else, to such sizes."""
+    twin = copy.copy(module)
+    # Each projection moves the elements otherwise, so that another order of them shows.
+    stand_ins = (_Scaled(scales[0], 0), _Scaled(scales[1], 5), _Scaled(0.5, -3))
+    twin._modules = {**module._modules, **dict(zip(_PROJECTIONS, stand_ins, strict=True))}
+    want = type(twin).forward(twin, hidden)
+    return agrees(FusedMlp(twin, activation, operations)(hidden), want)

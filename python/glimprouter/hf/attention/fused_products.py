@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.nn.modules import module as torch_module
 
 from glimprouter.hf.attention.fused_operations import (
     ACTIVATIONS,
@@ -41,6 +42,11 @@ def is_linear(module: torch.nn.Module | None) -> bool:
         return False
     plain = torch.nn.Parameter, torch.Tensor
     return type(module.weight) in plain and (module.bias is None or type(module.bias) in plain)
+
+
+def has_pre_hooks(module: torch.nn.Module) -> bool:
+    """Whether somebody sees, or changes, what a module gets: its weight may be made there, too."""
+    return bool(module._forward_pre_hooks or torch_module._global_forward_pre_hooks)
 
 
 def _shape(linear: torch.nn.Linear) -> tuple[Any, ...]:
@@ -114,7 +120,8 @@ class FewRowProducts:
         own = type(module).forward
 
         def forward(hidden: torch.Tensor) -> torch.Tensor:
-            if is_linear(module) and self.takes(hidden, (module,)):
+            served = is_linear(module) and not has_pre_hooks(module)
+            if served and self.takes(hidden, (module,)):
                 return self.multiply(hidden, (module,))[0]
             return own(module, hidden)
 
@@ -215,7 +222,8 @@ class ProductGroup:
             if waiting is not None and waiting[1]:
                 self._alone, self._waiting = True, None
             members = (module,) if self._alone else self._members
-            if not (all(map(is_linear, members)) and self._products.takes(hidden, members)):
+            served = all(map(is_linear, members)) and not any(map(has_pre_hooks, members))
+            if not (served and self._products.takes(hidden, members)):
                 return own(module, hidden)
             results = self._products.multiply(hidden, members)
             if self._alone:

@@ -151,7 +151,7 @@ class FusedRotary:
             later = _with_globals(forward, {_ROTARY: _fused_rotary(own, self._operations, pair)})
             if self._postpones(module, rotating, later, pair, hidden_size):
                 self.postponed.update(id(norm.module) for norm in pair)
-                return _postponing(module, rotating, later)
+                return _postponing(module, rotating, later, pair)
         return types.MethodType(rotating, module)
 
     def _postpones(
@@ -210,13 +210,22 @@ class FusedRotary:
 
 
 def _postponing(
-    module: torch.nn.Module, rotating: types.FunctionType, later: types.FunctionType
+    module: torch.nn.Module,
+    rotating: types.FunctionType,
+    later: types.FunctionType,
+    norms: Postponed,
 ) -> Forward:
-    """The forward of a module whose norms wait for the rotation, unless somebody watches them."""
+    """The forward of a module whose norms wait for the rotation.
+
+    Not where somebody watches them, or has put others in their place.
+    """
     silent = dict.fromkeys(_NORMS, _SILENT)
+    found = tuple(norm.module for norm in norms)
 
     def forward(*arguments: Any, **options: Any) -> Any:
-        if all(is_plain(child) for name in _NORMS if (child := module._modules[name])):
+        present = tuple(module._modules[name] for name in _NORMS)
+        same = all(own is norm for own, norm in zip(present, found, strict=True))
+        if same and all(map(is_plain, found)):
             return later(twin_of(module, silent), *arguments, **options)
         return rotating(module, *arguments, **options)
 

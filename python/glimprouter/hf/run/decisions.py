@@ -16,6 +16,11 @@ _STATISTICS = {
 }
 
 
+def is_undecided(said: Said) -> bool:
+    """Whether a glimpse waits for a decision."""
+    return bool(said.entries) and said.entries[-1][1].phase == Phase.AWAIT_DECISION
+
+
 class Decisions:
     """Asks a policy and continues the rows.
 
@@ -48,12 +53,12 @@ class Decisions:
         """
         waiting: dict[ModelName, list[Said]] = {"small": [], "large": []}
         for place, own in enumerate(said):
-            if own.entries[-1][1].phase != Phase.AWAIT_DECISION:
+            if not is_undecided(own):
                 continue
             state = self._router.state(own.record.row)
             if state["phase"] != Phase.AWAIT_DECISION:
                 continue  # an interrupt came between the router and this
-            writer = self._policy.before(self._glimpse(own, place, state["step_index"]))
+            writer = self._ask(self._glimpse(own, place, state["step_index"]))
             if writer not in waiting:
                 raise ValueError(
                     f'{self._policy.name}.before must return "small" or "large", got {writer!r}'
@@ -67,6 +72,12 @@ class Decisions:
             for own, entry in zip(chosen, entries, strict=True):
                 own.entries.append(entry)
                 own.record.drafts.room = entry[1].room
+
+    def _ask(self, glimpse: Glimpse) -> ModelName:
+        try:
+            return self._policy.before(glimpse)
+        except StopIteration as error:  # which would end the run's own iteration without a word
+            raise RuntimeError(f"{self._policy.name}.before raised StopIteration") from error
 
     def _glimpse(self, said: Said, place: int, step: int) -> Glimpse:
         record, signals = said.record, said.entries[-1][1]

@@ -82,6 +82,8 @@ class Loop:
         Raises:
             ValueError: It has ended.
         """
+        self._computed.drop_undecided(record)  # whose policy may be why it is to end
+        self.settle()
         if self.sequences.withdraw(record):
             self.unread.extend(record.finish("cancelled"))
             result = record.result([], {name: TokenCounts(0, 0, 0) for name in MODELS})

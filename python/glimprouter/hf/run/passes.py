@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from glimprouter.glimpse import Status
-from glimprouter.hf.run.decisions import Decisions
+from glimprouter.hf.run.decisions import Decisions, is_undecided
 from glimprouter.hf.run.said import Said, read_entries
 from glimprouter.hf.run.sequences import RunSequences
 from glimprouter.hf.sequence.record import SequenceRecord
@@ -205,6 +205,12 @@ class ModelPasses:
             self.said, self._answer = deque(self._said(self._answer)), None
         if self._decisions is not None:
             self._decisions.make(self.said)
+
+    def drop_undecided(self, record: SequenceRecord) -> None:
+        """Forgets a glimpse that nobody decided about, of a sequence that is to end."""
+        for own in self.said:
+            if own.record is record and is_undecided(own):
+                own.entries.clear()
 
     def _said(self, answer: _Answer) -> Iterator[Said]:
         entries = read_entries(answer.outputs, len(answer.records) + sum(answer.counts))

@@ -198,7 +198,6 @@ class Run:
             IndexError: No such sequence.
             ValueError: It has ended.
         """
-        self._loop.settle()
         return self._loop.cancel(self._sequences.record(sequence))
 
     def _begun(self, sequence: int) -> SequenceRecord:

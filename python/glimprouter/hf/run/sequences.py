@@ -184,6 +184,8 @@ class RunSequences:
                 f"the saved sequence is decided by a policy ({record.trace.policy}), and this run"
                 " has none; set the RoutedModel's policy first"
             )
+        if record.trace.policy is not None:
+            record.trace.policy = self.pair.policy
         record.row = self.router.load(saved.router)
         try:
             self.engine.restore(record, saved.memory)

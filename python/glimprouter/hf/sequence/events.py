@@ -77,7 +77,7 @@ class Event:
         text: Text that this token completes, perhaps empty.
         model: The writer, ``"small"`` or ``"large"``.
         entropy: Nats.
-        threshold: Nats.
+        threshold: Nats; NaN where a policy decides.
         step: The finished step.
         result: The finished sequence.
         message: What went wrong.
