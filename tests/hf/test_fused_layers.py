@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,7 +29,7 @@ from glimprouter.hf.attention.layers import kv_layout
 from glimprouter.hf.attention.paged import paged_forward
 from glimprouter.hf.engine.choice import choose_engine
 from glimprouter.kv import KvCache, PagePool
-from tiny_models import LAYERS, tiny
+from tiny_models import LAYERS, counted, tiny
 
 WIDTHS = (1, 2, 7, 8, 31, 48, 64, 100, 1023, 4096)
 # Norms of a model and of a layer; each layer has one attention with a rotary embedding.
@@ -225,20 +223,6 @@ def test_not_in_training_mode_and_not_over_a_forward_of_somebody_else() -> None:
         assert model.model.norm.forward is own
     assert model.model.norm.forward is own
     assert len(FusedLayers(model)) == len(fused) - 1
-
-
-@contextmanager
-def counted(module: torch.nn.Module) -> Iterator[list[str]]:
-    calls: list[str] = []
-    handles = [
-        module.register_forward_pre_hook(lambda *_: calls.append("before")),
-        module.register_forward_hook(lambda *_: calls.append("after")),
-    ]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def test_hooks_of_the_user_fire_in_passes_and_not_in_trials() -> None:
