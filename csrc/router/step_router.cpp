@@ -174,6 +174,22 @@ std::int32_t StepRouter::fork(std::int32_t row, std::optional<std::uint64_t> sub
   return child;
 }
 
+Sequence StepRouter::replayed(const Sequence& sequence, std::int32_t target) const {
+  Sequence copy = sequence;
+  copy.state = SequenceState{};
+  copy.candidate_token = -1;
+  copy.step_logprob = copy.step_entropy = 0;
+  begin_sequence(copy.state, copy.options);
+  std::size_t kept = 0;
+  for (; kept < sequence.log.size() && copy.state.position < target; ++kept) {
+    const TokenRecord& record = sequence.log[kept];
+    commit_record(copy, boundary(record.writer).table(), record);
+  }
+  copy.log.resize(kept);
+  copy.log.reserve(sequence.log.capacity());
+  return copy;
+}
+
 void StepRouter::rewind(std::int32_t row, std::int32_t count) {
   const Use use(*this);
   Sequence& sequence = at(row);
@@ -183,26 +199,31 @@ void StepRouter::rewind(std::int32_t row, std::int32_t count) {
                                 std::to_string(sequence.state.position));
   }
   const std::int32_t target = sequence.state.position - count;
-  Sequence replayed = sequence;
-  replayed.state = SequenceState{};
-  replayed.candidate_token = -1;
-  replayed.step_logprob = replayed.step_entropy = 0;
-  begin_sequence(replayed.state, replayed.options);
-  std::size_t kept = 0;
-  for (; kept < sequence.log.size() && replayed.state.position < target; ++kept) {
-    const TokenRecord& record = sequence.log[kept];
-    commit_record(replayed, boundary(record.writer).table(), record);
-  }
-  if (replayed.state.position != target) {
+  Sequence rewound = replayed(sequence, target);
+  if (rewound.state.position != target) {
     throw std::invalid_argument(
         "cannot rewind row " + std::to_string(row) + " to " + std::to_string(target) +
         " tokens: that lies inside the closing ids, which are appended as one; rewind to " +
-        std::to_string(replayed.state.position) + " or to " +
-        std::to_string(replayed.state.position - replayed.options.limits.num_close_tokens - 1));
+        std::to_string(rewound.state.position) + " or to " +
+        std::to_string(rewound.state.position - rewound.options.limits.num_close_tokens - 1));
   }
-  replayed.log.resize(kept);
-  replayed.log.reserve(sequence.log.capacity());
-  replace(row, std::move(replayed));
+  replace(row, std::move(rewound));
+}
+
+std::int32_t StepRouter::end_thinking(std::int32_t row) {
+  const Use use(*this);
+  const Sequence& sequence = at(row);
+  const SequenceState& state = sequence.state;
+  if (state.phase == Phase::kAnswer || state.phase == Phase::kDone || state.think_tokens == 0) {
+    throw std::invalid_argument(
+        "cannot end the thinking of row " + std::to_string(row) +
+        (state.think_tokens == 0 ? ": it has written none yet" : ": it has ended"));
+  }
+  Sequence shortened = sequence;
+  shortened.options.limits.max_think_tokens = state.think_tokens;
+  Sequence closed = replayed(shortened, state.position);
+  replace(row, std::move(closed));
+  return sequences_[static_cast<std::size_t>(row)].options.limits.num_close_tokens;
 }
 
 std::vector<std::int32_t> StepRouter::pending(Model model) {

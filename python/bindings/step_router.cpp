@@ -265,6 +265,7 @@ void bind_step_router(py::module_& module) {
       .def("fork", &StepRouter::fork, py::arg("row"), py::arg("substream") = std::nullopt,
            docs::kFork)
       .def("rewind", &StepRouter::rewind, py::arg("row"), py::arg("count"), docs::kRewind)
+      .def("end_thinking", &StepRouter::end_thinking, py::arg("row"), docs::kEndThinking)
       .def(
           "save", [](StepRouter& router, std::int32_t row) { return py::bytes(router.save(row)); },
           py::arg("row"), docs::kSave)

@@ -41,6 +41,22 @@ Raises:
     ValueError: Another count, or one that ends inside the closing ids.
 )";
 
+inline constexpr const char* kEndThinking =
+    R"(Ends the thinking of a sequence behind what is written.
+
+As a budget of so many tokens does, which the row has from now on: rewound, it writes up to there.
+
+Args:
+    row: An open row that thinks, and has written something.
+
+Returns:
+    Closing ids that the caller appends now.
+
+Raises:
+    IndexError: The row is not open.
+    ValueError: It has written nothing, or its thinking has ended.
+)";
+
 inline constexpr const char* kSave = R"(The whole state of a sequence as bytes, for load().
 
 Args:

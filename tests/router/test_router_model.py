@@ -247,6 +247,18 @@ class Router(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.sequences)
     @rule(data=st.data())
+    def end_thinking(self, data: st.DataObject) -> None:
+        row = self.pick_row(data)
+        before = self.router.save(row)
+        if self.model.end_thinking(row):
+            assert self.router.end_thinking(row) == len(CLOSE_IDS)
+            return
+        with pytest.raises(ValueError, match="cannot end the thinking"):
+            self.router.end_thinking(row)
+        assert self.router.save(row) == before
+
+    @precondition(lambda self: self.model.sequences)
+    @rule(data=st.data())
     def save(self, data: st.DataObject) -> None:
         row = self.pick_row(data)
         self.saved.append((self.router.save(row), self.model.snapshot(row)))

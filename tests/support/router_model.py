@@ -250,6 +250,22 @@ class RouterModel:
         self.sequences[row] = copy.deepcopy(history[-1])
         return True
 
+    def end_thinking(self, row: int) -> bool:
+        """Returns False, and changes nothing, where there is no thinking to end."""
+        sequence, history = self.sequences[row], self.histories[row]
+        over = sequence.phase in (Phase.ANSWER, Phase.DONE)
+        if over or sequence.think_tokens == 0:
+            return False
+        for earlier in (*history, sequence):
+            earlier.config = earlier.config.replace(max_think_tokens=sequence.think_tokens)
+        before = history[-2]  # the last token ends the thinking, and nothing else
+        sequence.step_index, sequence.step_tokens = before.step_index, before.step_tokens + 1
+        sequence.finished, sequence.candidate = list(before.finished), None
+        sequence.sums = 0.0, 0.0
+        sequence.finish_thinking(EndReason.BUDGET)
+        history[-1] = copy.deepcopy(sequence)
+        return True
+
     def pending(self, model: str) -> list[int]:
         wanted = {
             "small": {Phase.GLIMPSE, Phase.SMALL_STEP},

@@ -53,6 +53,9 @@ class StepRouter {
   std::int32_t fork(std::int32_t row, std::optional<std::uint64_t> substream);
   // Drops the last `count` generated tokens; at a step's start the row comes back undecided.
   void rewind(std::int32_t row, std::int32_t count);
+  // Ends the thinking behind what is written, as a budget of so many tokens does, which the row has
+  // from now on. Returns the closing ids that the caller appends.
+  std::int32_t end_thinking(std::int32_t row);
   std::string save(std::int32_t row);
   std::int32_t load(std::string_view saved);
 
@@ -135,6 +138,8 @@ class StepRouter {
   Sequence& slot(std::int32_t row);                   // on a device perhaps out of date
   void publish(std::int32_t row);                     // to the device
   void replace(std::int32_t row, Sequence sequence);  // there too; changes nothing if it fails
+  // A copy that has written the first tokens only, so many or a few more.
+  Sequence replayed(const Sequence& sequence, std::int32_t target) const;
   std::int32_t free_row() const;
   // entries: that the outputs get.
   void check_batch(std::span<const std::int32_t> rows, std::int64_t entries,

@@ -95,6 +95,16 @@ class Loop:
         self.unread.append(Event(record.index, "done", result=result))
         return result
 
+    def end_thinking(self, record: SequenceRecord) -> None:
+        """Ends the thinking of a begun sequence behind what it has written.
+
+        Raises:
+            ValueError: It has written nothing, or its thinking has ended.
+        """
+        self.unread.extend(self.sequences.end_thinking(record))
+        if record.done:
+            self._close(record)
+
     def drop_events(self, sequence: int, tokens: int) -> None:
         """Takes back the unread events of a sequence's last tokens, and what followed from them.
 

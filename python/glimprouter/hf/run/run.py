@@ -158,6 +158,20 @@ class Run:
         self._loop.drop_events(sequence, count)
 
     @_alone
+    def end_thinking(self, sequence: int) -> None:
+        """Ends the thinking of a sequence behind what it has written; the answer comes next.
+
+        The closing ids follow, as where a budget is spent: ``max_think_tokens`` of the sequence is
+        what it has written from now on, also after a rewind. With :meth:`fork` a chain is answered
+        from any place of it, and goes on.
+
+        Raises:
+            IndexError: No such sequence.
+            ValueError: It has ended, or not begun, or written nothing, or its thinking has ended.
+        """
+        self._loop.end_thinking(self._begun(sequence))
+
+    @_alone
     def save(self, sequence: int) -> bytes:
         """All of a sequence, keys and values included, for :meth:`load`; it goes on here.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from glimprouter.hf.engine.base import Engine
 from glimprouter.hf.pair.translation import Translation
-from glimprouter.hf.sequence.events import Result
+from glimprouter.hf.sequence.events import Event, Result
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.saved import SavedSequence
 from glimprouter.router import Phase, StepRouter
@@ -158,6 +158,19 @@ class RunSequences:
         self.engine.rewind(record)
         self._note_room(record)
         self.changes += 1
+
+    def end_thinking(self, record: SequenceRecord) -> list[Event]:
+        """Ends the thinking of a begun sequence behind what it has written; what happened.
+
+        Raises:
+            ValueError: It has written nothing, or its thinking has ended.
+        """
+        self.router.end_thinking(record.row)
+        state = self.router.state(record.row)
+        events = record.end_thinking(state["think_tokens"], Phase(state["phase"]))
+        self._note_room(record)
+        self.changes += 1
+        return events
 
     def save(self, record: SequenceRecord) -> SavedSequence:
         """All of a begun sequence; it goes on here."""

@@ -246,20 +246,47 @@ class SequenceRecord:
         if signals.forced:
             self.closed_at = len(self.generated)
         if signals.end_reason and not self.answering:
-            events += self._finish_step(signals)
+            events += self._finish_step(EndReason(signals.end_reason))
         if signals.forced:
-            if self._decoder is not None:
-                self._decoder.drop_unfinished()
-            for token in self.close_ids:
-                events += self._commit(self.closing_writer or model, token)
-            self._step.start = len(self.generated)  # the closing ids are no step
+            events += self._append_closing_ids(model)
         if signals.phase == Phase.ANSWER and not self.answering:
-            self.answering = True
-            self.answer_start = len(self.generated)
-            events.append(Event(self.index, "answer_start", model=self.trace.answer_model))
+            events.append(self._begin_answer())
         if signals.phase == Phase.DONE:
             events += self.finish(EndReason(signals.end_reason).name.lower())
         return events
+
+    def end_thinking(self, budget: int, phase: Phase) -> list[Event]:
+        """Ends the thinking here, as the router has; returns what happened, in order.
+
+        Args:
+            budget: Tokens of the thinking.
+            phase: Of the router.
+        """
+        events: list[Event] = []
+        self.trace.think_limit = budget
+        if self.close_ids:
+            self.closed_at = len(self.generated)
+        if self._step.start < len(self.generated):
+            events += self._finish_step(EndReason.BUDGET)
+        if self.close_ids:
+            events += self._append_closing_ids(MODELS[self.writers[-1]])
+        if phase == Phase.DONE:
+            return events + self.finish(EndReason.BUDGET.name.lower())
+        return [*events, self._begin_answer()]
+
+    def _append_closing_ids(self, model: str) -> list[Event]:
+        events: list[Event] = []
+        if self._decoder is not None:
+            self._decoder.drop_unfinished()
+        for token in self.close_ids:
+            events += self._commit(self.closing_writer or model, token)
+        self._step.start = len(self.generated)  # the closing ids are no step
+        return events
+
+    def _begin_answer(self) -> Event:
+        self.answering = True
+        self.answer_start = len(self.generated)
+        return Event(self.index, "answer_start", model=self.trace.answer_model)
 
     def _commit(self, model: str, token: int) -> list[Event]:
         writer = MODELS.index(model)
@@ -270,9 +297,8 @@ class SequenceRecord:
         text = self._decoder.push(token, writer)
         return [Event(self.index, "token", token_id=token, text=text, model=model)]
 
-    def _finish_step(self, signals: Signals) -> list[Event]:
+    def _finish_step(self, reason: EndReason) -> list[Event]:
         """Ends the running step. End of thinking or sequence, behind white space, is no step."""
-        reason = EndReason(signals.end_reason)
         start = self._step.start
         step = self._close_step(reason.name.lower())
         ends = reason in (EndReason.THINK_END, EndReason.EOS)
