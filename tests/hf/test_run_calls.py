@@ -102,7 +102,7 @@ def check_any_order(name: str, data: st.DataObject) -> None:
             assert result.text == want[origin[index]], index
 
 
-CALLS = ("fork", "rewind", "save and load", "cancel")
+CALLS = ("fork", "rewind", "save and load", "catch up", "cancel")
 
 
 def play(run: Run, call: str, sequence: int, data: Any, origin: dict[int, int]) -> None:
@@ -117,6 +117,8 @@ def play(run: Run, call: str, sequence: int, data: Any, origin: dict[int, int]) 
             rewound(run, sequence, data.draw(st.integers(0, len(before[1])), label="count"))
         elif call == "save and load":
             origin[run.load(run.save(sequence))] = origin[sequence]
+        elif call == "catch up":
+            run.catch_up(sequence, data.draw(st.sampled_from(["small", "large"]), label="model"))
         elif len(run.sequences) > 2:
             run.cancel(sequence)
     except RuntimeError as error:
@@ -229,6 +231,7 @@ BAD: dict[str, tuple[Callable[[Run], object], type[Exception], str]] = {
     "too many": (lambda run: run.rewind(1, 10**6), ValueError, "it has generated"),
     "fewer than none": (lambda run: run.rewind(1, -1), ValueError, "count must lie in"),
     "half a token": (lambda run: run.rewind(1, 0.5), TypeError, "count must be an integer"),  # type: ignore[arg-type]
+    "no model": (lambda run: run.catch_up(1, "x"), ValueError, "model must be one of"),  # type: ignore[arg-type]
     "substream": (lambda run: run.fork(1, substream=-1), ValueError, "stream must lie in"),
     "no bytes": (lambda run: run.load("x"), TypeError, "is bytes, got str"),  # type: ignore[arg-type]
     "foreign": (lambda run: run.load(b"x" * 99), ValueError, "come from Run.save"),

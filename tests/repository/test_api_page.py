@@ -9,6 +9,7 @@ import pytest
 
 import glimprouter
 import glimprouter.calibration
+import glimprouter.chains
 import glimprouter.hf
 import glimprouter.kv
 import glimprouter.policies
@@ -20,6 +21,7 @@ NAMED = set(re.findall(r"\w+", PAGE))
 MODULES = (
     glimprouter,
     glimprouter.calibration,
+    glimprouter.chains,
     glimprouter.hf,
     glimprouter.kv,
     glimprouter.policies,

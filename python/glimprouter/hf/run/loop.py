@@ -105,6 +105,20 @@ class Loop:
         if record.done:
             self._close(record)
 
+    def catch_up(self, name: str, record: SequenceRecord) -> None:
+        """Has a model compute all that is written of a begun sequence; nothing comes of it.
+
+        Raises:
+            OutOfPages: The sequence alone needs more than there is.
+        """
+        self.sequences.changes += 1  # what is planned may count on what is computed
+        with exclusive(*self.sequences.pair.models):
+            try:
+                self._computed.catch_up(name, record)
+            except BaseException:
+                self._interrupted = True
+                raise
+
     def drop_events(self, sequence: int, tokens: int) -> None:
         """Takes back the unread events of a sequence's last tokens, and what followed from them.
 

@@ -120,6 +120,15 @@ class ModelPasses:
             written = self._step(records, drafting, logits, started)
         return PassReport(name, tokens, written, time.perf_counter() - started)
 
+    def catch_up(self, name: str, record: SequenceRecord) -> None:
+        """Has a model compute all that is written of a sequence in memory; nothing comes of it.
+
+        Raises:
+            OutOfPages: The sequence alone has no room.
+        """
+        for group in self._sequences.engine.groups(name, [record]):
+            self._forward(name, group, frozenset())
+
     def _forward(
         self, name: str, records: list[SequenceRecord], drafting: frozenset[int]
     ) -> tuple[list[SequenceRecord], frozenset[int], Any]:

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
-from glimprouter.config import check_integer, check_random_key
+from glimprouter.config import ModelName, check_integer, check_random_key
+from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.run.loop import Loop
 from glimprouter.hf.sequence.events import Event, Result
 from glimprouter.hf.sequence.record import SequenceRecord
@@ -170,6 +171,21 @@ class Run:
             ValueError: It has ended, or not begun, or written nothing, or its thinking has ended.
         """
         self._loop.end_thinking(self._begun(sequence))
+
+    @_alone
+    def catch_up(self, sequence: int, model: ModelName = "large") -> None:
+        """Has a model read all that is written of a sequence, before it is asked to go on.
+
+        Else it reads what the other wrote when it is asked. Forks share what was read before them,
+        so this comes before several.
+
+        Raises:
+            IndexError: No such sequence.
+            ValueError: It has ended, or not begun, or no such model.
+        """
+        if model not in MODELS:
+            raise ValueError(f"model must be one of {list(MODELS)}, got {model!r}")
+        self._loop.catch_up(model, self._begun(sequence))
 
     @_alone
     def save(self, sequence: int) -> bytes:
