@@ -19,6 +19,7 @@ class Recipe:
         steps: Steps of 32 texts.
         muon_rate: Learning rate of the matrices.
         adamw_rate: Learning rate of embeddings and norms.
+        bfloat16: Whether matrix products are of bfloat16 (the weights in training never are).
     """
 
     width: int
@@ -28,11 +29,12 @@ class Recipe:
     steps: int
     muon_rate: float = 4e-3
     adamw_rate: float = 3e-3
+    bfloat16: bool = False
 
 
 RECIPES: dict[tuple[str, str], Recipe] = {
     ("list_reduction", "small"): Recipe(64, 2, 4, 128, 1100),
-    ("list_reduction", "large"): Recipe(192, 8, 6, 448, 1600, 3e-3, 2e-3),
+    ("list_reduction", "large"): Recipe(192, 8, 6, 448, 1600, 3e-3, 2e-3, bfloat16=True),
     ("arithmetic", "small"): Recipe(64, 2, 4, 128, 500),
     ("arithmetic", "large"): Recipe(128, 4, 4, 352, 1000, 3e-3, 2e-3),
     ("search", "small"): Recipe(64, 2, 4, 128, 1000),

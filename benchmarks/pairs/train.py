@@ -165,12 +165,11 @@ def train(arguments: argparse.Namespace) -> Path:
     model = build_model(recipe, tokenizer)
     print(f"{out}: {sum(p.numel() for p in model.parameters())} parameters", flush=True)
     optimizers = make_optimizers(model, recipe)
-    bfloat16 = arguments.model == "large"
     started = time.perf_counter()
     tokens = 0
     for step, (ids, labels) in enumerate(batches(tokenizer, family, arguments.seed, steps)):
         set_rates(optimizers, rate_factor(step, steps))
-        loss = loss_of(model, ids, labels, bfloat16)
+        loss = loss_of(model, ids, labels, recipe.bfloat16)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
