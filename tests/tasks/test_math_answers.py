@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,10 @@ def test_equal_formulas_need_math_verify(
 ) -> None:
     task = one_problem(tmp_path, gold, use_math_verify=True)
     found = [p for s in ("development", "report") for p in _all_of(task, s)]
-    assert task.is_correct(found[0], f"so $\\boxed{{{stated}}}$") is same
+    answer = f"so $\\boxed{{{stated}}}$"
+    assert task.is_correct(found[0], answer) is same
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(task.is_correct, found[0], answer).result() is same
 
 
 def _all_of(task: CompetitionMath, split: str) -> list:  # type: ignore[type-arg]

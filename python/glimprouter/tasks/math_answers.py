@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import threading
 from fractions import Fraction
 
 
@@ -68,7 +69,12 @@ def same_text(stated: str, gold: str) -> bool:
 
 
 def same_by_math_verify(text: str, gold: str) -> bool:
-    """Whether math-verify finds the answer of a text equal to the right one."""
+    """Whether math-verify finds the answer of a text equal to the right one.
+
+    Its time limits are signals, which only the main thread can take: elsewhere there are none.
+    """
     math_verify = importlib.import_module("math_verify")
-    parsed = math_verify.parse(f"\\boxed{{{gold}}}")
-    return bool(math_verify.verify(parsed, math_verify.parse(text)))
+    seconds = 5 if threading.current_thread() is threading.main_thread() else None
+    right = math_verify.parse(f"\\boxed{{{gold}}}", parsing_timeout=seconds)
+    stated = math_verify.parse(text, parsing_timeout=seconds)
+    return bool(math_verify.verify(right, stated, timeout_seconds=seconds))
