@@ -13,6 +13,7 @@ import glimprouter.chains
 import glimprouter.hf
 import glimprouter.kv
 import glimprouter.policies
+import glimprouter.tasks
 import glimprouter.torch
 import glimprouter.trace
 
@@ -25,6 +26,7 @@ MODULES = (
     glimprouter.hf,
     glimprouter.kv,
     glimprouter.policies,
+    glimprouter.tasks,
     glimprouter.torch,
     glimprouter.trace,
 )
