@@ -15,23 +15,17 @@ import hf_pairs
 from glimprouter.hf import Result, RoutedModel, Run, TokenCounts
 from glimprouter.hf.attention.layers import kv_layout
 from glimprouter.hf.sequence.record import SequenceRecord
-from glimprouter.hf.state.form import find_state_form
-from glimprouter.kv import KvLayout, PagePool
+from glimprouter.kv import PagePool
 from hf_pairs import ENGINE
-from hf_runs import begun, finish, rewound, routed, written
+from hf_runs import begun, finish, rewound, routed, sector_bytes, written
 from hf_watch import poisoned
 
 pytestmark = pytest.mark.both_engines
 
 
-def layout_of(model: Any) -> KvLayout:
-    """Of its layers that attend."""
-    return kv_layout(model, find_state_form(model))
-
-
 def small_arena(model: RoutedModel, prompts: list[Any]) -> int:
     """Bytes for the longest sequence and a little: the others are preempted."""
-    sector = PagePool.default_sector_bytes([layout_of(model.small), layout_of(model.large)])
+    sector = sector_bytes(model)
     for count in range(3, 100):
         model.kv_memory_bytes = count * sector
         with suppress(ValueError):

@@ -10,6 +10,9 @@ import pytest
 import hf_pairs
 import hf_translated
 from glimprouter.hf import Result, RoutedModel, Run
+from glimprouter.hf.attention.layers import kv_layout
+from glimprouter.hf.state.form import find_state_form
+from glimprouter.kv import PagePool
 
 
 def routed(name: str, **options: Any) -> tuple[RoutedModel, list[Any]]:
@@ -88,3 +91,9 @@ def rewound(run: Run, sequence: int, count: int) -> bool:
         assert "inside the closing ids" in message
         assert run.generated(sequence) == before
     return not message
+
+
+def sector_bytes(model: RoutedModel) -> int:
+    """What an arena for both models hands out at a time."""
+    models = (model.small, model.large)
+    return PagePool.default_sector_bytes([kv_layout(one, find_state_form(one)) for one in models])

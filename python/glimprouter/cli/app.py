@@ -11,6 +11,7 @@ from glimprouter.cli.bench import bench
 from glimprouter.cli.calibrate import calibrate
 from glimprouter.cli.demo import demo
 from glimprouter.cli.generate import generate
+from glimprouter.cli.serve import serve
 from glimprouter.cli.trace import trace
 
 HELP = "A small model writes the easy steps of a chain of thought, a large one the hard ones."
@@ -27,6 +28,7 @@ app.command()(generate)
 app.command()(calibrate)
 app.command()(bench)
 app.command()(trace)
+app.command()(serve)
 
 
 def _print_version(wanted: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-# Top-level module -> the distribution that brings it; all of them are in the extra "demo".
+# Top-level module -> the distribution that brings it; all of them are in the extra "demo", ...
 EXTRA_MODULES = {
     "typer": "typer",
     "rich": "rich",
@@ -12,18 +12,28 @@ EXTRA_MODULES = {
     "transformers": "transformers",
     "safetensors": "transformers",
 }
+# ... and these in "serve".
+SERVE_MODULES = {
+    "fastapi": "fastapi",
+    "starlette": "fastapi",
+    "pydantic": "fastapi",
+    "uvicorn": "uvicorn",
+    "h11": "uvicorn",
+    "prometheus_client": "prometheus-client",
+}
 EXIT_ERROR = 2
 
 
 def missing_extra_message(module: str) -> str:
-    """What to install when a module of the extra ``demo`` cannot be found.
+    """What to install when a module of an extra cannot be found.
 
     Args:
         module: The top-level module that was not found.
     """
+    extra = "serve" if module in SERVE_MODULES else "demo"
     return (
-        f"glimprouter: this command needs {EXTRA_MODULES[module]}, which is not installed here. "
-        'Install the extra that has it: pip install "glimprouter[demo]"'
+        f"glimprouter: this command needs {(EXTRA_MODULES | SERVE_MODULES)[module]}, which is not"
+        f' installed here. Install the extra that has it: pip install "glimprouter[{extra}]"'
     )
 
 
@@ -49,7 +59,7 @@ def main() -> int:
         app(prog_name="glimprouter")
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
-        if module not in EXTRA_MODULES:
+        if module not in EXTRA_MODULES | SERVE_MODULES:
             raise
         print(missing_extra_message(module), file=sys.stderr)
         return EXIT_ERROR

@@ -19,7 +19,8 @@ from glimprouter.hf.model import RoutedModel
 from glimprouter.hf.pair.prompts import EncodedPrompt
 from glimprouter.hf.pair.thinking import FORMATS, ThinkingFormat
 from glimprouter.hf.run.run import Run
-from glimprouter.hf.sequence.events import Event, Result, TokenCounts
+from glimprouter.hf.run.usage import RunUsage
+from glimprouter.hf.sequence.events import Event, PageUsage, Result, TokenCounts
 from glimprouter.hf.single.generate import routed_generate
 from glimprouter.hf.single.observer import GlimpseObserver, GlimpseSummary, ObservedGlimpse
 from glimprouter.hf.single.paged_cache import PagedCache
@@ -31,10 +32,12 @@ __all__ = [
     "GlimpseObserver",
     "GlimpseSummary",
     "ObservedGlimpse",
+    "PageUsage",
     "PagedCache",
     "Result",
     "RoutedModel",
     "Run",
+    "RunUsage",
     "ThinkingFormat",
     "TokenCounts",
     "routed_generate",

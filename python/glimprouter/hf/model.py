@@ -21,16 +21,15 @@ from glimprouter.hf.pair.prompts import (
     Prompt,
     TemplateOptions,
     check_prompts,
-    encode_prompts,
     seeds_of,
 )
 from glimprouter.hf.pair.text import MODELS, SharedTokenizer
 from glimprouter.hf.pair.thinking import ThinkingFormat, formats_of
 from glimprouter.hf.pair.translation import Translation
-from glimprouter.hf.run.begin import begin_records
+from glimprouter.hf.run.begin import Beginnings
 from glimprouter.hf.run.drafting import drafting_of
 from glimprouter.hf.run.loop import Loop
-from glimprouter.hf.run.options import check_options, options_of, run_config
+from glimprouter.hf.run.options import check_options, options_of
 from glimprouter.hf.run.run import Run
 from glimprouter.hf.run.sequences import RunPair, RunSequences
 from glimprouter.hf.sequence.events import Result
@@ -149,9 +148,8 @@ class RoutedModel:
         self.kv_memory_bytes = kv_memory_bytes
         self.policy = policy
         tokenizers = (self.tokenizer, self.large_tokenizer)
-        boundaries = boundaries_of(
-            tokenizers, (small, large), eos_token_ids, formats_of(thinking, tokenizers)
-        )
+        self.thinking_formats = formats_of(thinking, tokenizers)
+        boundaries = boundaries_of(tokenizers, (small, large), eos_token_ids, self.thinking_formats)
         self.boundary, self.large_boundary = boundaries
         self.translation = (
             None if self.boundary is self.large_boundary else Translation(tokenizers, boundaries)
@@ -294,7 +292,11 @@ class RoutedModel:
         chat_template_kwargs: TemplateOptions = None,
         **overrides: Any,
     ) -> Run:
-        """As :meth:`generate`, but an iterator over :class:`Event`; ``trace(i)`` at any time."""
+        """As :meth:`generate`, but an iterator over :class:`Event`; ``trace(i)`` at any time.
+
+        Without prompts memory is planned for those that :meth:`Run.add` brings: ``max_sequences``
+        of up to 12,288 tokens (less where a context is), or ``kv_memory_bytes``.
+        """
         return self._start(prompts, seeds, overrides, chat_template_kwargs, stream_tokens=True)
 
     def _start(
@@ -307,19 +309,9 @@ class RoutedModel:
         stream_tokens: bool,
     ) -> Run:
         check_prompts(prompts)
-        config = run_config(self.config, overrides, self.policy)
-        tokenizers = {"small": self.tokenizer, "large": self.large_tokenizer}
-        records, own = begin_records(
-            encode_prompts(prompts, tokenizers, template_options),
-            seeds_of(seeds, prompts),
-            config,
-            (self.boundary, self.large_boundary),
-            self._contexts,
-            self._record_options(stream_tokens),
-            self.policy.name if self.policy is not None and config.route == "auto" else None,
-        )
-        options = [{**overrides, **each} for each in own]
-        return Run(self._loop(records, stream_tokens), records, options)
+        common = self._beginnings(stream_tokens, overrides)
+        records, options = common.begin(prompts, seeds_of(seeds, prompts), template_options)
+        return Run(self._loop(records, common), common, records, options)
 
     def resume(self, saved: Sequence[bytes]) -> Run:
         """Goes on with sequences that :meth:`Run.save` has saved, as :meth:`stream` does.
@@ -338,44 +330,53 @@ class RoutedModel:
             raise TypeError("saved must be a list; for one sequence pass [saved]")
         check_policy(self.policy)
         states = [SavedSequence.from_bytes(entry) for entry in saved]
-        options = self._record_options(stream_tokens=True)
-        records = [SequenceRecord.from_state(s.record, 0, **options) for s in states]
-        run = Run(self._loop(records, stream_tokens=True), [], [])
+        common = self._beginnings(True, {})
+        records = [SequenceRecord.from_state(s.record, 0, **common.record_options) for s in states]
+        run = Run(self._loop(records, common), common, [], [])
         for state in states:
             run.load(state)
         return run
 
-    def _record_options(self, stream_tokens: bool) -> dict[str, Any]:
-        """The fields of a record that the pair decides."""
-        return {
+    def _beginnings(self, stream_tokens: bool, overrides: dict[str, Any]) -> Beginnings:
+        """What the sequences of a run have in common."""
+        record_options = {
             "reader": self.translation or SharedTokenizer(self.tokenizer),
             "close_ids": self.boundary.close_ids,
             "stream_tokens": stream_tokens,
             "closing_writer": "small" if self.translation else None,
             "thinks": bool(self.boundary.think_end_ids or self.boundary.think_end_markers),
         }
+        return Beginnings(
+            self.config,
+            overrides,
+            self.policy,
+            (self.tokenizer, self.large_tokenizer),
+            (self.boundary, self.large_boundary),
+            {"small": context_length(self.small), "large": context_length(self.large)},
+            record_options,
+        )
 
-    def _loop(self, records: list[SequenceRecord], stream_tokens: bool) -> Loop:
+    def _loop(self, records: list[SequenceRecord], common: Beginnings) -> Loop:
         models = {"small": self.small, "large": self.large}
+        streams = bool(common.record_options["stream_tokens"])
+        if streams and not records and self.kv_memory_bytes is None:
+            records = [common.unknown()]
 
         def load_record(saved: SavedSequence, index: int) -> SequenceRecord:
-            options = self._record_options(stream_tokens)
-            return SequenceRecord.from_state(saved.record, index=index, **options)
+            return SequenceRecord.from_state(saved.record, index=index, **common.record_options)
 
         pair = RunPair(
             engine=self.engine,
             description=pair_description(models),
             models=(self.small, self.large),
-            contexts=self._contexts,
+            contexts=dict(common.contexts),
             translation=self.translation,
             record=load_record,
             policy=None if self.policy is None else self.policy.name,
         )
         rows = self.max_sequences
         with exclusive(self.small, self.large):  # graphs and pages may be those of other runs
-            engine = self._engines.make(
-                records, self.kv_memory_bytes, self._compiled, stream_tokens
-            )
+            engine = self._engines.make(records, self.kv_memory_bytes, self._compiled, streams)
         router = StepRouter(
             self.boundary,
             self.config,
@@ -390,8 +391,3 @@ class RoutedModel:
             drafting=self.drafting,
             policy=self.policy,
         )
-
-    @property
-    def _contexts(self) -> dict[str, int]:
-        """Positions of each model."""
-        return {"small": context_length(self.small), "large": context_length(self.large)}

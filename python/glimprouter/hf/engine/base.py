@@ -16,7 +16,7 @@ import torch
 
 from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.pair.translation import Translation
-from glimprouter.hf.sequence.events import TokenCounts
+from glimprouter.hf.sequence.events import PageUsage, TokenCounts
 from glimprouter.hf.sequence.record import SequenceRecord
 
 
@@ -104,6 +104,18 @@ class Engine(ABC):
     @abstractmethod
     def open(self, record: SequenceRecord) -> bool:
         """Takes a sequence in, or a preempted one back; False when there is no room now."""
+
+    def check_room(self, record: SequenceRecord) -> None:
+        """Checks that there would be memory for a sequence alone.
+
+        Raises:
+            ValueError: There would not.
+        """
+        return
+
+    def memory(self) -> PageUsage | None:
+        """How much of the arena is in use; None where there is none."""
+        return None
 
     @abstractmethod
     def preempt(self, record: SequenceRecord) -> None:

@@ -23,6 +23,7 @@ from glimprouter.hf.graphs.sizes import Piece
 from glimprouter.hf.pair.devices import default_arena_bytes
 from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.pair.translation import Translation
+from glimprouter.hf.sequence.events import PageUsage
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.saved import bytes_as_tensor, tensor_as_bytes
 from glimprouter.hf.state.form import StateForm
@@ -170,6 +171,15 @@ class PagedEngine(Engine):
             states.open(sequence, None if saved is None else saved.states[name])
         self._sequences[record.index] = sequence
         return True
+
+    def check_room(self, record: SequenceRecord) -> None:
+        """By the most tokens that it may have."""
+        self._plan.check(self._arena_bytes, self._plan.sectors(_most_tokens(record)))
+
+    def memory(self) -> PageUsage:
+        """By sectors, which the models fill with pages of their own."""
+        total = self._pool.num_sectors
+        return PageUsage(total - self._pool.num_free_sectors, total, self._pool.sector_bytes)
 
     def preempt(self, record: SequenceRecord) -> None:
         """What both models keep goes to host memory until the sequence is opened again."""

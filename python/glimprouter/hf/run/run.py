@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Concatenate, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from glimprouter.config import ModelName, check_integer, check_random_key
+from glimprouter.hf.pair.prompts import Prompt
 from glimprouter.hf.pair.text import MODELS
+from glimprouter.hf.run.begin import Beginnings
 from glimprouter.hf.run.loop import Loop
+from glimprouter.hf.run.usage import RunUsage
 from glimprouter.hf.sequence.events import Event, Result
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.saved import SavedSequence
@@ -46,12 +49,14 @@ class Run:
     def __init__(
         self,
         loop: Loop,
+        common: Beginnings,
         records: Sequence[SequenceRecord],
         options: Sequence[dict[str, object]],
     ) -> None:
         """Takes a fresh loop; ``options[i]`` opens ``records[i]``."""
         self._lock = threading.RLock()
         self._loop = loop
+        self._common = common
         self._sequences = loop.sequences
         for record, own in zip(records, options, strict=True):
             self._sequences.add_prompt(record, own)
@@ -100,6 +105,70 @@ class Run:
     def sequences(self) -> list[int]:
         """Sequences that have not ended, ascending."""
         return self._sequences.unfinished()
+
+    @_alone
+    def usage(self) -> RunUsage:
+        """What the run holds now."""
+        return self._sequences.usage()
+
+    @_alone
+    def add(
+        self,
+        /,
+        prompt: Prompt,
+        seed: int = 0,
+        *,
+        substream: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **overrides: Any,
+    ) -> int:
+        """A prompt more: it joins the others as soon as there is a free slot.
+
+        Its text is what it would be alone, but for the rounding of other batches.
+
+        Args:
+            prompt: As in :meth:`RoutedModel.generate`.
+            seed: In [0, 2^64).
+            substream: Random key, in [0, 2^64); None for the index. A prompt alone in its run has
+                the index 0.
+            chat_template_kwargs: Handed to both chat templates.
+            **overrides: Fields of :class:`RouterConfig` for this sequence; all others are those of
+                the run. Nothing else can differ between its sequences.
+
+        Returns:
+            Index of the sequence.
+
+        Raises:
+            TypeError: No prompt, or an option that is none, or of another type.
+            ValueError: As in :meth:`RoutedModel.generate`; or it needs more memory than this run
+                has. Nothing has changed.
+        """
+        for name, key in (("seed", seed), ("substream", substream)):
+            if key is not None or name == "seed":
+                check_random_key(name, key)
+        records, options = self._common.begin(
+            [prompt],
+            [int(seed)],
+            chat_template_kwargs,
+            self._sequences.next_index,
+            substream,
+            overrides,
+        )
+        self._sequences.add_prompt(records[0], options[0])
+        return records[0].index
+
+    @_alone
+    def release(self, sequence: int) -> None:
+        """Forgets a sequence that has ended, whose trace and ids this run would keep otherwise.
+
+        A run that prompts are added to for weeks would grow without it. Its unread events still
+        come; its index is not given again.
+
+        Raises:
+            IndexError: No such sequence, or it was released.
+            ValueError: It has not ended.
+        """
+        self._sequences.release(self._sequences.record(sequence))
 
     @_alone
     def fork(self, sequence: int, *, substream: int | None = None) -> int:

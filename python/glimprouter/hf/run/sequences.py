@@ -9,6 +9,7 @@ from typing import Any
 
 from glimprouter.hf.engine.base import Engine
 from glimprouter.hf.pair.translation import Translation
+from glimprouter.hf.run.usage import RunUsage
 from glimprouter.hf.sequence.events import Event, Result
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.saved import SavedSequence
@@ -61,16 +62,41 @@ class RunSequences:
         self.pair = pair
         self.changes = 0
         self._max_sequences = max_sequences
-        self._records: list[SequenceRecord] = []
+        self._records: dict[int, SequenceRecord] = {}  # by index, which is never given twice
+        self._given = 0  # indices
         # No row yet, with the options that open it.
         self._waiting: deque[tuple[SequenceRecord, dict[str, Any]]] = deque()
         self._active: dict[int, SequenceRecord] = {}  # by row
         self._preempted: deque[SequenceRecord] = deque()  # in order of admission
 
     def add_prompt(self, record: SequenceRecord, options: dict[str, Any]) -> None:
-        """A sequence that waits for a row; the options open it."""
-        self._records.append(record)
+        """A sequence that waits for a row; the options open it.
+
+        Raises:
+            ValueError: It needs more memory than there is.
+        """
+        self.engine.check_room(record)
+        self._add(record)
         self._waiting.append((record, options))
+
+    def _add(self, record: SequenceRecord) -> None:
+        self._records[record.index] = record
+        self._given = record.index + 1
+
+    @property
+    def next_index(self) -> int:
+        """Index of the next sequence."""
+        return self._given
+
+    def release(self, record: SequenceRecord) -> None:
+        """Forgets a sequence.
+
+        Raises:
+            ValueError: It has not ended.
+        """
+        if not record.done:
+            raise ValueError(f"sequence {record.index} has not ended; cancel it first")
+        del self._records[record.index]
 
     def record(self, sequence: int) -> SequenceRecord:
         """The record of a sequence.
@@ -78,13 +104,16 @@ class RunSequences:
         Raises:
             IndexError: No such sequence.
         """
-        if not 0 <= sequence < len(self._records):
-            raise IndexError(f"this run has {len(self._records)} sequences, there is no {sequence}")
-        return self._records[sequence]
+        record = self._records.get(sequence)
+        if record is not None:
+            return record
+        if 0 <= sequence < self._given:
+            raise IndexError(f"sequence {sequence} was released")
+        raise IndexError(f"this run has {self._given} sequences, there is no {sequence}")
 
     def unfinished(self) -> list[int]:
         """Sequences that have not ended, ascending."""
-        return [record.index for record in self._records if not record.done]
+        return [index for index, record in self._records.items() if not record.done]
 
     def begun(self, sequence: int) -> SequenceRecord:
         """The record of a sequence that has begun and not ended; it is in memory then.
@@ -133,7 +162,7 @@ class RunSequences:
             RuntimeError: All rows are in use.
         """
         self._check_free_row()
-        twin = record.copy(len(self._records), record.trace.substream)
+        twin = record.copy(self._given, record.trace.substream)
         self.engine.fork(record, twin)  # first: a fork of the router counts for the next one's key
         try:
             twin.row = self.router.fork(record.row, substream)
@@ -141,7 +170,7 @@ class RunSequences:
             self.engine.close(twin)
             raise
         twin.trace.substream = self.router.state(twin.row)["substream"]
-        self._records.append(twin)
+        self._add(twin)
         self._activate(twin)
         return twin
 
@@ -191,7 +220,7 @@ class RunSequences:
         """
         saved.check_fits(self.pair.engine, self.pair.description)
         self._check_free_row()
-        record = self.pair.record(saved, len(self._records))
+        record = self.pair.record(saved, self._given)
         if record.trace.policy is not None and self.pair.policy is None:
             raise ValueError(
                 f"the saved sequence is decided by a policy ({record.trace.policy}), and this run"
@@ -205,7 +234,7 @@ class RunSequences:
         except BaseException:
             self.router.close(record.row)
             raise
-        self._records.append(record)
+        self._add(record)
         self._preempted.append(record)
         self.changes += 1
         return record
@@ -287,6 +316,16 @@ class RunSequences:
             if position == len(record.generated):
                 self.engine.drop_drafts(record)
         return [record for record, position in pairs if position != len(record.generated)]
+
+    def usage(self) -> RunUsage:
+        """What the run holds."""
+        return RunUsage(
+            self._max_sequences,
+            len(self._active),
+            len(self._preempted),
+            len(self._waiting),
+            self.engine.memory(),
+        )
 
     @property
     def num_active(self) -> int:

@@ -65,6 +65,21 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class PageUsage:
+    """How much of a run's arena of pages is in use.
+
+    Attributes:
+        sectors_used: Parts of it that hold pages.
+        sectors: All of them.
+        sector_bytes: Size of each.
+    """
+
+    sectors_used: int
+    sectors: int
+    sector_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened in a run; fields that a kind does not use are None.
 

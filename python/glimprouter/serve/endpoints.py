@@ -1,0 +1,247 @@
+"""What a request goes through: key, size, JSON, prompt, queue; and how its client is watched."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+
+from glimprouter.serve.answers import Answer, ChatAnswer, CompletionAnswer, dump
+from glimprouter.serve.errors import RequestError
+from glimprouter.serve.front import Front
+from glimprouter.serve.generation import Generation
+from glimprouter.serve.metrics import ServerMetrics
+from glimprouter.serve.options import ServerOptions
+from glimprouter.serve.pair import PairFacts
+from glimprouter.serve.requests import ChatRequest, CompletionRequest, parse_request
+
+_GONE = 499  # of a client that went away; nobody reads it
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """An answer as JSON."""
+    return Response(dump(value), status, headers, "application/json")
+
+
+def error_response(error: RequestError) -> Response:
+    """An error as OpenAI's clients know it."""
+    return json_response(error.body(), error.status, error.headers)
+
+
+def check_key(request: Request, api_key: str | None) -> None:
+    """Checks the key of a request, in a time that does not tell it.
+
+    Raises:
+        RequestError: It lacks the key, or has another one.
+    """
+    if api_key is None:
+        return
+    given = request.headers.get("authorization", "").encode()
+    if not hmac.compare_digest(given, f"Bearer {api_key}".encode()):
+        raise RequestError(
+            "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'",
+            status=401,
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
+async def read_body(request: Request, most: int, seconds: float) -> bytes:
+    """A JSON body.
+
+    Raises:
+        RequestError: It is too large, too slow, or of another type.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        # A page of another site can send anything but this without being asked first.
+        raise RequestError("send 'Content-Type: application/json'", status=415)
+    too_large = RequestError(
+        f"the body has more than the {most} bytes that this server takes",
+        status=413,
+        code="request_too_large",
+        headers={"Connection": "close"},
+    )
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared[:20]) > most:
+        raise too_large
+    body = bytearray()
+
+    async def read() -> None:
+        async for part in request.stream():
+            body.extend(part)
+            if len(body) > most:
+                raise too_large
+
+    try:
+        await asyncio.wait_for(read(), seconds)
+    except asyncio.TimeoutError:
+        raise RequestError(
+            f"the body did not come within {seconds:g} s",
+            status=408,
+            headers={"Connection": "close"},
+        ) from None
+    return bytes(body)
+
+
+class Endpoints:
+    """The endpoints that write text."""
+
+    def __init__(
+        self, facts: PairFacts, front: Front, metrics: ServerMetrics, options: ServerOptions
+    ) -> None:
+        """Of a server.
+
+        Args:
+            facts: Of the pair.
+            front: To its engine.
+            metrics: Told of every answer.
+            options: Of the server.
+        """
+        self._facts = facts
+        self._front = front
+        self._metrics = metrics
+        self._options = options
+        self._encoder = ThreadPoolExecutor(1, "glimprouter-encoder")  # tokenizers are not shared
+
+    async def chat(self, request: Request) -> Response:
+        """``POST /v1/chat/completions``."""
+        return await self._answered(request, "chat", self._chat)
+
+    async def completions(self, request: Request) -> Response:
+        """``POST /v1/completions``."""
+        return await self._answered(request, "completions", self._completions)
+
+    async def _answered(
+        self,
+        request: Request,
+        endpoint: str,
+        make: Callable[[bytes], Awaitable[tuple[Generation, bool]]],
+    ) -> Response:
+        began = time.monotonic()
+        status = 500
+        try:
+            check_key(request, self._options.api_key)
+            body = await read_body(
+                request, self._options.max_body_bytes, self._options.idle_seconds
+            )
+            generation, streams = await make(body)
+            if streams:
+                status = 0  # noted when the stream ends
+                return self._streamed(request, generation, endpoint, began)
+            answer = await self._while_connected(request, generation)
+            status = 200
+            return json_response(answer)
+        except RequestError as error:
+            status = error.status
+            return error_response(error)
+        except ClientDisconnect:
+            status = _GONE
+            return Response(status_code=_GONE)
+        finally:
+            if status:
+                self._metrics.note_answer(endpoint, status, time.monotonic() - began)
+
+    async def _while_connected(self, request: Request, generation: Generation) -> Any:
+        """The whole answer, unless the client goes away.
+
+        Raises:
+            ClientDisconnect: It did.
+        """
+        working = asyncio.ensure_future(generation.complete())
+        watching = asyncio.ensure_future(_gone(request))
+        try:
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            raise ClientDisconnect
+        finally:
+            generation.close()
+            for task in (working, watching):
+                task.cancel()
+
+    def _streamed(
+        self, request: Request, generation: Generation, endpoint: str, began: float
+    ) -> Response:
+        """A stream whose sequences end when its client goes away, also before it has begun."""
+        watching = asyncio.ensure_future(_gone(request))
+        watching.add_done_callback(lambda _: generation.close())
+
+        async def chunks() -> AsyncIterator[bytes]:
+            status = _GONE
+            try:
+                async for chunk in generation.chunks():
+                    yield chunk
+                status = 200
+            finally:
+                watching.cancel()
+                self._metrics.note_answer(endpoint, status, time.monotonic() - began)
+
+        headers = {"Cache-Control": "no-store"}
+        return StreamingResponse(chunks(), media_type="text/event-stream", headers=headers)
+
+    async def _chat(self, body: bytes) -> tuple[Generation, bool]:
+        request = parse_request(ChatRequest, body)
+        self._check_model(request.model)
+        return await self._started(
+            request, request.n, lambda: [self._facts.encode_chat(request)], ChatAnswer
+        )
+
+    async def _completions(self, body: bytes) -> tuple[Generation, bool]:
+        request = parse_request(CompletionRequest, body)
+        self._check_model(request.model)
+        prompt = request.prompt
+        many = isinstance(prompt, list) and not all(isinstance(entry, int) for entry in prompt)
+        count = request.n * (len(prompt) if many else 1)
+        return await self._started(
+            request, count, lambda: self._facts.encode_texts(request), CompletionAnswer
+        )
+
+    async def _started(
+        self,
+        request: ChatRequest | CompletionRequest,
+        count: int,
+        encode: Callable[[], Any],
+        shape: type[Answer],
+    ) -> tuple[Generation, bool]:
+        """Room first, then the prompt: a full server turns none into tokens."""
+        if count > self._options.max_choices:
+            most = self._options.max_choices
+            raise RequestError(
+                f"{count} sequences are asked for, and a request may have {most}", param="n"
+            )
+        self._front.reserve(count)
+        try:
+            loop = asyncio.get_running_loop()
+            prompts = await loop.run_in_executor(self._encoder, encode)
+            tokens = sum(len(prompt.large) for prompt in prompts)
+            trace = request.glimprouter.trace
+            answer = shape(self._options.model_name, tokens, trace=trace)
+            generation = Generation(request, self._facts, answer, prompts)
+        except BaseException:
+            self._front.give_back(count)
+            raise
+        generation.start(self._front)
+        return generation, request.stream
+
+    def _check_model(self, name: str) -> None:
+        own = self._options.model_name
+        if name != own:
+            raise RequestError(
+                f"there is no model {name[:100]!r} here; this server has {own!r}",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has gone away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

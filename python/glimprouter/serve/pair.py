@@ -1,0 +1,188 @@
+"""What the front of a server needs to know of a pair: how prompts are read, and text is marked."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from glimprouter.config import RouterConfig
+from glimprouter.serve.errors import RequestError, unsupported, without_numbers
+from glimprouter.serve.requests import ChatRequest, CompletionRequest, Message
+
+if TYPE_CHECKING:
+    from glimprouter.hf import EncodedPrompt, RoutedModel
+
+MODELS = ("small", "large")
+_ALWAYS_KNOWN = ("role", "content", "tool_calls")
+
+
+@dataclass(frozen=True)
+class Markers:
+    """Texts around the thinking.
+
+    Attributes:
+        starts: Each of them opens it.
+        ends: Each of them ends it, the longest first.
+    """
+
+    starts: tuple[str, ...]
+    ends: tuple[str, ...]
+
+
+class PairFacts:
+    """A pair as the front sees it; its tokenizers are copies, for a thread of their own."""
+
+    def __init__(self, model: RoutedModel) -> None:
+        """Of a loaded pair."""
+        from glimprouter.hf.pair.facts import context_length
+
+        own = (model.tokenizer, model.large_tokenizer)
+        self.config: RouterConfig = model.config
+        self.tokenizers = [copy.deepcopy(tokenizer) for tokenizer in own]
+        self.contexts = {
+            name: context_length(one)
+            for name, one in zip(MODELS, (model.small, model.large), strict=True)
+        }
+        self.markers = _markers(model)
+        self._boundaries = (model.boundary, model.large_boundary)
+        self.special_texts = {
+            name: {token: tokenizer.decode([token]) for token in tokenizer.all_special_ids}
+            for name, tokenizer in zip(MODELS, self.tokenizers, strict=True)
+        }
+        self._templates = [
+            str(getattr(tokenizer, "chat_template", None) or "") for tokenizer in own
+        ]
+        self._reads_tools = getattr(model.large_tokenizer, "response_template", None) is not None
+
+    def _named(self, word: str) -> bool:
+        """Whether both chat templates say something about a word."""
+        pattern = re.compile(rf"\b{re.escape(word)}\b")
+        return all(pattern.search(template) for template in self._templates)
+
+    def encode_chat(self, request: ChatRequest) -> EncodedPrompt:
+        """The prompt of a chat, for both models.
+
+        Raises:
+            RequestError: The templates cannot render it, or would ignore a part of it.
+        """
+        options = dict(request.chat_template_kwargs)
+        for name in options:
+            if not self._named(name) and name not in ("documents", "chat_template"):
+                reason = "the chat template of a model does not know it"
+                raise unsupported(f"chat_template_kwargs.{name}", reason)
+        if "chat_template" in options:
+            raise unsupported("chat_template_kwargs.chat_template", "a template is code")
+        if "tools" in options:
+            raise unsupported("chat_template_kwargs.tools", "give them as 'tools'")
+        if request.tools and request.tool_choice == "auto":
+            self._check_tools(request)
+            options["tools"] = [tool.model_dump() for tool in request.tools]
+        chat = [self._message(place, message) for place, message in enumerate(request.messages)]
+        return self._encode(chat, options, "messages")
+
+    def _check_tools(self, request: ChatRequest) -> None:
+        if not self._named("tools"):
+            raise unsupported("tools", "the chat template of a model does not know them")
+        if not self._reads_tools:
+            raise unsupported(
+                "tools", "the large model's tokenizer has no response template that reads calls"
+            )
+        if request.stops:
+            raise unsupported("stop", "calls of tools are read from whole answers")
+
+    def _message(self, place: int, message: Message) -> dict[str, Any]:
+        """A message as templates take it; what they would ignore is refused."""
+        given = message.model_dump(exclude_none=True)
+        for name in given:
+            if name not in _ALWAYS_KNOWN and not self._named(name):
+                reason = "the chat template of a model does not know it"
+                raise unsupported(f"messages.{place}.{name}", reason)
+        if isinstance(given.get("content"), list):
+            given["content"] = "".join(part["text"] for part in given["content"])
+        if message.tool_calls is not None:
+            if not self._named("tool_calls"):
+                reason = "the chat template of a model does not know it"
+                raise unsupported(f"messages.{place}.tool_calls", reason)
+            given["tool_calls"] = [
+                _as_templates_take_it(call, f"messages.{place}.tool_calls.{number}")
+                for number, call in enumerate(given["tool_calls"])
+            ]
+        return given
+
+    def encode_texts(self, request: CompletionRequest) -> list[EncodedPrompt]:
+        """The prompts of a completion, which no template touches.
+
+        Raises:
+            RequestError: A prompt that is empty, or no text or ids of these models.
+        """
+        from glimprouter.hf import EncodedPrompt
+
+        prompts: Sequence[Any] = [request.prompt]
+        if isinstance(request.prompt, list) and not all(isinstance(x, int) for x in request.prompt):
+            prompts = request.prompt
+        if request.prompt == []:
+            raise RequestError("'prompt' is empty", param="prompt")
+        encoded = []
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                try:
+                    own = [
+                        list(map(int, tokenizer(prompt).input_ids)) for tokenizer in self.tokenizers
+                    ]
+                except (TypeError, UnicodeEncodeError):
+                    raise RequestError("the prompt is no valid text", param="prompt") from None
+                prompt = EncodedPrompt(prompt, own[0], own[1])
+            encoded.append(self._encode(prompt, None, "prompt"))
+        return encoded
+
+    def check_room(self, prompt: EncodedPrompt, overrides: Mapping[str, Any]) -> None:
+        """Checks that the contexts hold a prompt and what it asks for.
+
+        Raises:
+            RequestError: They do not, or nothing is left to write.
+        """
+        from glimprouter.hf.pair.budgets import budgets_of
+        from glimprouter.hf.pair.standing import start_of
+
+        config, closing = self.config.replace(**overrides), len(self._boundaries[0].close_ids)
+        thinks = self.markers is not None
+        try:
+            budgets = budgets_of(0, prompt, config, self.contexts, closing, thinks=thinks)
+            start_of(0, prompt, self._boundaries, budgets)
+        except ValueError as error:
+            message = without_numbers(str(error))
+            raise RequestError(message, code="context_length_exceeded") from None
+
+    def _encode(self, prompt: Any, options: Mapping[str, Any] | None, param: str) -> EncodedPrompt:
+        from glimprouter.hf.pair.prompts import check_template_options, encode_prompt
+
+        try:
+            check_template_options([options], {})
+            return encode_prompt(prompt, self.tokenizers[0], self.tokenizers[1], options)
+        except (TypeError, ValueError) as error:
+            raise RequestError(str(error)[:1000], param=param, code="invalid_value") from None
+
+
+def _as_templates_take_it(call: dict[str, Any], param: str) -> dict[str, Any]:
+    """A tool call whose arguments are an object, not JSON as text."""
+    function = call["function"]
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except (ValueError, RecursionError):
+        name = f"{param}.function.arguments"
+        raise RequestError(f"{name!r} is no JSON", param=name) from None
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _markers(model: RoutedModel) -> Markers | None:
+    """Of the pair's thinking; None for a pair that does not think."""
+    formats = [format for format in model.thinking_formats if format is not None]
+    if not formats:
+        return None
+    ends = {text for one in formats for text in (one.end.strip(), (one.close or one.end).strip())}
+    starts = {one.start.strip() for one in formats}
+    return Markers(tuple(sorted(starts)), tuple(sorted(ends, key=len, reverse=True)))

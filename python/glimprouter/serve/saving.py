@@ -1,0 +1,38 @@
+"""Sequences that are saved when a server stops; ``RoutedModel.resume`` goes on with them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glimprouter.serve.errors import Failure
+
+if TYPE_CHECKING:
+    from glimprouter.hf import Run
+
+_log = logging.getLogger("glimprouter.serve")
+SUFFIX = ".sequence"
+
+
+def save_sequence(run: Run, index: int, name: str, directory: Path) -> Failure | None:
+    """Saves a sequence under a name; what its client is told. None where it has not begun.
+
+    Args:
+        run: Whose.
+        index: In the run.
+        name: Of the file, without its suffix.
+        directory: Where it goes.
+    """
+    try:
+        saved = run.save(index)
+    except ValueError:  # it waits for a row, or has ended
+        return None
+    partial = directory / f".{name}{SUFFIX}"
+    try:
+        partial.write_bytes(saved)
+        partial.replace(directory / f"{name}{SUFFIX}")
+    except OSError as error:
+        _log.error("cannot save %s: %s", name, error)
+        return None
+    return Failure(f"the server stops; what there is was saved as {name}", 503)
