@@ -27,6 +27,7 @@ from recipes import HEAD_SIZE, RECIPES, TASKS, Recipe
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from families import FAMILIES, Family
+from glimprouter.demo_pair import small_path
 from glimprouter.tasks import task_of
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -175,7 +176,9 @@ def train(arguments: argparse.Namespace) -> Path:
     task, family = task_of(arguments.task), FAMILIES[arguments.task]
     recipe = RECIPES[arguments.task, arguments.model]
     out: Path = arguments.out / arguments.task / f"{arguments.model}-{arguments.seed}"
-    tokenizer = pair_tokenizer.load_or_build(out.parent / "tokenizer", family)
+    # Models of list_reduction pair up with those that are shipped.
+    known = small_path() if arguments.task == "list_reduction" else out.parent / "tokenizer"
+    tokenizer = pair_tokenizer.load_or_build(known, family)
     problems = task.problems(arguments.problems, "development")
     model = build_model(recipe, tokenizer)
     print(f"{out}: {sum(p.numel() for p in model.parameters())} parameters", flush=True)
