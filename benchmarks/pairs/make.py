@@ -1,6 +1,6 @@
 """Makes all pairs: for each task three small models and a large one, then chooses the small one.
 
-    python benchmarks/pairs/make.py --out DIR [--tasks arithmetic search] [--threads 1]
+    python benchmarks/pairs/make.py --out DIR [--tasks arithmetic search] [--seeds 1 2 3]
 
 What is finished is kept: a run that was stopped goes on with the model that it was at. The pair of
 a task is then in DIR/pairs.json, with the accuracies of all its models on both splits.
@@ -22,7 +22,6 @@ from recipes import TASKS
 from glimprouter.demo_pair import large_path
 from glimprouter.tasks import Task, task_of
 
-SMALL_SEEDS = (1, 2, 3)
 WANTED_ACCURACY = 0.625  # of the small model: it errs often enough, and not always
 PROBLEMS = {"development": 200, "report": 400}
 TRAIN = Path(__file__).parent / "train.py"
@@ -48,12 +47,14 @@ def accuracies(folder: Path, task: Task, cache: dict[str, Any]) -> dict[str, Any
     return cache
 
 
-def make_pair(out: Path, name: str, threads: int, known: dict[str, Any]) -> dict[str, Any]:
+def make_pair(
+    out: Path, name: str, small_seeds: list[int], threads: int, known: dict[str, Any]
+) -> dict[str, Any]:
     """Trains and measures the models of a task; the small one is chosen on development problems."""
     task = task_of(name)
     seeds = known.get("small_seeds", {})
     small = {}
-    for seed in map(str, SMALL_SEEDS):
+    for seed in map(str, small_seeds):
         folder = trained(out, name, "small", int(seed), threads)
         small[seed] = accuracies(folder, task, seeds.get(seed, {}))
     # The large model of the embedded pair is shipped: its recipe takes the longest of all.
@@ -73,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=TASKS)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3], help="small models")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -81,7 +83,7 @@ def main() -> None:
     index = out / "pairs.json"
     for name in arguments.tasks:
         pairs = json.loads(index.read_text()) if index.exists() else {}
-        pairs[name] = make_pair(out, name, arguments.threads, pairs.get(name, {}))
+        pairs[name] = make_pair(out, name, arguments.seeds, arguments.threads, pairs.get(name, {}))
         index.write_text(json.dumps(pairs, indent=1) + "\n")
         print(f"{name}: {json.dumps(pairs[name])}", flush=True)
 
