@@ -79,7 +79,8 @@ class Scene {
     paged_attention(pool_, kLayer, batch_, shape_.options, queries_.cpu_view(0), out.cpu_view(0));
   }
 
-  void on_device(HeadsTensor& out, std::int32_t more_tokens = 0, std::int32_t more_keys = 0) {
+  void on_device(HeadsTensor& out, AttentionLoads loads, std::int32_t more_tokens = 0,
+                 std::int32_t more_keys = 0) {
     AttentionArguments arguments{{pool_.address(kNullPage), layout_.layer(kLayer)},
                                  batch_.block_table.data(),
                                  batch_.table_width,
@@ -97,7 +98,8 @@ class Scene {
                                  shape_.options.chunk_size,
                                  queries_.device_view(),
                                  out.device_view(),
-                                 {}};
+                                 {},
+                                 loads};
     for (const Span& span : shape_.spans) {
       arguments.most_tokens = std::max(arguments.most_tokens, span.new_tokens + more_tokens);
       arguments.most_keys = std::max(arguments.most_keys, span.length + more_keys);
@@ -231,9 +233,12 @@ void expect_exact(const Case& shape, std::uint64_t seed, int schedules = 1) {
   HeadsTensor expected = scene.output(seed);
   scene.on_cpu(expected);
   for (int schedule = 0; schedule < schedules; ++schedule) {
-    HeadsTensor out = scene.output(seed);
-    scene.on_device(out, schedule % 3, schedule * 300);
-    ASSERT_EQ(out.bytes(), expected.bytes()) << "seed " << seed << ", schedule " << schedule;
+    for (const AttentionLoads loads : {AttentionLoads::kDirect, AttentionLoads::kStaged}) {
+      HeadsTensor out = scene.output(seed);
+      scene.on_device(out, loads, schedule % 3, schedule * 300);
+      ASSERT_EQ(out.bytes(), expected.bytes())
+          << "seed " << seed << ", schedule " << schedule << ", loads " << static_cast<int>(loads);
+    }
   }
   const double bound = expected.dtype() == DataType::kBFloat16 ? 0x1p-7 : 2e-5;
   EXPECT_LT(scene.error(expected), bound) << "seed " << seed;
