@@ -25,7 +25,7 @@ inline LaunchStatus launch_attention(const AttentionArguments& arguments, const 
   shape.grid.y = static_cast<unsigned>(chunks);
   shape.grid.z = static_cast<unsigned>(kv_heads);
   shape.block = static_cast<unsigned>(rows) * kWarpSize;
-  if (arguments.loads == AttentionLoads::kStaged && fits_stages(arguments.pages.layer)) {
+  if (copies_ahead(arguments)) {
     return rows == 4 ? launch(&staged_attention_kernel<4>, shape, arguments)
                      : launch(&staged_attention_kernel<8>, shape, arguments);
   }

@@ -33,15 +33,17 @@ GR_HOST_DEVICE inline std::int32_t stage_tokens(const LayerLayout& layer) {
   return fitting < kMostStageTokens ? fitting : kMostStageTokens;
 }
 
-// The one place that decides: heads that leave room for eight tokens a stage, and rows of keys and
-// values that begin at multiples of 16 bytes wherever they lie in a page. Pages may have any size.
-// What is not served so (latent vectors of 576 elements) is read in place (direct.cuh).
-inline bool fits_stages(const LayerLayout& layer) {
+// The one place that decides whether attention copies ahead: where it is asked to, with heads that
+// leave room for eight tokens a stage, and rows of keys and values that begin at multiples of 16
+// bytes wherever they lie in a page, of whatever size. What is left (latent vectors of 576
+// elements) is read in place (direct.cuh).
+inline bool copies_ahead(const AttentionArguments& arguments) {
+  const LayerLayout& layer = arguments.pages.layer;
   const std::int64_t places = layer.key_offset | layer.key_head_stride | layer.key_token_stride |
                               layer.value_offset | layer.value_head_stride |
                               layer.value_token_stride;
-  return layer.head_dim <= kMaxStagedHeadDim && layer.value_dim <= kMaxStagedHeadDim &&
-         places % kCopyBytes == 0;
+  return arguments.loads == AttentionLoads::kStaged && layer.head_dim <= kMaxStagedHeadDim &&
+         layer.value_dim <= kMaxStagedHeadDim && places % kCopyBytes == 0;
 }
 
 // Divides numbers below 256 by a page size without a division (which takes some 20 instructions).
