@@ -27,22 +27,35 @@ class StagedAttention : public ChunkAttention<kRows> {
         row_bytes_(staged_row_bytes(layer_)),
         stage_tokens_(stage_tokens(layer_)) {}
 
-  // Scores, weights and weighted values of one chunk.
-  template <DataType kType>
+  // Scores, weights and weighted values of one chunk. What does not depend on the type of the
+  // elements is there once: a block runs all of it once, from instruction caches that are cold.
   GR_DEVICE void attend(std::int32_t chunk, Shared& shared) {
     begin(chunk, shared);
-    for (std::int32_t stage = 0; stage < stages_; ++stage) {
-      next(stage, shared);
-      score_stage<kType>(stage, shared);
+    switch (layer_.dtype) {
+      case DataType::kFloat32:
+        score_chunk<DataType::kFloat32>(shared);
+        break;
+      case DataType::kBFloat16:
+        score_chunk<DataType::kBFloat16>(shared);
+        break;
+      case DataType::kFloat16:
+        score_chunk<DataType::kFloat16>(shared);
+        break;
     }
     __syncthreads();
     this->weigh(chunk, shared.chunk);
     const Item items[kItems] = {item(0, chunk, shared), item(1, chunk, shared)};
     float sums[kItems][4] = {};
-    for (std::int32_t stage = stages_; stage < 2 * stages_; ++stage) {
-      next(stage, shared);
-      GR_UNROLL
-      for (int i = 0; i < kItems; ++i) add_stage<kType>(stage, items[i], shared, sums[i]);
+    switch (layer_.dtype) {
+      case DataType::kFloat32:
+        add_chunk<DataType::kFloat32>(items, shared, sums);
+        break;
+      case DataType::kBFloat16:
+        add_chunk<DataType::kBFloat16>(items, shared, sums);
+        break;
+      case DataType::kFloat16:
+        add_chunk<DataType::kFloat16>(items, shared, sums);
+        break;
     }
     GR_UNROLL
     for (int i = 0; i < kItems; ++i) {
@@ -95,7 +108,7 @@ class StagedAttention : public ChunkAttention<kRows> {
       shared.pages[thread] = this->page_address(chunk, thread);
     }
     __syncthreads();
-    GR_UNROLL
+    GR_NO_UNROLL
     for (int stage = 0; stage < kRing - 1; ++stage) copy_ahead(stage, shared);
     this->load_queries(shared.queries, shared.chunk);
   }
@@ -130,6 +143,24 @@ class StagedAttention : public ChunkAttention<kRows> {
       }
     }
     commit_copies();
+  }
+
+  template <DataType kType>
+  GR_DEVICE void score_chunk(Shared& shared) const {
+    for (std::int32_t stage = 0; stage < stages_; ++stage) {
+      next(stage, shared);
+      score_stage<kType>(stage, shared);
+    }
+  }
+
+  template <DataType kType>
+  GR_DEVICE void add_chunk(const Item (&items)[kItems], Shared& shared,
+                           float (&sums)[kItems][4]) const {
+    for (std::int32_t stage = stages_; stage < 2 * stages_; ++stage) {
+      next(stage, shared);
+      GR_UNROLL
+      for (int i = 0; i < kItems; ++i) add_stage<kType>(stage, items[i], shared, sums[i]);
+    }
   }
 
   // Four threads a token, eight lanes apart: each holds four of the 16 virtual lanes, for four
@@ -248,17 +279,7 @@ void staged_attention_kernel(const AttentionArguments arguments) {
   const RowGroup& group = attention.group();
   const auto chunk = static_cast<std::int32_t>(blockIdx.y);
   if (group.count <= 0 || chunk >= group.chunks) return;
-  switch (arguments.pages.layer.dtype) {
-    case DataType::kFloat32:
-      attention.template attend<DataType::kFloat32>(chunk, shared);
-      break;
-    case DataType::kBFloat16:
-      attention.template attend<DataType::kBFloat16>(chunk, shared);
-      break;
-    case DataType::kFloat16:
-      attention.template attend<DataType::kFloat16>(chunk, shared);
-      break;
-  }
+  attention.attend(chunk, shared);
   attention.finish(shared.chunk);
 }
 
