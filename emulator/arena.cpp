@@ -57,9 +57,18 @@ void* Arena::object(const void* key, std::size_t size, std::size_t alignment) {
          bytes_, count_ + 1, kLimit, kMaxObjects);
   }
   end_ = start + size;
-  objects_[count_] = {key, memory_ + start};
+  objects_[count_] = {key, memory_ + start, size};
   unpoison(memory_ + start, size);
   return objects_[count_++].start;
+}
+
+bool Arena::holds(const void* start, std::size_t size) const {
+  const auto* const first = static_cast<const std::byte*>(start);
+  for (unsigned i = 0; i < count_; ++i) {
+    const std::byte* const end = objects_[i].start + objects_[i].size;
+    if (first >= objects_[i].start && first < end) return first + size <= end;
+  }
+  return false;
 }
 
 }  // namespace glimprouter::simt

@@ -26,6 +26,7 @@ void Block::begin(const Shape& shape, unsigned first_fiber, void (*entry)(), std
     thread = Thread{};
     thread.shape = &shape_;
     thread.number = i;
+    copies_[i].clear();
     thread.fiber = &pooled_fiber(first_fiber + i, entry);
     if (under_tsan()) tsan_acquire_as(thread.fiber->tsan(), &order_tag_);
     warps_[i / kLanes].alive |= 1u << thread.lane();
@@ -91,6 +92,9 @@ void Block::leave() {
   self.state = Thread::State::kReturned;
   Warp& warp = warps_[self.number / kLanes];
   warp.alive &= ~(1u << self.lane());
+  if (copies().waiting() > 0) {
+    fail(&self, nullptr, "a thread returned with %u copies on their way", copies().waiting());
+  }
   if (at_barrier_ > 0) {
     fail(&self, first_at_barrier_, "a thread returned while another waits at __syncthreads()");
   }

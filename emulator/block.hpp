@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <memory>
 
+#include "emulator/copies.hpp"
 #include "emulator/random.hpp"
 #include "emulator/thread.hpp"
 
@@ -25,10 +26,14 @@ class Arena {
   // The object of that key: placed by the first thread that asks.
   void* object(const void* key, std::size_t size, std::size_t alignment);
 
+  // Whether so many bytes from there on lie within one object.
+  bool holds(const void* start, std::size_t size) const;
+
  private:
   struct Object {
     const void* key;
     std::byte* start;
+    std::size_t size;
   };
   static constexpr unsigned kMaxObjects = 32;
 
@@ -55,6 +60,7 @@ class Block {
                           const Site& site);
   void leave();
   Arena& arena() { return arena_; }
+  CopyQueue& copies() { return copies_[current->number]; }
 
  private:
   struct Warp {
@@ -88,6 +94,7 @@ class Block {
   std::array<Thread*, kMaxThreads> ready_{};
   std::array<Warp, kMaxThreads / kLanes> warps_{};
   std::array<Thread, kMaxThreads> threads_{};
+  std::array<CopyQueue, kMaxThreads> copies_;  // of the threads
   Arena arena_;
 };
 

@@ -64,7 +64,7 @@ std::vector<Dim3> block_order(const Dim3& grid, Random& random) {
 // Made on first use and kept for the life of the process.
 Block& pooled_block(unsigned place) {
   static std::vector<std::unique_ptr<Block>>& pool = *new std::vector<std::unique_ptr<Block>>;
-  while (pool.size() <= place) pool.push_back(std::make_unique<Block>());
+  while (pool.size() <= place) pool.push_back(std::make_unique_for_overwrite<Block>());
   return *pool[place];
 }
 

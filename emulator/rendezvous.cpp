@@ -2,6 +2,7 @@
 #include "emulator/rendezvous.hpp"
 
 #include <bit>
+#include <cstdint>
 #include <cstring>
 
 #include "emulator/block.hpp"
@@ -155,6 +156,29 @@ std::uint64_t meet_warp(WarpCall call, unsigned mask, std::uint64_t value, unsig
                         const Site& site) {
   return running_block->meet_warp(call, mask, value, source_lane, site);
 }
+
+void begin_copy(void* shared, const void* global) {
+  constexpr std::size_t kBytes = 16;
+  const auto aligned = [](const void* pointer) {
+    return reinterpret_cast<std::uintptr_t>(pointer) % kBytes == 0;
+  };
+  CopyQueue& copies = running_block->copies();
+  if (!aligned(shared) || !aligned(global)) {
+    fail(current, nullptr, "a copy of 16 bytes from %p to %p: both must be multiples of 16", global,
+         shared);
+  }
+  if (!running_block->arena().holds(shared, kBytes)) {
+    fail(current, nullptr, "a copy to what is not in the block's shared memory");
+  }
+  if (copies.waiting() == CopyQueue::kMost) {
+    fail(current, nullptr, "a thread has more than %u copies on their way", CopyQueue::kMost);
+  }
+  copies.begin({shared, global});
+}
+
+void commit_copies() { running_block->copies().commit(); }
+
+Copy next_finished_copy(unsigned left) { return running_block->copies().take(left); }
 
 void* shared_memory(const void* key, std::size_t size, std::size_t alignment) {
   return running_block->arena().object(key, size, alignment);

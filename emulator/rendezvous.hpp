@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <type_traits>
 
+#include "emulator/copies.hpp"
 #include "emulator/thread.hpp"
 
 namespace glimprouter::simt {
@@ -24,6 +25,15 @@ void check(bool condition, const char* message, const Site& site);
 // waits for another one in a loop, which no kernel of this project may do: the other may not be
 // running.
 void count_atomic();
+
+// Notes a copy of 16 bytes from global into shared memory, and ends the process where either is not
+// what it must be.
+void begin_copy(void* shared, const void* global);
+// Closes a group of copies.
+void commit_copies();
+// The next copy that a wait for all but the last `left` groups finishes, whom the caller carries
+// out, so that the sanitizers see it; without a target: there is none.
+Copy next_finished_copy(unsigned left);
 
 // The object of the block's shared memory that has this key.
 void* shared_memory(const void* key, std::size_t size, std::size_t alignment);

@@ -19,6 +19,22 @@ GR_DEVICE Vec16 load16_once_if(const void* source, bool condition) {
 
 GR_DEVICE void store16(void* target, const Vec16& value) { *static_cast<Vec16*>(target) = value; }
 
+// From here on the target belongs to the copy: what is there is no number.
+GR_DEVICE void copy16_async(void* shared, const void* global) {
+  simt::begin_copy(shared, global);
+  store16(shared, Vec16{{~0u, ~0u, ~0u, ~0u}});
+}
+
+GR_DEVICE void commit_copies() { simt::commit_copies(); }
+
+template <unsigned kLeft>
+GR_DEVICE void wait_copies() {
+  for (simt::Copy copy = simt::next_finished_copy(kLeft); copy.target != nullptr;
+       copy = simt::next_finished_copy(kLeft)) {
+    store16(copy.target, load16(copy.source));
+  }
+}
+
 GR_DEVICE float larger_number(float a, float b) { return b > a || a != a ? b : a; }
 GR_DEVICE float larger_or_nan(float a, float b) { return b > a || b != b ? b : a; }
 

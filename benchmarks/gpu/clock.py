@@ -95,3 +95,9 @@ class Clock:
         target = torch.empty_like(source)
         microseconds = self.events(lambda: target.copy_(source))
         return 2 * size / (1e-6 * microseconds)
+
+    def read_bandwidth(self, megabytes: int = 1024) -> float:
+        """Bytes a second of a large sum on the device, which reads and hardly writes."""
+        size = (megabytes if self.is_cuda else 16) << 20
+        source = torch.ones(size // 4, dtype=torch.float32, device=self.device)
+        return size / (1e-6 * self.events(source.sum))

@@ -13,16 +13,18 @@ from models import build, weight_bytes
 from transformers import AutoTokenizer
 
 import glimprouter as gr
+from glimprouter import kv
 from glimprouter.demo_pair import small_path
 from glimprouter.hf import RoutedModel, Run
 
 # Times of the floor that the project set itself.
 GOALS = {"4B": 1.6, "32B": 1.25}
-# Our own, by the name in the result.
+# Our own, by the name in the result: options of `RoutedModel`, and the loads of attention.
 ENGINES: dict[str, dict[str, Any]] = {
     "gather": {"engine": "gather"},
     "paged": {"engine": "paged", "execution": "eager"},
     "graphs": {"engine": "paged", "execution": "graphs"},
+    "staged": {"engine": "paged", "execution": "graphs", "loads": "staged"},
     "fused": {"engine": "paged", "execution": "graphs", "fused_layers": True},
 }
 COMPILED: dict[str, dict[str, Any]] = {"compiled": {"engine": "paged", "execution": "compiled"}}
@@ -74,7 +76,7 @@ def measure_model(
         context: Tokens of the prompt.
         tokens: Generated tokens, at least 3.
         bandwidth: Measured, bytes a second, read and written bytes counted.
-        engines: Options of `RoutedModel` by name.
+        engines: As `ENGINES`.
     """
     model = build(name, clock.device)
     prompt = torch.randint(5, 290, (1, context), device=clock.device)
@@ -107,11 +109,15 @@ def measure_model(
         ),
     }
     for engine, options in engines.items():
+        others = {key: value for key, value in options.items() if key != "loads"}
+        before = kv.set_attention_loads(options.get("loads", "direct"))
         try:
-            own = _milliseconds_a_token(clock, by_engine(**options))
+            own = _milliseconds_a_token(clock, by_engine(**others))
         except (ValueError, RuntimeError) as error:
             result[f"{engine}_refused"] = str(error)
             continue
+        finally:
+            kv.set_attention_loads(before)
         result[f"{engine}_ms"] = own
         result[f"{engine}_times_floor"] = own / floor
     result["goal_times_floor"] = GOALS.get(name)

@@ -110,9 +110,9 @@ def parts(clock: Clock) -> dict[str, Part]:
             60,
             claim=150,
         ),
-        "decode": _plain(lambda: decode.run(clock, pair, 512, 48), 85),
+        "decode": _plain(lambda: decode.run(clock, pair, 512, 48), 97),
         "layers": _plain(lambda: layers.run(clock, pair), 15),
-        "kv_pages": _plain(lambda: kv_pages.run(clock, "4B", contexts, batches), 15),
+        "kv_pages": _plain(lambda: kv_pages.run(clock, "4B", contexts, batches), 20),
         "fused_op": _plain(lambda: fused_op.run(clock, VOCABULARY), 25),
         "hybrid": _plain(lambda: hybrid.run(clock, "2B", (1, 16)), 20),
         "generate_static": Part(

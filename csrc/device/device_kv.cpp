@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "device/attention_loads.hpp"
 #include "device/device_arena.hpp"
 
 namespace glimprouter {
@@ -245,6 +246,7 @@ void DeviceArena::attend(const KvLayout& layout, std::int32_t layer, const Devic
   arguments.queries = device_heads(queries, "queries");
   arguments.out = device_heads(out, "out");
   arguments.workspace = memory;
+  arguments.loads = attention_loads();
   follow(stream);
   device_.backend->pages->attend(device_.index, arguments, stream);
 }

@@ -80,6 +80,12 @@ struct AttentionWorkspace {
   std::uint32_t* tickets;  // [attention_tickets()], zero between launches
 };
 
+// How attention brings keys and values to a processor. No result depends on it.
+enum class AttentionLoads : std::uint8_t {
+  kDirect,  // a thread loads what it needs when it needs it
+  kStaged,  // copied ahead into shared memory, where a layer's layout allows it
+};
+
 // Causal attention of the batch's tokens over the pages of their sequences.
 struct AttentionArguments {
   DevicePages pages;          // head sizes: multiples of 16 up to 576; at most 256 tokens a page
@@ -100,6 +106,7 @@ struct AttentionArguments {
   DeviceHeads queries;      // [T, heads, head_dim]
   DeviceHeads out;          // [T, heads, value_dim]
   AttentionWorkspace workspace;
+  AttentionLoads loads = AttentionLoads::kDirect;
 };
 
 // The latent vectors of multi-head latent attention (DeepSeek V3) have 576, Gemma 4 up to 512.

@@ -1,10 +1,11 @@
-// How attention over pages is launched: one kernel for any batch.
+// How attention over pages is launched: one kernel for any batch, by the loads that are wanted.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/attention/paged.cuh"
+#include "kernels/attention/direct.cuh"
+#include "kernels/attention/staged.cuh"
 #include "kernels/kv/launch.cuh"
 
 namespace glimprouter::device {
@@ -24,6 +25,10 @@ inline LaunchStatus launch_attention(const AttentionArguments& arguments, const 
   shape.grid.y = static_cast<unsigned>(chunks);
   shape.grid.z = static_cast<unsigned>(kv_heads);
   shape.block = static_cast<unsigned>(rows) * kWarpSize;
+  if (copies_ahead(arguments)) {
+    return rows == 4 ? launch(&staged_attention_kernel<4>, shape, arguments)
+                     : launch(&staged_attention_kernel<8>, shape, arguments);
+  }
   return rows == 4 ? launch(&attention_kernel<4>, shape, arguments)
                    : launch(&attention_kernel<8>, shape, arguments);
 }

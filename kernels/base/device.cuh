@@ -68,6 +68,17 @@ GR_DEVICE Vec16 load16_if(const void* source, bool condition);
 GR_DEVICE Vec16 load16_once_if(const void* source, bool condition);
 GR_DEVICE void store16(void* target, const Vec16& value);
 
+// Copies of 16 bytes from global into shared memory that go on while the thread does (compute
+// capability 8.0). Both pointers are multiples of 16. From the call on the target belongs to the
+// copy, so whoever read it before has met the thread since. commit_copies() closes a group: the
+// copies that the thread began since the last one, perhaps none. wait_copies<n>() returns when of
+// the thread's closed groups all but the last n have arrived, for this thread: for the others
+// behind the next barrier. A thread waits for all that it began before it returns.
+GR_DEVICE void copy16_async(void* shared, const void* global);
+GR_DEVICE void commit_copies();
+template <unsigned kLeft>
+GR_DEVICE void wait_copies();
+
 // The larger of two: where one is NaN, the other; and the same that gives NaN where one is.
 GR_DEVICE float larger_number(float a, float b);
 GR_DEVICE float larger_or_nan(float a, float b);

@@ -36,6 +36,22 @@ GR_DEVICE void store16(void* target, const Vec16& value) {
       make_uint4(value.word[0], value.word[1], value.word[2], value.word[3]);
 }
 
+// Past the first-level cache: what is copied is not read from global memory again.
+GR_DEVICE void copy16_async(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
+               :
+               : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(shared))),
+                 "l"(__cvta_generic_to_global(global))
+               : "memory");
+}
+
+GR_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <unsigned kLeft>
+GR_DEVICE void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" : : "n"(kLeft) : "memory");
+}
+
 GR_DEVICE float larger_number(float a, float b) { return fmaxf(a, b); }
 
 GR_DEVICE float larger_or_nan(float a, float b) {

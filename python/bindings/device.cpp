@@ -5,8 +5,10 @@
 #include <cstddef>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "device/attention_loads.hpp"
 #include "device/device_evaluate.hpp"
 #include "sampling_parameters.hpp"
 #include "tensor_access.hpp"
@@ -131,11 +133,19 @@ py::tuple device_names() {
   return py::tuple(names);
 }
 
+std::string_view change_attention_loads(std::string_view name) {
+  const AttentionLoads before = attention_loads();
+  set_attention_loads(name);
+  return name_of(before);
+}
+
 void bind_device(py::module_& module) {
+  attention_loads();  // a bad GLIMPROUTER_ATTENTION_LOADS is an error at import
 #if defined(GLIMPROUTER_EMULATOR)
   add_device_backend(simt::backend());
   add_backend(simt::row_backend());
 #endif
+  module.def("set_attention_loads", &change_attention_loads, py::arg("loads"));
   module.attr("ROW_RESULT_WORDS") = kResultWords;
   module.attr("ROW_RESULT_FIELDS") = result_fields();
   module.def("glimpse_on_device", &glimpse_on_device, py::arg("logits"), py::arg("entropy_top_k"),

@@ -356,6 +356,7 @@ class KvCache:
 def append_kv(
     pool: PagePool, layer: int, batch: RaggedBatch, keys: Any, values: Any, /
 ) -> None: ...
+def set_attention_loads(loads: str) -> str: ...
 def paged_attention(
     pool: PagePool,
     layer: int,

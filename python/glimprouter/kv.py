@@ -42,6 +42,7 @@ __all__ = [
     "gather_kv",
     "gather_kv_layers",
     "paged_attention",
+    "set_attention_loads",
     "stage_batch",
 ]
 
@@ -102,6 +103,26 @@ def paged_attention(
         ValueError: Another shape, stride, device or layer, or an option out of range.
     """
     _C.paged_attention(pool, layer, batch, queries, out, scale, window, softcap, sinks, chunk_size)
+
+
+def set_attention_loads(loads: str) -> str:
+    """Chooses how attention on a device brings keys and values to a processor, in this process.
+
+    No result depends on it. The environment variable ``GLIMPROUTER_ATTENTION_LOADS`` says what a
+    process begins with; without it that is ``"direct"``, for ``"staged"`` has not been measured on
+    a GPU yet. Graphs keep what they were captured with; pages in host memory have no such choice.
+
+    Args:
+        loads: ``"direct"``: each thread loads what it needs when it needs it. ``"staged"``: copies
+            into shared memory run ahead, where heads have at most 256 elements; others are direct.
+
+    Returns:
+        What was chosen before.
+
+    Raises:
+        ValueError: Another name.
+    """
+    return _C.set_attention_loads(loads)
 
 
 def gather_kv(

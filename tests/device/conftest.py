@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 import glimprouter as gr
+from glimprouter import kv
 from glimprouter.hf.attention import layers
 from glimprouter.hf.engine import kept_pool
 from glimprouter.hf.engine import paged as engine
@@ -42,3 +44,11 @@ def eager_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(engine, "paged_forward", counted)
     return seen
+
+
+@pytest.fixture(params=["direct", "staged"])
+def loads(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How attention brings keys and values to a processor, in turns."""
+    before = kv.set_attention_loads(request.param)
+    yield request.param
+    kv.set_attention_loads(before)

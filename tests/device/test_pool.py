@@ -83,6 +83,7 @@ class Run:
         return [*self.outputs, keys.cpu(), values.cpu()]
 
 
+@pytest.mark.usefixtures("loads")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("device", DEVICES)
 def test_every_device_gives_the_bits_of_the_cpu(device: str, dtype: str) -> None:

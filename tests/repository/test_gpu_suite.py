@@ -44,6 +44,10 @@ def test_every_part_of_the_suite_runs(report: dict[str, Any]) -> None:
     products = [row["bytes"] for row in report["layers"]["rows"][3:7]]
     assert products == [2 * 64 * (128 + 64 + 64), 2 * 128 * 64, 2 * 64 * 256, 2 * 128 * 64]
     assert [row["tokens_computed_a_call"] for row in report["kv_pages"]["hand_off"]] == [1, 8, 64]
+    attention = [row for row in report["kv_pages"]["rows"] if row["name"] == "attention"]
+    loads = [(row["sequences"], row["loads"]) for row in attention]
+    assert loads == [(1, "direct"), (1, "staged"), (3, "direct"), (3, "staged")]
+    assert all(row["fraction_of_read"] > 0 for row in attention)
     assert [row["batch"] for row in report["hybrid"]["rows"]] == [1, 2]
     (row,) = report["decode"]["rows"]
     assert {"hf_generate_ms", "gather_ms", "paged_ms"} <= set(row)  # no engine refused the model

@@ -67,6 +67,39 @@ void neighbour(float* output) {
   output[threadIdx.x] = tile.value[threadIdx.x ^ 1];
 }
 
+// What each bug of copies leaves out, or does too early.
+enum class CopyBug { kNone, kNoWait, kNoBarrier, kEarlyReuse, kMisaligned, kLeftBehind };
+
+struct CopyRing {
+  alignas(16) float value[2][64 * 4];
+};
+
+// Sums tile after tile, 16 bytes a thread, while the next one is copied.
+template <CopyBug kBug>
+GR_KERNEL(64)
+void copy_ahead(const float* input, unsigned tiles, float* output) {
+  GR_SHARED(CopyRing, ring);
+  const unsigned own = threadIdx.x * 4;
+  const unsigned other = (blockDim.x - 1 - threadIdx.x) * 4;
+  const auto begin = [&](unsigned tile) {
+    const float* const source = input + tile * 256 + own + (kBug == CopyBug::kMisaligned ? 1 : 0);
+    if (tile < tiles) copy16_async(&ring.value[tile % 2][own], source);
+    commit_copies();
+  };
+  begin(0);
+  float sum = 0.0f;
+  for (unsigned tile = 0; tile < tiles; ++tile) {
+    if constexpr (kBug == CopyBug::kEarlyReuse) begin(tile + 1);
+    if constexpr (kBug != CopyBug::kNoWait) wait_copies<kBug == CopyBug::kEarlyReuse ? 1 : 0>();
+    if constexpr (kBug != CopyBug::kNoBarrier) __syncthreads();
+    if constexpr (kBug != CopyBug::kEarlyReuse) begin(tile + 1);
+    for (unsigned i = 0; i < 4; ++i) sum += ring.value[tile % 2][other + i];
+  }
+  if constexpr (kBug == CopyBug::kNoWait) wait_copies<0>();
+  if constexpr (kBug == CopyBug::kLeftBehind) copy16_async(&ring.value[0][own], input);
+  output[threadIdx.x] = sum;
+}
+
 // The last thread writes past the end of its object.
 template <bool kBroken>
 GR_KERNEL(64)

@@ -60,6 +60,44 @@ TEST_F(PlantedBug, MissingBarrierBeforeReuseOfSharedMemory) {
   }
 }
 
+// Copies arrive at the wait and not before; what they go to holds no number until then.
+TEST_F(PlantedBug, CopiesThatNobodyWaitsFor) {
+  const std::vector<float> input(64 * 4 * 3, 0.5f);
+  const std::vector<float> sums(64, 6.0f);
+  EXPECT_EQ(run(copy_ahead<CopyBug::kNone>, kTwoWarps, input.data(), 3u), sums);
+  for (const float sum : run(copy_ahead<CopyBug::kNoWait>, kTwoWarps, input.data(), 3u)) {
+    EXPECT_TRUE(std::isnan(sum));
+  }
+}
+
+TEST_F(PlantedBug, CopiesOfOthersWithoutABarrier) {
+  const std::vector<float> input(64 * 4 * 3, 0.5f);
+  if constexpr (kLane == Lane::kThread) {
+    EXPECT_DEATH(run(copy_ahead<CopyBug::kNoBarrier>, kTwoWarps, input.data(), 3u), "data race");
+  } else {
+    bool caught = false;
+    for (const float sum : run(copy_ahead<CopyBug::kNoBarrier>, kTwoWarps, input.data(), 3u)) {
+      caught = caught || std::isnan(sum);
+    }
+    EXPECT_TRUE(caught);
+  }
+}
+
+TEST_F(PlantedBug, CopiesIntoWhatOthersStillRead) {
+  const std::vector<float> input(64 * 4 * 3, 0.5f);
+  if constexpr (kLane == Lane::kThread) {
+    EXPECT_DEATH(run(copy_ahead<CopyBug::kEarlyReuse>, kTwoWarps, input.data(), 3u), "data race");
+  }
+}
+
+TEST_F(PlantedBug, CopiesThatAreMisalignedOrLeftBehind) {
+  const std::vector<float> input(64 * 4 * 3 + 4, 0.5f);
+  EXPECT_DEATH(run(copy_ahead<CopyBug::kMisaligned>, kTwoWarps, input.data(), 3u),
+               "both must be multiples of 16");
+  EXPECT_DEATH(run(copy_ahead<CopyBug::kLeftBehind>, kTwoWarps, input.data(), 3u),
+               "a thread returned with 1 copies on their way");
+}
+
 TEST_F(PlantedBug, RelaxedTicket) {
   std::vector<float> partial(9);
   std::uint32_t counter = 0;
