@@ -63,7 +63,7 @@ void DeviceArena::follow(DeviceStream stream) {
 }
 
 bool DeviceArena::reaches(std::int32_t device_type, std::int32_t device_id) const {
-  return device_type == device_.backend->dlpack_type && device_id == device_.index;
+  return device_.holds(device_type, device_id);
 }
 
 void DeviceArena::copy_page(const KvLayout& layout, PageId from, PageId to) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -81,6 +82,12 @@ struct Device {
   int index;
 
   std::string name() const;
+  // Whether a tensor is in its memory, by DLPack's type and number. There the host has one number,
+  // however many devices work on its memory.
+  bool holds(std::int32_t dlpack_type, std::int32_t dlpack_id) const {
+    constexpr std::int32_t kHost = 1;
+    return dlpack_type == backend->dlpack_type && (dlpack_type == kHost || dlpack_id == index);
+  }
 };
 // Throws std::invalid_argument for a name that no backend has, std::runtime_error when there is no
 // such device.

@@ -44,7 +44,7 @@ class DeviceSequences final : public StepDevice {
 
   std::string name() const override { return device_.name(); }
   bool reaches(std::int32_t device_type, std::int32_t device_id) const override {
-    return device_type == device_.backend->dlpack_type && device_id == device_.index;
+    return device_.holds(device_type, device_id);
   }
   void reserve_tokens(std::int64_t tokens) override;
   void upload(std::int32_t row, const Sequence& sequence) override;

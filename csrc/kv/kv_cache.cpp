@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <stdexcept>
+#include <utility>
 
 #include "kv/page_plan.hpp"
 
@@ -13,16 +14,45 @@ namespace {
   throw std::logic_error("KV cache invariant violated: " + what);
 }
 
+std::vector<std::shared_ptr<PagePool>> one_for_all(std::shared_ptr<PagePool> pool) {
+  if (!pool) throw std::invalid_argument("a page pool is needed");
+  const auto models = static_cast<std::size_t>(pool->num_models());
+  return std::vector<std::shared_ptr<PagePool>>(models, std::move(pool));
+}
+
+// A model has one number everywhere: of its pool, of its layout there, and of its vocabulary.
+void check_pools(const std::vector<std::shared_ptr<PagePool>>& pools) {
+  if (pools.empty()) throw std::invalid_argument("a page pool is needed");
+  const auto models = static_cast<std::int32_t>(pools.size());
+  for (std::size_t i = 0; i < pools.size(); ++i) {
+    if (!pools[i]) throw std::invalid_argument("a page pool is needed for each model");
+    if (pools[i]->num_models() != models) {
+      throw std::invalid_argument("pool " + std::to_string(i) + " has the layouts of " +
+                                  std::to_string(pools[i]->num_models()) +
+                                  " models; pass one pool for each of them, got " +
+                                  std::to_string(models));
+    }
+    for (std::int32_t model = 0; model < models; ++model) {
+      check_same_layout(pools[0]->layout(model), pools[i]->layout(model),
+                        ("pool " + std::to_string(i)).c_str());
+    }
+  }
+}
+
 }  // namespace
 
 KvCache::KvCache(std::shared_ptr<PagePool> pool, std::int32_t max_sequences,
                  std::shared_ptr<const VocabularyMap> map)
-    : pool_(std::move(pool)), map_(std::move(map)) {
-  if (!pool_) throw std::invalid_argument("a page pool is needed");
-  if (map_ && map_->num_models() != pool_->num_models()) {
+    : KvCache(one_for_all(std::move(pool)), max_sequences, std::move(map)) {}
+
+KvCache::KvCache(std::vector<std::shared_ptr<PagePool>> pools, std::int32_t max_sequences,
+                 std::shared_ptr<const VocabularyMap> map)
+    : pools_(std::move(pools)), map_(std::move(map)) {
+  check_pools(pools_);
+  if (map_ && map_->num_models() != num_models()) {
     throw std::invalid_argument("the map has " + std::to_string(map_->num_models()) +
-                                " vocabularies, the pool has " +
-                                std::to_string(pool_->num_models()) + " models");
+                                " vocabularies, the pool has " + std::to_string(num_models()) +
+                                " models");
   }
   if (max_sequences < 1) {
     throw std::invalid_argument("max_sequences must be >= 1, got " + std::to_string(max_sequences));
@@ -70,10 +100,9 @@ std::int32_t KvCache::free_sequence() const {
 }
 
 std::int32_t KvCache::open(std::vector<std::vector<std::int32_t>> prompts) {
-  if (static_cast<std::int32_t>(prompts.size()) != pool_->num_models()) {
-    throw std::invalid_argument(
-        "one prompt a model is needed: " + std::to_string(pool_->num_models()) + ", got " +
-        std::to_string(prompts.size()));
+  if (static_cast<std::int32_t>(prompts.size()) != num_models()) {
+    throw std::invalid_argument("one prompt a model is needed: " + std::to_string(num_models()) +
+                                ", got " + std::to_string(prompts.size()));
   }
   for (std::size_t model = 0; model < prompts.size(); ++model) {
     if (prompts[model].empty()) throw std::invalid_argument("a prompt is empty");
@@ -91,10 +120,10 @@ std::int32_t KvCache::open(std::vector<std::vector<std::int32_t>> prompts) {
 
 void KvCache::release_from(std::int32_t model, ModelCache& cache,
                            std::int32_t num_computed_tokens) noexcept {
-  const std::int32_t kept = pool_->layout(model).pages_for(num_computed_tokens);
+  const std::int32_t kept = layout(model).pages_for(num_computed_tokens);
   // The last page first: freed pages are taken again in the opposite order.
   while (static_cast<std::int32_t>(cache.pages.size()) > kept) {
-    pool_->release(cache.pages.back());
+    pool(model).release(cache.pages.back());
     cache.pages.pop_back();
   }
   cache.num_computed_tokens = cache.allocated = num_computed_tokens;
@@ -102,7 +131,7 @@ void KvCache::release_from(std::int32_t model, ModelCache& cache,
 
 void KvCache::close(std::int32_t sequence) {
   CachedSequence& entry = idle(sequence);
-  for (std::int32_t model = 0; model < pool_->num_models(); ++model) {
+  for (std::int32_t model = 0; model < num_models(); ++model) {
     release_from(model, entry.caches[static_cast<std::size_t>(model)], 0);
   }
   entry = CachedSequence{};
@@ -111,8 +140,10 @@ void KvCache::close(std::int32_t sequence) {
 std::int32_t KvCache::fork(std::int32_t sequence) {
   CachedSequence copy = idle(sequence);
   const std::int32_t index = free_sequence();
-  for (const ModelCache& cache : copy.caches) {
-    for (const PageId page : cache.pages) pool_->retain(page);
+  for (std::int32_t model = 0; model < num_models(); ++model) {
+    for (const PageId page : copy.caches[static_cast<std::size_t>(model)].pages) {
+      pool(model).retain(page);
+    }
   }
   sequences_[static_cast<std::size_t>(index)] = std::move(copy);
   return index;
@@ -147,7 +178,7 @@ void KvCache::drop_beyond(CachedSequence& entry, std::int32_t model, std::int32_
 void KvCache::truncate(std::int32_t sequence, std::int32_t generated) {
   CachedSequence& entry = idle(sequence);
   const std::vector<TokenLedger::Cut> cuts = entry.ledger.truncate(generated);
-  for (std::int32_t model = 0; model < pool_->num_models(); ++model) {
+  for (std::int32_t model = 0; model < num_models(); ++model) {
     const TokenLedger::Cut& cut = cuts[map_ ? static_cast<std::size_t>(model) : 0];
     drop_beyond(entry, model, cut.kept, cut.spoiled);
   }
@@ -166,9 +197,9 @@ void KvCache::forget(std::int32_t model, std::int32_t sequence, std::int32_t cou
 }
 
 void KvCache::check_model(std::int32_t model) const {
-  if (model >= 0 && model < pool_->num_models()) return;
-  throw std::invalid_argument("model must lie in [0, " + std::to_string(pool_->num_models()) +
-                              "), got " + std::to_string(model));
+  if (model >= 0 && model < num_models()) return;
+  throw std::invalid_argument("model must lie in [0, " + std::to_string(num_models()) + "), got " +
+                              std::to_string(model));
 }
 
 RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> sequences,
@@ -179,12 +210,12 @@ RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> s
                                 std::to_string(sequences.size()) + " sequences, got " +
                                 std::to_string(ends.size()));
   }
-  const KvLayout& layout = pool_->layout(model);
+  const KvLayout& layout = this->layout(model);
   RaggedBatch batch;
   batch.model = model;
   batch.sequences.assign(sequences.begin(), sequences.end());
   std::size_t total = 0;
-  PagePlan plan(*pool_);
+  PagePlan plan(pools_);
   for (std::size_t i = 0; i < sequences.size(); ++i) {
     CachedSequence& entry = idle(sequences[i]);
     if (std::find(sequences.begin(), sequences.begin() + static_cast<std::ptrdiff_t>(i),
@@ -234,7 +265,7 @@ RaggedBatch KvCache::prepare(std::int32_t model, std::span<const std::int32_t> s
 void KvCache::place(RaggedBatch& batch, std::size_t row) noexcept {
   CachedSequence& entry = sequences_[static_cast<std::size_t>(batch.sequences[row])];
   const auto model = static_cast<std::size_t>(batch.model);
-  const std::int32_t page_size = pool_->layout(batch.model).page_size();
+  const std::int32_t page_size = layout(batch.model).page_size();
   const ModelCache& cache = entry.caches[model];
   const std::int32_t end = cache.allocated;
   entry.in_flight = batch.ticket;
@@ -295,12 +326,12 @@ std::vector<std::int32_t> KvCache::sequences() const {
 }
 
 void KvCache::check_invariants() const {
-  pool_->check_invariants();
-  std::map<PageId, std::int32_t> references;
+  for (const auto& pool : pools_) pool->check_invariants();
+  std::map<std::pair<const PagePool*, PageId>, std::int32_t> references;
   for (const CachedSequence& entry : sequences_) {
     for (std::size_t model = 0; model < entry.caches.size(); ++model) {
       const ModelCache& cache = entry.caches[model];
-      const KvLayout& layout = pool_->layout(static_cast<std::int32_t>(model));
+      const KvLayout& layout = this->layout(static_cast<std::int32_t>(model));
       if (cache.num_computed_tokens > cache.allocated)
         cache_violated("more computed than allocated");
       if (cache.allocated > entry.length(static_cast<std::int32_t>(model))) {
@@ -312,12 +343,13 @@ void KvCache::check_invariants() const {
       if (static_cast<std::int32_t>(cache.pages.size()) != layout.pages_for(cache.allocated)) {
         cache_violated("a table of the wrong length");
       }
-      for (const PageId page : cache.pages) ++references[page];
+      for (const PageId page : cache.pages) ++references[{pools_[model].get(), page}];
     }
   }
-  if (references.contains(kNullPage)) cache_violated("the null page is in a table");
-  for (const auto& [page, count] : references) {
-    if (pool_->references(page) < count) cache_violated("a page has fewer references than tables");
+  for (const auto& [owned, count] : references) {
+    const auto& [pool, page] = owned;
+    if (page == kNullPage) cache_violated("the null page is in a table");
+    if (pool->references(page) < count) cache_violated("a page has fewer references than tables");
   }
 }
 

@@ -46,19 +46,25 @@ std::int32_t KvCache::cast_copy(std::int32_t source, std::int32_t target, std::i
   check_model(source);
   check_model(target);
   CachedSequence& entry = idle(sequence);
-  check_geometry(pool_->layout(source), pool_->layout(target));
+  if (&pool(source) != &pool(target)) {
+    throw std::invalid_argument(
+        "models " + std::to_string(source) + " and " + std::to_string(target) +
+        " have pages in different pools, on " + pool(source).arena().name() + " and " +
+        pool(target).arena().name() + ": a cast-copy stays within one pool");
+  }
+  check_geometry(layout(source), layout(target));
   const ModelCache& from = entry.caches[static_cast<std::size_t>(source)];
   ModelCache& to = entry.caches[static_cast<std::size_t>(target)];
   const std::int32_t first = to.num_computed_tokens;
   if (from.num_computed_tokens <= first) return 0;
   check_ids(entry, source, target, from.num_computed_tokens);
-  PagePlan plan(*pool_);
+  PagePlan plan(pools_);
   plan.add(target, to, from.num_computed_tokens);
   plan.check_available();
   plan.commit();
   try {
-    pool_->arena().cast_copy({pool_->layout(source), from.pages}, {pool_->layout(target), to.pages},
-                             first, from.num_computed_tokens - first);
+    pool(target).arena().cast_copy({layout(source), from.pages}, {layout(target), to.pages}, first,
+                                   from.num_computed_tokens - first);
   } catch (...) {
     release_from(target, to, first);
     throw;

@@ -63,27 +63,27 @@ KvLayout read_layout(const SavedModel& saved, BytesReader& reader) {
 std::string KvCache::save(std::int32_t sequence) {
   const CachedSequence& entry = idle(sequence);
   std::int64_t size = sizeof(SavedHeader) + sizeof(std::uint64_t) + bytes_of_tokens(entry.ledger);
-  for (std::int32_t model = 0; model < pool_->num_models(); ++model) {
+  for (std::int32_t model = 0; model < num_models(); ++model) {
     const auto index = static_cast<std::size_t>(model);
     size += static_cast<std::int64_t>(sizeof(SavedModel) + entry.prompts[index].size() * 4 +
-                                      pool_->layout(model).numbers().size() * 8);
-    size += static_cast<std::int64_t>(entry.caches[index].pages.size()) *
-            pool_->layout(model).page_bytes();
+                                      layout(model).numbers().size() * 8);
+    size +=
+        static_cast<std::int64_t>(entry.caches[index].pages.size()) * layout(model).page_bytes();
   }
   std::string bytes;
   bytes.reserve(static_cast<std::size_t>(size));
   SavedHeader header{};
   std::memcpy(header.magic, kMagic, sizeof kMagic);
   header.version = kVersion;
-  header.num_models = pool_->num_models();
+  header.num_models = num_models();
   header.total_bytes = size;
   append_values(bytes, &header, 1);
   append_tokens(bytes, entry.ledger);
-  for (std::int32_t model = 0; model < pool_->num_models(); ++model) {
+  for (std::int32_t model = 0; model < num_models(); ++model) {
     const auto index = static_cast<std::size_t>(model);
     SavedModel saved;
     std::memset(static_cast<void*>(&saved), 0, sizeof saved);  // no indeterminate padding
-    const KvLayout& layout = pool_->layout(model);
+    const KvLayout& layout = this->layout(model);
     const std::vector<std::int64_t> numbers = layout.numbers();
     saved.layout_version = KvLayout::kVersion;
     saved.dtype = layout.dtype();
@@ -97,7 +97,7 @@ std::string KvCache::save(std::int32_t sequence) {
     const std::vector<PageId>& pages = entry.caches[index].pages;
     const std::size_t begin = bytes.size();
     bytes.resize(begin + pages.size() * static_cast<std::size_t>(layout.page_bytes()));
-    pool_->read_pages(model, pages, reinterpret_cast<std::byte*>(bytes.data()) + begin);
+    pool(model).read_pages(model, pages, reinterpret_cast<std::byte*>(bytes.data()) + begin);
   }
   append_checksum(bytes);
   return bytes;
@@ -113,9 +113,9 @@ struct KvCache::Parsed {
 KvCache::Parsed KvCache::parse(std::string_view saved) const {
   BytesReader reader(checked_body(saved), kWhat);
   const auto header = reader.one<SavedHeader>();
-  if (header.num_models != pool_->num_models()) {
+  if (header.num_models != num_models()) {
     throw std::invalid_argument("the sequence was saved with " + std::to_string(header.num_models) +
-                                " models, this cache has " + std::to_string(pool_->num_models()));
+                                " models, this cache has " + std::to_string(num_models()));
   }
   Parsed parsed;
   CachedSequence& entry = parsed.entry;
@@ -123,7 +123,7 @@ KvCache::Parsed KvCache::parse(std::string_view saved) const {
   entry.caches.resize(static_cast<std::size_t>(header.num_models));
   for (std::int32_t model = 0; model < header.num_models; ++model) {
     const auto saved_model = reader.one<SavedModel>();
-    const KvLayout& layout = pool_->layout(model);
+    const KvLayout& layout = this->layout(model);
     check_same_layout(layout, read_layout(saved_model, reader), "the saved sequence");
     entry.prompts.push_back(reader.many<std::int32_t>(saved_model.prompt));
     if (map_) map_->check_ids(model, entry.prompts.back(), "a prompt of the saved sequence");
@@ -149,7 +149,7 @@ std::int32_t KvCache::load(std::string_view saved) {
   Parsed parsed = parse(saved);
   const std::int32_t index = free_sequence();
   std::vector<ModelCache>& caches = parsed.entry.caches;
-  PagePlan plan(*pool_);
+  PagePlan plan(pools_);
   for (std::size_t model = 0; model < caches.size(); ++model) {
     plan.add(static_cast<std::int32_t>(model), caches[model], parsed.computed[model]);
   }
@@ -157,8 +157,8 @@ std::int32_t KvCache::load(std::string_view saved) {
   plan.commit();
   try {  // memory on a device can fail
     for (std::size_t model = 0; model < caches.size(); ++model) {
-      pool_->write_pages(static_cast<std::int32_t>(model), caches[model].pages,
-                         reinterpret_cast<const std::byte*>(parsed.contents[model].data()));
+      pools_[model]->write_pages(static_cast<std::int32_t>(model), caches[model].pages,
+                                 reinterpret_cast<const std::byte*>(parsed.contents[model].data()));
     }
   } catch (...) {
     for (std::size_t model = 0; model < caches.size(); ++model) {

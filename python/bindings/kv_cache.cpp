@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "glimprouter/arena_on.hpp"
@@ -22,6 +23,8 @@ namespace py = pybind11;
 
 namespace glimprouter::bindings {
 namespace {
+
+using Pools = std::vector<std::shared_ptr<PagePool>>;
 
 DataType data_type(const std::string& name) {
   if (name == "float32") return DataType::kFloat32;
@@ -293,9 +296,13 @@ void bind_kv_cache(py::module_& module) {
   py::class_<KvCache> binding(module, "KvCache", docs::kKvCache);
   bind_tokens(binding);
   binding
-      .def(py::init([](std::shared_ptr<PagePool> pool, std::int32_t max_sequences,
-                       std::shared_ptr<VocabularyMap> map) {
-             return std::make_unique<KvCache>(std::move(pool), max_sequences, std::move(map));
+      .def(py::init([](std::variant<std::shared_ptr<PagePool>, Pools> pool,
+                       std::int32_t max_sequences, std::shared_ptr<VocabularyMap> map) {
+             return std::visit(
+                 [&](auto& own) {
+                   return std::make_unique<KvCache>(std::move(own), max_sequences, std::move(map));
+                 },
+                 pool);
            }),
            py::arg("pool"), py::arg("max_sequences"), py::arg("vocabulary_map") = py::none())
       .def("open", &KvCache::open, py::arg("prompts"), docs::kKvOpen)
@@ -354,8 +361,9 @@ void bind_kv_cache(py::module_& module) {
           },
           py::arg("model"), py::arg("sequence"), "Pages of a model, in units of 256 bytes.")
       .def_property_readonly("sequences", &KvCache::sequences, "Open sequences, ascending.")
-      .def("check_invariants", &KvCache::check_invariants,
-           "Raises RuntimeError that names the first invariant of cache or pool that is violated.");
+      .def(
+          "check_invariants", &KvCache::check_invariants,
+          "Raises RuntimeError that names the first invariant of cache or pools that is violated.");
 }
 
 }  // namespace glimprouter::bindings

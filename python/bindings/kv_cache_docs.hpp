@@ -75,12 +75,13 @@ inline constexpr const char* kKvCache =
 A model falls behind while another writes; prepare() gives the batch that brings it to the frontier.
 
 Args:
-    pool: Where the pages come from.
+    pool: Where the pages come from; or a list with the pool of each model, where models are on
+        several devices: every pool has the layouts of all models, and lends pages to its own.
     max_sequences: Sequences that can be open at a time, >= 1.
     vocabulary_map: A VocabularyMap where the models' vocabularies differ.
 
 Raises:
-    ValueError: max_sequences < 1, or a map of another number of models.
+    ValueError: max_sequences < 1, or a map or pools of another number of models or other layouts.
 )";
 
 inline constexpr const char* kKvOpen = R"(Starts a sequence; takes no page.
@@ -177,7 +178,8 @@ Returns:
 
 Raises:
     OutOfPages: Nothing has changed.
-    ValueError: Layouts of other layers, heads or head size, or tokens that differ.
+    ValueError: Layouts of other layers, heads or head size, tokens that differ, or models whose
+        pages are in different pools.
     RuntimeError: The sequence is part of a batch in flight.
 )";
 

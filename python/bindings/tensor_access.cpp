@@ -218,7 +218,7 @@ std::string device_name(const BorrowedTensor& tensor) {
 }
 
 bool lives_on(const BorrowedTensor& tensor, const Device& device) {
-  return tensor.device_type == device.backend->dlpack_type && tensor.device_id == device.index;
+  return device.holds(tensor.device_type, tensor.device_id);
 }
 
 std::optional<Device> device_of(const BorrowedTensor& tensor, const char* what) {

@@ -51,7 +51,7 @@ def append_kv(pool: PagePool, layer: int, batch: RaggedBatch, keys: Any, values:
     """Write one layer's keys and values of a batch's tokens into their pages.
 
     Args:
-        pool: The pool of the cache that prepared the batch.
+        pool: The pool of the cache that prepared the batch, or the batch's model's.
         layer: In ``[0, num_layers)``.
         batch: Tells the slot_mapping; T tokens.
         keys: ``[T, KV heads, size]`` or ``[1, KV heads, T, size]``, contiguous along ``size``.
@@ -149,7 +149,7 @@ def append_kv_layers(pool: PagePool, batch: RaggedBatch, keys: Any, values: Any)
     """Write all layers' keys and values of a batch's tokens into their pages, at once.
 
     Args:
-        pool: The pool of the cache that prepared the batch.
+        pool: The pool of the cache that prepared the batch, or the batch's model's.
         batch: Tells the slot_mapping; T tokens.
         keys: ``[layers, T, KV heads, size]``, contiguous along ``size``.
         values: Likewise.
@@ -190,7 +190,7 @@ def stage_batch(
     the pages are in host memory.
 
     Args:
-        pool: The pool of the cache that prepared the batch.
+        pool: The pool of the cache that prepared the batch, or the batch's model's.
         batch: What will be captured.
         heads: Query heads, a multiple of the KV heads.
         like: A tensor where the pages are; its framework's current stream is used.

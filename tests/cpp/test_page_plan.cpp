@@ -103,7 +103,8 @@ TEST(PagePlan, NothingChangesBeforeItIsCarriedOut) {
   fixture.cache.fork(sequence);
   ModelCache cache = fixture.cache.sequence(sequence).caches[0];
   const std::vector<PageId> before = cache.pages;
-  PagePlan plan(*fixture.pool);
+  const std::vector pools{fixture.pool};
+  PagePlan plan(pools);
   plan.add(0, cache, 40);  // one copy and eight more pages, of the six that are free
   EXPECT_THROW(plan.check_available(), OutOfPages);
   EXPECT_EQ(cache.pages, before);

@@ -11,11 +11,12 @@ import pytest
 import glimprouter as gr
 import hf_pairs
 from glimprouter.hf import RoutedModel
-from glimprouter.hf.pair.devices import choose_device
+from glimprouter.hf.pair.devices import choose_devices
 
 pytestmark = pytest.mark.device
 
 KNOWN = gr.build_info()["devices"]
+ON_CPU = {"small": "cpu", "large": "cpu"}
 
 
 def models(small: str, large: str) -> dict[str, Any]:
@@ -24,18 +25,24 @@ def models(small: str, large: str) -> dict[str, Any]:
 
 
 def test_where_the_models_are() -> None:
-    assert choose_device(None, models("cpu", "cpu")) == "cpu"
-    assert choose_device("cpu", models("cpu", "cpu")) == "cpu"
+    assert choose_devices(None, models("cpu", "cpu")) == ON_CPU
+    assert choose_devices("cpu", models("cpu", "cpu")) == ON_CPU
     for device in KNOWN:
         if device.startswith("cuda"):
-            assert choose_device(None, models(device, device)) == device
+            there = {"small": device, "large": device}
+            assert choose_devices(None, models(device, device)) == there
+            mixed = {"small": "cpu", "large": device}
+            assert choose_devices(None, models("cpu", device)) == mixed
+            assert choose_devices(mixed, models("cpu", device)) == mixed
+            with pytest.raises(ValueError, match="needs the models there"):
+                choose_devices(mixed, models(device, device))
 
 
 @pytest.mark.parametrize("places", [("xpu:0", "xpu:0"), ("cpu", "xpu:0")])
 def test_logits_are_never_copied_silently(places: tuple[str, str]) -> None:
     with pytest.warns(RuntimeWarning, match="logits are copied to the CPU after every"):
-        assert choose_device(None, models(*places)) == "cpu"
-    assert choose_device("cpu", models(*places)) == "cpu"
+        assert choose_devices(None, models(*places)) == ON_CPU
+    assert choose_devices("cpu", models(*places)) == ON_CPU
 
 
 def test_the_warning_names_the_line_that_makes_the_pair() -> None:

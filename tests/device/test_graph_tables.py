@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import glimprouter as gr
+from device_pairs import DEVICES
 from glimprouter import _C
 from glimprouter.hf.graphs.sizes import PassSize
 from glimprouter.hf.pair.devices import torch_device
 
 pytestmark = [pytest.mark.device, pytest.mark.needs_device]
 
-DEVICES = [device for device in gr.build_info()["devices"] if device != "cpu"]
 LAYERS, HEADS, KV_HEADS, SIZE, PAGE_SIZE = 2, 4, 2, 32, 8
 
 

@@ -226,11 +226,11 @@ def test_compiled_passes_are_captured(
     """
     if not device.startswith("cuda"):
         traced = partial(CompiledPass, backend="eager")
-        monkeypatch.setattr("glimprouter.hf.model.CompiledPass", traced)
+        monkeypatch.setattr("glimprouter.hf.graphs.compiled_pass.CompiledPass", traced)
     models = (hf_pairs.random_model("qwen3", 1, 7),) * 2
     eager = routed(device, models=models, execution="eager")
     compiled = routed(device, models=models, execution="compiled")
-    (decode,) = {*compiled._engines._kept._compiled.values()}  # type: ignore[union-attr]
+    (decode,) = {*compiled._engines._kept[device]._compiled.values()}
 
     def compilations() -> int:
         return len(_debug_get_cache_entry_list(decode.function.__code__))  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ import hf_pairs
 from device_pairs import DEVICES, pair_of, written
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.attention.gathered import gathered_attention, gathers
-from glimprouter.hf.pair.devices import choose_device, torch_device
+from glimprouter.hf.pair.devices import choose_devices, torch_device
 from glimprouter.policies import EntropyThreshold, RandomShare
 from glimprouter.torch import AttentionOptions
 
@@ -152,4 +152,4 @@ def test_gathering_attends_as_the_pages_do(device: str, window: int) -> None:
 def test_models_that_are_elsewhere_are_refused(device: str) -> None:
     pair = {name: SimpleNamespace(device="xpu:0") for name in ("small", "large")}
     with pytest.raises(ValueError, match="needs the models there, they are on"):
-        choose_device(device, pair)
+        choose_devices(device, pair)

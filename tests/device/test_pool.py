@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+import device_pairs
 import glimprouter as gr
 from glimprouter import kv
 
 pytestmark = pytest.mark.device
 
-DEVICES = gr.build_info()["devices"]
+DEVICES = ["cpu", *device_pairs.DEVICES]
 HEADS, KV_HEADS, SIZE, PAGE_SIZE = 4, 2, 32, 8
 
 

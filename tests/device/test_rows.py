@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import device_pairs
 import glimprouter as gr
 from device_under_test import on_device
 from glimprouter import on_device as device_rows
@@ -22,7 +23,7 @@ from reference.rows import hostile_rows, normal_rows, peaked_rows
 
 pytestmark = pytest.mark.device
 
-DEVICES = gr.build_info()["devices"]
+DEVICES = ["cpu", *device_pairs.DEVICES]
 OTHER_DEVICES = [name for name in DEVICES if name != "cpu"]
 FIELDS = ("entropy", "logsumexp", "max_prob", "margin", "token", "status", "varentropy", "logprobs")
 SAMPLING: tuple[dict[str, Any], ...] = (

@@ -31,6 +31,7 @@ from glimprouter.hf.engine.choice import choose_engine
 from glimprouter.kv import KvCache, PagePool
 from tiny_models import LAYERS, counted, tiny
 
+ON_CPU = {"small": "cpu", "large": "cpu"}
 WIDTHS = (1, 2, 7, 8, 31, 48, 64, 100, 1023, 4096)
 # Norms of a model and of a layer; each layer has one attention with a rotary embedding.
 FAMILIES = {
@@ -239,9 +240,9 @@ def test_hooks_of_the_user_fire_in_passes_and_not_in_trials() -> None:
 def test_which_engine_has_fused_layers() -> None:
     model = tiny(Qwen3Config)
     pair = {"small": model, "large": model}
-    assert set(choose_engine("auto", pair, "cpu").fused) == {"small", "large"}
-    assert not choose_engine("auto", pair, "cpu", fuse=False).fused
-    assert not choose_engine("gather", pair, "cpu").fused
+    assert set(choose_engine("auto", pair, ON_CPU).fused) == {"small", "large"}
+    assert not choose_engine("auto", pair, ON_CPU, fuse=False).fused
+    assert not choose_engine("gather", pair, ON_CPU).fused
     assert_untouched(model)
 
 
@@ -255,7 +256,7 @@ def test_a_trial_that_fails_leaves_the_layers_as_they_are(monkeypatch: pytest.Mo
     fused = FusedLayers(model)
     monkeypatch.setattr("glimprouter.hf.engine.choice.FusedLayers", lambda model, device: fused)
     monkeypatch.setattr(_C, "rms_norm", wrong)
-    chosen = choose_engine("paged", {"small": model}, "cpu")
+    chosen = choose_engine("paged", {"small": model}, ON_CPU)
     assert chosen.name == "paged"
     assert not chosen.fused
 

@@ -9,15 +9,16 @@ from hypothesis import HealthCheck, settings
 
 import glimprouter as gr
 from kv_model import token_view
-from kv_rules import LAYOUTS, MAX_SEQUENCES, STEPS, STEPS_A_RUN, Cache
+from kv_rules import LAYOUTS, MAX_SEQUENCES, STEPS, STEPS_A_RUN, Cache, CacheOfTwoPools
 
-Cache.TestCase.settings = settings(
+Cache.TestCase.settings = CacheOfTwoPools.TestCase.settings = settings(
     max_examples=STEPS // STEPS_A_RUN,
     stateful_step_count=STEPS_A_RUN,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 TestCacheAgainstModel = Cache.TestCase
+TestTwoPoolsAgainstModel = CacheOfTwoPools.TestCase
 
 
 def filled(pool: gr.PagePool, tokens: int) -> tuple[gr.KvCache, int]:
@@ -95,6 +96,56 @@ def test_memory_flows_between_the_models() -> None:
     other = cache.open([[1], [1] * 64])
     cache.complete(cache.prepare(1, [other]))
     assert pool.owned(1) == 8
+
+
+def test_two_pools_are_short_of_memory_one_by_one() -> None:
+    """What one model could have is none of the other's; all of a load comes, or nothing."""
+    pools = [gr.PagePool(LAYOUTS, sectors * 3072, sector_bytes=3072) for sectors in (9, 9)]
+    cache = gr.KvCache(pools, 2)
+    sequence = cache.open([[1] * 90, [1] * 64])
+    for model in range(2):
+        cache.complete(cache.prepare(model, [sequence]))
+    saved = cache.save(sequence)
+    other = cache.open([[1], [1] * 65])
+    with pytest.raises(gr.OutOfPages, match="model 1 wants 9 and could have 8"):
+        cache.prepare(1, [other])
+    cache.complete(cache.prepare(0, [other]))
+    pools[1].limit_sectors(4)
+    cache.close(other)
+    before = [pool.owned(model) for model, pool in enumerate(pools)]
+    with pytest.raises(gr.OutOfPages, match="model 1 wants 8"):
+        cache.load(saved)
+    assert [pool.owned(model) for model, pool in enumerate(pools)] == before
+    cache.close(sequence)
+    assert cache.save(cache.load(saved)) == saved
+    cache.check_invariants()
+
+
+def test_what_one_pool_saved_two_pools_load() -> None:
+    shared = gr.KvCache(gr.PagePool(LAYOUTS, 20 * 3072, sector_bytes=3072), 1)
+    sequence = shared.open([[1] * 30, [2] * 20])
+    for model in range(2):
+        shared.complete(shared.prepare(model, [sequence]))
+    saved = shared.save(sequence)
+    apart = gr.KvCache([gr.PagePool(LAYOUTS, 8 * 3072, sector_bytes=3072) for _ in range(2)], 1)
+    assert apart.save(apart.load(saved)) == saved
+
+
+def test_other_pools_are_refused() -> None:
+    pool, reversed_pool = (
+        gr.PagePool(layouts, 8 * 3072, sector_bytes=3072) for layouts in (LAYOUTS, LAYOUTS[::-1])
+    )
+    alone = gr.PagePool(LAYOUTS[:1], 8 * 3072, sector_bytes=3072)
+    for pools, message in (
+        ([], "a page pool is needed"),
+        ([pool, None], "for each model"),
+        ([pool], "one pool for each of them, got 1"),
+        ([pool] * 3, "pool 0 has the layouts of 2 models"),
+        ([pool, alone], "pool 1 has the layouts of 1 models"),
+        ([pool, reversed_pool], "pool 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gr.KvCache(pools, 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

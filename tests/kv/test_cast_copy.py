@@ -107,6 +107,15 @@ def test_another_geometry_is_refused(changed: dict[str, int]) -> None:
         cache.cast_copy(0, 1, sequence)
 
 
+def test_from_one_pool_to_another_is_refused() -> None:
+    layouts = [layout("float32"), layout("bfloat16")]
+    pools = [gr.PagePool(layouts, 60 * 4096, sector_bytes=4096) for _ in layouts]
+    cache = gr.KvCache(pools, 1)
+    sequence = cache.open([[5]] * 2)
+    with pytest.raises(ValueError, match="different pools, on cpu and cpu: a cast-copy stays"):
+        cache.cast_copy(0, 1, sequence)
+
+
 def test_other_tokens_are_refused() -> None:
     """Prompts by templates of their own; and ids that another vocabulary reads otherwise."""
     layouts = [layout("float32"), layout("bfloat16")]

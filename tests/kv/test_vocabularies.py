@@ -39,7 +39,7 @@ class MappedCache(Cache):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = gr.KvCache(self.pool, MAX_SEQUENCES, vocabulary_map())
+        self.cache = gr.KvCache(self.pools, MAX_SEQUENCES, vocabulary_map())
         self.model = CacheModel([layout.page_size for layout in LAYOUTS], WORDS)
 
     @rule(small=vocabulary_ids, large=vocabulary_ids)
@@ -85,7 +85,9 @@ class MappedCache(Cache):
         cached = self.model.sequences[sequence]
         ends = self.model.ends(model, [sequence])
         wanted = self.model.pages_wanted(model, [sequence], ends)
-        if cached.committed[model] < cached.length(model) and wanted <= self.pool.available(model):
+        if cached.committed[model] < cached.length(model) and wanted <= self.pools[model].available(
+            model
+        ):
             batch = self.cache.prepare(model, [sequence])
             self.model.prepare(model, [sequence], ends)
             self.write_and_land(batch, True, data)

@@ -30,14 +30,19 @@ class Cache(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = gr.PagePool(LAYOUTS, arena_bytes=20 * 3072, sector_bytes=3072)
-        self.pool.poison_freed_pages(0xA5)
-        self.cache = gr.KvCache(self.pool, MAX_SEQUENCES)
+        self.pools = self.make_pools()  # [models]
+        for pool in self.pools:
+            pool.poison_freed_pages(0xA5)
+        self.cache = gr.KvCache(self.pools, MAX_SEQUENCES)
         self.model = CacheModel([layout.page_size for layout in LAYOUTS])
         self.flying: list[gr.RaggedBatch] = []
         self.saved: list[tuple[bytes, Any]] = []
         self.counter = 0
-        self.sector_limit = self.pool.num_sectors
+        self.sector_limits = [pool.num_sectors for pool in self.pools]
+
+    def make_pools(self) -> list[gr.PagePool]:
+        """One for both models."""
+        return [gr.PagePool(LAYOUTS, arena_bytes=20 * 3072, sector_bytes=3072)] * 2
 
     def idle(self) -> list[int]:
         return [s for s, cached in sorted(self.model.sequences.items()) if not cached.in_flight]
@@ -80,7 +85,7 @@ class Cache(RuleBasedStateMachine):
             return
         ends = self.draw_ends(data, model, behind)
         own = self.model.ends(model, behind) if ends is None else ends
-        if self.model.pages_wanted(model, behind, own) > self.pool.available(model):
+        if self.model.pages_wanted(model, behind, own) > self.pools[model].available(model):
             with pytest.raises(gr.OutOfPages, match="close or preempt"):
                 self.cache.prepare(model, behind, ends)
             return
@@ -148,7 +153,7 @@ class Cache(RuleBasedStateMachine):
         for i in range(count):
             self.counter += 1
             page, place = divmod(int(batch.slot_mapping[i]), LAYOUTS[model].page_size)
-            token_view(self.pool.memory, LAYOUTS[model], page, place)[:] = self.counter
+            token_view(self.pools[model].memory, LAYOUTS[model], page, place)[:] = self.counter
             self.model.write(model, int(owner[i]), int(batch.positions[i]), self.counter)
         (self.cache.complete if complete else self.cache.abandon)(batch)
         self.model.land(model, sequences, complete=complete)
@@ -205,7 +210,7 @@ class Cache(RuleBasedStateMachine):
         self.cache.append(0, sequence, more)
         self.model.sequences[sequence].ledger.append(0, more)
         ends = self.model.ends(model, [sequence])
-        if self.model.pages_wanted(model, [sequence], ends) <= self.pool.available(model):
+        if self.model.pages_wanted(model, [sequence], ends) <= self.pools[model].available(model):
             batch = self.cache.prepare(model, [sequence])
             self.model.prepare(model, [sequence], ends)
             self.write_and_land(batch, True, data)
@@ -248,35 +253,45 @@ class Cache(RuleBasedStateMachine):
 
     def fits(self, wanted: list[int]) -> bool:
         """Whether pages of both models can be had together: each opens sectors of its own."""
-        used = self.pool.num_sectors - self.pool.num_free_sectors
-        sectors = max(0, self.sector_limit - used)
-        needed = 0
-        for model, layout in enumerate(LAYOUTS):
-            in_a_sector = self.pool.sector_bytes // layout.page_bytes
-            loose = self.pool.available(model) - sectors * in_a_sector
-            needed += -(-max(0, wanted[model] - loose) // in_a_sector)
-        return needed <= sectors
+        needed: dict[gr.PagePool, int] = {}
+        for model, (pool, layout) in enumerate(zip(self.pools, LAYOUTS, strict=True)):
+            in_a_sector = pool.sector_bytes // layout.page_bytes
+            loose = pool.available(model) - self.free_sectors(model) * in_a_sector
+            more = -(-max(0, wanted[model] - loose) // in_a_sector)
+            needed[pool] = needed.get(pool, 0) + more
+        return all(
+            needed[pool] <= self.free_sectors(model) for model, pool in enumerate(self.pools)
+        )
 
-    @rule(more=st.sampled_from([0, 1, 2, 20, 20]))
-    def limit(self, more: int) -> None:
+    def free_sectors(self, model: int) -> int:
+        """That the model's pool may still use."""
+        pool = self.pools[model]
+        return max(0, self.sector_limits[model] - (pool.num_sectors - pool.num_free_sectors))
+
+    @rule(more=st.sampled_from([0, 1, 2, 20, 20]), model=st.integers(0, 1))
+    def limit(self, more: int, model: int) -> None:
         """Out of memory may come at any allocation."""
-        used = self.pool.num_sectors - self.pool.num_free_sectors
-        self.sector_limit = min(self.pool.num_sectors, used + more)
-        self.pool.limit_sectors(self.sector_limit)
+        pool = self.pools[model]
+        limit = min(pool.num_sectors, pool.num_sectors - pool.num_free_sectors + more)
+        pool.limit_sectors(limit)
+        for other, own in enumerate(self.pools):
+            if own is pool:
+                self.sector_limits[other] = limit
 
     @invariant()
     def same_state(self) -> None:
         self.cache.check_invariants()
         assert self.cache.sequences == sorted(self.model.sequences)
         for model, layout in enumerate(LAYOUTS):
-            assert self.pool.owned(model) == self.model.owned(model)
+            assert self.pools[model].owned(model) == self.model.owned(model)
             for sequence, cached in self.model.sequences.items():
                 assert self.cache.num_computed_tokens(model, sequence) == cached.committed[model]
                 pages = self.cache.pages(model, sequence)
                 assert len(pages) == len(cached.pages[model])
                 for position, value in enumerate(self.model.values(model, sequence)):
                     page, place = pages[position // layout.page_size], position
-                    stored = token_view(self.pool.memory, layout, page, place % layout.page_size)
+                    memory = self.pools[model].memory
+                    stored = token_view(memory, layout, page, place % layout.page_size)
                     assert (stored == value).all(), (model, sequence, position)
         for sequence, cached in self.model.sequences.items():
             assert self.cache.frontier(sequence) == len(cached.ledger.written)
@@ -284,3 +299,20 @@ class Cache(RuleBasedStateMachine):
                 assert self.cache.generated(model, sequence) == cached.ledger.ids(model)
                 assert self.cache.excess(model, sequence) == cached.excess[model]
                 assert self.cache.caught_up(model, sequence) == cached.caught_up(model)
+
+
+class CacheOfTwoPools(Cache):
+    """As where the models are on two devices: a page id means something in its model's pool only.
+
+    The second is short of memory sooner.
+    """
+
+    def make_pools(self) -> list[gr.PagePool]:
+        return [
+            gr.PagePool(LAYOUTS, arena_bytes=sectors * 3072, sector_bytes=3072)
+            for sectors in (12, 8)
+        ]
+
+    @invariant()
+    def pages_of_its_models_only(self) -> None:
+        assert [self.pools[0].owned(1), self.pools[1].owned(0)] == [0, 0]

@@ -64,7 +64,7 @@ def routed(
 
 
 def graphs_of(model: RoutedModel) -> dict[str, PassGraphs]:
-    """Of the pool that is kept."""
+    """Of the pools that are kept."""
     kept = model._engines._kept
-    assert kept is not None
-    return kept._graphs
+    assert kept
+    return {name: own for pool in kept.values() for name, own in pool._graphs.items()}

@@ -43,15 +43,22 @@ struct CachedSequence {
 // exception. Not thread-safe.
 class KvCache {
  public:
-  // map: of the models' vocabularies where they differ; null where all share one. Throws
-  // std::invalid_argument for max_sequences < 1, or a map of another number of models.
+  // One pool whose pages go to whichever model needs them. map: of the models' vocabularies where
+  // they differ; null where all share one. Throws std::invalid_argument for max_sequences < 1, or
+  // a map of another number of models.
   KvCache(std::shared_ptr<PagePool> pool, std::int32_t max_sequences,
+          std::shared_ptr<const VocabularyMap> map = nullptr);
+  // pools: [models] where each model's pages are: models on several devices have pools there. Each
+  // pool has the layouts of all models, in one order, and lends pages to its own models only.
+  // Throws std::invalid_argument for another number of pools, or layouts that differ, too.
+  KvCache(std::vector<std::shared_ptr<PagePool>> pools, std::int32_t max_sequences,
           std::shared_ptr<const VocabularyMap> map = nullptr);
   ~KvCache();
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
 
-  PagePool& pool() { return *pool_; }
+  std::int32_t num_models() const { return static_cast<std::int32_t>(pools_.size()); }
+  PagePool& pool(std::int32_t model) const { return *pools_[static_cast<std::size_t>(model)]; }
 
   // prompts: [models], none empty, with a map of ids in the vocabularies. Takes no page.
   std::int32_t open(std::vector<std::vector<std::int32_t>> prompts);
@@ -71,8 +78,8 @@ class KvCache {
   void forget(std::int32_t model, std::int32_t sequence, std::int32_t count);
   // Gives one model what another has computed, cast to the type of its pages: for models of equal
   // weights whose layouts differ in type or page size only. Both must have the same ids, in
-  // vocabularies that agree about them, as far as the source has computed. Returns the tokens
-  // copied, 0 where the target has as many.
+  // vocabularies that agree about them, as far as the source has computed, and one pool. Returns
+  // the tokens copied, 0 where the target has as many.
   std::int32_t cast_copy(std::int32_t source, std::int32_t target, std::int32_t sequence);
 
   // The batch that brings the model to the frontier of each (distinct) sequence, with its pages
@@ -95,7 +102,7 @@ class KvCache {
 
   const CachedSequence& sequence(std::int32_t sequence) const;
   std::vector<std::int32_t> sequences() const;
-  // Checks the pool and every sequence. Throws std::logic_error.
+  // Checks the pools and every sequence. Throws std::logic_error.
   void check_invariants() const;
 
  private:
@@ -107,13 +114,14 @@ class KvCache {
   std::int32_t free_sequence() const;
   void land(const RaggedBatch& batch);
   void check_model(std::int32_t model) const;
+  const KvLayout& layout(std::int32_t model) const { return pool(model).layout(model); }
   void place(RaggedBatch& batch, std::size_t row) noexcept;
   void drop_beyond(CachedSequence& entry, std::int32_t model, std::int32_t kept,
                    std::int32_t spoiled) noexcept;
   void release_from(std::int32_t model, ModelCache& cache,
                     std::int32_t num_computed_tokens) noexcept;
 
-  std::shared_ptr<PagePool> pool_;
+  std::vector<std::shared_ptr<PagePool>> pools_;  // [models]; one pool may stand there often
   std::shared_ptr<const VocabularyMap> map_;
   std::vector<CachedSequence> sequences_;
   std::uint64_t last_ticket_ = 0;

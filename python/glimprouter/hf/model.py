@@ -8,14 +8,13 @@ from typing import Any, Literal
 
 from glimprouter.config import RouterConfig
 from glimprouter.files import check_writable
-from glimprouter.hf.engine.choice import choose_engine, choose_execution, fuses_layers
+from glimprouter.hf.engine.choice import choose_engine, choose_execution
 from glimprouter.hf.engine.maker import EngineMaker
-from glimprouter.hf.graphs.compiled import CompiledForward, compile_each
-from glimprouter.hf.graphs.compiled_pass import CompiledPass
+from glimprouter.hf.graphs.compiled_pass import compile_pair
 from glimprouter.hf.pair.boundaries import boundaries_of, check_width
-from glimprouter.hf.pair.devices import choose_device
+from glimprouter.hf.pair.devices import KvMemory, check_memory, choose_devices, device_or_each
 from glimprouter.hf.pair.facts import context_length
-from glimprouter.hf.pair.loading import check_device, load_pair
+from glimprouter.hf.pair.loading import check_devices, load_pair
 from glimprouter.hf.pair.locks import exclusive
 from glimprouter.hf.pair.prompts import (
     Prompt,
@@ -30,6 +29,7 @@ from glimprouter.hf.run.begin import Beginnings
 from glimprouter.hf.run.drafting import drafting_of
 from glimprouter.hf.run.loop import Loop
 from glimprouter.hf.run.options import check_options, options_of
+from glimprouter.hf.run.overlapped import OverlappedLoop, overlaps
 from glimprouter.hf.run.run import Run
 from glimprouter.hf.run.sequences import RunPair, RunSequences
 from glimprouter.hf.sequence.events import Result
@@ -67,13 +67,13 @@ class RoutedModel:
         on_invalid: Literal["raise", "end"] = "raise",
         max_sequences: int = 64,
         engine: Literal["auto", "paged", "gather", "native"] = "auto",
-        kv_memory_bytes: int | None = None,
+        kv_memory_bytes: KvMemory = None,
         state_snapshots: int = 2,
         execution: Literal["auto", "eager", "graphs", "compiled"] = "auto",
         fused_layers: bool | Literal["auto"] = "auto",
         drafts: int | Literal["auto"] = "auto",
         policy: Policy | None = None,
-        device: str | None = None,
+        device: str | Mapping[str, str] | None = None,
     ) -> None:
         """Checks that the pair fits together.
 
@@ -100,10 +100,11 @@ class RoutedModel:
                 whatever state they hold, one sequence after another; ``"auto"``: pages where both
                 models can be served (found by trying), else gathering, and their own caches for
                 those that it cannot serve, with a warning that says why.
-            kv_memory_bytes: Memory for all that both models keep, unless gathered, > 0; None for
-                what the prompts of :meth:`generate` need, or ``max_sequences`` sequences as long as
-                the longest of :meth:`stream`, up to half of this machine's (or the device's free
-                memory). When it runs short, sequences are preempted and resumed.
+            kv_memory_bytes: Memory for all that both models keep, unless gathered, > 0: on two
+                devices on each, or ``{"small": ..., "large": ...}``. None for what the prompts of
+                :meth:`generate` need, or ``max_sequences`` sequences as long as the longest of
+                :meth:`stream`, up to half of this machine's (or a device's free memory). When it
+                runs short, sequences are preempted and resumed.
             state_snapshots: Earlier states of a sequence that are kept where a state cannot be cut
                 (recurrent layers, windows), >= 0: a rewind goes on from one of them.
             execution: How forward passes over pages run. ``"eager"``: by the models' own code.
@@ -125,7 +126,8 @@ class RoutedModel:
             policy: Who decides about steps (:mod:`glimprouter.policies`), where ``route`` and
                 ``first_steps_large`` do not; None: the threshold. Later runs follow the attribute.
             device: Where steps run and pages lie, one of ``build_info()["devices"]``: None for
-                where the models are; ``"cpu"`` copies the logits of models that are elsewhere.
+                where the models are; ``"cpu"`` copies the logits of models that are elsewhere. Or
+                ``{"small": ..., "large": ...}``: passes of both run at once (docs/tuning.md).
 
         Raises:
             ValueError: Vocabularies that cannot be mapped, a model that is narrower than its
@@ -157,27 +159,25 @@ class RoutedModel:
         for name, model, boundary in zip(MODELS, (small, large), boundaries, strict=True):
             check_width(name, model, boundary)
         models = {"small": small, "large": large}
-        self.device = choose_device(device, models)
+        self._devices = choose_devices(device, models)
+        self.device = device_or_each(self._devices)
         with exclusive(small, large):  # the trials put their own layers on the models
-            fuses = execution != "compiled" and fuses_layers(fused_layers, self.device)
-            chosen = choose_engine(engine, models, self.device, fuses)
+            fuses = execution != "compiled" and fused_layers
+            chosen = choose_engine(engine, models, self._devices, fuses)
+            check_memory(kv_memory_bytes, self._devices, chosen.name)
             self.engine, self.fused = chosen.name, chosen.fused
-            self.execution = choose_execution(execution, chosen, self.device)
-            self._compiled: dict[str, CompiledForward] | None = None
-            passes: dict[str, CompiledPass] | None = None
-            if self.execution == "compiled" and self.device == "cpu":
-                self._compiled = compile_each(models, CompiledForward)
-            elif self.execution == "compiled":
-                passes = compile_each(models, lambda model: CompiledPass(model, self.device))
+            self.execution = choose_execution(execution, chosen, self._devices.values())
+            compiles = self.execution == "compiled"
+            self._compiled, passes = compile_pair(models, self._devices, compiles)
         self.drafting = drafting_of(drafts, possible=chosen.takes_drafts)
-        replays = self.execution != "eager" and self.device != "cpu"
+        self._overlaps = overlaps(models, chosen, self._devices)
         self._engines = EngineMaker(
             models,
             chosen,
             max_sequences,
             self.translation,
-            self.device,
-            replays,
+            self._devices,
+            self.execution != "eager",
             passes,
             state_snapshots,
         )
@@ -189,7 +189,7 @@ class RoutedModel:
         large: str | Path,
         *,
         config: RouterConfig | None = None,
-        device: str | None = None,
+        device: str | Mapping[str, str] | None = None,
         device_map: Any = None,
         dtype: Any = "auto",
         attn_implementation: Any = None,
@@ -206,8 +206,8 @@ class RoutedModel:
                 its adapter, or two of one base, share the base's weights (same options for both).
             large: Directory of the large model, likewise.
             config: As in the constructor.
-            device: Where both models go, and as in the constructor, such as ``"cuda:0"``; None for
-                where ``transformers`` puts them.
+            device: Where both models go, or each one, and as in the constructor, such as
+                ``"cuda:0"``; None for where ``transformers`` puts them.
             device_map: As in ``transformers``, where models are spread otherwise.
             dtype: ``"auto"``, ``torch.bfloat16``, ...
             attn_implementation: As in ``transformers``; of passes that do not run over pages.
@@ -221,7 +221,7 @@ class RoutedModel:
             ValueError: As in the constructor, or no such device.
             OSError: Nothing to load there.
         """
-        full_device = check_device(device)
+        full_device = check_devices(device)
         own = {name: options.pop(name) for name in options_of(cls) & options.keys()}
         check_options(config=config, **own)
         loaded = {
@@ -382,9 +382,10 @@ class RoutedModel:
             self.config,
             self.large_boundary,
             max_sequences=rows,
-            device=self.device,
+            device=self._devices["small"],
         )
-        return Loop(
+        loop = OverlappedLoop if self._overlaps else Loop
+        return loop(
             RunSequences(router, engine, pair, rows),
             max_sequences=rows,
             raise_on_invalid=self.on_invalid == "raise",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from glimprouter.kv import KvLayout, PagePool
 
@@ -11,23 +11,29 @@ _FEWEST_SECTORS = 2  # of the longest sequence, where none is known yet
 
 
 class ArenaPlan:
-    """Pages and sectors for tokens of both models.
+    """Pages and sectors for tokens of the models that an arena serves.
 
     Attributes:
-        layouts: Layouts of both models.
+        layouts: Layouts of both models, also of one that has its pages elsewhere.
         sector_bytes: What the arena hands out at a time.
     """
 
-    def __init__(self, layouts: Sequence[KvLayout]) -> None:
-        """For models with these layouts."""
+    def __init__(self, layouts: Sequence[KvLayout], served: Collection[int] | None = None) -> None:
+        """For models with these layouts.
+
+        Args:
+            layouts: Of both models.
+            served: Which of them have their pages here; None for both.
+        """
         self.layouts = list(layouts)
         self.sector_bytes = PagePool.default_sector_bytes(self.layouts)
+        self._served = range(len(self.layouts)) if served is None else served
 
-    def pages(self, tokens: Sequence[int]) -> list[int]:
-        """Pages for so many tokens of each model."""
+    def pages(self, tokens: Sequence[int], spare: int = 0) -> list[int]:
+        """Pages here for so many tokens of each model, and so many more of each served one."""
         return [
-            -(-count // layout.page_size)
-            for count, layout in zip(tokens, self.layouts, strict=True)
+            -(-count // layout.page_size) + spare if index in self._served else 0
+            for index, (count, layout) in enumerate(zip(tokens, self.layouts, strict=True))
         ]
 
     def sectors(self, tokens: Sequence[int]) -> int:
@@ -42,7 +48,7 @@ class ArenaPlan:
         Raises:
             ValueError: It does not.
         """
-        needed = (sectors + _NULL_SECTORS) * self.sector_bytes
+        needed = max(sectors + _NULL_SECTORS, self._fewest) * self.sector_bytes
         if arena_bytes < needed:
             raise ValueError(
                 f"an arena of {arena_bytes} bytes cannot hold the longest sequence, which may need"
@@ -80,4 +86,9 @@ class ArenaPlan:
             return most
         rows = each[:max_sequences]
         together = max_sequences * largest if spare_rows else max(sum(rows), largest)
-        return min(most, growth * together + _NULL_SECTORS)
+        return min(most, max(growth * together + _NULL_SECTORS, self._fewest))
+
+    @property
+    def _fewest(self) -> int:
+        """Sectors of any pool: one for each layout, whether it is served or not."""
+        return len(self.layouts) + _NULL_SECTORS

@@ -176,11 +176,18 @@ class Engine(ABC):
         sequences = self._numbers(records)
         starts = [self._tokens.num_computed_tokens(index, sequence) for sequence in sequences]
         logits = self._compute(model, records, [self._wanted(model, r) for r in records])
-        self.pass_tokens = 0
-        for record, sequence, start in zip(records, sequences, starts, strict=True):
-            record.note_pass(model, start)
-            self.pass_tokens += self._tokens.num_computed_tokens(index, sequence) - start
+        self._note_pass(model, records, starts)
         return logits
+
+    def _note_pass(
+        self, model: str, records: Sequence[SequenceRecord], starts: Sequence[int]
+    ) -> None:
+        """A pass is over that began with so many computed tokens of each sequence."""
+        index, self.pass_tokens = MODELS.index(model), 0
+        for record, start in zip(records, starts, strict=True):
+            record.note_pass(model, start)
+            sequence = self._sequences[record.index]
+            self.pass_tokens += self._tokens.num_computed_tokens(index, sequence) - start
 
     @staticmethod
     def _wanted(model: str, record: SequenceRecord) -> int:

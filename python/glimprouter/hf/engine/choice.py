@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -54,16 +54,19 @@ def fuses_layers(wanted: bool | Literal["auto"], device: str) -> bool:
 
 
 def choose_engine(
-    wanted: str, models: Mapping[str, Any], device: str, fuse: bool = True
+    wanted: str,
+    models: Mapping[str, Any],
+    devices: Mapping[str, str],
+    fuse: bool | Literal["auto"] = True,
 ) -> EngineChoice:
     """Tries the models on pages, with fused layers first; then gathering; then their own caches.
 
     Args:
         wanted: One of :data:`ENGINES`.
         models: By name.
-        device: The device of the pages.
-        fuse: Whether layers may run in their fused form; not in compiled graphs, where the compiler
-            fuses.
+        devices: The device of each model's pages, by name.
+        fuse: Whether layers may run in their fused form (:func:`fuses_layers`); not in compiled
+            graphs, where the compiler fuses.
 
     Raises:
         ValueError: A model cannot be served by the engine that is wanted, or by none.
@@ -75,7 +78,8 @@ def choose_engine(
     if wanted in ("auto", "paged"):
         fused = {}
         for name, each in tried.items():
-            if (layers := each.on_pages(device, fuse)) is not None:
+            device = devices[name]
+            if (layers := each.on_pages(device, fuses_layers(fuse, device))) is not None:
                 fused[name] = layers
         unpaged = [each for each in tried.values() if each.reasons]
         if not unpaged:
@@ -166,13 +170,13 @@ def check_execution(wanted: str) -> None:
         raise ValueError(f"execution must be one of {names}, got {wanted!r}")
 
 
-def choose_execution(wanted: str, choice: EngineChoice, device: str) -> Execution:
+def choose_execution(wanted: str, choice: EngineChoice, devices: Collection[str]) -> Execution:
     """How forward passes over pages are computed.
 
     Args:
         wanted: One of :data:`EXECUTIONS`; ``"auto"`` is graphs where they can be had.
         choice: The engine that serves the pair. Models with states cannot be compiled.
-        device: Where its pages lie.
+        devices: Where its pages lie.
 
     Raises:
         ValueError: What is wanted cannot be had.
@@ -183,16 +187,22 @@ def choose_execution(wanted: str, choice: EngineChoice, device: str) -> Executio
             'execution="compiled" serves models with keys and values only, the'
             f' {stateful} model keeps states beside them; "auto" takes what can be had'
         )
-    replays = engine == "paged" and device != "cpu"
+    places = list(dict.fromkeys(devices))
+    replays = engine == "paged" and places != ["cpu"]
     if wanted == "graphs" and not replays:
         raise ValueError(
             'execution="graphs" needs engine="paged" on a device, this pair runs on'
-            f' {engine!r} on {device}; "auto" takes what can be had'
+            f' {engine!r} on {", ".join(places)}; "auto" takes what can be had'
         )
     if wanted == "compiled" and engine != "paged":
         raise ValueError(
             f'execution="compiled" needs engine="paged", this pair runs on {engine!r}; "auto" takes'
             " what can be had"
+        )
+    if wanted == "compiled" and "cpu" in places and len(places) > 1:
+        raise ValueError(
+            f'execution="compiled" compiles for the CPU or for devices, this pair runs on'
+            f' {" and ".join(places)}; "auto" takes what can be had'
         )
     if wanted == "auto":
         return "graphs" if replays else "eager"

@@ -12,21 +12,25 @@ from glimprouter.hf.graphs.fixed_pass import CompiledCall
 from glimprouter.hf.graphs.pass_graphs import PassGraphs
 from glimprouter.hf.graphs.recorders import recorder_for
 from glimprouter.hf.graphs.sizes import padded_size
+from glimprouter.hf.pair.adapters import adapters_in_use
+from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.state.form import StateForm
 from glimprouter.hf.state.slots import StateSlots
 from glimprouter.kv import KvLayout, PagePool
 
 
-def _addresses(model: Any) -> tuple[int, ...]:
-    """Addresses of a model's weights: graphs read them there."""
-    return tuple(tensor.data_ptr() for tensor in chain(model.parameters(), model.buffers()))
+def _held_of(model: Any) -> tuple[object, ...]:
+    """What graphs hold of a model: the addresses of its weights, and the adapters in use."""
+    tensors = chain(model.parameters(), model.buffers())
+    return (adapters_in_use(model), *(tensor.data_ptr() for tensor in tensors))
 
 
 class KeptPool:
-    """The pool of the last run of a pair and its graphs, for the next run that comes after it.
+    """The pool of the last run of a pair on a device and its graphs, for the next run after it.
 
     Graphs hold the addresses of pages, states and weights. So a run has the pool to itself, a
-    larger one takes its place where a run needs more, and weights that have moved void the graphs.
+    larger one takes its place where a run needs more, and weights that have moved void the graphs,
+    as do other adapters: which of them a layer adds, and how much of it, is in the graph.
     """
 
     def __init__(
@@ -41,7 +45,7 @@ class KeptPool:
         """Nothing is allocated yet.
 
         Args:
-            models: The models of the pair by name, in the order of the pool's layouts.
+            models: The models of the pair on this device, by name.
             max_sequences: The most of a pass.
             device: Other than the CPU.
             compiled: The passes of the models, compiled, by name; None for the models' own code.
@@ -58,7 +62,7 @@ class KeptPool:
         self._slots: dict[str, StateSlots] = {}
         self._pool: PagePool | None = None
         self._graphs: dict[str, PassGraphs] = {}
-        self._weights: list[tuple[int, ...]] = []
+        self._held: list[tuple[object, ...]] = []
         self._user: weakref.ref[object] | None = None
 
     @property
@@ -93,7 +97,7 @@ class KeptPool:
 
         Args:
             user: Who has it to itself while it lives.
-            layouts: Layouts of the models.
+            layouts: Layouts of both models of the pair.
             sectors: That the run may use, the one of the null page included.
             most: That may be allocated for it and for longer runs to come.
         """
@@ -103,25 +107,25 @@ class KeptPool:
             if self._in_use():  # that run may replay on another thread
                 self._recorder = recorder_for(self._device)
             self._graphs, self._pool, pool = {}, None, None  # before more is allocated
-            held = min(padded_size(sectors), most)
-            pool = self._pool = PagePool(layouts, held * sector_bytes, sector_bytes, self._device)
-        weights = [_addresses(model) for model in self._models.values()]
+            count = min(padded_size(sectors), most)
+            pool = self._pool = PagePool(layouts, count * sector_bytes, sector_bytes, self._device)
+        held = [_held_of(model) for model in self._models.values()]
         short = any(graphs.out_of_memory for graphs in self._graphs.values())
-        if not self._graphs or weights != self._weights or short:
-            self._weights = weights
+        if not self._graphs or held != self._held or short:
+            self._held = held
             self._graphs = {
                 name: PassGraphs(
                     name,
                     model,
                     pool,
-                    index,
+                    MODELS.index(name),
                     self._max_sequences,
                     self._recorder,
                     self._compiled.get(name),
                     self._slots.get(name),
                     self._fused.get(name),
                 )
-                for index, (name, model) in enumerate(self._models.items())
+                for name, model in self._models.items()
             }
         pool.limit_sectors(sectors - 1)
         self._user = weakref.ref(user)

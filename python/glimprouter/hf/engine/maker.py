@@ -15,12 +15,13 @@ from glimprouter.hf.engine.native_runner import NativeRunner
 from glimprouter.hf.engine.paged import PagedEngine
 from glimprouter.hf.graphs.compiled import CompiledForward
 from glimprouter.hf.graphs.compiled_pass import CompiledPass
+from glimprouter.hf.pair.devices import KvMemory, models_by_device
 from glimprouter.hf.pair.translation import Translation
 from glimprouter.hf.sequence.record import SequenceRecord
 
 
 class EngineMaker:
-    """Makes the engine of each run; on a device it keeps what the next run can use again."""
+    """Makes the engine of each run; on devices it keeps what the next run can use again."""
 
     def __init__(
         self,
@@ -28,7 +29,7 @@ class EngineMaker:
         choice: EngineChoice,
         max_sequences: int,
         translation: Translation | None,
-        device: str,
+        devices: Mapping[str, str],
         graphs: bool,
         compiled: Mapping[str, CompiledPass] | None,
         num_snapshots: int,
@@ -40,8 +41,8 @@ class EngineMaker:
             choice: The engine that serves both, and the layers that it computes in fused form.
             max_sequences: Sequences in flight.
             translation: Translation of their vocabularies; None where both have the same.
-            device: Where the pages lie.
-            graphs: Whether passes are replayed as graphs.
+            devices: Where the pages of each model lie, by name.
+            graphs: Whether passes on devices are replayed as graphs.
             compiled: These passes, compiled, by name; None for the models' own code.
             num_snapshots: Earlier states that are kept of a sequence whose state cannot be cut.
         """
@@ -49,18 +50,21 @@ class EngineMaker:
         self._choice = choice
         self._max_sequences = max_sequences
         self._translation = translation
-        self._device = device
+        self._devices = devices
         self._num_snapshots = num_snapshots
-        self._kept: KeptPool | None = None
-        if graphs:
-            self._kept = KeptPool(
-                models, max_sequences, device, compiled, choice.states, choice.fused
-            )
+        self._kept: dict[str, KeptPool] = {}  # by device
+        for device, names in models_by_device(devices).items() if graphs else ():
+            if device != "cpu":
+                own = {name: models[name] for name in names}
+                forms = {name: form for name, form in choice.states.items() if name in names}
+                self._kept[device] = KeptPool(
+                    own, max_sequences, device, compiled, forms, choice.fused
+                )
 
     def make(
         self,
         records: Sequence[SequenceRecord],
-        kv_memory_bytes: int | None,
+        kv_memory_bytes: KvMemory,
         compiled: Mapping[str, CompiledForward] | None,
         spare_rows: bool,
     ) -> Engine:
@@ -68,8 +72,8 @@ class EngineMaker:
 
         Args:
             records: The sequences to come.
-            kv_memory_bytes: Memory of pages, or of caches of the models' own; None for what the
-                sequences need.
+            kv_memory_bytes: Memory of pages on each device, or of caches of the models' own; None
+                for what the sequences need.
             compiled: Forward passes by name; None computes eagerly.
             spare_rows: Whether more sequences may come.
 
@@ -86,6 +90,7 @@ class EngineMaker:
                     RuntimeWarning,
                     stacklevel=4,
                 )
+            assert not isinstance(kv_memory_bytes, Mapping)  # the pair has checked it
             engine: Engine = GatherEngine(
                 runners, self._max_sequences, self._translation, kv_memory_bytes
             )
@@ -96,10 +101,10 @@ class EngineMaker:
             large,
             records,
             max_sequences=self._max_sequences,
-            arena_bytes=kv_memory_bytes,
+            memory=kv_memory_bytes,
             translation=self._translation,
             compiled=compiled,
-            device=self._device,
+            devices=self._devices,
             spare_rows=spare_rows,
             kept=self._kept,
             fused=self._choice.fused,

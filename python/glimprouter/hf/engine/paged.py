@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.layers import kv_layout
 from glimprouter.hf.attention.paged import paged_forward
 from glimprouter.hf.attention.stateful import rows_together, stateful_forward
-from glimprouter.hf.engine.arena_plan import ArenaPlan
 from glimprouter.hf.engine.base import Engine
+from glimprouter.hf.engine.device_memory import DeviceMemory
 from glimprouter.hf.engine.kept_pool import KeptPool
 from glimprouter.hf.engine.pass_groups import bounded, grouped
 from glimprouter.hf.graphs.compiled import CompiledForward
-from glimprouter.hf.graphs.pass_graphs import PassGraphs
 from glimprouter.hf.graphs.sizes import Piece
-from glimprouter.hf.pair.devices import default_arena_bytes
+from glimprouter.hf.pair.devices import KvMemory, memory_for, models_by_device
 from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.pair.translation import Translation
 from glimprouter.hf.sequence.events import PageUsage
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.saved import bytes_as_tensor, tensor_as_bytes
 from glimprouter.hf.state.form import StateForm
-from glimprouter.hf.state.memory import slots_wanted
 from glimprouter.hf.state.sequences import PackedState, SequenceStates
-from glimprouter.hf.state.slots import StateSlots
-from glimprouter.kv import KvCache, PagePool, RaggedBatch
+from glimprouter.kv import KvCache, RaggedBatch
 
 # Text may have more tokens in the vocabulary of the model that did not write it.
 _TRANSLATED_GROWTH = 2
@@ -52,16 +51,47 @@ class _Preempted:
     states: dict[str, PackedState]
 
 
+@dataclass(frozen=True)
+class BegunPass:
+    """A forward pass whose pages are reserved; :meth:`PagedEngine.end` must follow.
+
+    Attributes:
+        model: Whose.
+        records: Sequences in it.
+        starts: Tokens that the model had computed of each.
+        batch: Their unseen tokens.
+        compute: Gives the logits. Another thread may call it while this one goes on with other
+            sequences of the other model, on another device.
+        alone: Whether nothing else may be computed meanwhile: it becomes a graph.
+    """
+
+    model: str
+    records: Sequence[SequenceRecord]
+    starts: list[int]
+    batch: RaggedBatch
+    compute: Callable[[], torch.Tensor]
+    alone: bool
+
+
 def _most_tokens(record: SequenceRecord) -> list[int]:
     """Most tokens of each model, prompt included."""
     return [len(record.prompt_of(name)) + record.max_new_tokens for name in MODELS]
 
 
+def _wanted_rows(batch: RaggedBatch, wanted: Sequence[int]) -> npt.NDArray[np.int32]:
+    """The tokens of a batch whose logits are wanted: the last ones of each sequence."""
+    rows = batch.last_rows
+    if all(count <= 1 for count in wanted):
+        return rows
+    parts = [np.arange(last - n + 1, last + 1) for last, n in zip(rows, wanted, strict=True)]
+    return np.concatenate(parts).astype(rows.dtype)
+
+
 class PagedEngine(Engine):
     """All rows that wait for a model in one packed forward pass over pages.
 
-    The arena is shared: pages go to whichever model needs them. When they run short, sequences are
-    preempted to host memory and taken back later.
+    Models on one device share an arena: pages go to whichever needs them. When they run short,
+    sequences are preempted to host memory and taken back later.
 
     A model whose layers keep states beside keys and values has a slot for each sequence's, and
     computes rows of equal length together.
@@ -76,32 +106,32 @@ class PagedEngine(Engine):
         records: Sequence[SequenceRecord],
         *,
         max_sequences: int,
-        arena_bytes: int | None,
+        memory: KvMemory,
         translation: Translation | None,
         compiled: Mapping[str, CompiledForward] | None,
-        device: str,
+        devices: Mapping[str, str],
         spare_rows: bool,
-        kept: KeptPool | None,
+        kept: Mapping[str, KeptPool],
         fused: Mapping[str, FusedLayers],
         state_forms: Mapping[str, StateForm],
         num_snapshots: int,
     ) -> None:
-        """An arena that holds the longest sequences, as far as it may.
+        """Arenas that hold the longest sequences, as far as they may: one on each device.
 
         Args:
             small: The small model.
             large: The large model.
             records: The sequences to come.
             max_sequences: Sequences in flight.
-            arena_bytes: Memory for keys, values and states of both models; None for what
+            memory: Bytes for keys, values and states on each device; None for what
                 ``max_sequences`` of the longest sequences need, up to half of the device's.
             translation: Translation of the models' vocabularies; None where both have the same.
             compiled: Forward passes of both models as graphs, by name; None computes eagerly.
-            device: Where the pages lie: beside the models.
+            devices: Where each model's pages lie, by name: beside it.
             spare_rows: Whether more sequences may come, forks or loaded ones: ``max_sequences`` as
                 long as the longest are planned for then.
-            kept: Where the pool comes from, with graphs of passes; None for a pool of its
-                own, and no graphs.
+            kept: By device where the pool comes from, with graphs of passes; a device that is not
+                named has a pool of its own, and no graphs.
             fused: Layers that eager passes compute in their fused form, by the model's name; none
                 of a model that is not named.
             state_forms: What models keep beside keys and values, by name; none of one that is not
@@ -109,43 +139,41 @@ class PagedEngine(Engine):
             num_snapshots: Earlier states of a sequence that are kept, >= 0.
 
         Raises:
-            ValueError: The arena cannot hold the longest sequence.
+            ValueError: An arena cannot hold the longest sequence.
         """
         self._models = dict(zip(MODELS, (small, large), strict=True))
         self._compiled = compiled
         self._fused = fused
-        self._device = device
-        self._plan = plan = ArenaPlan(
-            [kv_layout(model, state_forms.get(name)) for name, model in self._models.items()]
-        )
-        self._graphs: Mapping[str, PassGraphs] = {}
-        held = 0 if kept is None else kept.free_bytes
-        most = default_arena_bytes(device, held) if arena_bytes is None else arena_bytes
-        rows = max_sequences if spare_rows else min(max_sequences, len(records))
-        count = slots_wanted(state_forms.values(), rows, num_snapshots, most)
-        slots: Mapping[str, StateSlots] = (
-            {name: StateSlots(form, count) for name, form in state_forms.items()}
-            if kept is None
-            else kept.take_slots(count)
-        )
-        self._states = {name: SequenceStates(own, num_snapshots) for name, own in slots.items()}
-        most -= sum(own.num_bytes for own in slots.values())
-        sectors = plan.wanted(
-            [_most_tokens(record) for record in records],
-            most,
-            take_all=arena_bytes is not None,
-            max_sequences=max_sequences,
-            spare_rows=spare_rows,
-            growth=1 if translation is None else _TRANSLATED_GROWTH,
-        )
-        self._arena_bytes = sectors * plan.sector_bytes
-        if kept is None:
-            self._pool = PagePool(plan.layouts, self._arena_bytes, plan.sector_bytes, device)
-        else:
-            self._pool, self._graphs = kept.take(
-                self, plan.layouts, sectors, most // plan.sector_bytes
+        self._devices = devices
+        layouts = [kv_layout(own, state_forms.get(name)) for name, own in self._models.items()]
+        lengths = [_most_tokens(record) for record in records]
+        places = {
+            device: DeviceMemory(
+                self,
+                device,
+                names,
+                layouts,
+                lengths,
+                num_bytes=memory_for(memory, names[0]),
+                max_sequences=max_sequences,
+                spare_rows=spare_rows,
+                growth=1 if translation is None else _TRANSLATED_GROWTH,
+                kept=kept.get(device),
+                state_forms=state_forms,
+                num_snapshots=num_snapshots,
             )
-        self._cache = KvCache(self._pool, max_sequences, translation.map if translation else None)
+            for device, names in models_by_device(devices).items()
+        }
+        self._memory = list(places.values())
+        self._pools = {name: places[devices[name]].pool for name in MODELS}
+        self._graphs = {name: own for place in self._memory for name, own in place.graphs.items()}
+        self._states = {
+            name: SequenceStates(own, num_snapshots)
+            for place in self._memory
+            for name, own in place.slots.items()
+        }
+        vocabularies = translation.map if translation else None
+        self._cache = KvCache(list(self._pools.values()), max_sequences, vocabularies)
         super().__init__(self._cache, translation)
         self._saved: dict[int, _Preempted] = {}
 
@@ -159,8 +187,7 @@ class PagedEngine(Engine):
             tokens = [max(pair) for pair in zip(tokens, saved.computed, strict=True)]
         # Room for each of the others to grow, or one of them would be preempted at once.
         spare = 1 + len(self._sequences)
-        wanted = [pages + spare for pages in self._plan.pages(tokens)]
-        if self._sequences and not self._pool.can_allocate(wanted):
+        if self._sequences and not all(own.has_room(tokens, spare) for own in self._memory):
             return False
         if saved is None:
             sequence = self._cache.open([record.prompt.small, record.prompt.large])
@@ -227,7 +254,8 @@ class PagedEngine(Engine):
         saved = tensor_as_bytes(memory[_SAVED])
         computed = self._cache.check_saved(saved)
         most = [max(pair) for pair in zip(_most_tokens(record), computed, strict=True)]
-        self._plan.check(self._arena_bytes, self._plan.sectors(most))
+        for own in self._memory:
+            own.check(most)
         packed = {}
         for name, states in self._states.items():
             prefix = f"{_STATE}.{name}."
@@ -272,7 +300,7 @@ class PagedEngine(Engine):
             for place, piece in pieces.items():
                 length = self._cache.length(index, self._sequences[place])
                 pieces[place] = piece._replace(length=length)
-        yield from grouped(records, pieces, device=self._device, replayed=rule)
+        yield from grouped(records, pieces, device=self._devices[model], replayed=rule)
 
     def _rows_together(
         self, model: str, records: Sequence[SequenceRecord], states: SequenceStates
@@ -306,11 +334,35 @@ class PagedEngine(Engine):
         self, model: str, records: Sequence[SequenceRecord], wanted: Sequence[int]
     ) -> torch.Tensor:
         """One packed forward pass over exactly the unseen tokens."""
-        sequences = self._numbers(records)
-        starts = [self._sequences[record.index] for record in records if record.at_step_start]
-        return self._pass(
-            model, self._cache.prepare(MODELS.index(model), sequences), starts, wanted
-        )
+        batch = self._cache.prepare(MODELS.index(model), self._numbers(records))
+        return self._pass(model, batch, self._at_step_start(records), wanted)
+
+    def begin(self, model: str, records: Sequence[SequenceRecord]) -> BegunPass:
+        """As :meth:`forward`, in two halves; of a model that keeps no states.
+
+        Raises:
+            OutOfPages: Nothing has changed; preempt a sequence.
+        """
+        index, sequences = MODELS.index(model), self._numbers(records)
+        starts = [self._cache.num_computed_tokens(index, sequence) for sequence in sequences]
+        wanted = [self._wanted(model, record) for record in records]
+        batch = self._cache.prepare(index, sequences)
+        rows, graphs = _wanted_rows(batch, wanted), self._graphs.get(model)
+        alone = graphs is not None and graphs.takes(batch, len(rows))
+        alone = alone and graphs is not None and not graphs.replays(batch, len(rows))
+        compute = functools.partial(self._logits, model, batch, rows, ())
+        return BegunPass(model, records, starts, batch, compute, alone)
+
+    def end(self, begun: BegunPass, *, computed: bool) -> None:
+        """Its logits are there; or else it is as if it had never begun."""
+        if not computed:
+            self._cache.abandon(begun.batch)
+            return
+        self._cache.complete(begun.batch)
+        self._note_pass(begun.model, begun.records, begun.starts)
+
+    def _at_step_start(self, records: Sequence[SequenceRecord]) -> list[int]:
+        return [self._sequences[record.index] for record in records if record.at_step_start]
 
     def _pass(
         self,
@@ -320,25 +372,24 @@ class PagedEngine(Engine):
         wanted: Sequence[int] = (),
     ) -> torch.Tensor:
         """Computes a batch; the states of ``keep`` become snapshots."""
-        rows = batch.last_rows
-        if any(count > 1 for count in wanted):
-            parts = [
-                np.arange(last - n + 1, last + 1) for last, n in zip(rows, wanted, strict=True)
-            ]
-            rows = np.concatenate(parts).astype(rows.dtype)
         try:
-            graphs, states = self._graphs.get(model), self._states.get(model)
-            own, fused = self._models[model], self._fused.get(model)
-            if graphs is not None and graphs.takes(batch, len(rows)):
-                logits = graphs(batch, rows, states, keep)
-            elif states is not None:
-                logits = stateful_forward(own, self._pool, batch, states, fused, keep)
-            elif self._compiled is None:
-                logits = paged_forward(own, self._pool, batch, fused, rows)
-            else:
-                logits = self._compiled[model](self._pool, batch, rows)
+            logits = self._logits(model, batch, _wanted_rows(batch, wanted), keep)
         except BaseException:
             self._cache.abandon(batch)
             raise
         self._cache.complete(batch)
         return logits
+
+    def _logits(
+        self, model: str, batch: RaggedBatch, rows: npt.NDArray[np.int32], keep: Sequence[int]
+    ) -> torch.Tensor:
+        """Computes a batch, which is completed or abandoned by the caller."""
+        graphs, states = self._graphs.get(model), self._states.get(model)
+        own, pool, fused = self._models[model], self._pools[model], self._fused.get(model)
+        if graphs is not None and graphs.takes(batch, len(rows)):
+            return graphs(batch, rows, states, keep)
+        if states is not None:
+            return stateful_forward(own, pool, batch, states, fused, keep)
+        if self._compiled is None:
+            return paged_forward(own, pool, batch, fused, rows)
+        return self._compiled[model](pool, batch, rows)

@@ -164,24 +164,37 @@ class CompiledForward(CompiledModel):
             return self.logits(ids, positions, tables, keep)[: len(rows)]
 
 
-def compile_each(models: Mapping[str, Any], make: Callable[[Any], _Made]) -> dict[str, _Made]:
+def compile_each(
+    models: Mapping[str, Any],
+    make: Callable[..., _Made],
+    devices: Mapping[str, str] | None = None,
+) -> dict[str, _Made]:
     """The models of a pair, compiled; a model that is both is compiled once.
 
     Args:
         models: By name.
         make: Compiles one.
+        devices: By name where its pages are, which ``make`` is told; None for the CPU.
 
     Raises:
         RuntimeError: A model's code cannot be compiled.
     """
     compiled: dict[str, _Made] = {}
     for name, model in models.items():
-        twin = next((other for other in compiled if models[other] is model), None)
+        place = () if devices is None else (devices[name],)
+        twin = next(
+            (
+                other
+                for other in compiled
+                if models[other] is model and (devices is None or (devices[other],) == place)
+            ),
+            None,
+        )
         if twin is not None:
             compiled[name] = compiled[twin]
             continue
         try:
-            compiled[name] = make(model)
+            compiled[name] = make(model, *place)
         except Exception as error:  # whatever a compiler says of code that it does not understand
             raise RuntimeError(
                 f"the {name} model cannot be compiled ({type(error).__name__});"

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from glimprouter.hf.graphs.compiled import CompiledModel, warm_up_cache
+from glimprouter.hf.graphs.compiled import (
+    CompiledForward,
+    CompiledModel,
+    compile_each,
+    warm_up_cache,
+)
 from glimprouter.hf.graphs.fixed_pass import FixedPass
 from glimprouter.hf.graphs.sizes import PassSize
 from glimprouter.torch import PassHandle
@@ -14,6 +20,26 @@ from glimprouter.torch import PassHandle
 # No two numbers of a size are equal, or the compiler would take them for one and the same.
 _ONE_TOKEN = PassSize(tokens=1, sequences=1, pages=1, wanted=1, most_tokens=1)
 _SEVERAL_TOKENS = PassSize(tokens=5, sequences=4, pages=1, wanted=3, most_tokens=2)
+
+
+def compile_pair(
+    models: Mapping[str, Any], devices: Mapping[str, str], wanted: bool
+) -> tuple[dict[str, CompiledForward] | None, dict[str, CompiledPass] | None]:
+    """What a pair computes with: on the CPU whole passes, on devices those that are captured.
+
+    Args:
+        models: By name.
+        devices: Where the pages of each are: all on the CPU, or none.
+        wanted: Whether anything is compiled.
+
+    Raises:
+        RuntimeError: A model's code cannot be compiled.
+    """
+    if not wanted:
+        return None, None
+    if set(devices.values()) == {"cpu"}:
+        return compile_each(models, CompiledForward), None
+    return None, compile_each(models, CompiledPass, devices)
 
 
 class CompiledPass(CompiledModel):

@@ -24,6 +24,7 @@ from glimprouter.hf.graphs.fixed_pass import CompiledCall, FixedPass
 from glimprouter.hf.graphs.recorders import Recorder, Recording
 from glimprouter.hf.graphs.sizes import PassSize, SizeRule
 from glimprouter.hf.graphs.stateful_pass import StatefulDecodePass
+from glimprouter.hf.pair.locks import recording
 from glimprouter.hf.state.sequences import SequenceStates, StateMove
 from glimprouter.hf.state.slots import StateSlots
 from glimprouter.kv import PagePool, RaggedBatch
@@ -177,8 +178,17 @@ class PassGraphs:
                 move.writing = False
             raise
 
+    def replays(self, batch: RaggedBatch, num_wanted: int) -> bool:
+        """Whether a pass that this takes is a replay: not one of the first of its size."""
+        size = self._size_of(batch, num_wanted)
+        return size in self._buckets and self._buckets[size].recording is not None
+
     def _first_passes(self, bucket: _Bucket) -> torch.Tensor:
         """Until there is a recording."""
+        with recording():
+            return self._first_pass(bucket)
+
+    def _first_pass(self, bucket: _Bucket) -> torch.Tensor:
         if bucket.computed < WARM_UP_PASSES:
             bucket.computed += 1
             if bucket.computed == WARM_UP_PASSES:  # before that, libraries may wait as they load

@@ -10,6 +10,10 @@ from typing import Any
 
 from transformers.utils.import_utils import is_peft_available
 
+# Attributes of PEFT's layers that decide what is added to what the base computes.
+_ADAPTED = "merged_adapters"  # of the class: no other layer has it
+_ADAPTER_STATE = ("_active_adapter", "_disable_adapters", _ADAPTED, "scaling")
+
 
 def base_of(source: str | Path) -> str | None:
     """The model that an adapter's folder adapts; None for a folder, or a hub name, of a model.
@@ -46,6 +50,19 @@ def on_the_same_weights(model: Any) -> Any:
     """Another model that computes with the same tensors; what is put on it later is its own."""
     shared = chain(model.parameters(), model.buffers())
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+
+
+def adapters_in_use(model: Any) -> tuple[object, ...]:
+    """What the adapted layers of a model add now: adapters, whether merged or off, and scaling.
+
+    They are told by what PEFT keeps on its layers, so that it need not be installed; in the order
+    of the layers, and equal for as long as the model computes the same with the same weights.
+    """
+    return tuple(
+        tuple(repr(getattr(module, name, None)) for name in _ADAPTER_STATE)
+        for module in model.modules()
+        if hasattr(type(module), _ADAPTED)
+    )
 
 
 def adapt(model: Any, source: str | Path) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from glimprouter import _C
+from glimprouter.hf.pair.text import MODELS
 
 _SIMULATED = "simt"  # the emulator: a device that works on host memory
 
@@ -19,42 +20,101 @@ def torch_device(device: str) -> str:
     return "cpu" if device.startswith(_SIMULATED) else device
 
 
-def choose_device(wanted: str | None, models: Mapping[str, Any]) -> str:
-    """A device of this build for models.
+def choose_devices(
+    wanted: str | Mapping[str, str] | None, models: Mapping[str, Any]
+) -> dict[str, str]:
+    """A device of this build for each model.
 
     Args:
-        wanted: Its name; None for where the models are.
-        models: By name.
+        wanted: Its name, or one for each model; None for where the models are.
+        models: By name: small, large.
 
     Returns:
-        A name in ``build_info()["devices"]``.
+        For each model a name in ``build_info()["devices"]``.
 
     Raises:
         ValueError: No such device, or models that are elsewhere.
 
     Warns:
-        RuntimeWarning: None was wanted, and the models are where this build can do nothing, or on
-            several devices: logits are copied to the CPU after every pass.
+        RuntimeWarning: None was wanted, and a model is where this build can do nothing: logits are
+            copied to the CPU after every pass.
     """
     known = list(_C.build_info()["devices"])
     homes = {name: str(model.device) for name, model in models.items()}
-    shared = set(homes.values())
     if wanted is None:
-        home = next(iter(shared)) if len(shared) == 1 else ""
-        if home in known:
-            return home
+        if all(home in known for home in homes.values()):
+            return homes
         warnings.warn(
-            f"the models are on {homes}, this build runs steps on {known}, for both models of a"
-            " pair on the same: logits are copied to the CPU after every forward pass",
+            f"the models are on {homes}, this build runs steps on {known}: logits are copied to the"
+            " CPU after every forward pass",
             RuntimeWarning,
             stacklevel=3,  # who constructs the RoutedModel
         )
-        return "cpu"
-    if wanted not in known:
-        raise ValueError(f"device must be one of {known}, got {wanted!r}")
-    if wanted != "cpu" and shared != {torch_device(wanted)}:
-        raise ValueError(f"device={wanted!r} needs the models there, they are on {homes}")
-    return wanted
+        return dict.fromkeys(models, "cpu")
+    chosen = device_of_each(wanted)
+    for device in chosen.values():
+        if device not in known:
+            raise ValueError(f"device must be one of {known}, got {device!r}")
+    if wanted == "cpu":
+        return chosen  # also for models that are elsewhere
+    for name, device in chosen.items():
+        if homes[name] != torch_device(device):
+            raise ValueError(f"device={wanted!r} needs the models there, they are on {homes}")
+    return chosen
+
+
+def device_of_each(device: Any) -> dict[str, Any]:
+    """One for both models, or what a mapping says for each.
+
+    Raises:
+        ValueError: A mapping with other names than those of both models.
+    """
+    if not isinstance(device, Mapping):
+        return dict.fromkeys(MODELS, device)
+    if set(device) != set(MODELS):
+        raise ValueError(
+            f'device for each model is {{"small": ..., "large": ...}}, got {dict(device)!r}'
+        )
+    return {name: device[name] for name in MODELS}
+
+
+def device_or_each(devices: Mapping[str, str]) -> str | dict[str, str]:
+    """The device of both models, or that of each where they differ."""
+    one, *others = set(devices.values())
+    return dict(devices) if others else one
+
+
+def models_by_device(devices: Mapping[str, str]) -> dict[str, list[str]]:
+    """The names of the models on each device, in order."""
+    return {
+        device: [name for name, own in devices.items() if own == device]
+        for device in dict.fromkeys(devices.values())
+    }
+
+
+KvMemory = int | Mapping[str, int] | None  # of both models, or on two devices of each
+
+
+def memory_for(memory: KvMemory, name: str) -> int | None:
+    """Bytes on the device of a model; None where nothing is said."""
+    return memory.get(name) if isinstance(memory, Mapping) else memory
+
+
+def check_memory(memory: KvMemory, devices: Mapping[str, str], engine: str) -> None:
+    """Refuses memory for each model where both share it.
+
+    Raises:
+        ValueError: That.
+    """
+    if not isinstance(memory, Mapping):
+        return
+    if engine == "paged" and len(set(devices.values())) > 1:
+        return
+    raise ValueError(
+        "kv_memory_bytes for each model needs pages on two devices; this pair runs on"
+        f" {engine!r} on {', '.join(dict.fromkeys(devices.values()))}, where both models share one"
+        " memory: pass one number"
+    )
 
 
 def default_arena_bytes(device: str, held: int = 0) -> int:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from glimprouter import _C
 from glimprouter.hf.pair.adapters import adapt, base_of, on_the_same_weights, tokenizer_source
-from glimprouter.hf.pair.devices import torch_device
+from glimprouter.hf.pair.devices import device_of_each, torch_device
 from glimprouter.hf.pair.locks import loading
 from glimprouter.hf.pair.text import MODELS
 
@@ -37,6 +37,20 @@ def option_of(name: str, value: Any) -> Any:
     if isinstance(value, Mapping) and value and set(value) <= set(MODELS):
         return value.get(name)
     return value
+
+
+def check_devices(device: Any) -> str | dict[str, str] | None:
+    """As :func:`check_device`, also of one for each model.
+
+    Raises:
+        ValueError: This build has no such device, or the names are not those of both models.
+    """
+    if not isinstance(device, Mapping):
+        return check_device(device)
+    full = {name: check_device(own) for name, own in device_of_each(device).items()}
+    if None in full.values():
+        raise ValueError(f"device for each model needs a device for both, got {dict(device)!r}")
+    return {name: str(own) for name, own in full.items()}
 
 
 def check_device(device: Any) -> str | None:
@@ -70,7 +84,7 @@ def _is_quantized(source: Any, own: Mapping[str, Any], of_files: Mapping[str, An
 def load_pair(
     small: str | Path,
     large: str | Path,
-    device: str | None,
+    device: str | Mapping[str, str] | None,
     options: Mapping[str, Any],
 ) -> tuple[list[Any], list[Any]]:
     """Both models, in evaluation mode, and both tokenizers.
@@ -81,8 +95,8 @@ def load_pair(
     Args:
         small: Directory or hub name, of a model or of an adapter.
         large: Likewise.
-        device: Where the models go; None for where ``transformers`` puts them. With a
-            ``device_map`` that decides.
+        device: Where the models go, or each of them; None for where ``transformers`` puts them.
+            With a ``device_map`` that decides.
         options: Options of ``from_pretrained`` in ``transformers``, each for both models or for
             each one (:func:`option_of`); None is left out.
 
@@ -94,9 +108,10 @@ def load_pair(
         ValueError: An adapter that does not fit its base, or does not name it.
         OSError: Nothing to load there.
     """
+    places = device_of_each(device)
     with loading():
         plans = [
-            _plan(name, source, device, options)
+            _plan(name, source, places[name], options)
             for name, source in zip(MODELS, (small, large), strict=True)
         ]
         tokenizers = [
@@ -104,7 +119,7 @@ def load_pair(
             for plan in plans
         ]
         if _share_weights(*plans):
-            base = _load(plans[0].base or plans[0].source, plans[0], device)
+            base = _load(plans[0].base or plans[0].source, plans[0])
             # The second one first: what an adapter puts on a model would be copied, too.
             models = [base, on_the_same_weights(base)]
             models = [
@@ -112,7 +127,7 @@ def load_pair(
                 for model, plan in zip(models, plans, strict=True)
             ]
         else:
-            models = [_load(plan.source, plan, device) for plan in plans]
+            models = [_load(plan.source, plan) for plan in plans]
     return models, tokenizers
 
 
@@ -125,14 +140,14 @@ class _Plan:
         base: The model that an adapter there adapts; None where there is a model.
         own: Options of ``from_pretrained``.
         of_files: Those that say where files come from.
-        moved: Whether the model is moved to the pair's device when it is loaded.
+        home: Where the model is moved when it is loaded; None where it stays.
     """
 
     source: str | Path
     base: str | None
     own: dict[str, Any]
     of_files: dict[str, Any]
-    moved: bool
+    home: str | None
 
 
 def _plan(name: str, source: str | Path, device: str | None, options: Mapping[str, Any]) -> _Plan:
@@ -146,7 +161,8 @@ def _plan(name: str, source: str | Path, device: str | None, options: Mapping[st
     if device is not None and not placed and _is_quantized(base or source, own, of_files):
         # Such models are put in place while they are loaded: they cannot be moved.
         own["device_map"], placed = {"": torch_device(device)}, True
-    return _Plan(source, base, own, of_files, device is not None and not placed)
+    home = None if device is None or placed else torch_device(device)
+    return _Plan(source, base, own, of_files, home)
 
 
 def _share_weights(small: _Plan, large: _Plan) -> bool:
@@ -159,14 +175,15 @@ def _share_weights(small: _Plan, large: _Plan) -> bool:
     same = sources[0] == sources[1] or (
         all(Path(source).is_dir() for source in sources) and Path(sources[0]).samefile(sources[1])
     )
-    if not (adapted and same and small.own == large.own) or "device_map" in small.own:
+    if not (adapted and same and small.own == large.own and small.home == large.home):
+        return False
+    if "device_map" in small.own:
         return False
     return not _is_quantized(sources[0], small.own, small.of_files)
 
 
-def _load(source: str | Path, plan: _Plan, device: str | None) -> Any:
+def _load(source: str | Path, plan: _Plan) -> Any:
     model: Any = AutoModelForCausalLM.from_pretrained(source, **plan.own)
-    if plan.moved:
-        assert device is not None
-        model = model.to(torch_device(device))
+    if plan.home is not None:
+        model = model.to(plan.home)
     return model.eval()

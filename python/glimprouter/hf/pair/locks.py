@@ -42,6 +42,15 @@ class _Gate:
                     self._changed.notify_all()
 
     @contextmanager
+    def inside(self) -> Iterator[None]:
+        """This thread is part of a pass that another one has begun: it waits for nobody."""
+        self._own.depth = 1
+        try:
+            yield
+        finally:
+            self._own.depth = 0
+
+    @contextmanager
     def loading(self) -> Iterator[None]:
         if getattr(self._own, "depth", 0) > 0:
             raise RuntimeError(
@@ -62,6 +71,8 @@ class _Gate:
 
 
 _gate = _Gate()
+_flights = _Gate()  # passes in a thread of their own, or one recording
+_lent = threading.local()  # what another thread holds for this one
 _locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
 _locks_guard = threading.Lock()
 
@@ -82,7 +93,33 @@ def exclusive(*models: Any) -> Iterator[None]:
         held.enter_context(_gate.passing())
         # In one order everywhere, or two pairs that share models could wait for one another.
         for model in sorted({id(model): model for model in models}.values(), key=id):
-            held.enter_context(_lock_of(model))
+            if id(model) not in getattr(_lent, "models", ()):
+                held.enter_context(_lock_of(model))
+        yield
+
+
+@contextmanager
+def lent(*models: Any) -> Iterator[None]:
+    """This thread computes a pass for one that holds the models, and waits for this one.
+
+    So it may hold them, too, and must not load: hooks of a model find what they find in a pass of
+    the other thread. Meanwhile nothing is recorded.
+    """
+    with _flights.passing(), _gate.inside():
+        _lent.models = frozenset(map(id, models))
+        try:
+            yield
+        finally:
+            _lent.models = frozenset()
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Nothing is computed in threads that models are lent to: what is recorded is of this thread.
+
+    How a recording is watched belongs to the process.
+    """
+    with _flights.loading():
         yield
 
 

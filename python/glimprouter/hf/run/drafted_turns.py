@@ -112,6 +112,12 @@ class DraftedTurns:
         self._kept_waiting += small > 0
         return Turn("large", [])
 
+    def worth_drafting(self, large: Sequence[WaitingRow]) -> list[int]:
+        """Rows, by place, whose next draft is worth its tokens in passes that run anyway."""
+        verified = sum(1 + row.drafts for row in large)
+        rate = sum(row.expected for row in large) / self._costs.of("large", max(verified, 1))
+        return self._worth_drafting(large, rate)
+
     def _begin_round(self) -> None:
         self._passes = 0
         self._written = self._cost = 0.0

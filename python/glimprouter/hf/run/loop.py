@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from glimprouter.glimpse import Status
 from glimprouter.hf.pair.locks import exclusive
 from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.run.drafted_turns import DraftedTurns, WaitingRow
 from glimprouter.hf.run.drafting import Drafting
-from glimprouter.hf.run.passes import ModelPasses, PlannedPass
+from glimprouter.hf.run.passes import ModelPasses, PassReport, PlannedPass
 from glimprouter.hf.run.said import Said
 from glimprouter.hf.run.sequences import RunSequences
 from glimprouter.hf.run.turns import WaitingTurns
@@ -146,7 +146,15 @@ class Loop:
         name, drafting = self._turn(pending)
         if name is None:
             return
-        records = pending[name]
+        self._passes.extend(self._cut(name, pending[name], drafting))
+
+    def _cut(
+        self,
+        name: str,
+        records: Sequence[SequenceRecord],
+        drafting: Sequence[SequenceRecord],
+    ) -> Iterator[PlannedPass]:
+        """The passes of a turn."""
         if self.sequences.pair.translation is not None:
             self._end_beyond_context(name, records)
             records = [record for record in records if not record.done]
@@ -154,7 +162,7 @@ class Loop:
         indices = frozenset(record.index for record in drafting)
         for group in self.sequences.engine.groups(name, records):
             own = indices & {record.index for record in group}
-            self._passes.append(PlannedPass(name, group, own))
+            yield PlannedPass(name, group, own)
 
     def _turn(
         self, pending: Mapping[str, Sequence[SequenceRecord]]
@@ -189,9 +197,13 @@ class Loop:
         except BaseException:
             self._interrupted = True
             raise
+        self._note(report)
+        self.settle()
+
+    def _note(self, report: PassReport | None) -> None:
+        """What a pass was; None for one that nobody was left in."""
         if report is not None and self._drafted_turns is not None:
             self._drafted_turns.note(*report)
-        self.settle()
 
     def settle(self) -> None:
         """Tells the records what the router said of the last pass; raises once all of them know.

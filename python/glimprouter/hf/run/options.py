@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from glimprouter.config import RouterConfig, check_integer
 from glimprouter.hf.engine.choice import ENGINES, check_execution
+from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.pair.thinking import check_thinking
 from glimprouter.hf.run.drafting import check_drafts
 from glimprouter.policies.base import check_policy
@@ -38,7 +40,7 @@ def check_options(
         raise ValueError(f"engine must be one of {names}, got {engine!r}")
     check_execution(execution)
     if kv_memory_bytes is not None:
-        check_integer("kv_memory_bytes", kv_memory_bytes, 1, high=2**63 - 1)
+        check_kv_memory(kv_memory_bytes)
     check_integer("state_snapshots", state_snapshots, 0)
     if on_invalid not in ("raise", "end"):
         raise ValueError(f'on_invalid must be "raise" or "end", got {on_invalid!r}')
@@ -55,6 +57,24 @@ def check_options(
     check_drafts(drafts)
     check_thinking(thinking)
     check_policy(policy)
+
+
+def check_kv_memory(memory: Any) -> None:
+    """Refuses memory that is neither a number of bytes nor one for each model.
+
+    Raises:
+        TypeError: A value of another type.
+        ValueError: A value out of range, or for another than both models.
+    """
+    if isinstance(memory, Mapping) and not (memory and set(memory) <= set(MODELS)):
+        raise ValueError(
+            'kv_memory_bytes for each model is {"small": ..., "large": ...}, got'
+            f" {dict(memory)!r}"
+        )
+    named = memory.items() if isinstance(memory, Mapping) else [("", memory)]
+    for name, count in named:
+        what = f'kv_memory_bytes["{name}"]' if name else "kv_memory_bytes"
+        check_integer(what, count, 1, high=2**63 - 1)
 
 
 def options_of(pair: Any) -> frozenset[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from glimprouter.glimpse import Status
+from glimprouter.hf.pair.devices import torch_device
 from glimprouter.hf.run.decisions import Decisions, is_undecided
 from glimprouter.hf.run.said import Said, read_entries
 from glimprouter.hf.run.sequences import RunSequences
@@ -117,9 +118,7 @@ class ModelPasses:
         if not records:
             return None
         tokens = self._sequences.engine.pass_tokens
-        if self._sequences.router.device == "cpu":  # models may be where no step can run
-            logits = logits.cpu()
-        logits = logits.contiguous()
+        logits = logits.to(torch_device(self._sequences.router.device)).contiguous()
         if name == "large":
             written = self._verify(records, logits, started)
         else:
@@ -142,7 +141,7 @@ class ModelPasses:
         sequences = self._sequences
         while records:
             try:
-                return records, drafting, sequences.engine.forward(name, records)
+                return records, drafting, self._compute(name, records)
             except OutOfPages:
                 if sequences.drop_drafts() or drafting:
                     records = [record for record in records if record.index not in drafting]
@@ -153,6 +152,14 @@ class ModelPasses:
                 else:
                     raise
         return [], drafting, None
+
+    def _compute(self, name: str, records: list[SequenceRecord]) -> Any:
+        """The logits of a pass over sequences that there is room for.
+
+        Raises:
+            OutOfPages: There is none.
+        """
+        return self._sequences.engine.forward(name, records)
 
     def _step(
         self,

@@ -1,0 +1,241 @@
+"""The loop of a pair on two devices: passes of both models at the same time.
+
+A pass of the large model is computed by a thread of its own, and until it is over this thread goes
+on with passes of the small model. They have nothing in common: the rows of the large model's pass
+are in no other, each model has pages of its own, and router, tokens and tables belong to this
+thread. Nothing is preempted, taken in or taken back meanwhile. When a call returns or raises, no
+pass is under way.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from glimprouter.hf.engine.choice import EngineChoice
+from glimprouter.hf.engine.paged import BegunPass, PagedEngine
+from glimprouter.hf.pair.devices import torch_device
+from glimprouter.hf.pair.locks import lent
+from glimprouter.hf.run.drafting import Drafting
+from glimprouter.hf.run.flight import Flight
+from glimprouter.hf.run.loop import Loop
+from glimprouter.hf.run.overlapped_turns import OverlappedTurns
+from glimprouter.hf.run.passes import ModelPasses, PassReport, PlannedPass
+from glimprouter.hf.run.sequences import RunSequences
+from glimprouter.hf.sequence.record import SequenceRecord
+from glimprouter.kv import OutOfPages
+from glimprouter.policies import Policy
+
+
+def why_in_turn(
+    models: Mapping[str, Any], choice: EngineChoice, devices: Mapping[str, str]
+) -> str | None:
+    """Why passes of models on two devices run one after the other; None where they overlap.
+
+    Args:
+        models: By name.
+        choice: The engine that serves them.
+        devices: Where their pages lie, by name.
+    """
+    small, large = models["small"], models["large"]
+    if len(set(devices.values())) == 1:
+        return "both models are on one device"
+    if choice.name != "paged":
+        return f"the engine {choice.name!r} computes one pass at a time"
+    if "large" in choice.states:
+        return "the large model keeps states beside keys and values"
+    # A pass puts its attention and its layers on a model: another pass must not meet them there.
+    shared = {id(module) for module in small.modules()} & {id(m) for m in large.modules()}
+    if shared or small.config.get_text_config() is large.config.get_text_config():
+        return "the models share modules or their configuration"
+    return None
+
+
+def overlaps(models: Mapping[str, Any], choice: EngineChoice, devices: Mapping[str, str]) -> bool:
+    """Whether passes of both models run at once.
+
+    Warns:
+        RuntimeWarning: They are on two devices, and do not.
+    """
+    reason = why_in_turn(models, choice, devices)
+    if reason is not None and len(set(devices.values())) > 1:
+        warnings.warn(
+            f"the models are on {dict(devices)}, but their passes run one after the other:"
+            f" {reason}",
+            RuntimeWarning,
+            stacklevel=3,  # who constructs the RoutedModel
+        )
+    return reason is None
+
+
+class ShortOfPages(Exception):
+    """A pass of the small model has no room while the large one computes: nobody may make it."""
+
+
+class OverlappedPasses(ModelPasses):
+    """As its base; a pass of the large model calls back while it is computed.
+
+    Attributes:
+        flying: Sequences of that pass, by index.
+    """
+
+    def __init__(self, *arguments: Any, beside: Callable[[Flight], None]) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            *arguments: Of the base.
+            beside: Is called during a pass of the large model, and may compute passes of the small
+                one over other sequences.
+        """
+        super().__init__(*arguments)
+        self.flying: frozenset[int] = frozenset()
+        self._beside = beside
+        self._seconds = 0.0  # of that pass alone
+        self._thread = ThreadPoolExecutor(1, "glimprouter-large")
+
+    def run(self, planned: PlannedPass) -> PassReport | None:
+        """As the base; what the large model's pass takes is its own time."""
+        report = super().run(planned)
+        if report is not None and planned.model == "large":
+            report = report._replace(seconds=self._seconds)
+        return report
+
+    def _compute(self, name: str, records: list[SequenceRecord]) -> Any:
+        if name == "small":
+            try:
+                return super()._compute(name, records)
+            except OutOfPages as error:
+                if self.flying:
+                    raise ShortOfPages from error
+                raise
+        engine = self._sequences.engine
+        assert isinstance(engine, PagedEngine)
+        begun = engine.begin(name, records)
+        try:
+            logits = self._fly(begun)
+        except BaseException:
+            engine.end(begun, computed=False)
+            raise
+        engine.end(begun, computed=True)
+        return logits
+
+    def _fly(self, begun: BegunPass) -> torch.Tensor:
+        large = self._sequences.pair.models[1]
+        flight = Flight(_settled(begun.compute, large, self._sequences.router.device))
+        if begun.alone or _has_modes(large.device):
+            flight.run()
+        else:
+            self.flying = frozenset(record.index for record in begun.records)
+            try:
+                self._thread.submit(_fly_elsewhere, flight, self._sequences.pair.models)
+                self._beside(flight)
+                flight.logits()
+            finally:
+                flight.end()
+                self.flying = frozenset()
+        self._seconds = flight.seconds
+        return flight.logits()
+
+
+def _fly_elsewhere(flight: Flight, models: Sequence[Any]) -> None:
+    with lent(*models):
+        flight.run()
+
+
+def _has_modes(device: torch.device) -> bool:
+    """Whether this thread computes otherwise than a fresh one would."""
+    stacked = torch._C._len_torch_function_stack()  # also of torch.set_default_device
+    return stacked > 0 or torch.is_autocast_enabled(device.type)
+
+
+def _settled(
+    compute: Callable[[], torch.Tensor], model: Any, router_device: str
+) -> Callable[[], torch.Tensor]:
+    """Gives logits where steps run, when they are there: a device is waited for.
+
+    The streams of the calling thread are used, for what it does next comes behind.
+    """
+    home = torch_device(router_device)
+    if model.device.type != "cuda":
+        return lambda: compute().to(home)
+    stream = torch.cuda.current_stream(model.device)
+
+    def settled() -> torch.Tensor:
+        with torch.cuda.stream(stream):
+            logits = compute().to(home)
+            stream.synchronize()
+        return logits
+
+    return settled
+
+
+class OverlappedLoop(Loop):
+    """As its base, with two models that compute at once."""
+
+    def __init__(
+        self,
+        sequences: RunSequences,
+        *,
+        max_sequences: int,
+        raise_on_invalid: bool,
+        drafting: Drafting | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        """Nothing is computed yet; the arguments are those of the base."""
+        super().__init__(
+            sequences,
+            max_sequences=max_sequences,
+            raise_on_invalid=raise_on_invalid,
+            drafting=drafting,
+            policy=policy,
+        )
+        most = 0 if drafting is None else drafting.most
+        self._passes_at_once = OverlappedPasses(
+            sequences, max_sequences, most, policy, beside=self._go_on_beside
+        )
+        self._computed = self._passes_at_once
+        self._rule = OverlappedTurns(self._drafted_turns)
+        self._small_first = False  # it was short of pages, which only a turn of its own can make
+
+    def _turn(
+        self, pending: Mapping[str, Sequence[SequenceRecord]]
+    ) -> tuple[str | None, list[SequenceRecord]]:
+        small, large = pending["small"], pending["large"]
+        if self._small_first and small:
+            self._small_first = False
+            return "small", []
+        turn = self._rule.choose(len(small), [self._row(record) for record in large])
+        if turn is None:
+            return None, []
+        return turn.model, [large[place] for place in turn.drafting]
+
+    def _go_on_beside(self, flight: Flight) -> None:
+        """Passes of the small model until the large one's is over, at least one: none starves."""
+        while True:
+            passes = self._beside()
+            for planned in passes:  # all, or the last ones would never have their turn
+                try:
+                    report = self._computed.run(planned)
+                except ShortOfPages:
+                    self._small_first = True
+                    return
+                self._note(report)
+                self.settle()
+            if flight.over or not passes:
+                return
+
+    def _beside(self) -> list[PlannedPass]:
+        """The small model's next passes, over sequences that no pass of the large one has."""
+        busy = self._passes_at_once.flying.union(
+            record.index for planned in self._passes for record in planned.records
+        )
+        records = self.sequences.pending("small")
+        large = [r for r in self.sequences.pending("large") if r.index not in busy]
+        turn = self._rule.beside(len(records), [self._row(record) for record in large])
+        if turn is None:
+            return []
+        return list(self._cut("small", records, [large[place] for place in turn.drafting]))
