@@ -39,7 +39,7 @@ def held(run: Run) -> tuple[Any, ...]:
     """What is left of sequences that have ended: nothing of it may grow."""
     sequences = run._sequences
     memory = run.usage().memory
-    used = None if memory is None else memory.sectors_used
+    used = None if memory is None else memory.bytes_used
     waiting = run.usage().running + run.usage().preempted + run.usage().waiting
     rows = [len(sequences.router.pending(model)) for model in ("small", "large")]
     return used, waiting, rows, len(sequences.engine._sequences), len(sequences._records)
@@ -131,7 +131,7 @@ def test_a_run_says_what_it_holds() -> None:
     if ENGINE.get() == "paged":
         assert usage.memory is not None
         assert before.memory is not None
-        assert 0 == before.memory.sectors_used < usage.memory.sectors_used < usage.memory.sectors
+        assert 0 == before.memory.bytes_used < usage.memory.bytes_used < usage.memory.bytes
     else:
         assert usage.memory is None
 

@@ -112,7 +112,7 @@ class Running:
             time.sleep(0.01)
             usage = engine.usage
         assert usage is not None
-        pages = None if usage.memory is None else usage.memory.sectors_used
+        pages = None if usage.memory is None else usage.memory.bytes_used
         return usage.running, usage.preempted, usage.waiting, pages, len(self.server.front._streams)
 
 

@@ -100,13 +100,13 @@ class ServerMetrics:
         gauge("glimprouter_sequences_running", "Sequences in memory.", lambda u: u.running)
         gauge("glimprouter_sequences_preempted", "Out of memory.", lambda u: u.preempted)
         for name, what, read in (
-            ("glimprouter_page_bytes", "Size of the arena.", lambda m: m.sectors),
-            ("glimprouter_page_bytes_used", "Of it in use.", lambda m: m.sectors_used),
+            ("glimprouter_page_bytes", "Size of the arena.", lambda m: m.bytes),
+            ("glimprouter_page_bytes_used", "Of it in use.", lambda m: m.bytes_used),
         ):
             gauge(
                 name,
                 what,
-                lambda u, read=read: (u.memory and read(u.memory) * u.memory.sector_bytes) or 0,  # type: ignore[misc]
+                lambda u, read=read: (u.memory and read(u.memory)) or 0,  # type: ignore[misc]
             )
 
     def note(self, ticket: int, event: Event | Failure) -> None:

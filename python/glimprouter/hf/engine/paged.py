@@ -201,12 +201,15 @@ class PagedEngine(Engine):
 
     def check_room(self, record: SequenceRecord) -> None:
         """By the most tokens that it may have."""
-        self._plan.check(self._arena_bytes, self._plan.sectors(_most_tokens(record)))
+        for own in self._memory:
+            own.check(_most_tokens(record))
 
     def memory(self) -> PageUsage:
         """By sectors, which the models fill with pages of their own."""
-        total = self._pool.num_sectors
-        return PageUsage(total - self._pool.num_free_sectors, total, self._pool.sector_bytes)
+        pools = [own.pool for own in self._memory]
+        total = sum(pool.num_sectors * pool.sector_bytes for pool in pools)
+        free = sum(pool.num_free_sectors * pool.sector_bytes for pool in pools)
+        return PageUsage(total - free, total)
 
     def preempt(self, record: SequenceRecord) -> None:
         """What both models keep goes to host memory until the sequence is opened again."""

@@ -69,17 +69,15 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class PageUsage:
-    """How much of a run's arena of pages is in use.
+    """How much of a run's memory for pages is in use, on all devices together.
 
     Attributes:
-        sectors_used: Parts of it that hold pages.
-        sectors: All of them.
-        sector_bytes: Size of each.
+        bytes_used: In parts that hold pages.
+        bytes: All of it.
     """
 
-    sectors_used: int
-    sectors: int
-    sector_bytes: int
+    bytes_used: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
