@@ -34,9 +34,7 @@ BAD: tuple[bytes, ...] = (
     b'{"model": "glimprouter", "messages": [{"role": "user", "content": "x"}], "no_such": 1}',
     b'{"model": "glimprouter", "messages": [{"role": "user", "content": "\\ud800"}]}',
     b'{"model": "other", "messages": [{"role": "user", "content": "x"}]}',
-    b'{"model": "glimprouter", "messages": [{"role": "user", "content": "'
-    + b"9," * 4000
-    + b'"}]}',
+    b'{"model": "glimprouter", "messages": [{"role": "user", "content": "' + b"9," * 4000 + b'"}]}',
 )
 
 
