@@ -303,6 +303,19 @@ MISSING = {
 }
 
 
+def test_the_server_has_an_extra_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BLOCKER.format(blocked="uvicorn"), encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = run("serve", "--small", "x", "--large", "y", env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(
+        "needs uvicorn, which is not installed here. Install the extra that has it: pip install"
+        ' "glimprouter[serve]"\n'
+    )
+    assert run("--version", env=environment).returncode == 0
+
+
 @pytest.mark.parametrize(("blocked", "words"), MISSING.items(), ids=MISSING)
 def test_a_missing_extra_is_one_line(tmp_path: Path, blocked: str, words: Sequence[str]) -> None:
     (tmp_path / "sitecustomize.py").write_text(BLOCKER.format(blocked=blocked), encoding="utf-8")

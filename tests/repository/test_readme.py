@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ def test_command_blocks_are_the_known_ones() -> None:
         [".venv/bin/glimprouter", "generate"],
         [".venv/bin/glimprouter", "trace"],
         [".venv/bin/glimprouter", "calibrate"],
+        [".venv/bin/glimprouter", "serve"],
         [".venv/bin/glimprouter", "bench"],
     ]
 
@@ -79,9 +81,30 @@ def test_calibrate_command(tmp_path: Path) -> None:
     assert (tmp_path / "calibration.json").exists()
 
 
+def test_serve_command(tmp_path: Path) -> None:
+    words = shlex.split(COMMANDS[5])
+    words[words.index("DIR")] = str(small_path())
+    words[words.index("DIR")] = str(large_path())
+    words[words.index("8000")] = "0"  # a free one
+    server = subprocess.Popen(
+        [sys.executable, "-m", "glimprouter", *words[1:]],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().split()[-1]
+        with urllib.request.urlopen(f"{address}/v1/models") as answer:
+            assert b'"id":"glimprouter"' in answer.read()
+    finally:
+        server.terminate()
+        assert server.wait() == 0
+
+
 def test_bench_command(tmp_path: Path) -> None:
     """Of the command's sections the first two: all of them run in tests/cli."""
-    words = [*shlex.split(COMMANDS[5])[1:], "glimpse", "step", "--quick"]
+    words = [*shlex.split(COMMANDS[6])[1:], "glimpse", "step", "--quick"]
     assert "torch.sum" in run_python("-m", "glimprouter", *words, cwd=tmp_path)
 
 

@@ -62,6 +62,21 @@ def test_rooms_of_the_engine_import_downwards_only(path: Path) -> None:
             assert ROOMS.index(other) <= ROOMS.index(room), f"line {statement.lineno}: {name}"
 
 
+SERVER_PACKAGES = ("fastapi", "starlette", "uvicorn", "h11", "pydantic", "prometheus_client")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in FILES if p.relative_to(PACKAGE).parts[0] != "serve"],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_only_the_server_needs_what_serves(path: Path) -> None:
+    """The other commands do without the extra "serve"."""
+    for name, statement in imported(path):
+        serves = name.split(".")[0] in SERVER_PACKAGES or name.startswith("glimprouter.serve")
+        assert not serves, f"line {statement.lineno}: {name}"
+
+
 @pytest.mark.parametrize(
     "path",
     [p for p in FILES if p.relative_to(PACKAGE).parts[0] not in ("hf", "torch")],

@@ -24,8 +24,8 @@ from glimprouter.serve.run import listen, make_server
 
 CONFIG = gr.RouterConfig(
     threshold=RECOMMENDED_THRESHOLD,
-    temperature=0.7,
-    top_p=0.95,
+    temperature=1.3,
+    top_p=1.0,
     max_think_tokens=160,
     max_answer_tokens=16,
 )

@@ -70,7 +70,7 @@ class Server:
 
     @asynccontextmanager
     async def _life(self, _: FastAPI) -> AsyncIterator[None]:
-        self.front.start()
+        self.front.listen()
         yield
         self.begin_stop()
         self.front.engine.stop()

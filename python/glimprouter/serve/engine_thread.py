@@ -118,6 +118,7 @@ class EngineThread:
             self._loop(run)
         except BaseException:
             _log.exception("the engine has stopped")
+            self.alive = False
             self._fail_all("the engine has stopped; the server must be started again")
         finally:
             self.alive = False

@@ -82,14 +82,9 @@ class Front:
         self._tickets = 0
         self._seconds = 1.0  # that a sequence takes, about
 
-    def start(self) -> None:
-        """Starts the engine.
-
-        Raises:
-            ValueError: There is not enough memory.
-        """
+    def listen(self) -> None:
+        """What the engine tells is heard in the running loop from now on."""
         self._loop = asyncio.get_running_loop()
-        self.engine.start()
 
     def reserve(self, count: int) -> None:
         """Room for so many sequences, until they have ended or :meth:`give_back`.

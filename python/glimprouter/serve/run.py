@@ -56,8 +56,12 @@ def make_server(model: RoutedModel, options: ServerOptions) -> uvicorn.Server:
     Args:
         model: The pair.
         options: Limits and names.
+
+    Raises:
+        ValueError: There is not enough memory for the pair's keys and values.
     """
     own = Server(model, options)
+    own.front.engine.start()
     config = uvicorn.Config(
         own.app,
         http=bounded_protocol(options.max_connections, options.idle_seconds),

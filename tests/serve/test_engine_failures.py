@@ -1,0 +1,106 @@
+"""The engine's thread when something fails: who is told, and what goes on."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from hf_watch import poisoned
+from serving import PROMPTS, Running, alone, new_pair, running
+
+
+def test_a_pass_that_fails_now_and_then_is_computed_again() -> None:
+    model = new_pair()
+    calls = [0]
+
+    def fail(*_: Any) -> None:
+        calls[0] += 1
+        if calls[0] in (20, 40, 41):
+            raise MemoryError("no room for this pass")
+
+    with running(model) as server:
+        handle = model.small.model.layers[0].register_forward_pre_hook(fail)
+        answer = server.chat(PROMPTS[0], 3)
+        handle.remove()
+        assert calls[0] > 41
+        assert answer.choices[0].message.content == alone(PROMPTS[0], 3).answer
+
+
+def test_passes_that_always_fail_end_their_sequences_and_not_the_server() -> None:
+    model = new_pair()
+
+    def fail(*_: Any) -> None:
+        raise MemoryError(f"no room in {__file__}")
+
+    with running(model) as server:
+        handle = model.small.model.layers[0].register_forward_pre_hook(fail)
+        with pytest.raises(openai.InternalServerError, match="the engine failed") as caught:
+            server.chat(PROMPTS[0])
+        assert __file__ not in str(caught.value)
+        handle.remove()
+        assert server.held() == (0, 0, 0, 0, 0)
+        answer = server.chat(PROMPTS[0], 3)
+        assert answer.choices[0].message.content == alone(PROMPTS[0], 3).answer
+
+
+def test_logits_with_a_fault_end_one_sequence() -> None:
+    model = new_pair()
+    with running(model) as server:
+        with (
+            poisoned(model.small, 0, 60, float("nan")),
+            pytest.raises(openai.InternalServerError, match="logits with a fault"),
+        ):
+            server.chat(PROMPTS[0])
+        with poisoned(model.small, 0, 60, float("nan")):
+            events = server.post(
+                {
+                    "model": "glimprouter",
+                    "messages": [{"role": "user", "content": PROMPTS[0]}],
+                    "stream": True,
+                }
+            )
+        assert events.status_code == 200  # it had begun
+        assert "logits with a fault" in events.text.split("data: ")[-2]
+        assert server.held() == (0, 0, 0, 0, 0)
+
+
+def test_a_thread_that_ends_is_not_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running() as server:
+        engine = server.server.front.engine
+        monkeypatch.setattr(engine, "_tell", _gone)
+        with pytest.raises(openai.InternalServerError, match="the engine has stopped"):
+            server.chat(PROMPTS[0])
+        assert httpx.get(f"{server.url}/health").status_code == 503
+        with pytest.raises(openai.InternalServerError, match="the engine has stopped"):
+            server.chat(PROMPTS[0])
+        assert server.server.front.in_flight == 0
+
+
+def _gone(*_: object) -> None:
+    raise SystemExit
+
+
+def test_memory_that_is_too_small_is_said_at_the_start() -> None:
+    from glimprouter.serve.engine_thread import EngineThread
+
+    engine = EngineThread(new_pair(kv_memory_bytes=1), lambda _: None)
+    with pytest.raises(ValueError, match="kv_memory_bytes"):
+        engine.start()
+    assert not engine.alive
+
+
+def test_a_sequence_that_memory_cannot_hold_is_refused() -> None:
+    with running(new_pair(kv_memory_bytes=1_600_000)) as server:
+        with pytest.raises(openai.BadRequestError, match="cannot hold the longest sequence"):
+            server.chat(PROMPTS[0], extra_body={"glimprouter": {"max_think_tokens": 900}})
+        assert _soon_idle(server)
+
+
+def _soon_idle(server: Running) -> bool:
+    while server.server.front.in_flight:
+        time.sleep(0.01)
+    return server.held()[:4] == (0, 0, 0, 0)

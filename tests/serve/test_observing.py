@@ -1,0 +1,143 @@
+"""What a server tells who looks on: metrics, and the live view."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from glimprouter.serve.live import PAGE
+from serving import PROMPTS, Running, alone, lone_pair, new_pair, running
+
+
+def metrics(server: Running) -> dict[tuple[str, ...], float]:
+    """Every sample, by its name and the values of its labels."""
+    text = httpx.get(f"{server.url}/metrics").text
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def glimpsed(prompt: str, seed: int) -> list[float]:
+    """Of a prompt alone; also those whose step turned out to be the end of the thinking."""
+    chat = [{"role": "user", "content": prompt}]
+    events = lone_pair().stream([chat], seeds=[seed])
+    return [event.entropy for event in events if event.entropy is not None]
+
+
+def test_metrics_are_those_of_the_traces() -> None:
+    with running(new_pair(drafts=4)) as server:
+        before = metrics(server)
+        assert before["glimprouter_tokens_total", "large"] == 0
+        answers = [
+            server.chat(PROMPTS[place], 3, extra_body={"glimprouter": {"trace": True}})
+            for place in range(3)
+        ]
+        server.held()
+        found = metrics(server)
+    steps = [step for a in answers for step in a.choices[0].glimprouter["trace"]["steps"]]
+    entropies = [entropy for place in range(3) for entropy in glimpsed(PROMPTS[place], 3)]
+    written = {
+        name: sum(a.usage.glimprouter[f"{name}_tokens"] for a in answers)
+        for name in ("small", "large")
+    }
+    for name in ("small", "large"):
+        assert found["glimprouter_tokens_total", name] == written[name] > 0
+        assert found["glimprouter_steps_total", name] == sum(s["model"] == name for s in steps)
+    share = written["large"] / sum(written.values())
+    assert found["glimprouter_large_token_share",] == pytest.approx(share)
+    assert found["glimprouter_glimpse_entropy_nats_count",] == len(entropies)
+    assert found["glimprouter_glimpse_entropy_nats_sum",] == pytest.approx(sum(entropies), rel=1e-3)
+    assert found["glimprouter_handoffs_total",] == sum(
+        a.usage.glimprouter["handoffs"] for a in answers
+    )
+    accepted, compared = (
+        found[f"glimprouter_drafts_{name}_total",] for name in ("accepted", "compared")
+    )
+    assert 0 < accepted <= compared
+    assert found["glimprouter_draft_accept_rate",] == pytest.approx(accepted / compared)
+    assert found["glimprouter_http_answers_total", "chat", "200"] == 3
+    assert found["glimprouter_rows",] == 8
+    assert found["glimprouter_page_bytes",] > found["glimprouter_page_bytes_used",] == 0
+    for name in ("rows_used", "sequences_waiting", "sequences_running", "sequences_preempted"):
+        assert found[f"glimprouter_{name}",] == 0
+
+
+def test_metrics_while_it_writes() -> None:
+    with running(new_pair(max_sequences=1)) as server:
+        streams = [server.chat(PROMPTS[place], stream=True) for place in range(2)]
+        next(streams[0])
+        found = metrics(server)
+        assert found["glimprouter_rows_used",] == 1
+        assert found["glimprouter_sequences_waiting",] == 1
+        assert found["glimprouter_page_bytes_used",] > 0
+        for stream in streams:
+            stream.close()
+
+
+def updates(lines: Any) -> Any:
+    for line in lines:
+        if line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))
+
+
+def test_the_live_view_has_what_was_and_what_comes() -> None:
+    with running() as server:
+        want = alone(PROMPTS[0], 3)
+        server.chat(PROMPTS[0], 3)
+        with httpx.stream("GET", f"{server.url}/live", timeout=60) as feed:
+            events = updates(feed.iter_lines())
+            first = next(events)
+            kept = first["updates"]
+            assert kept[0] == {"kind": "begin", "prompt": PROMPTS[0], "id": 0}
+            assert "".join(u["text"] for u in kept if u["kind"] == "text").startswith(
+                want.text[:50]
+            )
+            assert kept[-1] == {"kind": "end", "reason": want.trace.end_reason, "id": 0}
+            assert sum(first["totals"].values()) == want.trace.total_tokens
+            server.chat(PROMPTS[1], 3)
+            seen = []
+            while not seen or seen[-1]["kind"] != "end":
+                seen += next(events)["updates"]
+        other = alone(PROMPTS[1], 3)
+        text = "".join(u["text"] for u in seen if u["kind"] == "text")
+        assert text.removesuffix("<|im_end|>") == other.text
+        drawn = [u["entropy"] for u in seen if u["kind"] == "route"]
+        own = [step.entropy for step in other.trace.steps if step.entropy is not None]
+        assert drawn[: len(own)] == pytest.approx(own, abs=1e-4)
+
+
+class _Loads(HTMLParser):
+    """Addresses that a page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: Any) -> None:
+        self.found += [
+            value for name, value in attributes if name in ("src", "href", "srcset", "action")
+        ]
+
+
+def test_the_page_is_one_file_that_loads_nothing(server: Running) -> None:
+    answer = httpx.get(f"{server.url}/")
+    assert answer.content == PAGE.read_bytes()
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    page = _Loads()
+    page.feed(answer.text)
+    assert page.found == ["data:,"]
+    assert not re.search(r"https?://|@import|url\(|innerHTML", answer.text)
+
+
+def test_a_live_view_that_is_off_is_not_there() -> None:
+    with running(live_view=False) as server:
+        for path in ("/", "/live"):
+            assert httpx.get(server.url + path).status_code == 404
