@@ -22,7 +22,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-# Qwen's expression, as in benchmarks/tinypair/tokenizer.py: marks keep the newlines behind them.
+# Qwen's expression, as in benchmarks/pairs/tokenizer.py: marks keep the newlines behind them.
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -1,7 +1,7 @@
 """The embedded pair: a small and a large model trained from nothing on a task of list reduction.
 
 What they are and how they were trained is in ``MODEL_CARD.md`` beside this file; the scripts are in
-``benchmarks/tinypair`` of the repository.
+``benchmarks/pairs`` of the repository.
 """
 
 from __future__ import annotations

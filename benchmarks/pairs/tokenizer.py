@@ -1,13 +1,14 @@
-"""The tokenizer of the embedded pair: byte-level BPE of 302 ids with Qwen's pre-tokenizer."""
+"""The tokenizer of a pair: byte-level BPE of 302 ids with Qwen's pre-tokenizer."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
 
-import task
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from families import Family
 
 VOCABULARY = 302
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -23,20 +24,19 @@ CHAT_TEMPLATE = (
 )
 
 
-def corpus(count: int, seed: int) -> list[str]:
+def corpus(family: Family, count: int, seed: int) -> list[str]:
     """Texts from which the merges are learnt: the task's own, with some plain English."""
     generator = random.Random(seed)
     texts = []
     for _ in range(count):
-        numbers = task.training_numbers(generator, task.shipped.MAX_NUMBERS)
-        prompt, segments = task.training_segments(numbers, generator)
+        prompt, segments = family.text(generator, short=False)
         texts.append("user\n" + prompt + "\nassistant\n" + "".join(text for text, _ in segments))
         texts.append("Why?\n\nFirst:\n\n(so)\n\nand\n\n\n")
     return texts
 
 
-def build(seed: int = 0) -> PreTrainedTokenizerFast:
-    """Trains the tokenizer; the same seed gives the same ids."""
+def build(family: Family, seed: int = 0) -> PreTrainedTokenizerFast:
+    """Learns the merges; the same seed gives the same ids."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -50,7 +50,7 @@ def build(seed: int = 0) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus(2000, seed), trainer)
+    tokenizer.train_from_iterator(corpus(family, 2000, seed), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -64,10 +64,10 @@ def build(seed: int = 0) -> PreTrainedTokenizerFast:
     return fast
 
 
-def load_or_build(directory: Path) -> PreTrainedTokenizerFast:
+def load_or_build(directory: Path, family: Family) -> PreTrainedTokenizerFast:
     """The tokenizer saved in the directory, or a new one saved there."""
     if (directory / "tokenizer.json").exists():
         return PreTrainedTokenizerFast.from_pretrained(directory)
-    tokenizer = build()
+    tokenizer = build(family)
     tokenizer.save_pretrained(directory)
     return tokenizer

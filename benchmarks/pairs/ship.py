@@ -1,6 +1,6 @@
 """Copies two checkpoints into the package, with the tokenizer and a generation config.
 
-Usage: python benchmarks/tinypair/ship.py --small DIR --large DIR
+Usage: python benchmarks/pairs/ship.py --small DIR --large DIR
 """
 
 from __future__ import annotations

@@ -6,27 +6,10 @@ next step, so that the correctness of every step is decided, not judged.
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 
-
-def _load_shipped_task() -> ModuleType:
-    """The part of the task that ships in the wheel, by path: the compiled core may not be built."""
-    path = Path(__file__).parents[2] / "python/glimprouter/demo_pair/task.py"
-    spec = importlib.util.spec_from_file_location("tinypair_shipped_task", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot load {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-shipped = _load_shipped_task()
+from glimprouter.demo_pair import task as shipped
 
 # Probability that a step of a training text is replaced by a wrong one.
 WRONG_STEP = {"start": 0.02, "choice": 0.10, "arithmetic": 0.12, "left": 0.03}

@@ -1,0 +1,216 @@
+"""Trains one model of a pair on texts drawn as it goes.
+
+    python benchmarks/pairs/train.py --task search --model small --seed 1 --out DIR
+
+The model is written to DIR/search/small-1 (the large one of seed 0 to large-0), with its accuracy
+on development problems in accuracy.json; copies under way lie in a folder ``checkpoints`` there.
+Needs glimprouter with the extra ``hf``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tokenizer as pair_tokenizer
+import torch
+from accuracy import accuracy_alone
+from recipes import HEAD_SIZE, RECIPES, TASKS, Recipe
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from families import FAMILIES, Family
+from glimprouter.tasks import task_of
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+BATCH_SIZE = 32
+GROUP = 16  # batches whose texts are drawn together and sorted by length
+SHORT_SHARE = 0.12  # of the steps, at the beginning, see short problems only
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """An untrained model."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.width,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=2,
+        head_dim=HEAD_SIZE,
+        intermediate_size=recipe.feed_forward,
+        max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def encode_group(
+    tokenizer: PreTrainedTokenizerFast,
+    family: Family,
+    generator: random.Random,
+    count: int,
+    short: bool,
+) -> list[tuple[list[int], list[int]]]:
+    """Ids and labels of ``count`` texts. Prompt and wrong steps carry no loss (label -100)."""
+    pieces: list[str] = []
+    layout: list[list[bool]] = []
+    for _ in range(count):
+        prompt, segments = family.text(generator, short)
+        opening = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n<think>\n"
+        pieces += [opening, *(text for text, _ in segments)]
+        layout.append([False, *(carries for _, carries in segments)])
+    encoded = tokenizer(pieces, add_special_tokens=False)["input_ids"]
+    examples = []
+    position = 0
+    for flags in layout:
+        ids: list[int] = []
+        labels: list[int] = []
+        for carries in flags:
+            piece = encoded[position]
+            position += 1
+            ids += piece
+            labels += piece if carries else [-100] * len(piece)
+        examples.append(([*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]))
+    return examples
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast, family: Family, seed: int, steps: int
+) -> Iterator[Batch]:
+    """Fresh problems every batch, bucketed by length; at first only short ones."""
+    generator = random.Random(seed)
+    for start in range(0, steps, GROUP):
+        short = start < SHORT_SHARE * steps
+        examples = encode_group(tokenizer, family, generator, GROUP * BATCH_SIZE, short)
+        examples.sort(key=lambda example: len(example[0]))
+        order = list(range(GROUP))
+        generator.shuffle(order)
+        for index in order[: steps - start]:
+            chunk = examples[index * BATCH_SIZE : (index + 1) * BATCH_SIZE]
+            length = -(-max(len(ids) for ids, _ in chunk) // 16) * 16
+            ids = torch.full((BATCH_SIZE, length), tokenizer.pad_token_id)
+            labels = torch.full((BATCH_SIZE, length), -100)
+            for row, (row_ids, row_labels) in enumerate(chunk):
+                ids[row, : len(row_ids)] = torch.tensor(row_ids)
+                labels[row, : len(row_labels)] = torch.tensor(row_labels)
+            yield ids, labels
+
+
+def make_optimizers(model: Qwen3ForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(
+            matrices,
+            lr=recipe.muon_rate,
+            momentum=0.95,
+            weight_decay=0.05,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(others, lr=recipe.adamw_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def rate_factor(step: int, steps: int) -> float:
+    """60 steps of warm-up, flat to 55 %, then linear to zero."""
+    decay = (steps - step) / (0.45 * steps)
+    return min(1.0, (step + 1) / 60, decay)
+
+
+def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Scales the learning rates that the optimizers were built with."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group.setdefault("base_lr", group["lr"])
+            group["lr"] = group["base_lr"] * factor
+
+
+def loss_of(model: Any, ids: torch.Tensor, labels: torch.Tensor, bfloat16: bool) -> torch.Tensor:
+    """Mean cross-entropy over the tokens that carry loss."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        logits = model(input_ids=ids, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100
+    )
+
+
+def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """Writes a bf16 copy that ``from_pretrained`` loads; training goes on in fp32."""
+    copy = Qwen3ForCausalLM(model.config)
+    copy.load_state_dict(model.state_dict())
+    copy.to(torch.bfloat16).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def train(arguments: argparse.Namespace) -> Path:
+    """Trains, with a copy and its development accuracy every ``--every`` steps."""
+    torch.manual_seed(arguments.seed)
+    torch.set_num_threads(arguments.threads)
+    task, family = task_of(arguments.task), FAMILIES[arguments.task]
+    recipe = RECIPES[arguments.task, arguments.model]
+    steps = arguments.steps or recipe.steps
+    out: Path = arguments.out / arguments.task / f"{arguments.model}-{arguments.seed}"
+    tokenizer = pair_tokenizer.load_or_build(out.parent / "tokenizer", family)
+    problems = task.problems(arguments.problems, "development")
+    model = build_model(recipe, tokenizer)
+    print(f"{out}: {sum(p.numel() for p in model.parameters())} parameters", flush=True)
+    optimizers = make_optimizers(model, recipe)
+    bfloat16 = arguments.model == "large"
+    started = time.perf_counter()
+    tokens = 0
+    for step, (ids, labels) in enumerate(batches(tokenizer, family, arguments.seed, steps)):
+        set_rates(optimizers, rate_factor(step, steps))
+        loss = loss_of(model, ids, labels, bfloat16)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        tokens += ids.numel()
+        if step % 20 == 0:
+            rate = tokens / (time.perf_counter() - started)
+            print(f"step {step} loss {loss.item():.4f} {rate:.0f} tokens/s", flush=True)
+        if (step + 1) % arguments.every == 0 and step + 1 < steps:
+            save(model, tokenizer, out / "checkpoints" / f"step{step + 1}")
+            accuracy = accuracy_alone(model, tokenizer, task, problems)
+            print(f"step {step + 1}: development accuracy {accuracy:.3f}", flush=True)
+    report = {
+        "steps": steps,
+        "seconds": round(time.perf_counter() - started),
+        "tokens": tokens,
+        "development": accuracy_alone(model, tokenizer, task, problems),
+        "development_problems": len(problems),
+    }
+    save(model, tokenizer, out)
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    (out / "accuracy.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(f"{out}: {json.dumps(report)}", flush=True)
+    return out
+
+
+def main() -> None:
+    """Parses the command line and trains."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--model", choices=("small", "large"), required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=None, help="instead of the recipe's")
+    parser.add_argument("--every", type=int, default=200, help="steps between copies")
+    parser.add_argument("--problems", type=int, default=200, help="development problems")
+    parser.add_argument("--threads", type=int, default=1)
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
