@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import sys
 
-# Top-level module -> the distribution that brings it; all of them are in the extra "demo".
+# Top-level module -> the distribution that brings it.
 EXTRA_MODULES = {
     "typer": "typer",
     "rich": "rich",
     "torch": "torch",
     "transformers": "transformers",
     "safetensors": "transformers",
+    "matplotlib": "matplotlib",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
 }
+REPORT_MODULES = ("matplotlib", "scipy", "sklearn")
 EXIT_ERROR = 2
 
 
 def missing_extra_message(module: str) -> str:
-    """What to install when a module of the extra ``demo`` cannot be found.
+    """What to install when a module of an extra cannot be found.
 
     Args:
         module: The top-level module that was not found.
     """
+    extra = "evaluate" if module in REPORT_MODULES else "demo"
     return (
         f"glimprouter: this command needs {EXTRA_MODULES[module]}, which is not installed here. "
-        'Install the extra that has it: pip install "glimprouter[demo]"'
+        f'Install the extra that has it: pip install "glimprouter[{extra}]"'
     )
 
 

@@ -10,7 +10,7 @@ from glimprouter.calibration.shares import Entropies, find_fixed_point
 from glimprouter.evaluation.plan import Arm, PolicySpec
 from glimprouter.evaluation.records import ArmRecord
 from glimprouter.evaluation.rules import SMALL_ALONE, Rule, rule_of
-from glimprouter.evaluation.solving import Bench, Solving
+from glimprouter.evaluation.solving import Bench, Solver, Solving
 from glimprouter.tasks import Problem
 
 __all__ = ["arm_for_share"]
@@ -46,7 +46,7 @@ def arm_for_share(
 
     def solved(arm: Arm) -> Solving:
         solving = Solving(arm, "development", 0, batch)
-        solving.solve(bench, problems)
+        Solver(bench, solving, problems).solve()
         return solving
 
     def routed(_: int, score: float) -> Entropies:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,7 +17,7 @@ from glimprouter.evaluation.record_file import RecordFile
 from glimprouter.evaluation.records import ArmRecord
 from glimprouter.evaluation.rules import LARGE_ALONE, SMALL_ALONE, rule_of
 from glimprouter.evaluation.session import this_session
-from glimprouter.evaluation.solving import Bench, Solving
+from glimprouter.evaluation.solving import Bench, Solver, Solving
 from glimprouter.tasks import Problem, Task
 
 if TYPE_CHECKING:
@@ -99,9 +99,8 @@ class _Stages:
         labels = {arm.label: arm for arm in arms}  # two shares may have led to one threshold
         seeds = range(self._plan.seeds)
         self._begin("report", len(labels) * len(seeds) * len(report))
-        for arm in labels.values():
-            for seed in seeds:
-                Solving(arm, "report", seed, self._plan.batch).solve(self._bench, report)
+        for seed in seeds:
+            self._in_turns(labels.values(), seed, self._plan.batch, report)
         if probed := report[: self._plan.probe_problems]:
             self._begin("probes", len(probed))
             probe(self._bench, self._plan, probed, 0)
@@ -109,8 +108,17 @@ class _Stages:
         timed = report[: self._plan.timing_problems]
         for size in sizes:
             self._begin(f"batch {size}", len(labels) * len(timed))
-            for arm in labels.values():
-                Solving(arm, "report", 0, size).solve(self._bench, timed)
+            self._in_turns(labels.values(), 0, size, timed)
+
+    def _in_turns(
+        self, arms: Iterable[Arm], seed: int, batch: int, problems: Sequence[Problem]
+    ) -> None:
+        """A batch of each arm, then the next: a slow spell of the machine falls on all alike."""
+        solvings = [Solving(arm, "report", seed, batch) for arm in arms]
+        solvers = [Solver(self._bench, solving, problems) for solving in solvings]
+        for place in range(max(solver.batches for solver in solvers)):
+            for solver in solvers:
+                solver.solve_batch(place)
 
     def _arms(self, problems: Sequence[Problem]) -> list[Arm]:
         """The policies, with thresholds for the wanted shares."""

@@ -20,7 +20,16 @@ from glimprouter.tasks import Problem, Split, Task
 if TYPE_CHECKING:
     from glimprouter.hf import Event, Result, RoutedModel, Run
 
-__all__ = ["Bench", "Solving", "begun", "check_steps", "chunks_of", "following", "problem_seed"]
+__all__ = [
+    "Bench",
+    "Solver",
+    "Solving",
+    "begun",
+    "check_steps",
+    "chunks_of",
+    "following",
+    "problem_seed",
+]
 
 Advance = Callable[[int], None]
 
@@ -68,40 +77,62 @@ class Solving(NamedTuple):
             return {"route": "large", "answer_model": "large"}
         return {"answer_model": "small"} if self.arm.rule == SMALL_ALONE else {}
 
-    def solve(self, bench: Bench, problems: Sequence[Problem]) -> None:
-        """Solves the problems that have no record yet.
 
-        Random numbers follow from the seed, the problem and its place in its batch, so that a
-        resumed run draws what an uninterrupted one would have drawn.
+class Solver:
+    """Solves the problems of a :class:`Solving` that have no record yet, a batch at a time.
+
+    Random numbers follow from the seed, the problem and its place in its batch, so that a resumed
+    run draws what an uninterrupted one would have drawn.
+
+    Attributes:
+        batches: How many there are.
+    """
+
+    def __init__(self, bench: Bench, solving: Solving, problems: Sequence[Problem]) -> None:
+        """Nothing is solved yet.
+
+        Raises:
+            ValueError: The policy of the arm refuses its parameters.
+        """
+        self._bench, self._solving = bench, solving
+        self._chunks = list(chunks_of(problems, solving.batch))
+        self._own = rule_of(solving.arm.rule).build(solving.arm.parameters)
+        self.batches = len(self._chunks)
+
+    def solve(self) -> None:
+        """All batches, one after another."""
+        for batch in range(self.batches):
+            self.solve_batch(batch)
+
+    def solve_batch(self, batch: int) -> None:
+        """One batch; what is recorded already is not run again.
 
         Raises:
             RuntimeError: The models gave invalid logits.
         """
-        own = rule_of(self.arm.rule).build(self.arm.parameters)
-        for chunk in chunks_of(problems, self.batch):
-            done = {p.key for p in chunk if self.unit(p) in bench.file.records.problems}
-            bench.advance(len(done))
-            self._remember(bench, own, [p for p in chunk if p.key in done])
-            if len(done) < len(chunk):
-                self._run(bench, own, chunk, done)
-
-    def _remember(self, bench: Bench, own: Policy, problems: Sequence[Problem]) -> None:
-        """Shows a policy that learns as it goes what it has seen in an earlier session."""
-        if self.arm.rule == LARGE_ALONE:
+        chunk, bench = self._chunks[batch], self._bench
+        recorded = bench.file.records.problems
+        done = {p.key for p in chunk if self._solving.unit(p) in recorded}
+        bench.advance(len(done))
+        forced = self._solving.arm.rule == LARGE_ALONE
+        if not forced:
+            self._remember([p for p in chunk if p.key in done])
+        if len(done) == len(chunk):
             return
-        for problem in problems:
-            for step in bench.file.records.steps.get(self.unit(problem), []):
-                if step.entropy is not None:
-                    own.before(_glimpse(step))
-
-    def _run(self, bench: Bench, own: Policy, chunk: Sequence[Problem], done: set[str]) -> None:
-        policy = None if self.arm.rule == LARGE_ALONE else Recording(own)
+        policy = None if forced else Recording(self._own)
         with following(bench.model, policy):
-            run = begun(bench.model, chunk, self.seed, done, self.overrides)
-            writing = _Writing(bench, self, chunk, policy)
+            run = begun(bench.model, chunk, self._solving.seed, done, self._solving.overrides)
+            writing = _Writing(bench, self._solving, chunk, policy)
             for event in run:
                 if chunk[event.sequence].key not in done:
                     writing.take(event)
+
+    def _remember(self, problems: Sequence[Problem]) -> None:
+        """Shows a policy that learns as it goes what it has seen in an earlier session."""
+        for problem in problems:
+            for step in self._bench.file.records.steps.get(self._solving.unit(problem), []):
+                if step.entropy is not None:
+                    self._own.before(_glimpse(step))
 
 
 @contextmanager
