@@ -10,7 +10,14 @@ from glimprouter.evaluation.record_file import Records
 from glimprouter.evaluation.records import ProbeRecord, StepRecord
 from glimprouter.evaluation.rules import SMALL_ALONE
 
-__all__ = ["SIGNALS", "Observations", "probed_outcomes", "small_steps", "wrong_steps"]
+__all__ = [
+    "SIGNALS",
+    "Observations",
+    "probed_outcomes",
+    "probed_steps",
+    "small_steps",
+    "wrong_steps",
+]
 
 # Name in the report -> recorded field, and whether small values stand for doubt.
 SIGNALS: dict[str, tuple[str, bool]] = {
@@ -76,6 +83,14 @@ def probed_outcomes(records: Records) -> Observations:
     found = _empty(records.probes)
     for probe in records.probes:
         found.add(probe, probe.large_correct and not probe.small_correct)
+    return found
+
+
+def probed_steps(records: Records) -> Observations:
+    """The same, of this one step: the large model writes it and the small one all the others."""
+    found = _empty(records.probes)
+    for probe in records.probes:
+        found.add(probe, probe.once_correct and not probe.small_correct)
     return found
 
 

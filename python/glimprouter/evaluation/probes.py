@@ -1,17 +1,18 @@
 """What routing needs to know of a step: does the small model fail where the large one does not?
 
-Both go on from the start of the step, in forks of the same run, each to its end.
+Both go on from the start of the step, in forks of the same run, each to its end; in a third fork
+the large model writes this one step and the small one all others.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from glimprouter.config import ModelName
 from glimprouter.evaluation.plan import Arm, Plan
 from glimprouter.evaluation.recording import BySubstream, signals_of
 from glimprouter.evaluation.records import ProbedRecord, ProbeRecord, Unit
@@ -31,10 +32,13 @@ if TYPE_CHECKING:
 
 __all__ = ["probe", "rows_needed"]
 
+# Who writes from a step on: both names, or the large model this step and the small one the rest.
+WRITERS = ("large", "once", "small")
+
 
 def rows_needed(plan: Plan) -> int:
     """Sequences that a probed problem has in flight at most: its chain and all forks."""
-    return 1 + 2 * plan.probe_steps * plan.probe_draws
+    return 1 + len(WRITERS) * plan.probe_steps * plan.probe_draws
 
 
 def probe(bench: Bench, plan: Plan, problems: Sequence[Problem], seed: int) -> None:
@@ -72,7 +76,7 @@ class _Fork(NamedTuple):
     chain: int
     step: int
     draw: int
-    writer: ModelName
+    writer: str  # one of WRITERS
     key: tuple[int, int]  # seed and random key
 
 
@@ -143,10 +147,10 @@ class _Probing:
         seed = problem_seed(self._seed, self._chunk[chain])
         start = self._policy.glimpses[seed, chain][step].position
         for draw in range(self._plan.probe_draws):
-            writers: tuple[ModelName, ...] = ("small", "large")
-            for writer in writers:
+            for writer in WRITERS:
                 fork = _Fork(chain, step, draw, writer, (seed, _random_key(step, draw, writer)))
-                self._policy.give({fork.key: writer})
+                ends = {"large": sys.maxsize, "once": step + 1, "small": step}
+                self._policy.give(fork.key, range(step, ends[writer]))
                 copy = run.fork(chain, substream=fork.key[1])
                 run.rewind(copy, len(run.generated(copy)) - start, exact=False)
                 self._forks[copy] = fork
@@ -159,8 +163,8 @@ class _Probing:
     def _end(self, chain: int) -> None:
         """Writes down what came of a chain's forks."""
         own = sorted((fork for fork in self._results if fork.chain == chain), key=_place)
-        pairs = zip(own[0::2], own[1::2], strict=True)
-        records = [self._record(large, small) for large, small in pairs]
+        forks = zip(own[0::3], own[1::3], own[2::3], strict=True)  # in the order of WRITERS
+        records = [self._record(large, once, small) for large, once, small in forks]
         problem = self._chunk[chain]
         reached = len({fork.step for fork in own})
         closing = ProbedRecord(
@@ -172,9 +176,9 @@ class _Probing:
         for fork in own:
             del self._results[fork]
 
-    def _record(self, large: _Fork, small: _Fork) -> ProbeRecord:
+    def _record(self, large: _Fork, once: _Fork, small: _Fork) -> ProbeRecord:
         problem, task = self._chunk[small.chain], self._bench.task
-        results = self._results[small], self._results[large]
+        results = [self._results[fork] for fork in (small, large, once)]
         steps = results[0].trace.steps
         text, entropy, perplexity = "", None, None
         if small.step < len(steps):
@@ -193,13 +197,14 @@ class _Probing:
             text=text,
             small_correct=right[0],
             large_correct=right[1],
+            once_correct=right[2],
             step_entropy=entropy,
             step_perplexity=perplexity,
         )
 
 
 def _place(fork: _Fork) -> tuple[int, int, str]:
-    return fork.step, fork.draw, fork.writer  # the large model's before the small one's
+    return fork.step, fork.draw, fork.writer
 
 
 def _random_key(step: int, draw: int, writer: str) -> int:

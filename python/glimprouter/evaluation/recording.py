@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from glimprouter.config import ModelName
@@ -54,21 +53,25 @@ class Recording(Policy):
 
 
 class BySubstream(Policy):
-    """The small model writes everything but in forks with certain random keys."""
+    """The small model writes everything but what :meth:`give` gives to the large one.
+
+    Attributes:
+        glimpses: As of :class:`Recording`.
+    """
 
     signals = Recording.signals
 
     def __init__(self) -> None:
-        """No forks yet; :meth:`give` names them."""
-        self._writers: dict[tuple[int, int], ModelName] = {}
+        """Everything is the small model's."""
+        self._large: dict[tuple[int, int], range] = {}
         self.glimpses: dict[tuple[int, int], dict[int, Glimpse]] = {}
 
-    def give(self, writers: Mapping[tuple[int, int], ModelName]) -> None:
-        """Says who writes all further steps of sequences, by seed and random key."""
-        self._writers.update(writers)
+    def give(self, key: tuple[int, int], steps: range) -> None:
+        """Gives steps of a sequence, by its seed and random key, to the large model."""
+        self._large[key] = steps
 
     def before(self, glimpse: Glimpse) -> ModelName:
         """By the random key."""
         key = (glimpse.seed, glimpse.substream)
         self.glimpses.setdefault(key, {})[glimpse.step] = glimpse
-        return self._writers.get(key, "small")
+        return "large" if glimpse.step in self._large.get(key, ()) else "small"

@@ -208,6 +208,7 @@ class ProbeRecord:
         text: The step as the small model wrote it in this continuation.
         small_correct: Whether the small model's continuation came to the right answer.
         large_correct: Whether the large model's did.
+        once_correct: Whether it did with this one step by the large model, the rest by the small.
         step_entropy, step_perplexity: Of that text, as in :class:`StepRecord`.
     """
 
@@ -223,6 +224,7 @@ class ProbeRecord:
     text: str
     small_correct: bool
     large_correct: bool
+    once_correct: bool
     step_entropy: float | None = None
     step_perplexity: float | None = None
 

@@ -11,6 +11,7 @@ from glimprouter.evaluation.document import Block, Figure, Heading, Paragraph, T
 from glimprouter.evaluation.labels import (
     Observations,
     probed_outcomes,
+    probed_steps,
     small_steps,
     wrong_steps,
 )
@@ -33,6 +34,9 @@ LEAST_TOKENS = 30  # at a position of a step, for a point in the picture
 LABELS = {
     "the small model's step is wrong": wrong_steps,
     "from here the small model fails and the large one succeeds": probed_outcomes,
+    "from here the small model fails, and with this one step by the large one it succeeds": (
+        probed_steps
+    ),
 }
 
 
@@ -49,9 +53,13 @@ def signal_sections(records: Records) -> Iterator[Block]:
     found = {title: aurocs_of(read(records)) for title, read in LABELS.items()}
     for title, (observations, scores) in found.items():
         yield from _label(records, title, observations, scores)
-    drawn = {title: scores.aurocs for title, (_, scores) in found.items() if scores.positives}
+    drawn = {
+        f"label {place}": scores.aurocs
+        for place, (_, scores) in enumerate(found.values(), start=1)
+        if scores.positives
+    }
     if drawn:
-        yield Figure("auroc", figures.forest(drawn), "AUROC of each signal, 95 % over problems.")
+        yield Figure("auroc", figures.forest(drawn), "AUROC by label, in the order above.")
     yield from _entropies(records)
     yield from _agreement(records)
     yield from _surprising(records)
@@ -65,11 +73,11 @@ def aurocs_of(observations: Observations) -> tuple[Observations, SignalScores]:
 def _label(
     records: Records, title: str, observations: Observations, scores: SignalScores
 ) -> Iterator[Block]:
-    yield Heading(f"Label: {title}", 3)
+    yield Heading(f"Label {1 + list(LABELS).index(title)}: {title}", 3)
     if not scores.observations:
         yield Paragraph(f"Not computed: {_why_nothing(records, title)}.")
         return
-    if title.startswith("from here"):
+    if title.endswith("large one succeeds"):
         yield _outcomes(records)
     rows = [
         [name, formats.interval(scores.aurocs[name]), formats.interval(scores.beyond[name])]
@@ -97,26 +105,33 @@ def _why_nothing(records: Records, title: str) -> str:
 
 def _outcomes(records: Records) -> Table:
     probes = records.probes
-    pairs = [(probe.small_correct, probe.large_correct) for probe in probes]
     names = {
-        (False, True): "only the large model succeeds (positive)",
-        (True, False): "only the small model succeeds",
-        (True, True): "both succeed",
-        (False, False): "both fail",
+        "the small model goes on": [probe.small_correct for probe in probes],
+        "the large model goes on": [probe.large_correct for probe in probes],
+        "the large model writes this step, the small one goes on": [
+            probe.once_correct for probe in probes
+        ],
     }
+    small = names["the small model goes on"]
     rows = [
-        [name, str(pairs.count(pair)), formats.percent(pairs.count(pair) / len(pairs))]
-        for pair, name in names.items()
+        [
+            name,
+            formats.percent(sum(right) / len(right)),
+            str(sum(ours and not base for ours, base in zip(right, small, strict=True))),
+            str(sum(base and not ours for ours, base in zip(right, small, strict=True))),
+        ]
+        for name, right in names.items()
     ]
     done = records.probed.values()
     missed = sum(each.asked - each.reached for each in done)
     note = f"; {missed} steps were not reached again" if missed else ""
     return Table(
-        ["what came of a step", "pairs", "%"],
+        ["from this step on", "right, %", "right where small fails", "wrong where small does not"],
         rows,
-        f"{len(probes)} pairs of continuations from {sum(p.reached for p in done)} steps, drawn at"
-        f" random from the small model's own chains of {len(done)} problems; the large model gives"
-        f" the answer in both{note}.",
+        f"Three continuations, {len(probes)} times, from {sum(p.reached for p in done)} steps drawn"
+        f" at random from the small model's own chains of {len(done)} problems, each with random"
+        f" numbers of its own: chance alone makes some of them fail. The"
+        f" {records.identity['config']['answer_model']} model answers in all of them{note}.",
     )
 
 
