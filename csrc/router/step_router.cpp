@@ -231,8 +231,11 @@ void StepRouter::decide(Model model, std::span<const std::int32_t> rows, StepOut
   const Use use(*this);
   check_batch(rows, static_cast<std::int64_t>(rows.size()), outputs);
   for (const std::int32_t row : rows) {
-    const Phase phase = at(row).state.phase;
-    if (phase != Phase::kAwaitDecision) {
+    const Sequence& sequence = at(row);
+    const Phase phase = sequence.state.phase;
+    const bool unseen = model == Model::kLarge && phase == Phase::kGlimpse &&
+                        sequence.options.limits.route == RouteMode::kManual;
+    if (phase != Phase::kAwaitDecision && !unseen) {
       throw std::invalid_argument("row " + std::to_string(row) + " has no decision to make: it " +
                                   phase_in_words(phase));
     }
@@ -244,8 +247,10 @@ void StepRouter::decide(Model model, std::span<const std::int32_t> rows, StepOut
     const auto index = static_cast<std::int64_t>(i);
     // Only what the candidate needs was kept of the row that was glimpsed.
     RowResult glimpsed = invalid_result(RowStatus::kOk);
-    glimpsed.entropy = sequence.candidate_entropy;
-    glimpsed.logprob = sequence.candidate_logprob;
+    if (sequence.state.phase == Phase::kAwaitDecision) {
+      glimpsed.entropy = sequence.candidate_entropy;
+      glimpsed.logprob = sequence.candidate_logprob;
+    }
     write_statistics(columns, index, glimpsed);
     columns.status[index] = static_cast<std::uint8_t>(RowStatus::kOk);
     columns.step_index[index] = sequence.state.step_index;

@@ -177,7 +177,8 @@ inline constexpr const char* kDecide =
     R"(decide(model, rows, out): continues rows of route="manual" after their glimpse.
 
 Args:
-    rows: Rows whose phase is AWAIT_DECISION.
+    rows: Rows whose phase is AWAIT_DECISION; for "large" also GLIMPSE, so that a step that was
+        rewound is written by the large model at once (its entropy is NaN then).
     model: "small" commits the token selected from the glimpse; "large" discards it.
     out: As in step(); statistics other than entropy and logprob are NaN.
 

@@ -221,6 +221,16 @@ class Router(RuleBasedStateMachine):
         self.router.decide(model, rows, self.out)
         self.compare_outputs(rows, [self.model.decide(row, model) for row in rows])
 
+    @precondition(lambda self: self.model.unseen())
+    @rule(data=st.data())
+    def decide_unseen(self, data: st.DataObject) -> None:
+        """Of the manual route, without a glimpse: by the large model only."""
+        rows = self.draw_rows(data, self.model.unseen())
+        with pytest.raises(ValueError, match="no decision to make"):
+            self.router.decide("small", rows, self.out)
+        self.router.decide("large", rows, self.out)
+        self.compare_outputs(rows, [self.model.decide(row, "large") for row in rows])
+
     @precondition(lambda self: self.model.sequences and self.free())
     @rule(data=st.data())
     def fork(self, data: st.DataObject) -> None:

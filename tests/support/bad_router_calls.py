@@ -258,6 +258,11 @@ ROUTER = {
         ValueError,
         "row 0 has no decision to make: it waits for the small model",
     ),
+    "decide what the router decides": Case(
+        lambda w: w.router.decide("large", [w.small], w.outputs),
+        ValueError,
+        "row 0 has no decision to make: it waits for the small model",
+    ),
     "decide for nobody": Case(
         lambda w: w.router.decide("both", [w.manual], w.outputs), ValueError, "got 'both'"
     ),

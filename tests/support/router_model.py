@@ -265,6 +265,14 @@ class RouterModel:
     def awaiting_decision(self) -> list[int]:
         return sorted(row for row, s in self.sequences.items() if s.phase == Phase.AWAIT_DECISION)
 
+    def unseen(self) -> list[int]:
+        """Rows of the manual route that wait for a glimpse."""
+        return sorted(
+            row
+            for row, s in self.sequences.items()
+            if s.phase == Phase.GLIMPSE and s.config.route == "manual"
+        )
+
     def step(self, row: int, logits: NDArray[Any]) -> Expected:
         """One row of a call; `logits` is valid and its largest element is the chosen token."""
         expected = self._step(row, logits)
@@ -342,8 +350,8 @@ class RouterModel:
 
     def decide(self, row: int, model: str) -> Expected:
         sequence = self.sequences[row]
-        assert sequence.candidate is not None
-        token, logprob, entropy = sequence.candidate
+        token, logprob, entropy = sequence.candidate or (-1, math.nan, math.nan)
+        assert token >= 0 or (model, sequence.phase) == ("large", Phase.GLIMPSE)
         sequence.candidate = None
         expected = Expected(step_index=sequence.step_index, entropy=entropy)
         if model == "large":

@@ -96,7 +96,9 @@ class StepRouter {
   // model: who computed the logits, [rows]; the drafts are of its vocabulary.
   void draft(Model model, const LogitsView& logits, const DraftedTokens& drafts,
              StepOutputs& outputs, DeviceStream stream = nullptr);
-  // Continues rows in kAwaitDecision: kSmall commits the candidate, kLarge discards it.
+  // Continues rows in kAwaitDecision: kSmall commits the candidate, kLarge discards it. kLarge also
+  // takes rows of the manual route that have not been glimpsed, so that a step that was rewound is
+  // written by the large model at once.
   void decide(Model model, std::span<const std::int32_t> rows, StepOutputs& outputs);
 
   // Where a row stands, up to date.

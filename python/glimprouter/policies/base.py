@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from glimprouter.config import ModelName
 from glimprouter.router import OutputField
+
+Verdict: TypeAlias = Literal["keep", "rewrite"]
 
 
 class Glimpse(NamedTuple):
@@ -38,6 +42,57 @@ class Glimpse(NamedTuple):
     varentropy: float = math.nan
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenStep:
+    """A step that has been written, before anybody else sees it.
+
+    Attributes:
+        seed: Seed of the sequence.
+        substream: Random key of the sequence.
+        index: Of the step, from 0.
+        position: Tokens generated before it.
+        model: Who wrote it.
+        rewritable: Whether the verdict is read: the small model wrote the step because the policy
+            gave it to it.
+        entropy: Of the glimpse, nats; None where nothing was glimpsed.
+        token_ids: Its tokens, each of its writer's vocabulary; white space before the first word is
+            the small model's, whoever writes the step.
+        entropies: Nats, one a token: of the distribution at temperature 1 that it was drawn from,
+            of the renormalised top k with ``RouterConfig.entropy_top_k``.
+        logprobs: Log-probability of each token at temperature 1.
+        text: What was written, delimiter included.
+        end_reason: Lower-case name of :class:`glimprouter.EndReason`.
+    """
+
+    seed: int
+    substream: int
+    index: int
+    position: int
+    model: ModelName
+    rewritable: bool
+    entropy: float | None
+    token_ids: Sequence[int]
+    entropies: Sequence[float]
+    logprobs: Sequence[float]
+    text: str
+    end_reason: str
+
+    @property
+    def mean_entropy(self) -> float:
+        """``H_step``: mean of the tokens' entropies, nats."""
+        return math.fsum(self.entropies) / len(self.entropies)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Mean log-probability of its tokens, nats."""
+        return math.fsum(self.logprobs) / len(self.logprobs)
+
+    @property
+    def perplexity(self) -> float:
+        """``PPL_step = exp(-1/N sum ln p)`` of its tokens."""
+        return math.exp(-self.mean_logprob)
+
+
 class Policy(ABC):
     """A rule that names the writer of each step.
 
@@ -59,6 +114,25 @@ class Policy(ABC):
     @abstractmethod
     def before(self, glimpse: Glimpse) -> ModelName:
         """Who writes the step: ``"small"`` or ``"large"``."""
+
+    def after(self, step: WrittenStep) -> Verdict:
+        """Whether a step that was written stays: ``"keep"``, or ``"rewrite"`` by the large model.
+
+        Asked about every step of both models once it has ended, where a policy has this method;
+        the verdict counts where the step is ``rewritable``. A step that is rewritten leaves both
+        models' memory up to its first word, which the large model writes then; the tokens that
+        are dropped are in ``TraceStep.rewritten``. An end of the thinking is dropped likewise. What
+        this raises ends the call of the run, as of :meth:`before`; the next call asks again.
+
+        After ``Run.rewind`` into a step that was kept, its end is told, but not rewritable any
+        more: its text has been given out.
+        """
+        return "keep"
+
+
+def reads_steps(policy: Policy) -> bool:
+    """Whether a policy has a method ``after`` of its own."""
+    return type(policy).after is not Policy.after
 
 
 def check_policy(policy: Any) -> None:

@@ -7,6 +7,16 @@ from typing import Any
 import numpy as np
 
 
+def check_number(name: str, value: Any) -> None:
+    """Checks a number.
+
+    Raises:
+        TypeError: None.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
 def check_probability(name: str, value: Any) -> None:
     """Checks a probability, or a share.
 
@@ -14,7 +24,18 @@ def check_probability(name: str, value: Any) -> None:
         TypeError: No number.
         ValueError: Outside [0, 1].
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+    check_number(name, value)
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
+
+
+def check_at_least(name: str, value: Any, low: float) -> None:
+    """Checks a number that has a lower bound.
+
+    Raises:
+        TypeError: No number.
+        ValueError: Below the bound, or not a number.
+    """
+    check_number(name, value)
+    if not value >= low:
+        raise ValueError(f"{name} must be at least {low:g}, got {value!r}")

@@ -15,7 +15,8 @@ from glimprouter.trace.json_fields import Kind
 
 __all__ = ["SCHEMA_VERSION", "Trace", "TraceStep", "parse_trace"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3  # rises with every field, so that an older reader says what is wrong
+_READABLE = (2, 3)
 _KIND = "glimprouter.trace"
 _HEADER = (
     "prompt",
@@ -27,7 +28,8 @@ _HEADER = (
     "derived_limits",
     "policy",
 )
-_LATER = {"answer_drafted", "policy"}  # fields that older files of this version lack
+_LATER = {"answer_drafted", "policy"}  # fields that files of version 2 may lack
+_LATER_IN_STEPS = {"drafted", "rewritten"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class TraceStep:
         end_reason: Lower-case name of :class:`glimprouter.EndReason`, or ``"interrupted"``.
         drafted: Which of its tokens, counted from 0, the small model had drafted and the large one
             wrote, too.
+        rewritten: Tokens that the small model wrote of it at first, and that were dropped when a
+            policy had the large one write the step; 0 for other steps.
     """
 
     index: int
@@ -58,6 +62,7 @@ class TraceStep:
     seconds: float
     end_reason: str
     drafted: list[int] = field(default_factory=list)
+    rewritten: int = 0
 
 
 @dataclass(slots=True)
@@ -152,6 +157,7 @@ _STEP_KINDS = {
     "seconds": json_fields.SECONDS,
     "end_reason": json_fields.TEXT,
     "drafted": json_fields.COUNTS,
+    "rewritten": json_fields.COUNT,
 }
 _TRACE_KINDS = {
     "prompt": json_fields.TEXT_OR_NULL,
@@ -188,10 +194,11 @@ def parse_trace(text: str, name: str) -> Trace:
     header = lines[0]
     if header.get("kind") != _KIND:
         raise ValueError(f"{name} is not a glimprouter trace (no header line of kind {_KIND!r})")
-    if header.get("schema_version") != SCHEMA_VERSION:
+    version = header.get("schema_version")
+    if version not in _READABLE or isinstance(version, bool):
         raise ValueError(
-            f"{name} has schema version {json_fields.shown(header.get('schema_version'))}; this"
-            f" glimprouter reads {SCHEMA_VERSION}"
+            f"{name} has schema version {json_fields.shown(version)}; this glimprouter reads"
+            f" {' and '.join(map(str, _READABLE))}"
         )
     end = lines[-1]
     steps = lines[1:-1]
@@ -200,8 +207,11 @@ def parse_trace(text: str, name: str) -> Trace:
     if any(step.get("kind") != "step" for step in steps):
         raise ValueError(f"{name} is not a valid trace: a line between the ends is no step")
     values = {**_fields(header, {"schema_version"}), **_fields(end, {"num_steps"})}
-    if missing := sorted(set(_TRACE_KINDS) - _LATER - set(values)):
+    later = _LATER if version < SCHEMA_VERSION else set()
+    if missing := sorted(set(_TRACE_KINDS) - later - set(values)):
         raise ValueError(f"{name} is not a valid trace: it lacks {missing[0]!r}")
+    if version == SCHEMA_VERSION and any(not step.keys() >= _LATER_IN_STEPS for step in steps):
+        raise ValueError(f"{name} is not a valid trace: a step lacks one of its fields")
     try:
         trace = Trace(**values, steps=[TraceStep(**_fields(step, set())) for step in steps])
     except TypeError as error:

@@ -255,7 +255,8 @@ class Engine(ABC):
     def counts(self, record: SequenceRecord) -> dict[str, TokenCounts]:
         """By model."""
         tokens, sequence = self._tokens, self._sequences[record.index]
-        own = record.drafts.drafted, record.drafts.compared, record.drafts.accepted
+        drafts = record.drafts
+        own = drafts.drafted, drafts.compared, drafts.accepted, record.num_rewritten
         return {
             name: TokenCounts(
                 tokens.length(index, sequence) - len(record.prompt_of(name)),
@@ -263,7 +264,7 @@ class Engine(ABC):
                 tokens.excess(index, sequence),
                 self._recomputed(index, sequence),
                 record.num_passes[name],
-                *(own if name == "small" else (0, 0, 0)),
+                *(own if name == "small" else (0, 0, 0, 0)),
             )
             for index, name in enumerate(MODELS)
         }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from glimprouter.config import ModelName
 from glimprouter.hf.run.said import Said, read_entries
 from glimprouter.policies import Glimpse, Policy
+from glimprouter.policies.base import reads_steps
 from glimprouter.router import OutputField, Phase, StepRouter
 
 _STATISTICS = {
@@ -36,10 +37,13 @@ class Decisions:
             policy: The rule.
             max_sequences: In flight.
         """
-        self.glimpsed = router.outputs(max_sequences, policy.signals)
+        self._withholds = reads_steps(policy)
+        fields = OutputField.LOGPROB if self._withholds else OutputField.NONE
+        self.glimpsed = router.outputs(max_sequences, policy.signals | fields)
         self._router = router
         self._policy = policy
-        self._decided = router.outputs(max_sequences, OutputField.NONE)
+        self._decided = router.outputs(max_sequences, fields)
+        self._unread: list[Said] = []  # that the last call to the router was about
 
     def make(self, said: Sequence[Said]) -> None:
         """Decides for those whose glimpse waits for it; adds what came of that to their entries.
@@ -51,14 +55,13 @@ class Decisions:
             Exception: Whatever the policy raises; nothing is decided then.
             ValueError: The policy named no model.
         """
+        self._read()
         waiting: dict[ModelName, list[Said]] = {"small": [], "large": []}
         for place, own in enumerate(said):
             if not is_undecided(own):
                 continue
-            state = self._router.state(own.record.row)
-            if state["phase"] != Phase.AWAIT_DECISION:
-                continue  # an interrupt came between the router and this
-            writer = self._ask(self._glimpse(own, place, state["step_index"]))
+            step = self._router.state(own.record.row)["step_index"]
+            writer = self._ask(self._glimpse(own, place, step))
             if writer not in waiting:
                 raise ValueError(
                     f'{self._policy.name}.before must return "small" or "large", got {writer!r}'
@@ -67,11 +70,23 @@ class Decisions:
         for writer, chosen in waiting.items():
             if not chosen:
                 continue
+            self._unread = chosen
             self._router.decide(writer, [own.record.row for own in chosen], self._decided)
-            entries = read_entries(self._decided, len(chosen))
-            for own, entry in zip(chosen, entries, strict=True):
-                own.entries.append(entry)
-                own.record.drafts.room = entry[1].room
+            self._read()
+
+    def _read(self) -> None:
+        """What came of the last decision, also where an interrupt came behind it."""
+        for own, entry in zip(
+            self._unread, read_entries(self._decided, len(self._unread)), strict=True
+        ):
+            state = self._router.state(own.record.row)
+            if not is_undecided(own) or state["phase"] == Phase.AWAIT_DECISION:
+                continue
+            if self._withholds and entry[1].token >= 0:
+                own.record.running.withhold(len(own.record.generated))
+            own.record.drafts.room = entry[1].room
+            own.entries.append(entry)
+        self._unread = []
 
     def _ask(self, glimpse: Glimpse) -> ModelName:
         try:

@@ -15,7 +15,8 @@ from glimprouter.hf.run.said import Said
 from glimprouter.hf.run.sequences import RunSequences
 from glimprouter.hf.run.turns import WaitingTurns
 from glimprouter.hf.sequence.events import Event, Result, TokenCounts
-from glimprouter.hf.sequence.record import SequenceRecord, Signals
+from glimprouter.hf.sequence.record import SequenceRecord
+from glimprouter.hf.sequence.signals import Signals
 from glimprouter.kv import OutOfPages
 from glimprouter.policies import Policy
 

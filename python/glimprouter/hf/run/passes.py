@@ -11,9 +11,11 @@ from glimprouter.glimpse import Status
 from glimprouter.hf.run.decisions import Decisions, is_undecided
 from glimprouter.hf.run.said import Said, read_entries
 from glimprouter.hf.run.sequences import RunSequences
+from glimprouter.hf.run.verdicts import Verdicts
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.kv import OutOfPages
 from glimprouter.policies import Policy
+from glimprouter.policies.base import reads_steps
 from glimprouter.router import OutputField, Phase, Route, StepOutputs
 
 
@@ -91,9 +93,13 @@ class ModelPasses:
         self.most_drafts = most_drafts
         self._sequences = sequences
         router = sequences.router
-        self._outputs = router.outputs(max_sequences * (1 + most_drafts), OutputField.NONE)
-        self._drafted = router.outputs(max_sequences, OutputField.NONE)
         self._decisions = None if policy is None else Decisions(router, policy, max_sequences)
+        self._verdicts: Verdicts | None = None
+        fields = OutputField.NONE
+        if policy is not None and reads_steps(policy):
+            self._verdicts, fields = Verdicts(sequences, policy), OutputField.LOGPROB
+        self._outputs = router.outputs(max_sequences * (1 + most_drafts), fields)
+        self._drafted = router.outputs(max_sequences, OutputField.NONE)
         self._answer: _Answer | None = None
 
     def run(self, planned: PlannedPass) -> PassReport | None:
@@ -157,7 +163,7 @@ class ModelPasses:
             self._answer = _Answer("small", stepping, [0] * len(stepping), started, out)
             self.hear()
             for at, said in zip(places, self.said, strict=True):
-                if said.entries[-1][1].route == Route.LARGE:
+                if said.entries[-1][1].route == Route.LARGE and not said.rewritten:
                     said.record.drafts.clear()
                     if self._sequences.takes_draft(said.record, self.most_drafts):
                         drafted.append(at)
@@ -199,17 +205,22 @@ class ModelPasses:
     def hear(self) -> None:
         """Makes what the router has answered ready to be told, once, also after an interrupt.
 
-        What a policy decides about it is among that.
+        What a policy decides about it is among that, glimpses first.
         """
         if self._answer is not None:
             self.said, self._answer = deque(self._said(self._answer)), None
         if self._decisions is not None:
             self._decisions.make(self.said)
+        if self._verdicts is not None:
+            self._verdicts.make(self.said)
 
     def drop_undecided(self, record: SequenceRecord) -> None:
-        """Forgets a glimpse that nobody decided about, of a sequence that is to end."""
+        """Forgets what a policy has not decided, of a sequence that is to end."""
         for own in self.said:
-            if own.record is record and is_undecided(own):
+            if own.record is not record:
+                continue
+            own.judged = len(own.entries)
+            if is_undecided(own):
                 own.entries.clear()
 
     def _said(self, answer: _Answer) -> Iterator[Said]:

@@ -104,7 +104,8 @@ class Run:
     def fork(self, sequence: int, *, substream: int | None = None) -> int:
         """Copies a sequence; from here on the copy goes its own way.
 
-        Its events begin with the tokens that it writes itself; its first step event and its result
+        Its events begin with the tokens that it writes itself, or with the step that waits for a
+        policy to keep it; its first step event and its result
         hold what came before, too.
 
         Args:
@@ -154,8 +155,9 @@ class Run:
                 f"cannot drop {count} tokens of sequence {sequence}: it has generated"
                 f" {len(record.generated)}"
             )
+        shown = record.shown
         self._sequences.rewind(record, count, exact=exact)
-        self._loop.drop_events(sequence, count)
+        self._loop.drop_events(sequence, shown - record.shown)
 
     @_alone
     def save(self, sequence: int) -> bytes:

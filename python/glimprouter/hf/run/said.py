@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from glimprouter.glimpse import Status
-from glimprouter.hf.sequence.record import SequenceRecord, Signals
+from glimprouter.hf.sequence.record import SequenceRecord
+from glimprouter.hf.sequence.signals import Signals
 from glimprouter.router import StepOutputs
 
 Entry = tuple[Status, Signals]
 
 
-class Said(NamedTuple):
+@dataclass(slots=True)
+class Said:
     """What the router said of one sequence of a pass.
 
     Attributes:
@@ -20,6 +22,10 @@ class Said(NamedTuple):
         entries: Status and signals of each row of logits that counted, in order.
         held: Drafts that held.
         seconds: The sequence's share of the pass.
+        judged: Entries, the first so many, whose policy needs not be asked any more.
+        rejected: Tokens of the step that is to be rewritten, from the one it was decided at; 0
+            where none is.
+        rewritten: Whether that is done: the only entry is the decision then.
     """
 
     model: str
@@ -27,6 +33,9 @@ class Said(NamedTuple):
     entries: list[Entry]
     held: int
     seconds: float
+    judged: int = 0
+    rejected: int = 0
+    rewritten: bool = False
 
 
 def read_entries(outputs: StepOutputs, count: int) -> list[Entry]:
@@ -36,6 +45,8 @@ def read_entries(outputs: StepOutputs, count: int) -> list[Entry]:
         outputs: Of the call.
         count: How many there are.
     """
-    names = ("token", "route", "phase", "end_reason", "forced", "entropy", "room")
+    names: tuple[str, ...] = ("token", "route", "phase", "end_reason", "forced", "entropy", "room")
+    if outputs.logprob is not None:
+        names = (*names, "logprob")
     columns = (getattr(outputs, name)[:count].tolist() for name in ("status", *names))
     return [(Status(status), Signals(*values)) for status, *values in zip(*columns, strict=True)]

@@ -28,6 +28,8 @@ class TokenCounts:
             behind one that did not hold.
         accepted: Among these, those that the other wrote, too. Other drafts were computed in vain,
             and are in no other count.
+        rewritten: Tokens that it wrote of steps that a policy then had the other model write:
+            computed in vain, and in no other count.
     """
 
     tokens: int
@@ -38,6 +40,7 @@ class TokenCounts:
     drafted: int = 0
     compared: int = 0
     accepted: int = 0
+    rewritten: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,8 @@ class Result:
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened in a run; fields that a kind does not use are None.
+
+    Events of a step that a policy may have rewritten come when it is kept, so none is taken back.
 
     Attributes:
         sequence: Index in the run: prompts in order, then forks and loaded ones.

@@ -14,30 +14,10 @@ from glimprouter.hf.pair.prompts import EncodedPrompt
 from glimprouter.hf.pair.text import MODELS, StreamDecoder, TextReader
 from glimprouter.hf.sequence.drafts import Drafts
 from glimprouter.hf.sequence.events import Event, Result, TokenCounts
+from glimprouter.hf.sequence.running_step import RunningStep
+from glimprouter.hf.sequence.signals import Signals, TokenStatistics
 from glimprouter.router import EndReason, Phase
 from glimprouter.trace import Trace, TraceStep
-
-
-@dataclass(slots=True)
-class Signals:
-    """The router's outputs for one row of one call, as Python values."""
-
-    token: int
-    route: int
-    phase: int
-    end_reason: int
-    forced: int
-    entropy: float
-    room: int
-
-
-@dataclass(slots=True)
-class _RunningStep:
-    start: int  # index of its first generated id
-    model: str = "small"
-    entropy: float | None = None
-    seconds: float = 0.0
-    drafted: list[int] = field(default_factory=list)  # places in the step
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +40,9 @@ class SequenceRecord:
         thinks: Whether an answer follows the thinking; else all of the text is the answer.
         drafts: Of the step, or the answer, that it lets the large model write.
         num_passes: Forward passes of each model that it was part of.
+        statistics: Of its tokens, where a policy reads them.
+        num_rewritten: Tokens of the small model that were dropped with steps that were rewritten.
+        running: The step that has not ended.
         closed_at: Tokens before the closing ids that a budget has forced; -1 for none. They may
             come in the middle of a character, which the whole text does not show then.
     """
@@ -85,22 +68,29 @@ class SequenceRecord:
     closed_at: int = -1
     drafts: Drafts = field(default_factory=Drafts)
     num_passes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(MODELS, 0))
-    _step: _RunningStep = field(default_factory=lambda: _RunningStep(0))
+    statistics: TokenStatistics = field(default_factory=TokenStatistics)
+    num_rewritten: int = 0
+    running: RunningStep = field(default_factory=lambda: RunningStep(0))
     _decoder: StreamDecoder | None = None
 
     def __post_init__(self) -> None:
         """Prepares incremental decoding, behind what there is, when tokens are streamed."""
         if self.stream_tokens:
             self._decoder = self.reader.incremental()
-            for place, (token, writer) in enumerate(zip(self.generated, self.writers, strict=True)):
+            for place in range(self.shown):
                 if place == self.closed_at:
                     self._decoder.drop_unfinished()
-                self._decoder.push(token, writer)
+                self._decoder.push(self.generated[place], self.writers[place])
 
     @property
     def at_step_start(self) -> bool:
         """Whether what comes next is the first token of a step: a rewind may lead here."""
-        return not self.answering and self._step.start == len(self.generated)
+        return not self.answering and self.running.start == len(self.generated)
+
+    @property
+    def shown(self) -> int:
+        """Generated tokens whose events do not wait for a policy to keep their step."""
+        return self.running.decided if self.running.withheld else len(self.generated)
 
     def prompt_of(self, model: str) -> list[int]:
         """The prompt's ids for a model."""
@@ -129,27 +119,30 @@ class SequenceRecord:
             passes={name: list(starts) for name, starts in self.passes.items()},
             drafts=self.drafts.copy(),
             num_passes=dict(self.num_passes),
-            _step=dataclasses.replace(self._step, drafted=list(self._step.drafted)),
+            statistics=self.statistics.copy(),
+            running=dataclasses.replace(self.running, drafted=list(self.running.drafted)),
         )
 
     def rewind(self, kept: int, phase: Phase) -> None:
         """Drops the generated ids behind the first ``kept``; the router is in ``phase`` then."""
-        running = self._step
+        running = self.running
         while self.step_starts and self._last_end() > kept:
             step, start = self.trace.steps.pop(), self.step_starts.pop()
-            running = _RunningStep(start, step.model, step.entropy, step.seconds, step.drafted)
+            known = (step.model, step.entropy, step.seconds, step.drafted, step.rewritten)
+            running = RunningStep(start, *known)
         self.answering = phase == Phase.ANSWER
         start = self._last_end()
         if not self.answering:
             decided = running.start == start < kept and phase != Phase.GLIMPSE
             writer = "large" if phase == Phase.LARGE_STEP else "small"
-            self._step = running if decided else _RunningStep(start, writer)
-            self._step.drafted = [p for p in self._step.drafted if start + p < kept]
+            self.running = running if decided else RunningStep(start, writer)
+            self.running.drafted = [p for p in self.running.drafted if start + p < kept]
             self.trace.answer_drafted.clear()
         else:
             places = self.trace.answer_drafted
             places[:] = [place for place in places if self.answer_start + place < kept]
         del self.generated[kept:], self.writers[kept:]
+        self.statistics.cut(kept)
         if kept <= self.closed_at:
             self.closed_at = -1
         self.__post_init__()
@@ -183,12 +176,13 @@ class SequenceRecord:
     def state(self) -> dict[str, Any]:
         """All of it as values that JSON holds, for :meth:`from_state`."""
         kept = ("generated", "writers", "answering", "answer_start", "step_starts", "passes")
-        others = ("repeats", "max_new_tokens", "closed_at", "num_passes")
+        others = ("repeats", "max_new_tokens", "closed_at", "num_passes", "num_rewritten")
         return {
             **{name: getattr(self, name) for name in (*kept, *others)},
             "prompt": dataclasses.asdict(self.prompt),
             "trace": dataclasses.asdict(self.trace),
-            "step": dataclasses.asdict(self._step),
+            "running": dataclasses.asdict(self.running),
+            "statistics": dataclasses.asdict(self.statistics),
             "drafts": dataclasses.asdict(self.drafts),
         }
 
@@ -198,9 +192,10 @@ class SequenceRecord:
         own = {**state, "prompt": EncodedPrompt(**state["prompt"])}
         steps = [TraceStep(**step) for step in state["trace"]["steps"]]
         own["trace"] = Trace(**{**state["trace"], "steps": steps})
-        step = _RunningStep(**own.pop("step"))
+        own["running"] = RunningStep(**own["running"])
         own["drafts"] = Drafts.from_state(own["drafts"])
-        return cls(index=index, **own, _step=step, **options)
+        own["statistics"] = TokenStatistics.from_state(own["statistics"])
+        return cls(index=index, **own, **options)
 
     def advance(
         self, model: str, signals: Signals, seconds: float, *, drafted: bool = False
@@ -214,7 +209,7 @@ class SequenceRecord:
             drafted: Whether the small model had drafted the token.
         """
         events: list[Event] = []
-        step = self._step
+        step = self.running
         if self.answering:
             self.trace.answer_seconds += seconds
         else:
@@ -222,15 +217,8 @@ class SequenceRecord:
         if signals.route:
             step.entropy = signals.entropy
             step.model = "large" if signals.route == 2 else "small"
-            events.append(
-                Event(
-                    self.index,
-                    "route",
-                    model=step.model,
-                    entropy=signals.entropy,
-                    threshold=self.trace.threshold,
-                )
-            )
+            if not step.withheld:
+                events.append(self._route_event())
         if signals.token < 0:
             return events
         if self.answering and not self.generated:  # the prompt had closed the thinking
@@ -242,6 +230,7 @@ class SequenceRecord:
             places.append(
                 len(self.generated) - (self.answer_start if self.answering else step.start)
             )
+        self.statistics.note(len(self.generated), signals)
         events += self._commit(model, signals.token)
         if signals.forced:
             self.closed_at = len(self.generated)
@@ -252,7 +241,7 @@ class SequenceRecord:
                 self._decoder.drop_unfinished()
             for token in self.close_ids:
                 events += self._commit(self.closing_writer or model, token)
-            self._step.start = len(self.generated)  # the closing ids are no step
+            self.running.start = len(self.generated)  # the closing ids are no step
         if signals.phase == Phase.ANSWER and not self.answering:
             self.answering = True
             self.answer_start = len(self.generated)
@@ -265,28 +254,65 @@ class SequenceRecord:
         writer = MODELS.index(model)
         self.generated.append(token)
         self.writers.append(writer)
+        return [] if self.running.withheld else self._token_event(len(self.generated) - 1)
+
+    def _route_event(self) -> Event:
+        step, threshold = self.running, self.trace.threshold
+        return Event(
+            self.index, "route", model=step.model, entropy=step.entropy, threshold=threshold
+        )
+
+    def _show(self) -> list[Event]:
+        """Events of the running step that have waited."""
+        if not self.running.withheld:
+            return []
+        start, self.running.withheld = self.shown, False
+        events = [self._route_event()]
+        for place in range(start, len(self.generated)):
+            events += self._token_event(place)
+        return events
+
+    def _token_event(self, place: int) -> list[Event]:
         if self._decoder is None:
             return []
+        token, writer = self.generated[place], self.writers[place]
         text = self._decoder.push(token, writer)
-        return [Event(self.index, "token", token_id=token, text=text, model=model)]
+        return [Event(self.index, "token", token_id=token, text=text, model=MODELS[writer])]
+
+    def drop_step(self, written: int) -> None:
+        """Drops what the small model has written of the step that it was given.
+
+        Args:
+            written: Tokens, that which the record has not been told of included.
+        """
+        step = self.running
+        if not step.withheld:
+            return  # an interrupt came behind it
+        del self.generated[step.decided :], self.writers[step.decided :]
+        self.statistics.cut(step.decided)
+        self.num_rewritten += written
+        self.running = dataclasses.replace(
+            step, model="large", rewritten=step.rewritten + written, withheld=False, decided=-1
+        )
 
     def _finish_step(self, signals: Signals) -> list[Event]:
         """Ends the running step. End of thinking or sequence, behind white space, is no step."""
         reason = EndReason(signals.end_reason)
-        start = self._step.start
+        shown = self._show()
+        start = self.running.start
         step = self._close_step(reason.name.lower())
         ends = reason in (EndReason.THINK_END, EndReason.EOS)
         alone = ends and not self._text(start, len(self.generated) - 1).strip()
         if alone:
             self.trace.answer_seconds += step.seconds
-            return []
+            return shown
         self.trace.steps.append(step)
         self.step_starts.append(start)
-        return [Event(self.index, "step", model=step.model, step=step)]
+        return [*shown, Event(self.index, "step", model=step.model, step=step)]
 
     def _close_step(self, reason: str) -> TraceStep:
-        running = self._step
-        self._step = _RunningStep(len(self.generated))
+        running = self.running
+        self.running = RunningStep(len(self.generated))
         return TraceStep(
             index=len(self.trace.steps),
             model=running.model,
@@ -297,6 +323,7 @@ class SequenceRecord:
             seconds=running.seconds,
             end_reason=reason,
             drafted=list(running.drafted),
+            rewritten=running.rewritten,
         )
 
     def _text(self, start: int, end: int, *, skip_special: bool = False) -> str:
@@ -313,11 +340,11 @@ class SequenceRecord:
 
         The "done" event is left to the run: its result needs the tokens of the large model.
         """
-        if not self.answering and self._step.start < len(self.generated):
-            self.step_starts.append(self._step.start)
+        events = self._show()
+        if not self.answering and self.running.start < len(self.generated):
+            self.step_starts.append(self.running.start)
             self.trace.steps.append(self._close_step(reason))
         self.done = True
-        events = []
         if self._decoder is not None and (rest := self._decoder.flush()):
             events.append(Event(self.index, "token", text=rest))
         self.update_trace(reason, error)
@@ -340,12 +367,12 @@ class SequenceRecord:
         """The trace so far, the unfinished step included; the sequence goes on as it would have."""
         if self.done:
             return self.trace
-        steps, step = list(self.trace.steps), self._step
+        steps, step = list(self.trace.steps), self.running
         reason = "interrupted"
         self.update_trace(reason)
         if not self.answering and step.start < len(self.generated):
             steps.append(self._close_step(reason))
-            self._step = step
+            self.running = step
         fields = {name: getattr(self.trace, name) for name in Trace.__slots__}
         fields |= {"steps": steps, "answer_drafted": list(self.trace.answer_drafted)}
         return Trace(**fields)
