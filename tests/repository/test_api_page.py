@@ -12,6 +12,7 @@ import glimprouter.calibration
 import glimprouter.hf
 import glimprouter.kv
 import glimprouter.policies
+import glimprouter.tasks
 import glimprouter.torch
 import glimprouter.trace
 
@@ -23,6 +24,7 @@ MODULES = (
     glimprouter.hf,
     glimprouter.kv,
     glimprouter.policies,
+    glimprouter.tasks,
     glimprouter.torch,
     glimprouter.trace,
 )

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from glimprouter.demo_pair import task as demo
 from glimprouter.tasks import GeneratedTask, Problem, task_names, task_of
 
-TASKS = [task for task in map(task_of, task_names()) if isinstance(task, GeneratedTask)]
+DRAWN = ("list_reduction", "arithmetic", "search", "repair")
+TASKS = [task for task in map(task_of, DRAWN) if isinstance(task, GeneratedTask)]
 each_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -126,10 +127,9 @@ def test_splits_are_disjoint_and_not_trained_on(task: GeneratedTask) -> None:
 
 def test_problems_are_the_same_in_every_process() -> None:
     code = (
-        "from glimprouter.tasks import task_names, task_of\n"
-        "for name in task_names():\n"
-        "    if task_of(name).checks_steps:\n"
-        "        print(*task_of(name).problems(5, 'report', 3), sep='\\n')\n"
+        "from glimprouter.tasks import task_of\n"
+        f"for name in {DRAWN}:\n"
+        "    print(*task_of(name).problems(5, 'report', 3), sep='\\n')\n"
     )
     here = [str(p) for task in TASKS for p in task.problems(5, "report", 3)]
     for hash_seed in ("1", "2"):
@@ -162,6 +162,7 @@ def test_more_problems_than_there_are() -> None:
 
 
 def test_unknown_names_and_paths() -> None:
+    assert task_names()[: len(DRAWN)] == DRAWN
     with pytest.raises(ValueError, match="no task is called 'chess'; there are: list_reduction"):
         task_of("chess")
     with pytest.raises(ValueError, match="search are drawn, it reads no file"):

@@ -35,10 +35,12 @@ class Task(ABC):
     Attributes:
         name: By which it is asked for.
         checks_steps: Whether :meth:`check_steps` can tell.
+        checker: How answers are compared, in words for a report.
     """
 
     name: str
     checks_steps: bool = False
+    checker: str = "exact text"
 
     @abstractmethod
     def problems(self, count: int, split: Split, seed: int = 0) -> list[Problem]:

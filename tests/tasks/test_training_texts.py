@@ -1,0 +1,58 @@
+"""Training texts of the pairs: what carries loss is right by the oracle, nothing is held out."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from glimprouter.tasks import GeneratedTask, Problem, task_of
+
+PAIRS = Path(__file__).parents[2] / "benchmarks" / "pairs"
+TEXTS = 300
+
+
+@pytest.fixture(scope="module")
+def families() -> dict:  # type: ignore[type-arg]
+    sys.path.insert(0, str(PAIRS))
+    try:
+        from families import FAMILIES
+    finally:
+        sys.path.remove(str(PAIRS))
+    return FAMILIES
+
+
+@pytest.mark.parametrize("name", ["list_reduction", "arithmetic", "search", "repair"])
+def test_the_oracle_agrees_with_every_training_text(name: str, families: dict) -> None:  # type: ignore[type-arg]
+    task = task_of(name)
+    assert isinstance(task, GeneratedTask)
+    generator = random.Random(7)
+    verdicts: list[bool] = []
+    for index in range(TEXTS):
+        prompt, segments = families[name].text(generator, short=index % 3 == 0)
+        *steps, (closing, closing_carries) = segments
+        problem = Problem(prompt.partition(" ")[2], prompt, closing.removeprefix("</think>\n\n"))
+        assert task.split_of(problem) is None
+        assert closing_carries
+        assert closing.startswith("</think>\n\n")
+        assert all(text.endswith(".\n\n") for text, _ in steps)
+        flags = [carries for _, carries in steps]
+        assert task.check_steps(problem, [text for text, _ in steps]) == flags
+        verdicts += flags
+    wrong = verdicts.count(False) / len(verdicts)
+    assert (wrong == 0) if name == "arithmetic" else (0.03 < wrong < 0.3)
+
+
+def test_repair_has_many_wrong_lines_where_it_calculates(families: dict) -> None:  # type: ignore[type-arg]
+    generator = random.Random(3)
+    calculated = wrong = 0
+    for _ in range(1500):
+        prompt, segments = families["repair"].text(generator, short=False)
+        claims = prompt.removeprefix("Check ").split(",")
+        lines = [(text, carries) for text, carries in segments if "=" in text]
+        own = [carries for text, carries in lines if text[:-3] not in claims]
+        calculated += len(own)
+        wrong += own.count(False)
+    assert 0.25 < wrong / calculated < 0.30
