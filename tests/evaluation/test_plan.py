@@ -60,14 +60,16 @@ def test_a_policy_that_is_named_twice_runs_once() -> None:
 @pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.set_by])
 def test_every_rule_is_built_from_a_share_or_threshold(name: str) -> None:
     spec = PolicySpec.parse(name)
-    policy = RULES[name].build(spec.parameters_at(0.25))
-    assert getattr(policy, str(RULES[name].set_by)) == 0.25
+    value = RULES[name].least + 0.25
+    policy = RULES[name].build(spec.parameters_at(value))
+    assert getattr(policy, str(RULES[name].set_by)) == value
 
 
 @pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.signal])
 def test_scores_and_thresholds_are_each_others_inverse(name: str) -> None:
     rule = RULES[name]
-    assert rule.threshold(rule.score(0.25)) == 0.25
+    assert rule.threshold(rule.score(rule.least + 0.25)) == rule.least + 0.25
+    assert rule.threshold(0.0) >= rule.least
     low, high = sorted([rule.score(0.2), rule.score(0.7)])
     assert (low, high) == ((rule.score(0.7), rule.score(0.2)) if rule.falling else (0.2, 0.7))
 

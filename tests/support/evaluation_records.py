@@ -80,6 +80,7 @@ def problem(unit: dict[str, Any], steps: list[StepRecord], **changes: Any) -> Pr
         "large_tokens": 5 * large + 2,
         "small_passes": 5 * (len(steps) - large),
         "large_passes": 5 * large + 2,
+        "rewritten_tokens": 0,
         "seconds": 0.1,
         "end_reason": "eos",
     }

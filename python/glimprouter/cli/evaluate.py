@@ -50,16 +50,19 @@ def numbers_of(option: str, text: str) -> tuple[float, ...]:
         raise UserError(f"{option} takes numbers with commas between them, got {text!r}") from None
 
 
-def task_of(name: str) -> Task:
+def task_of(name: str, file: Path | None, *, run_code: bool) -> Task:
     """A task by its name, or a class of the user's own in ``FILE.py:CLASS``.
 
     Raises:
         UserError: No such file or class, or no task.
-        ValueError: An unknown name.
+        ValueError: An unknown name, or a file that does not belong to it.
+        OSError: The file cannot be read.
     """
     found = re.fullmatch(r"(.+\.py):(\w+)", name)
     if found is None:
-        return tasks.task_of(name)
+        return tasks.task_of(name, file, run_code=run_code)
+    if file is not None:
+        raise UserError("--task-file belongs to the tasks that have a name")
     path = Path(found[1])
     if not path.is_file():
         raise UserError(f"--task {name}: there is no file {path}")
@@ -93,6 +96,12 @@ def run(
     development_problems: Annotated[
         int, typer.Option(help="Other problems, to choose thresholds on.")
     ] = _PLAN.development_problems,
+    task_file: Annotated[
+        Path | None, typer.Option(help="Data set of the tasks that read one.")
+    ] = None,
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Run programs that the models wrote, to check them.")
+    ] = False,
     task_seed: Annotated[int, typer.Option(min=0, help="Which problems.")] = 0,
     policy: Annotated[
         list[str] | None,
@@ -150,7 +159,7 @@ def run(
             **{name: given[name] for name in Plan.__dataclass_fields__.keys() & _WHOLE},
         )
         config = DEFAULTS.replace(**{name: given[name] for name in config_names})
-        own_task = task_of(task)
+        own_task = task_of(task, task_file, run_code=run_code)
         require_model_directory("--small", small)
         require_model_directory("--large", large)
         memory = options.bytes_of(kv_memory)

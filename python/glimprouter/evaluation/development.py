@@ -15,6 +15,7 @@ from glimprouter.tasks import Problem
 
 __all__ = ["arm_for_share"]
 
+NEVER = 1e9  # a threshold that no step exceeds
 TOLERANCE = 0.01  # of the share of steps that lie between a threshold and the exact quantile
 
 
@@ -55,7 +56,7 @@ def arm_for_share(
 
     found = find_fixed_point(
         routed,
-        _scores(bench, rule, solved(Arm(SMALL_ALONE)), problems),
+        _scores(bench, rule, solved(_unrouted(rule, spec)), problems),
         wanted,
         ">",
         max_rounds=rounds,
@@ -68,6 +69,13 @@ def arm_for_share(
     glimpsed = sum(record.glimpsed_steps for record in done)
     share = sum(record.large_steps for record in done) / glimpsed
     return ArmRecord(rule.name, parameters, wanted, share, found.rounds)
+
+
+def _unrouted(rule: Rule, spec: PolicySpec) -> Arm:
+    """An arm that never goes to the large model, and records what the rule compares."""
+    if rule.reads_steps:
+        return Arm(rule.name, spec.parameters_at(NEVER))
+    return Arm(SMALL_ALONE)
 
 
 def _scores(bench: Bench, rule: Rule, solving: Solving, problems: Sequence[Problem]) -> Entropies:

@@ -12,7 +12,15 @@ from glimprouter.evaluation.rules import LARGE_ALONE, SMALL_ALONE, rule_of
 
 __all__ = ["Arm", "Plan", "PolicySpec"]
 
-DEFAULT_POLICIES = ("random", "entropy", "max-probability", "margin", "varentropy")
+DEFAULT_POLICIES = (
+    "random",
+    "entropy",
+    "max-probability",
+    "margin",
+    "varentropy",
+    "step-entropy",
+    "step-perplexity",
+)
 DEFAULT_SHARES = (0.1, 0.25, 0.5)
 
 
@@ -67,7 +75,8 @@ class PolicySpec:
                 raise ValueError(f"policy {text!r} gives {key.strip()!r} twice")
             parameters[key.strip()] = _number(text, key.strip(), value)
         spec = cls(rule.name, parameters)
-        rule.build(spec.parameters_at(0.5) if spec.takes_share else parameters)  # refuses here
+        example = max(0.5, rule.least)  # refused here are all other parameters
+        rule.build(spec.parameters_at(example) if spec.takes_share else parameters)
         return spec
 
     @property

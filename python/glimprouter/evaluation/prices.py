@@ -51,7 +51,8 @@ class Prices:
     def of(self, record: ProblemRecord) -> float:
         """The price of one problem."""
         if self.per == "token":
-            return self.small * record.small_tokens + self.large * record.large_tokens
+            small = record.small_tokens + record.rewritten_tokens
+            return self.small * small + self.large * record.large_tokens
         return self.small * record.small_passes + self.large * record.large_passes
 
 

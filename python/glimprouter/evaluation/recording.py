@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 from glimprouter.config import ModelName
-from glimprouter.policies import Glimpse, Policy
+from glimprouter.policies import Glimpse, Policy, Verdict, WrittenStep
+from glimprouter.policies.base import reads_steps
 from glimprouter.router import OutputField
 
-__all__ = ["BySubstream", "Recording", "signals_of"]
+__all__ = ["BySubstream", "Recording", "RecordingSteps", "recording", "signals_of"]
 
 SIGNALS = ("entropy", "max_prob", "margin", "varentropy")
 
@@ -50,6 +51,36 @@ class Recording(Policy):
         writer = self._own.before(glimpse)
         self.glimpses.setdefault((glimpse.seed, glimpse.substream), {})[glimpse.step] = glimpse
         return writer
+
+
+class RecordingSteps(Recording):
+    """The same of a policy that reads steps when they are written.
+
+    Attributes:
+        drafts: Mean entropy and perplexity of each step as the small model wrote it, by seed and
+            random key of the sequence, then by step.
+    """
+
+    def __init__(self, own: Policy) -> None:
+        """Nothing is seen yet.
+
+        Args:
+            own: The rule that decides.
+        """
+        super().__init__(own)
+        self.drafts: dict[tuple[int, int], dict[int, tuple[float, float]]] = {}
+
+    def after(self, step: WrittenStep) -> Verdict:
+        """As the rule decides."""
+        if step.rewritable and len(step.entropies):
+            own = self.drafts.setdefault((step.seed, step.substream), {})
+            own[step.index] = step.mean_entropy, step.perplexity
+        return self._own.after(step)
+
+
+def recording(own: Policy) -> Recording:
+    """The recording policy for a rule, which reads steps only if the rule does."""
+    return RecordingSteps(own) if reads_steps(own) else Recording(own)
 
 
 class BySubstream(Policy):

@@ -117,8 +117,8 @@ class StepRecord:
         seconds: Of its passes; in a batch, the sequence's share.
         end_reason: Why the step ended.
         correct: What the task's checker says of it; None where it cannot tell.
-        step_entropy: Mean entropy of the small model over the step's tokens, nats; None where it
-            was not computed, as the next two.
+        step_entropy: Mean entropy of the small model over the step's tokens as it wrote them, nats;
+            None where it was not computed, as the next two.
         step_perplexity: ``exp(-mean ln p)`` of the small model over the step's tokens.
         agrees: For each token ``1`` where the most likely tokens of both models are the same, else
             ``0``.
@@ -165,6 +165,7 @@ class ProblemRecord:
         small_tokens, large_tokens: Written by each model, answer included.
         small_passes, large_passes: Forward passes of each model that the problem was part of,
             prompt included.
+        rewritten_tokens: That the small model wrote and the large one then wrote anew.
         seconds: Of its passes; in a batch, the sequence's share.
         end_reason: Why the chain ended.
         error: What went wrong, or None.
@@ -185,6 +186,7 @@ class ProblemRecord:
     large_tokens: int
     small_passes: int
     large_passes: int
+    rewritten_tokens: int
     seconds: float
     end_reason: str
     error: str | None = None

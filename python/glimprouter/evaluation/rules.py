@@ -28,6 +28,7 @@ class Rule:
             problems; ``"share"``, given to the policy as it is; None: it takes parameters only.
         signal: Recorded field of a step that a threshold is compared with.
         falling: Whether *small* values of the signal go to the large model.
+        least: Least threshold that the policy takes.
     """
 
     name: str
@@ -35,6 +36,12 @@ class Rule:
     set_by: Literal["threshold", "share"] | None = None
     signal: str | None = None
     falling: bool = False
+    least: float = 0.0
+
+    @property
+    def reads_steps(self) -> bool:
+        """Whether it compares what the small model has written, and not the glimpse."""
+        return self.signal is not None and self.signal.startswith("step_")
 
     def score(self, value: float) -> float:
         """A value of the signal as a number >= 0 that grows with the wish for the large model."""
@@ -42,7 +49,7 @@ class Rule:
 
     def threshold(self, score: float) -> float:
         """The policy's threshold for a threshold of scores."""
-        return min(max(1.0 - score, 0.0), 1.0) if self.falling else score
+        return min(max(1.0 - score, 0.0), 1.0) if self.falling else max(score, self.least)
 
     def build(self, parameters: Mapping[str, float]) -> Policy:
         """The policy.
@@ -80,6 +87,8 @@ _RULES = (
     Rule("max-probability", policies.MaxProbability, "threshold", "max_prob", falling=True),
     Rule("margin", policies.Margin, "threshold", "margin", falling=True),
     Rule("varentropy", policies.Varentropy, "threshold", "varentropy"),
+    Rule("step-entropy", policies.StepEntropy, "threshold", "step_entropy"),
+    Rule("step-perplexity", policies.StepPerplexity, "threshold", "step_perplexity", least=1.0),
     Rule("wanted-share", policies.WantedShare, "share"),
     Rule("hysteresis", policies.Hysteresis),
 )

@@ -94,8 +94,6 @@ class _Stages:
     def run(self, report: Sequence[Problem], development: Sequence[Problem]) -> None:
         """All of them."""
         arms = [Arm(SMALL_ALONE), Arm(LARGE_ALONE), *self._arms(development)]
-        for arm in arms[:2]:
-            self._file.append([ArmRecord(arm.rule, {}, None)])
         labels = {arm.label: arm for arm in arms}  # two shares may have led to one threshold
         seeds = range(self._plan.seeds)
         self._begin("report", len(labels) * len(seeds) * len(report))
@@ -122,7 +120,9 @@ class _Stages:
 
     def _arms(self, problems: Sequence[Problem]) -> list[Arm]:
         """The policies, with thresholds for the wanted shares."""
-        plan, found = self._plan, []
+        plan = self._plan
+        alone = [ArmRecord(rule, {}, None) for rule in (SMALL_ALONE, LARGE_ALONE)]
+        found: list[ArmRecord] = []
         shared = [spec for spec in plan.specs if spec.takes_share]
         chosen = [s for s in shared if rule_of(s.rule).set_by == "threshold"]
         runs = len(chosen) * len(plan.shares)
@@ -138,7 +138,7 @@ class _Stages:
                         self._bench, spec, wanted, problems, batch=plan.batch, rounds=plan.rounds
                     )
                 )
-        for record in found:
+        for record in (*alone, *found):
             if record not in self._file.records.arms:
                 self._file.append([record])
         return [Arm(record.rule, record.parameters, record.wanted) for record in found]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glimprouter.evaluation.plan import Arm
 from glimprouter.evaluation.record_file import RecordFile
-from glimprouter.evaluation.recording import Recording, signals_of
+from glimprouter.evaluation.recording import Recording, RecordingSteps, recording, signals_of
 from glimprouter.evaluation.records import ProblemRecord, StepRecord, Unit
 from glimprouter.evaluation.reread import read_again, why_not_reread
 from glimprouter.evaluation.rules import LARGE_ALONE, SMALL_ALONE, rule_of
@@ -119,13 +119,16 @@ class Solver:
             self._remember([p for p in chunk if p.key in done])
         if len(done) == len(chunk):
             return
-        policy = None if forced else Recording(self._own)
+        policy = None if forced else recording(self._own)
         with following(bench.model, policy):
             run = begun(bench.model, chunk, self._solving.seed, done, self._solving.overrides)
             writing = _Writing(bench, self._solving, chunk, policy)
-            for event in run:
-                if chunk[event.sequence].key not in done:
-                    writing.take(event)
+            try:
+                for event in run:
+                    if chunk[event.sequence].key not in done:
+                        writing.take(event)
+            except RuntimeError as error:
+                raise RuntimeError(f"{self._solving.arm.label}: {error}") from error
 
     def _remember(self, problems: Sequence[Problem]) -> None:
         """Shows a policy that learns as it goes what it has seen in an earlier session."""
@@ -197,6 +200,9 @@ class _Writing:
         glimpses: dict[int, Glimpse] = {}
         if self._policy is not None:
             glimpses = self._policy.glimpses.pop((trace.seed, trace.substream), {})
+        drafts: dict[int, tuple[float, float]] = {}
+        if isinstance(self._policy, RecordingSteps):
+            drafts = self._policy.drafts.pop((trace.seed, trace.substream), {})
         verdicts = check_steps(self._bench.task, problem, [step.text for step in trace.steps])
         steps = [
             StepRecord(
@@ -209,6 +215,8 @@ class _Writing:
                 seconds=step.seconds,
                 end_reason=step.end_reason,
                 correct=verdict,
+                step_entropy=drafts.get(step.index, (None, None))[0],
+                step_perplexity=drafts.get(step.index, (None, None))[1],
             )
             for step, verdict in zip(trace.steps, verdicts, strict=True)
         ]
@@ -224,6 +232,7 @@ class _Writing:
             large_tokens=large,
             small_passes=result.counts["small"].passes,
             large_passes=result.counts["large"].passes,
+            rewritten_tokens=result.counts["small"].rewritten,
             seconds=trace.seconds,
             end_reason=trace.end_reason,
             error=trace.error,
