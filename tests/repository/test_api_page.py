@@ -9,6 +9,7 @@ import pytest
 
 import glimprouter
 import glimprouter.calibration
+import glimprouter.evaluation
 import glimprouter.hf
 import glimprouter.kv
 import glimprouter.policies
@@ -21,6 +22,7 @@ NAMED = set(re.findall(r"\w+", PAGE))
 MODULES = (
     glimprouter,
     glimprouter.calibration,
+    glimprouter.evaluation,
     glimprouter.hf,
     glimprouter.kv,
     glimprouter.policies,

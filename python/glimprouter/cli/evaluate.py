@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,10 +67,11 @@ def task_of(name: str, file: Path | None, *, run_code: bool) -> Task:
     path = Path(found[1])
     if not path.is_file():
         raise UserError(f"--task {name}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location("glimprouter_own_task", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses of the file look it up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the file does
