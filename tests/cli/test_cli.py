@@ -300,7 +300,11 @@ MISSING = {
     "rich": ("demo", "--quick"),
     "torch": ("bench", "--quick"),
     "transformers": (*GENERATE, *LIMITS, "-p", PROMPT),
+    "matplotlib": ("evaluate", "report", "."),
+    "scipy": ("evaluate", "report", "."),
+    "sklearn": ("evaluate", "report", "."),
 }
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 
 
 def test_the_server_has_an_extra_of_its_own(tmp_path: Path) -> None:
@@ -322,7 +326,9 @@ def test_a_missing_extra_is_one_line(tmp_path: Path, blocked: str, words: Sequen
     path = os.pathsep.join([str(tmp_path), *sys.path])
     done = run(*words, env={**os.environ, "PYTHONPATH": path})
     assert (done.returncode, done.stdout) == (2, "")
+    extra = "evaluate" if "evaluate" in words else "demo"
     assert done.stderr == (
-        f"glimprouter: this command needs {blocked}, which is not installed here. Install the extra"
-        ' that has it: pip install "glimprouter[demo]"\n'
+        f"glimprouter: this command needs {DISTRIBUTIONS.get(blocked, blocked)}, which is not"
+        " installed here. Install the extra that has it: pip install"
+        f' "glimprouter[{extra}]"\n'
     )

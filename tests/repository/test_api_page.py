@@ -10,6 +10,7 @@ import pytest
 import glimprouter
 import glimprouter.calibration
 import glimprouter.chains
+import glimprouter.evaluation
 import glimprouter.hf
 import glimprouter.kv
 import glimprouter.policies
@@ -23,6 +24,7 @@ MODULES = (
     glimprouter,
     glimprouter.calibration,
     glimprouter.chains,
+    glimprouter.evaluation,
     glimprouter.hf,
     glimprouter.kv,
     glimprouter.policies,

@@ -10,6 +10,7 @@ import glimprouter
 from glimprouter.cli.bench import bench
 from glimprouter.cli.calibrate import calibrate
 from glimprouter.cli.demo import demo
+from glimprouter.cli.evaluate import evaluate
 from glimprouter.cli.generate import generate
 from glimprouter.cli.serve import serve
 from glimprouter.cli.trace import trace
@@ -29,6 +30,7 @@ app.command()(calibrate)
 app.command()(bench)
 app.command()(trace)
 app.command()(serve)
+app.add_typer(evaluate)
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +14,7 @@ from glimprouter.cli import options, render
 from glimprouter.cli.errors import clean_exit, require_model_directory
 from glimprouter.cli.options import DEFAULTS
 from glimprouter.cli.prompts import Prompt, read_prompts
+from glimprouter.cli.stages import stages
 from glimprouter.cli.torch_setup import torch_dtype, use_threads
 from glimprouter.config import RouterConfig
 
@@ -24,41 +22,11 @@ if TYPE_CHECKING:
     from glimprouter.hf import RoutedModel
 
 
-@contextmanager
-def _progress(console: Console) -> Iterator[calibration.Progress]:
-    """A bar a stage on a terminal, a line a stage elsewhere."""
-    if console.is_terminal:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
-        columns = ("{task.description:12}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console) as bar:
-            tasks = {}
-
-            def advance(stage: str, done: int, total: int) -> None:
-                if stage not in tasks:
-                    tasks[stage] = bar.add_task(stage, total=total)
-                bar.update(tasks[stage], completed=done)
-
-            yield advance
-        return
-    start = time.perf_counter()
-
-    def report(stage: str, done: int, total: int) -> None:
-        nonlocal start
-        if done == 0:
-            start = time.perf_counter()
-        elif done == total:
-            seconds = time.perf_counter() - start
-            console.print(f"{stage}: {total} prompts in {seconds:.1f} s", soft_wrap=True)
-
-    yield report
-
-
 def _run(
     bars: Console, model: RoutedModel, prompts: list[Prompt], large_share: float, seed: int
 ) -> calibration.Calibration:
     """Calibrates with progress; a warning becomes one line below it."""
-    with warnings.catch_warnings(record=True) as caught, _progress(bars) as progress:
+    with warnings.catch_warnings(record=True) as caught, stages(bars, "prompts") as progress:
         warnings.simplefilter("always", RuntimeWarning)
         result = calibration.calibrate(model, prompts, large_share, seed=seed, progress=progress)
     for warning in caught:

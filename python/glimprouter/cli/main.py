@@ -4,36 +4,47 @@ from __future__ import annotations
 
 import sys
 
-# Top-level module -> the distribution that brings it; all of them are in the extra "demo", ...
-EXTRA_MODULES = {
-    "typer": "typer",
-    "rich": "rich",
-    "torch": "torch",
-    "transformers": "transformers",
-    "safetensors": "transformers",
-}
-# ... and these in "serve".
-SERVE_MODULES = {
-    "fastapi": "fastapi",
-    "starlette": "fastapi",
-    "pydantic": "fastapi",
-    "uvicorn": "uvicorn",
-    "h11": "uvicorn",
-    "prometheus_client": "prometheus-client",
+# Extra -> the modules that a command may miss, each with the distribution that brings it.
+EXTRAS = {
+    "demo": {
+        "typer": "typer",
+        "rich": "rich",
+        "torch": "torch",
+        "transformers": "transformers",
+        "safetensors": "transformers",
+    },
+    "serve": {
+        "fastapi": "fastapi",
+        "starlette": "fastapi",
+        "pydantic": "fastapi",
+        "uvicorn": "uvicorn",
+        "h11": "uvicorn",
+        "prometheus_client": "prometheus-client",
+    },
+    "evaluate": {
+        "matplotlib": "matplotlib",
+        "scipy": "scipy",
+        "sklearn": "scikit-learn",
+    },
 }
 EXIT_ERROR = 2
 
 
-def missing_extra_message(module: str) -> str:
+def extra_of(module: str) -> str | None:
+    """The extra that brings a top-level module; None where none does."""
+    return next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+
+
+def missing_extra_message(module: str, extra: str) -> str:
     """What to install when a module of an extra cannot be found.
 
     Args:
         module: The top-level module that was not found.
+        extra: That brings it.
     """
-    extra = "serve" if module in SERVE_MODULES else "demo"
     return (
-        f"glimprouter: this command needs {(EXTRA_MODULES | SERVE_MODULES)[module]}, which is not"
-        f' installed here. Install the extra that has it: pip install "glimprouter[{extra}]"'
+        f"glimprouter: this command needs {EXTRAS[extra][module]}, which is not installed here."
+        f' Install the extra that has it: pip install "glimprouter[{extra}]"'
     )
 
 
@@ -59,9 +70,10 @@ def main() -> int:
         app(prog_name="glimprouter")
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
-        if module not in EXTRA_MODULES | SERVE_MODULES:
+        extra = extra_of(module)
+        if extra is None:
             raise
-        print(missing_extra_message(module), file=sys.stderr)
+        print(missing_extra_message(module, extra), file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         return 130

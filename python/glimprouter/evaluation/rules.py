@@ -1,0 +1,106 @@
+"""The policies of an evaluation by name: what they are built from, and how a share sets them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from glimprouter import policies
+from glimprouter.policies import Policy
+
+__all__ = ["LARGE_ALONE", "RULES", "SMALL_ALONE", "Rule", "rule_of"]
+
+SMALL_ALONE = "small-alone"
+LARGE_ALONE = "large-alone"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A policy that an evaluation can run.
+
+    Attributes:
+        name: On the command line, and in records.
+        policy: Its class.
+        set_by: What a wanted share of large steps sets: ``"threshold"``, chosen on development
+            problems; ``"share"``, given to the policy as it is; None: it takes parameters only.
+        signal: Recorded field of a step that a threshold is compared with.
+        falling: Whether *small* values of the signal go to the large model.
+        least: Least threshold that the policy takes.
+    """
+
+    name: str
+    policy: Callable[..., Policy]
+    set_by: Literal["threshold", "share"] | None = None
+    signal: str | None = None
+    falling: bool = False
+    least: float = 0.0
+
+    @property
+    def reads_steps(self) -> bool:
+        """Whether it compares what the small model has written, and not the glimpse."""
+        return self.signal is not None and self.signal.startswith("step_")
+
+    def score(self, value: float) -> float:
+        """A value of the signal as a number >= 0 that grows with the wish for the large model."""
+        return 1.0 - value if self.falling else value
+
+    def threshold(self, score: float) -> float:
+        """The policy's threshold for a threshold of scores."""
+        return min(max(1.0 - score, 0.0), 1.0) if self.falling else max(score, self.least)
+
+    def build(self, parameters: Mapping[str, float]) -> Policy:
+        """The policy.
+
+        Raises:
+            ValueError: A parameter that it does not have, lacks, or that is out of range.
+        """
+        known = inspect.signature(self.policy).parameters
+        if unknown := sorted(set(parameters) - set(known)):
+            raise ValueError(
+                f"policy {self.name} has no parameter {unknown[0]!r}; it has {', '.join(known)}"
+            )
+        needed = [name for name, p in known.items() if p.default is p.empty]
+        if missing := [name for name in needed if name not in parameters]:
+            raise ValueError(f"policy {self.name} needs the parameter {missing[0]!r}")
+        given: dict[str, Any] = dict(parameters)
+        for name, value in parameters.items():
+            if isinstance(known[name].default, int) and float(value).is_integer():
+                given[name] = int(value)
+        try:
+            return self.policy(**given)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"policy {self.name}: {error}") from error
+
+
+def _all_small() -> Policy:
+    return policies.EntropyThreshold(math.inf)
+
+
+_RULES = (
+    Rule(SMALL_ALONE, _all_small),
+    Rule(LARGE_ALONE, _all_small),  # never asked: the route is forced, nothing is glimpsed
+    Rule("random", policies.RandomShare, "share"),
+    Rule("entropy", policies.EntropyThreshold, "threshold", "entropy"),
+    Rule("max-probability", policies.MaxProbability, "threshold", "max_prob", falling=True),
+    Rule("margin", policies.Margin, "threshold", "margin", falling=True),
+    Rule("varentropy", policies.Varentropy, "threshold", "varentropy"),
+    Rule("step-entropy", policies.StepEntropy, "threshold", "step_entropy"),
+    Rule("step-perplexity", policies.StepPerplexity, "threshold", "step_perplexity", least=1.0),
+    Rule("wanted-share", policies.WantedShare, "share"),
+    Rule("hysteresis", policies.Hysteresis),
+)
+RULES: dict[str, Rule] = {rule.name: rule for rule in _RULES}
+
+
+def rule_of(name: str) -> Rule:
+    """A rule by its name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name not in RULES:
+        raise ValueError(f"unknown policy {name!r}; there are {', '.join(RULES)}")
+    return RULES[name]

@@ -1,0 +1,227 @@
+"""The run of an evaluation, in stages: thresholds, report problems, probes, other batch sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from glimprouter.calibration.fingerprint import pair_fingerprint
+from glimprouter.evaluation.development import arm_for_share
+from glimprouter.evaluation.plan import Arm, Plan
+from glimprouter.evaluation.probes import probe, rows_needed
+from glimprouter.evaluation.record_file import RecordFile
+from glimprouter.evaluation.records import ArmRecord
+from glimprouter.evaluation.rules import LARGE_ALONE, SMALL_ALONE, rule_of
+from glimprouter.evaluation.session import this_session
+from glimprouter.evaluation.solving import Bench, Solver, Solving
+from glimprouter.tasks import Problem, Task
+
+if TYPE_CHECKING:
+    from glimprouter.hf import RoutedModel
+
+__all__ = ["Progress", "evaluate"]
+
+# Stage, problems done (0 at its start), problems of the stage.
+Progress: TypeAlias = Callable[[str, int, int], None]
+
+
+def evaluate(
+    model: RoutedModel,
+    task: Task,
+    directory: Path,
+    plan: Plan | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Path:
+    """Runs what a plan asks for and is not recorded yet.
+
+    Records are appended a problem at a time, so that after a kill the same call goes on, and at
+    most the problems in flight are lost. Policies, shares, seeds and timing batches may grow from
+    call to call; all else is the same for all records of a folder. Seconds depend on the machine;
+    all else follows from the seeds, but for rounding.
+
+    Args:
+        model: The pair, with ``route="auto"`` and without a policy.
+        task: Where problems come from, and who checks them.
+        directory: Folder of the records; made where it does not exist.
+        plan: What to run (default: ``Plan()``).
+        progress: Called with the stage, the problems done, and the problems of the stage.
+
+    Returns:
+        The file of records.
+
+    Raises:
+        TypeError: An argument of another type.
+        ValueError: A pair that cannot do this, splits that overlap, or a folder of another pair,
+            task or settings.
+        RuntimeError: Another process writes there, or a model gave invalid logits.
+        OSError: The folder cannot be written.
+    """
+    plan = plan or Plan()
+    _check(model, task, plan)
+    report = task.problems(plan.problems, "report", plan.task_seed)
+    development = task.problems(plan.development_problems, "development", plan.task_seed)
+    _check_disjoint(task, report, development)
+    identity = _identity(model, task, plan, [*report, *development])
+    with RecordFile(directory, identity) as file:
+        file.append([this_session()])
+        model.generate([report[0].prompt])  # the first passes allocate, and choose kernels
+        _Stages(model, task, plan, file, progress or (lambda stage, done, total: None)).run(
+            report, development
+        )
+        return file.records.path
+
+
+class _Stages:
+    """The stages of a run, each with its own count of problems."""
+
+    def __init__(
+        self,
+        model: RoutedModel,
+        task: Task,
+        plan: Plan,
+        file: RecordFile,
+        progress: Progress,
+    ) -> None:
+        self._plan, self._file, self._progress = plan, file, progress
+        self._stage, self._done, self._total = "", 0, 0
+        self._bench = Bench(model, task, file, self._advance)
+
+    def run(self, report: Sequence[Problem], development: Sequence[Problem]) -> None:
+        """All of them."""
+        arms = [Arm(SMALL_ALONE), Arm(LARGE_ALONE), *self._arms(development)]
+        labels = {arm.label: arm for arm in arms}  # two shares may have led to one threshold
+        seeds = range(self._plan.seeds)
+        self._begin("report", len(labels) * len(seeds) * len(report))
+        for seed in seeds:
+            self._in_turns(labels.values(), seed, self._plan.batch, report)
+        if probed := report[: self._plan.probe_problems]:
+            self._begin("probes", len(probed))
+            probe(self._bench, self._plan, probed, 0)
+        sizes = [size for size in self._plan.timing_batches if size != self._plan.batch]
+        timed = report[: self._plan.timing_problems]
+        for size in sizes:
+            self._begin(f"batch {size}", len(labels) * len(timed))
+            self._in_turns(labels.values(), 0, size, timed)
+
+    def _in_turns(
+        self, arms: Iterable[Arm], seed: int, batch: int, problems: Sequence[Problem]
+    ) -> None:
+        """A batch of each arm, then the next: a slow spell of the machine falls on all alike."""
+        solvings = [Solving(arm, "report", seed, batch) for arm in arms]
+        solvers = [Solver(self._bench, solving, problems) for solving in solvings]
+        for place in range(max(solver.batches for solver in solvers)):
+            for solver in solvers:
+                solver.solve_batch(place)
+
+    def _arms(self, problems: Sequence[Problem]) -> list[Arm]:
+        """The policies, with thresholds for the wanted shares."""
+        plan = self._plan
+        alone = [ArmRecord(rule, {}, None) for rule in (SMALL_ALONE, LARGE_ALONE)]
+        found: list[ArmRecord] = []
+        shared = [spec for spec in plan.specs if spec.takes_share]
+        chosen = [s for s in shared if rule_of(s.rule).set_by == "threshold"]
+        runs = len(chosen) * len(plan.shares)
+        if runs:  # the unrouted run is looked at once for each
+            self._begin("development", runs * (1 + plan.rounds) * len(problems))
+        for spec in plan.specs:
+            if not spec.takes_share:
+                found.append(ArmRecord(spec.rule, dict(spec.parameters), None))
+                continue
+            for wanted in plan.shares:
+                found.append(
+                    arm_for_share(
+                        self._bench, spec, wanted, problems, batch=plan.batch, rounds=plan.rounds
+                    )
+                )
+        for record in (*alone, *found):
+            if record not in self._file.records.arms:
+                self._file.append([record])
+        return [Arm(record.rule, record.parameters, record.wanted) for record in found]
+
+    def _begin(self, stage: str, total: int) -> None:
+        self._stage, self._done, self._total = stage, 0, total
+        self._progress(stage, 0, total)
+
+    def _advance(self, count: int) -> None:
+        if count:
+            self._done += count
+            self._progress(self._stage, self._done, self._total)
+
+
+def _check(model: RoutedModel, task: Task, plan: Plan) -> None:
+    if not isinstance(task, Task):
+        raise TypeError(
+            "task must be an object of a class derived from glimprouter.tasks.Task, got"
+            f" {type(task).__name__}"
+        )
+    if model.policy is not None:
+        raise ValueError(
+            f"the pair has the policy {model.policy.name}; an evaluation sets its own: give a"
+            " RoutedModel without one"
+        )
+    if model.config.route != "auto":
+        raise ValueError(
+            f'the pair\'s route is "{model.config.route}", so policies are not asked; an evaluation'
+            ' needs route="auto"'
+        )
+    needed = rows_needed(plan) if plan.probe_problems else 1
+    largest = max([plan.batch, needed, *plan.timing_batches])
+    if model.max_sequences < largest:
+        raise ValueError(
+            f"the pair has max_sequences={model.max_sequences}, and this plan needs {largest} (its"
+            " batches, and the forks of a probed problem)"
+        )
+
+
+def _check_disjoint(task: Task, report: Sequence[Problem], development: Sequence[Problem]) -> None:
+    for split, problems in (("report", report), ("development", development)):
+        keys = [problem.key for problem in problems]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"task {task.name}: two {split} problems have the same key")
+    both = {problem.prompt for problem in report} & {problem.prompt for problem in development}
+    if both:
+        raise ValueError(
+            f"task {task.name}: {len(both)} problems are in both splits, such as"
+            f" {min(both)!r}; thresholds chosen on report problems would flatter the report"
+        )
+
+
+def _identity(
+    model: RoutedModel, task: Task, plan: Plan, problems: Sequence[Problem]
+) -> dict[str, Any]:
+    """What all records of a folder have in common."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(json.dumps([problem.key, problem.prompt, problem.answer]).encode())
+    config = dataclasses.asdict(model.config)
+    for unused in ("threshold", "comparison", "route"):  # policies have their own
+        del config[unused]
+    drafting = model.drafting
+    drafts: int | str = 0
+    if drafting is not None:
+        drafts = "auto" if drafting.measures else drafting.most
+    models = {"small": model.small, "large": model.large}
+    return {
+        "pair": pair_fingerprint(model),
+        "weights": {name: _weights(each) for name, each in models.items()},
+        "dtypes": {name: str(each.dtype).removeprefix("torch.") for name, each in models.items()},
+        "one_vocabulary": model.translation is None,
+        "task": task.name,
+        "checks_steps": bool(task.checks_steps),
+        "problems_digest": digest.hexdigest(),
+        "plan": plan.settings(),
+        "config": config,
+        "engine": model.engine,
+        "execution": model.execution,
+        "device": model.device,
+        "drafts": drafts,
+    }
+
+
+def _weights(model: Any) -> int:
+    return sum(weight.numel() for weight in model.parameters())

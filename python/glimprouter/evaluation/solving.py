@@ -1,0 +1,281 @@
+"""One arm over some problems: runs what has not been recorded, and records it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from glimprouter.evaluation.plan import Arm
+from glimprouter.evaluation.record_file import RecordFile
+from glimprouter.evaluation.recording import Recording, RecordingSteps, recording, signals_of
+from glimprouter.evaluation.records import ProblemRecord, StepRecord, Unit
+from glimprouter.evaluation.reread import read_again, why_not_reread
+from glimprouter.evaluation.rules import LARGE_ALONE, SMALL_ALONE, rule_of
+from glimprouter.policies import Glimpse, Policy
+from glimprouter.tasks import Problem, Split, Task
+
+if TYPE_CHECKING:
+    from glimprouter.hf import Event, Result, RoutedModel, Run
+
+__all__ = [
+    "Bench",
+    "Solver",
+    "Solving",
+    "begun",
+    "check_steps",
+    "chunks_of",
+    "following",
+    "problem_seed",
+]
+
+Advance = Callable[[int], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bench:
+    """What all runs of an evaluation share.
+
+    Attributes:
+        model: The pair.
+        task: The task.
+        file: Where records go.
+        advance: Told of each finished problem, or of several that were found finished.
+    """
+
+    model: RoutedModel
+    task: Task
+    file: RecordFile
+    advance: Advance
+
+
+class Solving(NamedTuple):
+    """What is to be solved, and how.
+
+    Attributes:
+        arm: By whom.
+        split: Of the problems.
+        seed: Of the random numbers.
+        batch: In flight at most.
+    """
+
+    arm: Arm
+    split: Split
+    seed: int
+    batch: int
+
+    def unit(self, problem: Problem) -> Unit:
+        """The unit of a problem."""
+        return Unit(self.split, self.arm.label, self.seed, self.batch, problem.key)
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Options of the run; a model alone writes the answer, too."""
+        if self.arm.rule == LARGE_ALONE:
+            return {"route": "large", "answer_model": "large"}
+        return {"answer_model": "small"} if self.arm.rule == SMALL_ALONE else {}
+
+
+class Solver:
+    """Solves the problems of a :class:`Solving` that have no record yet, a batch at a time.
+
+    Random numbers follow from the seed, the problem and its place in its batch, so that a resumed
+    run draws what an uninterrupted one would have drawn.
+
+    Attributes:
+        batches: How many there are.
+    """
+
+    def __init__(self, bench: Bench, solving: Solving, problems: Sequence[Problem]) -> None:
+        """Nothing is solved yet.
+
+        Raises:
+            ValueError: The policy of the arm refuses its parameters.
+        """
+        self._bench, self._solving = bench, solving
+        self._chunks = list(chunks_of(problems, solving.batch))
+        self._own = rule_of(solving.arm.rule).build(solving.arm.parameters)
+        self.batches = len(self._chunks)
+
+    def solve(self) -> None:
+        """All batches, one after another."""
+        for batch in range(self.batches):
+            self.solve_batch(batch)
+
+    def solve_batch(self, batch: int) -> None:
+        """One batch; what is recorded already is not run again.
+
+        Raises:
+            RuntimeError: The models gave invalid logits.
+        """
+        chunk, bench = self._chunks[batch], self._bench
+        recorded = bench.file.records.problems
+        done = {p.key for p in chunk if self._solving.unit(p) in recorded}
+        bench.advance(len(done))
+        forced = self._solving.arm.rule == LARGE_ALONE
+        if not forced:
+            self._remember([p for p in chunk if p.key in done])
+        if len(done) == len(chunk):
+            return
+        policy = None if forced else recording(self._own)
+        with following(bench.model, policy):
+            run = begun(bench.model, chunk, self._solving.seed, done, self._solving.overrides)
+            writing = _Writing(bench, self._solving, chunk, policy)
+            try:
+                for event in run:
+                    if chunk[event.sequence].key not in done:
+                        writing.take(event)
+            except RuntimeError as error:
+                raise RuntimeError(f"{self._solving.arm.label}: {error}") from error
+
+    def _remember(self, problems: Sequence[Problem]) -> None:
+        """Shows a policy that learns as it goes what it has seen in an earlier session."""
+        for problem in problems:
+            for step in self._bench.file.records.steps.get(self._solving.unit(problem), []):
+                if step.entropy is not None:
+                    self._own.before(_glimpse(step))
+
+
+@contextmanager
+def following(model: RoutedModel, policy: Policy | None) -> Iterator[None]:
+    """Lets a pair follow a policy for a while."""
+    before, model.policy = model.policy, policy
+    try:
+        yield
+    finally:
+        model.policy = before
+
+
+def chunks_of(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]]:
+    """The problems that are in flight together."""
+    for start in range(0, len(problems), size):
+        yield problems[start : start + size]
+
+
+def problem_seed(seed: int, problem: Problem) -> int:
+    """Seed of a problem's random numbers, in [0, 2^64)."""
+    digest = hashlib.sha256(f"{seed}/{problem.key}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+def begun(
+    model: RoutedModel,
+    chunk: Sequence[Problem],
+    seed: int,
+    without: set[str],
+    overrides: dict[str, Any],
+) -> Run:
+    """A run over a batch, from which those that need not run have been taken out."""
+    seeds = [problem_seed(seed, problem) for problem in chunk]
+    run = model.stream([problem.prompt for problem in chunk], seeds=seeds, **overrides)
+    for index, problem in enumerate(chunk):
+        if problem.key in without:
+            run.cancel(index)
+    return run
+
+
+class _Writing:
+    """Makes records of the events of a run."""
+
+    def __init__(
+        self, bench: Bench, solving: Solving, chunk: Sequence[Problem], policy: Recording | None
+    ) -> None:
+        self._bench, self._solving, self._chunk, self._policy = bench, solving, chunk, policy
+        self._large_tokens = [0] * len(chunk)
+        self._tokens = [0] * len(chunk)
+
+    def take(self, event: Event) -> None:
+        if event.token_id is not None:
+            self._tokens[event.sequence] += 1
+            self._large_tokens[event.sequence] += event.model == "large"
+        if event.result is not None:
+            self._write(event.sequence, event.result)
+            self._bench.advance(1)
+
+    def _write(self, sequence: int, result: Result) -> None:
+        problem, trace = self._chunk[sequence], result.trace
+        unit = self._solving.unit(problem)._asdict()
+        glimpses: dict[int, Glimpse] = {}
+        if self._policy is not None:
+            glimpses = self._policy.glimpses.pop((trace.seed, trace.substream), {})
+        drafts: dict[int, tuple[float, float]] = {}
+        if isinstance(self._policy, RecordingSteps):
+            drafts = self._policy.drafts.pop((trace.seed, trace.substream), {})
+        verdicts = check_steps(self._bench.task, problem, [step.text for step in trace.steps])
+        steps = [
+            StepRecord(
+                **unit,
+                index=step.index,
+                writer=step.model,
+                **signals_of(glimpses.get(step.index)),
+                text=step.text,
+                tokens=step.num_tokens,
+                seconds=step.seconds,
+                end_reason=step.end_reason,
+                correct=verdict,
+                step_entropy=drafts.get(step.index, (None, None))[0],
+                step_perplexity=drafts.get(step.index, (None, None))[1],
+            )
+            for step, verdict in zip(trace.steps, verdicts, strict=True)
+        ]
+        large = self._large_tokens[sequence]
+        record = ProblemRecord(
+            **unit,
+            correct=trace.error is None and self._bench.task.is_correct(problem, result.answer),
+            answer=result.answer,
+            steps=len(steps),
+            large_steps=sum(step.writer == "large" for step in steps),
+            glimpsed_steps=sum(step.entropy is not None for step in steps),
+            small_tokens=self._tokens[sequence] - large,
+            large_tokens=large,
+            small_passes=result.counts["small"].passes,
+            large_passes=result.counts["large"].passes,
+            rewritten_tokens=result.counts["small"].rewritten,
+            seconds=trace.seconds,
+            end_reason=trace.end_reason,
+            error=trace.error,
+        )
+        self._bench.file.append([*self._read_again(problem, result, steps), record])
+
+    def _read_again(
+        self, problem: Problem, result: Result, steps: list[StepRecord]
+    ) -> list[StepRecord]:
+        """Chains of the models alone, with what the models say of every token."""
+        rule, model = self._solving.arm.rule, self._bench.model
+        alone = rule in (SMALL_ALONE, LARGE_ALONE) and self._solving.split == "report"
+        if not alone or not steps or why_not_reread(model) is not None:
+            return steps
+        read = read_again(model, problem.prompt, result, both=rule == LARGE_ALONE)
+        return [
+            step
+            if one is None
+            else dataclasses.replace(
+                step,
+                step_entropy=one.entropy,
+                step_perplexity=one.perplexity,
+                agrees=one.agrees,
+            )
+            for step, one in zip(steps, read, strict=True)
+        ]
+
+
+def check_steps(task: Task, problem: Problem, texts: Sequence[str]) -> list[bool | None]:
+    """What the task says of each step; None each where it has no checker of steps.
+
+    Raises:
+        ValueError: It says something of another number of steps.
+    """
+    verdicts = task.check_steps(problem, [text.strip() for text in texts])
+    if len(verdicts) != len(texts):
+        raise ValueError(
+            f"task {task.name}: check_steps gave {len(verdicts)} verdicts for {len(texts)} steps"
+        )
+    return verdicts
+
+
+def _glimpse(step: StepRecord) -> Glimpse:
+    values = {name: getattr(step, name) for name in ("entropy", "max_prob", "margin", "varentropy")}
+    known = {name: value for name, value in values.items() if value is not None}
+    return Glimpse(0, 0, step.index, 0, None, **known)
