@@ -47,4 +47,5 @@ def length_harmonizing_rewards(
     length, correct = np.asarray(lengths, np.float64), np.asarray(right, np.float64)
     shorter = (np.mean(reference_lengths) - length) / length
     gain = correct - np.mean(np.asarray(reference_right, np.float64))
-    return np.clip(shorter + alpha * gain, LOWEST, HIGHEST)
+    rewards: npt.NDArray[np.float64] = np.clip(shorter + alpha * gain, LOWEST, HIGHEST)
+    return rewards

@@ -8,10 +8,12 @@ training; fine-tuning on pruned chains is the source's other form, and not done 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 
-class StepImportance(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class StepImportance:
     """One step.
 
     Attributes:
