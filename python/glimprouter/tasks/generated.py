@@ -146,19 +146,16 @@ class GeneratedTask(Task):
         verdicts: list[bool | None] = []
         wrong: str | None = None  # the last step, if it is wrong and may still be put right
         for text in (step.strip() for step in steps):
-            gone_past = wrong is not None and not text.startswith(self.correction)
-            if gone_past and not (wrong is not None and chain.take(wrong)):
+            corrects = wrong is not None and text.startswith(self.correction)
+            goes_past = wrong is not None and not corrects
+            if wrong is not None and goes_past and not chain.take(wrong):
                 verdicts.append(False)
                 break
             right = chain.next_step()
-            if wrong is not None and not gone_past and right is not None:
+            if corrects and right is not None:
                 right = self.corrected(right)
-            is_right = text == right
-            verdicts.append(is_right and not gone_past)
-            wrong = None
-            if is_right or not self.correction:
-                if not chain.take(text):
-                    break
-            else:
-                wrong = text
+            verdicts.append(text == right and not goes_past)
+            wrong = text if text != right and self.correction else None
+            if wrong is None and not chain.take(text):
+                break
         return verdicts + [None] * (len(steps) - len(verdicts))
