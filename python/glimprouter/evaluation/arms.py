@@ -64,7 +64,7 @@ class ArmResults:
     @property
     def accuracy(self) -> Interval:
         """Mean over problems and seeds; the interval is over problems."""
-        return self.mean(lambda record: float(record.correct))
+        return self.mean(lambda record: float(record.correct), shares=True)
 
     @property
     def seed_accuracies(self) -> list[float]:
@@ -86,9 +86,10 @@ class ArmResults:
         every = large + sum(record.small_tokens for record in self.records)
         return large / every if every else math.nan
 
-    def mean(self, value: Callable[[ProblemRecord], float]) -> Interval:
+    def mean(self, value: Callable[[ProblemRecord], float], *, shares: bool = False) -> Interval:
         """Mean of something over problems and seeds; the interval is over problems."""
-        return mean_interval([float(np.mean(list(map(value, r)))) for r in self.runs.values()])
+        means = [float(np.mean(list(map(value, runs)))) for runs in self.runs.values()]
+        return mean_interval(means, shares=shares)
 
     @property
     def sends(self) -> str | None:

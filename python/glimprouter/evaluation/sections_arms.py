@@ -99,6 +99,7 @@ def _matched(arms: Sequence[ArmResults]) -> Iterator[Block]:
         if arm.arm.wanted is not None and arm.arm.rule not in RIVALS
         for other in arms
         if (other.arm.rule, other.arm.wanted) == (other_rule, arm.arm.wanted)
+        and set(arm.seeds) & set(other.seeds)
     ]
     for rule in RIVALS:
         if not any(other.arm.rule == rule for _, other in pairs):

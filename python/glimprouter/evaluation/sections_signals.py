@@ -222,7 +222,7 @@ def _share_by_problem(tokens: Sequence[tuple[str, str]]) -> Interval:
     for problem, agrees in tokens:
         by_problem.setdefault(problem, []).append(agrees)
     joined = ("".join(parts) for parts in by_problem.values())
-    return mean_interval([text.count("1") / len(text) for text in joined if text])
+    return mean_interval([text.count("1") / len(text) for text in joined if text], shares=True)
 
 
 def _surprising(records: Records) -> Iterator[Block]:

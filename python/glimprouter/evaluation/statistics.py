@@ -47,22 +47,23 @@ class Interval(NamedTuple):
     high: float
 
 
-def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
+def mean_interval(values: Sequence[float], *, shares: bool = False) -> Interval:
     """The mean over problems.
 
     Args:
         values: One a problem, such as its share of right answers over the seeds.
-        seed: Of the resampling.
+        shares: Whether they lie in [0, 1]: where all are 0, or all 1, resampling shows no spread,
+            and the far end is that of as many single trials (Clopper and Pearson).
     """
     data = np.asarray(values, float)
     if len(data) == 0:
         return Interval(math.nan, math.nan, math.nan)
     if len(data) < 2:
         return Interval(float(data.mean()), math.nan, math.nan)
-    if np.ptp(data) == 0 and data[0] in (0.0, 1.0):  # resampling would show no spread at all
+    if shares and np.ptp(data) == 0 and data[0] in (0.0, 1.0):
         exact = stats.binomtest(int(data.sum()), len(data)).proportion_ci(method="exact")
         return Interval(float(data[0]), float(exact.low), float(exact.high))
-    found = _bootstrap(data, lambda drawn: drawn.mean(axis=-1), seed)
+    found = _bootstrap(data, lambda drawn: drawn.mean(axis=-1))
     low, high = np.quantile(found, [0.025, 0.975])
     return Interval(float(data.mean()), float(low), float(high))
 
@@ -107,6 +108,9 @@ def paired_test(first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]
         raise ValueError("a paired test needs the same problems and seeds twice")
     differences = np.array([np.mean(a) - np.mean(b) for a, b in zip(first, second, strict=True)])
     interval = mean_interval(differences.tolist())
+    if not differences.any():  # resampling shows no spread: as for so many single trials
+        bound = mean_interval([0.0] * len(first), shares=True).high
+        interval = Interval(0.0, -bound, bound)
     if all(len(runs) == 1 for runs in first):
         gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
         p_value = 1.0 if gained + lost == 0 else stats.binomtest(gained, gained + lost).pvalue
@@ -177,7 +181,7 @@ def aurocs(
         drawn = np.full((len(values), 1), math.nan)
     else:
         drawn = _bootstrap(
-            np.arange(len(keys)), _resampled_aurocs(values, truth, cluster), 0, resamples
+            np.arange(len(keys)), _resampled_aurocs(values, truth, cluster), resamples
         )
     return SignalScores(
         _intervals(signals, estimates, drawn),
@@ -230,7 +234,7 @@ def _intervals(names: Mapping[str, Any], estimates: Array, drawn: Array) -> dict
     return {name: Interval(*ends) for name, *ends in columns}
 
 
-def _bootstrap(data: Array, statistic: Any, seed: int, resamples: int = RESAMPLES) -> Array:
+def _bootstrap(data: Array, statistic: Any, resamples: int = RESAMPLES) -> Array:
     """What a statistic gives for resampled data, resamples last."""
     result = stats.bootstrap(
         (data,),
@@ -238,7 +242,7 @@ def _bootstrap(data: Array, statistic: Any, seed: int, resamples: int = RESAMPLE
         vectorized=True,
         n_resamples=resamples,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     )
     return np.asarray(result.bootstrap_distribution)
 
