@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from glimprouter.glimpse import Status
 from glimprouter.hf.pair.locks import exclusive
@@ -56,7 +57,11 @@ class Loop:
         self._turns = WaitingTurns()
         self._drafted_turns = None if drafting is None else DraftedTurns(drafting.costs())
         most = 0 if drafting is None else drafting.most
-        self._computed = ModelPasses(sequences, max_sequences, most, policy)
+        self._computed = self._make_passes(sequences, max_sequences, most, policy)
+
+    def _make_passes(self, *arguments: Any) -> ModelPasses:
+        """Whoever computes them; the arguments are those of the class."""
+        return ModelPasses(*arguments)
 
     def compute(self) -> None:
         """Computes until there is an unread event, or nothing left to do.

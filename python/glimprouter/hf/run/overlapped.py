@@ -9,7 +9,9 @@ pass is under way.
 
 from __future__ import annotations
 
+import contextvars
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,15 +22,12 @@ from glimprouter.hf.engine.choice import EngineChoice
 from glimprouter.hf.engine.paged import BegunPass, PagedEngine
 from glimprouter.hf.pair.devices import torch_device
 from glimprouter.hf.pair.locks import lent
-from glimprouter.hf.run.drafting import Drafting
 from glimprouter.hf.run.flight import Flight
 from glimprouter.hf.run.loop import Loop
 from glimprouter.hf.run.overlapped_turns import OverlappedTurns
 from glimprouter.hf.run.passes import ModelPasses, PassReport, PlannedPass
-from glimprouter.hf.run.sequences import RunSequences
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.kv import OutOfPages
-from glimprouter.policies import Policy
 
 
 def why_in_turn(
@@ -88,12 +87,13 @@ class OverlappedPasses(ModelPasses):
 
         Args:
             *arguments: Of the base.
-            beside: Is called during a pass of the large model, and may compute passes of the small
-                one over other sequences.
+            beside: A method that is called during a pass of the large model, and may compute passes
+                of the small one over other sequences.
         """
         super().__init__(*arguments)
         self.flying: frozenset[int] = frozenset()
-        self._beside = beside
+        # The loop has this: one that kept the loop would keep its memory until the next collection.
+        self._beside = weakref.WeakMethod(beside)
         self._seconds = 0.0  # of that pass alone
         self._thread = ThreadPoolExecutor(1, "glimprouter-large")
 
@@ -124,15 +124,21 @@ class OverlappedPasses(ModelPasses):
         return logits
 
     def _fly(self, begun: BegunPass) -> torch.Tensor:
-        large = self._sequences.pair.models[1]
+        models = self._sequences.pair.models
+        large = models[1]
         flight = Flight(_settled(begun.compute, large, self._sequences.router.device))
         if begun.alone or _has_modes(large.device):
             flight.run()
         else:
             self.flying = frozenset(record.index for record in begun.records)
             try:
-                self._thread.submit(_fly_elsewhere, flight, self._sequences.pair.models)
-                self._beside(flight)
+                context = contextvars.copy_context()  # which hooks of the model may ask
+                self._thread.submit(
+                    context.run, _fly_elsewhere, flight, self._sequences.pair.models
+                )
+                beside = self._beside()
+                assert beside is not None  # the loop that waits for this
+                beside(flight)
                 flight.logits()
             finally:
                 flight.end()
@@ -176,30 +182,10 @@ def _settled(
 class OverlappedLoop(Loop):
     """As its base, with two models that compute at once."""
 
-    def __init__(
-        self,
-        sequences: RunSequences,
-        *,
-        max_sequences: int,
-        raise_on_invalid: bool,
-        drafting: Drafting | None = None,
-        policy: Policy | None = None,
-    ) -> None:
-        """Nothing is computed yet; the arguments are those of the base."""
-        super().__init__(
-            sequences,
-            max_sequences=max_sequences,
-            raise_on_invalid=raise_on_invalid,
-            drafting=drafting,
-            policy=policy,
-        )
-        most = 0 if drafting is None else drafting.most
-        self._passes_at_once = OverlappedPasses(
-            sequences, max_sequences, most, policy, beside=self._go_on_beside
-        )
-        self._computed = self._passes_at_once
-        self._rule = OverlappedTurns(self._drafted_turns)
-        self._small_first = False  # it was short of pages, which only a turn of its own can make
+    _small_first = False  # it was short of pages, which only a turn of its own can make
+
+    def _make_passes(self, *arguments: Any) -> OverlappedPasses:
+        return OverlappedPasses(*arguments, beside=self._go_on_beside)
 
     def _turn(
         self, pending: Mapping[str, Sequence[SequenceRecord]]
@@ -208,7 +194,8 @@ class OverlappedLoop(Loop):
         if self._small_first and small:
             self._small_first = False
             return "small", []
-        turn = self._rule.choose(len(small), [self._row(record) for record in large])
+        rule = OverlappedTurns(self._drafted_turns)
+        turn = rule.choose(len(small), [self._row(record) for record in large])
         if turn is None:
             return None, []
         return turn.model, [large[place] for place in turn.drafting]
@@ -230,12 +217,14 @@ class OverlappedLoop(Loop):
 
     def _beside(self) -> list[PlannedPass]:
         """The small model's next passes, over sequences that no pass of the large one has."""
-        busy = self._passes_at_once.flying.union(
+        assert isinstance(self._computed, OverlappedPasses)
+        busy = self._computed.flying.union(
             record.index for planned in self._passes for record in planned.records
         )
         records = self.sequences.pending("small")
         large = [r for r in self.sequences.pending("large") if r.index not in busy]
-        turn = self._rule.beside(len(records), [self._row(record) for record in large])
+        rule = OverlappedTurns(self._drafted_turns)
+        turn = rule.beside(len(records), [self._row(record) for record in large])
         if turn is None:
             return []
         return list(self._cut("small", records, [large[place] for place in turn.drafting]))

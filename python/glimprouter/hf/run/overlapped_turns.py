@@ -1,10 +1,10 @@
 """Whose turn it is where each model has a device of its own, and passes of both run at once.
 
-Neither device waits for the other: the large model's pass begins as soon as rows wait for it and
-its device is free, and while it is computed, the small model goes on with all other rows, and
-drafts for those that have come to wait for the large model meanwhile. Only where the small model
-drafts, the large one waits for drafts that are worth it by themselves: what other rows write in
-these passes, they would write in any case.
+While the large model's pass is computed, the small model goes on with all other rows, and drafts
+for those that have come to wait for the large model meanwhile. Without drafts its device never
+waits: a pass begins as soon as rows wait for it. With drafts it waits as long as on one device:
+what the small model writes and drafts until then is worth more than a pass that verifies little
+(benchmarks/two_devices_simulation.py).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class OverlappedTurns:
             None when nobody waits.
         """
         if large and self._drafted is not None:
-            return self._drafted.choose(0, large)
+            return self._drafted.choose(small, large)
         if large:
             return Turn("large", [])
         return Turn("small", []) if small else None
