@@ -91,10 +91,8 @@ class ChunkAttention {
     }
   }
 
-  // Scores of the chunk become weights, by a warp a row. Between two barriers.
-  GR_DEVICE void weigh(std::int32_t chunk, ChunkShared<kRows>& shared) const {
-    const auto row = static_cast<std::int32_t>(threadIdx.x / kWarpSize);
-    if (row >= group_.count) return;
+  // Scores of a row become weights, by a warp. Between two barriers.
+  GR_DEVICE void weigh(std::int32_t row, std::int32_t chunk, ChunkShared<kRows>& shared) const {
     const ChunkRange seen = range(chunk, shared.seen[row]);
     if (seen.begin >= seen.end) return;
     const PartialSum sum = weigh_row(shared.rows[row], seen, layer_.page_size, arguments_.softcap);

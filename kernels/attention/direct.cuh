@@ -27,34 +27,6 @@ class DirectAttention : public ChunkAttention<kRows> {
   using Shared = DirectShared<kRows>;
   using ChunkAttention<kRows>::ChunkAttention;
 
-  // Scores, weights and weighted values of one chunk.
-  template <DataType kType>
-  GR_DEVICE void attend(std::int32_t chunk, Shared& shared) const {
-    score_chunk<kType>(chunk, shared);
-    __syncthreads();
-    this->weigh(chunk, shared.chunk);
-    __syncthreads();
-    const std::int32_t quads = layer_.value_dim / 4;
-    for (auto item = static_cast<std::int32_t>(threadIdx.x); item < group_.count * quads;
-         item += kThreads) {
-      const std::int32_t row = item / quads;
-      const std::int32_t quad = item - row * quads;
-      const ChunkRange seen = this->range(chunk, shared.chunk.seen[row]);
-      if (seen.begin >= seen.end) continue;
-      float sums[4] = {};
-      add_values<kType>(chunk, seen, quad, shared.chunk.rows[row], sums);
-      this->leave(row, chunk, quad, shared.chunk, sums);
-    }
-  }
-
- private:
-  using Base = ChunkAttention<kRows>;
-  using Base::group_;
-  using Base::kThreads;
-  using Base::layer_;
-  using Base::narrow;
-  static constexpr int kKeysTogether = 8;  // quads that a thread has on their way
-
   // Four threads a token: each holds four of the 16 virtual lanes, for every row.
   template <DataType kType>
   GR_DEVICE void score_chunk(std::int32_t chunk, Shared& shared) const {
@@ -94,6 +66,14 @@ class DirectAttention : public ChunkAttention<kRows> {
       add_page<kType>(values, tokens, weights, sums);
     }
   }
+
+ private:
+  using Base = ChunkAttention<kRows>;
+  using Base::group_;
+  using Base::kThreads;
+  using Base::layer_;
+  using Base::narrow;
+  static constexpr int kKeysTogether = 8;  // quads that a thread has on their way
 
   // Products of a key with every row, [rows, the thread's four lanes].
   template <DataType kType>
@@ -163,6 +143,30 @@ class DirectAttention : public ChunkAttention<kRows> {
   }
 };
 
+// Scores, weights and weighted values of one chunk. They go to `out` when the group has no other
+// chunk, else to the workspace.
+template <int kRows, DataType kType>
+GR_DEVICE void attend_chunk(const DirectAttention<kRows>& attention, std::int32_t chunk,
+                            const AttentionArguments& arguments, DirectShared<kRows>& shared) {
+  const RowGroup& group = attention.group();
+  const auto warp = static_cast<std::int32_t>(threadIdx.x / kWarpSize);
+  attention.template score_chunk<kType>(chunk, shared);
+  __syncthreads();
+  if (warp < group.count) attention.weigh(warp, chunk, shared.chunk);
+  __syncthreads();
+  const std::int32_t quads = arguments.pages.layer.value_dim / 4;
+  for (auto item = static_cast<std::int32_t>(threadIdx.x); item < group.count * quads;
+       item += kRows * static_cast<std::int32_t>(kWarpSize)) {
+    const std::int32_t row = item / quads;
+    const std::int32_t quad = item - row * quads;
+    const ChunkRange seen = attention.range(chunk, shared.chunk.seen[row]);
+    if (seen.begin >= seen.end) continue;
+    float sums[4] = {};
+    attention.template add_values<kType>(chunk, seen, quad, shared.chunk.rows[row], sums);
+    attention.leave(row, chunk, quad, shared.chunk, sums);
+  }
+}
+
 // grid: (row groups, chunks, KV heads). block: a warp a row. Sixteen warps share a
 // processor: with more registers a warp has more on its way, but fewer of them do not fill the bus.
 template <int kRows>
@@ -178,13 +182,13 @@ void attention_kernel(const AttentionArguments arguments) {
   __syncthreads();
   switch (arguments.pages.layer.dtype) {
     case DataType::kFloat32:
-      attention.template attend<DataType::kFloat32>(chunk, shared);
+      attend_chunk<kRows, DataType::kFloat32>(attention, chunk, arguments, shared);
       break;
     case DataType::kBFloat16:
-      attention.template attend<DataType::kBFloat16>(chunk, shared);
+      attend_chunk<kRows, DataType::kBFloat16>(attention, chunk, arguments, shared);
       break;
     case DataType::kFloat16:
-      attention.template attend<DataType::kFloat16>(chunk, shared);
+      attend_chunk<kRows, DataType::kFloat16>(attention, chunk, arguments, shared);
       break;
   }
   attention.finish(shared.chunk);

@@ -43,7 +43,8 @@ class StagedAttention : public ChunkAttention<kRows> {
         break;
     }
     __syncthreads();
-    this->weigh(chunk, shared.chunk);
+    const auto warp = static_cast<std::int32_t>(threadIdx.x / kWarpSize);
+    if (warp < group_.count) this->weigh(warp, chunk, shared.chunk);
     const Item items[kItems] = {item(0, chunk, shared), item(1, chunk, shared)};
     float sums[kItems][4] = {};
     switch (layer_.dtype) {
@@ -250,12 +251,17 @@ class StagedAttention : public ChunkAttention<kRows> {
         GR_UNROLL
         for (int i = 0; i < 4; ++i) sums[i] = sums[i] * rescale;
       }
+      // Weights lie side by side up to the next gap (score_place).
+      const std::int32_t gap = token / 32 * 32 + 32;
       const std::int32_t page_end = own.end < end ? own.end : end;
+      const std::int32_t count = (page_end < gap ? page_end : gap) - token;
+      const float* const weight = weights.scores + score_place(token);
       GR_UNROLL_BY(8)
-      for (; token < page_end; ++token) {
-        this->add_value(read_quad<kType>(values), weights.scores[score_place(token)], sums);
+      for (std::int32_t i = 0; i < count; ++i) {
+        this->add_value(read_quad<kType>(values), weight[i], sums);
         values += row_bytes_;
       }
+      token += count;
     }
   }
 
