@@ -15,6 +15,7 @@ np.testing.assert_allclose(gr.glimpse(row).entropy, np.log(1000), rtol=1e-6)
 files = importlib.resources.files("glimprouter")
 WANTED = (
     "py.typed",
+    "serve/page.html",
     "_C.pyi",
     "include/glimprouter/glimprouter.hpp",
     "lib/libglimprouter.a",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from html.parser import HTMLParser
 from typing import Any
 
@@ -112,6 +113,15 @@ def test_the_live_view_has_what_was_and_what_comes() -> None:
         drawn = [u["entropy"] for u in seen if u["kind"] == "route"]
         own = [step.entropy for step in other.trace.steps if step.entropy is not None]
         assert drawn[: len(own)] == pytest.approx(own, abs=1e-4)
+
+
+def test_who_looked_on_and_left_is_forgotten(server: Running) -> None:
+    assert server.server.live is not None
+    with httpx.stream("GET", f"{server.url}/live") as feed:
+        next(feed.iter_lines())
+        assert len(server.server.live._viewers) == 1
+    while server.server.live._viewers:
+        time.sleep(0.01)
 
 
 class _Loads(HTMLParser):

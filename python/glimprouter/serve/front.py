@@ -128,6 +128,8 @@ class Front:
             if self._live is not None:
                 self._live.begin(ticket, getattr(job.prompt, "text", None))
             self.engine.submit(ticket, job)
+        if self._live is not None:
+            self._live.publish()
         return stream
 
     def _deliver(self, told: list[Delivery]) -> None:
