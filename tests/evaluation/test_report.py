@@ -109,6 +109,17 @@ def test_areas_again(planted: tuple[Path, str]) -> None:
     low, high = interval(cells["varentropy"][0])[1:]
     assert low < 0.5 < high
     assert f"{len(steps)} steps of 40 problems, {sum(truth)} positive" in table
+    first = rows(markdown[markdown.index("### Label 4") :], "signal")
+    kept, chains = [], set()
+    for step in steps:
+        chain = (step["problem"], step["seed"])
+        if chain not in chains:
+            kept.append(step)
+            if not step["correct"]:
+                chains.add(chain)
+    want = roc_auc_score([not s["correct"] for s in kept], [s["entropy"] for s in kept])
+    assert interval(first["H\\_init"][0])[0] == pytest.approx(want, abs=5e-4)
+    assert len(kept) < len(steps)
     probes = of_kind(directory, "probe")
     later = rows(markdown[markdown.index("### Label 2") :], "signal")
     truth = [bool(p["large_correct"]) and not p["small_correct"] for p in probes]

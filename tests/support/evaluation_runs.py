@@ -14,14 +14,14 @@ from glimprouter.tasks import Task, task_of
 
 LIMITS = {"max_step_tokens": 64, "max_think_tokens": 320, "max_answer_tokens": 16}
 SIZES: dict[str, Any] = {
-    "problems": 10,
-    "development_problems": 4,
+    "problems": 8,
+    "development_problems": 3,
     "policies": ["random", "entropy", "step-entropy", "margin:threshold=1", "wanted-share"],
     "shares": [0.4],
     "seeds": 1,
-    "batch": 5,
+    "batch": 4,
     "rounds": 1,
-    "probe_problems": 3,
+    "probe_problems": 2,
     "probe_steps": 2,
     "timing_batches": [2],
     "timing_problems": 2,

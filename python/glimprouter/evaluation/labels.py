@@ -13,6 +13,7 @@ from glimprouter.evaluation.rules import SMALL_ALONE
 __all__ = [
     "SIGNALS",
     "Observations",
+    "first_wrong_steps",
     "probed_outcomes",
     "probed_steps",
     "small_steps",
@@ -58,19 +59,23 @@ class Observations:
         self.problems.append(step.problem)
 
 
-def small_steps(records: Records) -> list[StepRecord]:
-    """The steps of the small model alone on report problems, at the main batch size."""
+def small_chains(records: Records) -> list[list[StepRecord]]:
+    """The chains of the small model alone on report problems, at the main batch size."""
     label, batch = Arm(SMALL_ALONE).label, records.identity["plan"]["batch"]
     return [
-        step
+        steps
         for unit, steps in records.steps.items()
         if (unit.split, unit.arm, unit.batch) == ("report", label, batch)
-        for step in steps
     ]
 
 
+def small_steps(records: Records) -> list[StepRecord]:
+    """All steps of these chains."""
+    return [step for steps in small_chains(records) for step in steps]
+
+
 def wrong_steps(records: Records) -> Observations:
-    """The first label: the small model's step is wrong, given the steps before it."""
+    """The small model's step is wrong, as the task's checker sees it given the steps before."""
     steps = small_steps(records)
     found = _empty(steps)
     for step in steps:
@@ -78,8 +83,22 @@ def wrong_steps(records: Records) -> Observations:
     return found
 
 
+def first_wrong_steps(records: Records) -> Observations:
+    """The same up to the first wrong step of a chain; what follows is left out.
+
+    Behind an error a checker may call wrong what only goes on from it.
+    """
+    found = _empty(small_steps(records))
+    for chain in small_chains(records):
+        wrong = False
+        for step in chain:
+            found.add(step, None if wrong or step.correct is None else not step.correct)
+            wrong = wrong or step.correct is False
+    return found
+
+
 def probed_outcomes(records: Records) -> Observations:
-    """The second label: from this step on the small model fails and the large one does not."""
+    """From this step on the small model fails and the large one does not."""
     found = _empty(records.probes)
     for probe in records.probes:
         found.add(probe, probe.large_correct and not probe.small_correct)

@@ -10,6 +10,7 @@ from glimprouter.evaluation import figures, formats
 from glimprouter.evaluation.document import Block, Figure, Heading, Paragraph, Table
 from glimprouter.evaluation.labels import (
     Observations,
+    first_wrong_steps,
     probed_outcomes,
     probed_steps,
     small_steps,
@@ -37,6 +38,7 @@ LABELS = {
     "from here the small model fails, and with this one step by the large one it succeeds": (
         probed_steps
     ),
+    "the step is the first wrong one of the small model's chain": first_wrong_steps,
 }
 
 
