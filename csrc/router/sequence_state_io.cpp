@@ -34,7 +34,7 @@ struct SavedHeader {
 static_assert(std::is_trivially_copyable_v<SavedHeader>);
 
 constexpr char kMagic[8] = {'G', 'R', 'S', 'T', 'A', 'T', 'E', '\n'};
-constexpr std::uint32_t kVersion = 5;
+constexpr std::uint32_t kVersion = 6;
 constexpr std::size_t kRecordBytes = 13;  // token, logprob, entropy, writer
 
 bool holds_records(std::size_t bytes, std::uint64_t count) {
@@ -45,8 +45,9 @@ bool holds_records(std::size_t bytes, std::uint64_t count) {
 void check_state(const SavedHeader& header, std::int32_t num_states, std::int32_t vocabulary) {
   const SequenceState& state = header.state;
   const SequenceLimits& limits = header.options.limits;
-  const bool counts = state.step_index >= 0 && state.step_tokens >= 0 && state.think_tokens >= 0 &&
-                      state.answer_tokens >= 0 && state.position >= 0 && state.finished_steps >= 0;
+  const bool counts = state.step_index >= 0 && state.step_tokens >= 0 && state.large_tokens >= 0 &&
+                      state.think_tokens >= 0 && state.answer_tokens >= 0 && state.position >= 0 &&
+                      state.finished_steps >= 0;
   if (!counts || state.phase > Phase::kDone || state.automaton >= num_states ||
       limits.comparison > Comparison::kGreaterEqual || limits.route > RouteMode::kManual ||
       limits.answer_model > Model::kLarge || header.options.start.automaton >= num_states ||

@@ -5,6 +5,8 @@
 //   - a step starts in kGlimpse (or at once with a writer, when the route is forced);
 //   - white space and the think-start token at a step's start are committed without a decision;
 //   - end of sequence > end of thinking > thinking budget > delimiter > step cap, in this order;
+//   - a step that is decided for the large model may go on with the small one behind so many
+//   tokens;
 //   - budget and repetition close the thinking by force: the caller appends the closing ids.
 #pragma once
 
@@ -23,6 +25,7 @@ struct SequenceState {
   std::uint8_t automaton = StepBoundary::kInitialState;
   std::int32_t step_index = 0;
   std::int32_t step_tokens = 0;
+  std::int32_t large_tokens = 0;  // of the running step, by the large model in kLargeStep
   std::int32_t think_tokens = 0;
   std::int32_t answer_tokens = 0;
   std::int32_t position = 0;  // generated tokens, forced ones included: the shared frontier
@@ -57,6 +60,13 @@ GR_HOST_DEVICE inline bool waits_for(const SequenceState& state, const SequenceL
   }
 }
 
+// Whether the large model writes only the first tokens of the running step: not where it was given
+// all steps, or this one without a decision.
+GR_HOST_DEVICE inline bool hands_back(const SequenceState& state, const SequenceLimits& limits) {
+  return limits.large_tokens > 0 && limits.route != RouteMode::kLarge &&
+         state.step_index >= limits.first_steps_large;
+}
+
 // Tokens that the model which a sequence waits for may write, at most, before its step, the
 // thinking or the answer is over for it; 0 where it waits for none.
 GR_HOST_DEVICE inline std::int32_t room_of(const SequenceState& state,
@@ -68,6 +78,11 @@ GR_HOST_DEVICE inline std::int32_t room_of(const SequenceState& state,
   const std::int32_t step = limits.max_step_tokens - state.step_tokens;
   const std::int32_t large_ahead = limits.first_steps_large - state.step_index - 1;
   if (limits.route == RouteMode::kAuto || limits.route == RouteMode::kManual) {
+    if (state.phase == Phase::kLargeStep && hands_back(state, limits)) {
+      const std::int32_t first = limits.large_tokens - state.large_tokens;
+      const std::int32_t most = step < thinking ? step : thinking;
+      return first < most ? first : most;
+    }
     if (state.phase == Phase::kLargeStep) {  // the small model looks at the next step's start
       const std::int64_t steps = large_ahead > 0 ? large_ahead : 0;
       const std::int64_t written = step + steps * limits.max_step_tokens;
@@ -79,7 +94,7 @@ GR_HOST_DEVICE inline std::int32_t room_of(const SequenceState& state,
 }
 
 GR_HOST_DEVICE inline void begin_step(SequenceState& state, const SequenceLimits& limits) {
-  state.step_tokens = 0;
+  state.step_tokens = state.large_tokens = 0;
   state.step_hash = TokenText::kEmptyHash;
   state.automaton = static_cast<std::uint8_t>(state.automaton & ~StepBoundary::kContent);
   if (limits.route == RouteMode::kSmall) {
@@ -190,6 +205,10 @@ GR_HOST_DEVICE inline TransitionResult commit_token(SequenceState& state,
     return finish_step(state, limits, EndReason::kCap);
   }
   if (state.phase == Phase::kGlimpse && !precedes_step(effect)) state.phase = Phase::kSmallStep;
+  if (state.phase == Phase::kLargeStep && hands_back(state, limits) &&
+      ++state.large_tokens >= limits.large_tokens) {
+    state.phase = Phase::kSmallStep;
+  }
   return {};
 }
 

@@ -211,6 +211,7 @@ std::int32_t open_sequence(StepRouter& router, std::uint64_t seed, std::uint64_t
   limits.max_think_tokens = integer("max_think_tokens");
   limits.max_answer_tokens = integer("max_answer_tokens");
   limits.first_steps_large = integer("first_steps_large");
+  limits.large_tokens = integer("large_tokens");
   std::tie(result.start.answering, result.start.in_step, result.start.automaton) = start;
   return router.open(result);
 }

@@ -45,6 +45,9 @@ class RouterConfig:
         max_answer_tokens: Tokens of the answer, >= 0; 0 ends the sequence with the thinking. None:
             2048 (published code); with a ``RoutedModel`` at most a quarter of the shorter context.
         first_steps_large: So many first steps go to the large model without a glimpse, >= 0.
+        large_tokens: The large model writes so many first tokens of a step that it is given, >= 1,
+            and the small model the rest; None: all of the step. Steps of ``first_steps_large`` and
+            of ``route="large"`` are the large model's as a whole.
         answer_model: Who writes the answer: ``"large"`` (paper) or ``"small"``.
         repetition_guard: Close the thinking when the last L steps equal the L before, L <= 8, from
             the third step on (the published code notices L = 1 only).
@@ -67,6 +70,7 @@ class RouterConfig:
     max_think_tokens: int | None = None
     max_answer_tokens: int | None = None
     first_steps_large: int = 0
+    large_tokens: int | None = None
     answer_model: ModelName = "large"
     repetition_guard: bool = True
     route: RouteName = "auto"
@@ -84,6 +88,8 @@ class RouterConfig:
         if self.max_answer_tokens is not None:
             check_integer("max_answer_tokens", self.max_answer_tokens, 0)
         check_integer("first_steps_large", self.first_steps_large, 0)
+        if self.large_tokens is not None:
+            check_integer("large_tokens", self.large_tokens, 1, "None for whole steps")
         _check_choice("answer_model", self.answer_model, _MODELS)
         _check_choice("route", self.route, _ROUTES)
         if not isinstance(self.repetition_guard, bool):
@@ -112,6 +118,7 @@ def native_options(config: RouterConfig) -> dict[str, Any]:
     options["route"] = _ROUTES.index(config.route)
     options["answer_model"] = _MODELS.index(config.answer_model)
     options["entropy_top_k"] = config.entropy_top_k or 0
+    options["large_tokens"] = config.large_tokens or 0
     for name, default in (
         ("max_think_tokens", DEFAULT_THINK_TOKENS),
         ("max_answer_tokens", DEFAULT_ANSWER_TOKENS),

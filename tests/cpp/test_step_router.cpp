@@ -78,6 +78,7 @@ class Tape {
     options.limits.max_think_tokens = 1 + below(40);
     options.limits.max_answer_tokens = below(5);
     options.limits.first_steps_large = below(2);
+    options.limits.large_tokens = below(3);
     options.limits.answer_model = static_cast<Model>(below(2));
     options.sampling = {below(2) != 0 ? 0.7f : 0.0f, below(2) != 0 ? 0.9f : 1.0f, below(30), 0.0f};
     options.entropy_top_k = below(2) * 20;

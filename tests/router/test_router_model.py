@@ -62,6 +62,7 @@ options = st.fixed_dictionaries(
         "max_think_tokens": st.integers(1, 30),
         "max_answer_tokens": st.integers(0, 4),
         "first_steps_large": st.integers(0, 3),
+        "large_tokens": st.sampled_from([None, 1, 2, 4]),
         "answer_model": st.sampled_from(["small", "large"]),
         "repetition_guard": st.booleans(),
         "route": st.sampled_from(["auto", "auto", "small", "large", "manual"]),

@@ -246,7 +246,7 @@ ROUTER = {
         lambda w: w.router.load(w.router.save(w.small) + b"x"), ValueError, CUT
     ),
     "load of another version": Case(
-        lambda w: w.router.load(damaged(w, 9)), ValueError, "another version .* this one reads 5"
+        lambda w: w.router.load(damaged(w, 9)), ValueError, "another version .* this one reads 6"
     ),
     "load with another boundary": Case(
         lambda w: w.router.load(save_elsewhere(make_boundary(b"abcdef.\n"))),
@@ -333,6 +333,8 @@ OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
     ("max_answer_tokens", "9", TypeError, "be an integer, got '9'"),
     ("first_steps_large", -1, ValueError, r"lie in \[0"),
     ("first_steps_large", 0.5, TypeError, "be an integer"),
+    ("large_tokens", 0, ValueError, r"lie in \[1"),
+    ("large_tokens", 1.5, TypeError, "be an integer"),
     ("answer_model", "medium", ValueError, "be one of 'small', 'large', got 'medium'"),
     ("answer_model", None, ValueError, "be one of 'small', 'large', got None"),
     ("repetition_guard", 1, TypeError, "be a bool, got 1"),

@@ -72,6 +72,7 @@ class Sequence:
     step_tokens: int = 0
     think_tokens: int = 0
     answer_tokens: int = 0
+    large_tokens: int = 0  # the large model's first ones of the running step
     text: bytes = b""  # of the whole thinking, with interruptions
     step_text: bytes = b""  # of the running step
     visible: bytes = b""  # of the running step, without white space
@@ -82,6 +83,7 @@ class Sequence:
     def begin_step(self) -> None:
         """Says who is asked first."""
         self.step_tokens, self.step_text, self.visible = 0, b"", b""
+        self.large_tokens = 0
         if self.config.route == "small":
             self.phase = Phase.SMALL_STEP
         elif self.config.route == "large" or self.step_index < self.config.first_steps_large:
@@ -130,6 +132,11 @@ class Sequence:
             return self.finish_step(EndReason.CAP)
         if self.phase == Phase.GLIMPSE and not opens_no_step(token):
             self.phase = Phase.SMALL_STEP
+        forced = self.config.route == "large" or self.step_index < self.config.first_steps_large
+        if self.phase == Phase.LARGE_STEP and not forced:
+            self.large_tokens += 1
+            if self.large_tokens == self.config.large_tokens:
+                self.phase = Phase.SMALL_STEP
         return EndReason.NONE, 0
 
     def commit_answer(self, token: int) -> tuple[EndReason, int]:

@@ -72,6 +72,7 @@ def calibrate(
     max_think_tokens: options.MaxThink = DEFAULTS.max_think_tokens,
     max_answer_tokens: options.MaxAnswer = DEFAULTS.max_answer_tokens,
     first_steps_large: options.FirstLarge = DEFAULTS.first_steps_large,
+    large_tokens: options.LargeTokens = DEFAULTS.large_tokens,
     repetition_guard: options.Guard = DEFAULTS.repetition_guard,
     seed: Annotated[int, typer.Option(min=0, help="Of the split and the sampling.")] = 0,
     device: options.Device = None,

@@ -134,6 +134,7 @@ def generate(
     max_think_tokens: options.MaxThink = DEFAULTS.max_think_tokens,
     max_answer_tokens: options.MaxAnswer = DEFAULTS.max_answer_tokens,
     first_steps_large: options.FirstLarge = DEFAULTS.first_steps_large,
+    large_tokens: options.LargeTokens = DEFAULTS.large_tokens,
     answer_model: options.AnswerModel = DEFAULTS.answer_model,
     repetition_guard: options.Guard = DEFAULTS.repetition_guard,
     route: options.Route = DEFAULTS.route,

@@ -63,6 +63,14 @@ MaxAnswer = Annotated[
     ),
 ]
 FirstLarge = Annotated[int, typer.Option(help="First steps that go to the large model unseen.")]
+LargeTokens = Annotated[
+    int | None,
+    typer.Option(
+        help="First tokens that the large model writes of a step that goes to it; the small one"
+        " writes the rest.",
+        show_default="the whole step",
+    ),
+]
 AnswerModel = Annotated[str, typer.Option(help="Who writes the answer: large or small.")]
 Guard = Annotated[bool, typer.Option(help="Close the thinking when steps repeat in a cycle.")]
 Route = Annotated[str, typer.Option(help="auto, or every step by one model: small, large.")]

@@ -11,26 +11,34 @@ from __future__ import annotations
 from glimprouter.policies.base import Glimpse, Policy, Verdict, WrittenStep
 from glimprouter.policies.entropy_threshold import EntropyThreshold
 from glimprouter.policies.hysteresis import Hysteresis
+from glimprouter.policies.learned_router import FEATURES, LearnedRouter, step_features
 from glimprouter.policies.margin import Margin
 from glimprouter.policies.max_probability import MaxProbability
+from glimprouter.policies.mixture_threshold import MixtureThreshold
 from glimprouter.policies.random_share import RandomShare
+from glimprouter.policies.reward import Reward
 from glimprouter.policies.step_entropy import StepEntropy
 from glimprouter.policies.step_perplexity import StepPerplexity
 from glimprouter.policies.varentropy import Varentropy
 from glimprouter.policies.wanted_share import WantedShare
 
 __all__ = [
+    "FEATURES",
     "EntropyThreshold",
     "Glimpse",
     "Hysteresis",
+    "LearnedRouter",
     "Margin",
     "MaxProbability",
+    "MixtureThreshold",
     "Policy",
     "RandomShare",
+    "Reward",
     "StepEntropy",
     "StepPerplexity",
     "Varentropy",
     "Verdict",
     "WantedShare",
     "WrittenStep",
+    "step_features",
 ]

@@ -62,6 +62,8 @@ class WrittenStep:
         logprobs: Log-probability of each token at temperature 1.
         text: What was written, delimiter included.
         end_reason: Lower-case name of :class:`glimprouter.EndReason`.
+        question: The user's message; None for a chat or raw ids.
+        previous: Texts of the steps before.
     """
 
     seed: int
@@ -76,6 +78,8 @@ class WrittenStep:
     logprobs: Sequence[float]
     text: str
     end_reason: str
+    question: str | None = None
+    previous: Sequence[str] = ()
 
     @property
     def mean_entropy(self) -> float:

@@ -39,3 +39,15 @@ def check_at_least(name: str, value: Any, low: float) -> None:
     check_number(name, value)
     if not value >= low:
         raise ValueError(f"{name} must be at least {low:g}, got {value!r}")
+
+
+def check_score(name: str, value: Any) -> None:
+    """Checks what a function of the user's gave.
+
+    Raises:
+        TypeError: No number.
+        ValueError: Not a number in the sense of floats, which no comparison tells.
+    """
+    check_number(name, value)
+    if value != value:
+        raise ValueError(f"{name} must be a number, got {value!r}")

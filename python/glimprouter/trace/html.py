@@ -274,10 +274,22 @@ def _facts(trace: Trace) -> str:
     return f'<dl class="facts">{items}</dl>'
 
 
+def _writers_remark(step: TraceStep) -> str | None:
+    """What is worth saying of a step that both models wrote at, or one after the other."""
+    remarks = []
+    if step.model == "large" and len(step.runs) > 2:
+        remarks.append(f"the small model went on behind {_counted(step.runs[1], 'token')}")
+    if step.rewritten:
+        remarks.append(f"the small model's {_counted(step.rewritten, 'token')} were rejected")
+    return "; ".join(remarks) or None
+
+
 def _step(position: int, step: TraceStep) -> str:
     text = _block(step.text)
     if step.end_reason not in _SILENT_ENDS:
         text += f'<div class="note">ended by: {_end(step.end_reason)}</div>'
+    if (remark := _writers_remark(step)) is not None:
+        text += f'<div class="note">{remark}</div>'
     cells = (
         ("nats", format_nats(step.entropy)),
         ("tokens", f"{step.num_tokens:,}"),

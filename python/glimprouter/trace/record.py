@@ -29,7 +29,7 @@ _HEADER = (
     "policy",
 )
 _LATER = {"answer_drafted", "policy"}  # fields that files of version 2 may lack
-_LATER_IN_STEPS = {"drafted", "rewritten"}
+_LATER_IN_STEPS = {"drafted", "rewritten", "runs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,8 @@ class TraceStep:
 
     Attributes:
         index: From 0.
-        model: Who wrote it, ``"small"`` or ``"large"``.
+        model: Who wrote it, ``"small"`` or ``"large"``: also where white space before its first
+            word, or all behind its first tokens (``RouterConfig.large_tokens``), is the other's.
         entropy: Entropy of the glimpse in nats; None when nothing was glimpsed (forced route).
         threshold: tau of the decision in nats; NaN where the file that was read holds none, or a
             policy decided.
@@ -51,6 +52,8 @@ class TraceStep:
             wrote, too.
         rewritten: Tokens that the small model wrote of it at first, and that were dropped when a
             policy had the large one write the step; 0 for other steps.
+        runs: Who wrote which of its tokens: the lengths of runs of one writer, the small model's
+            (perhaps 0) and the large one's in turn. Empty where the file that was read has none.
     """
 
     index: int
@@ -63,6 +66,7 @@ class TraceStep:
     end_reason: str
     drafted: list[int] = field(default_factory=list)
     rewritten: int = 0
+    runs: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -158,6 +162,7 @@ _STEP_KINDS = {
     "end_reason": json_fields.TEXT,
     "drafted": json_fields.COUNTS,
     "rewritten": json_fields.COUNT,
+    "runs": json_fields.COUNTS,
 }
 _TRACE_KINDS = {
     "prompt": json_fields.TEXT_OR_NULL,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glimprouter.trace.record import Trace, TraceStep
 
@@ -37,8 +37,8 @@ class TraceTotals:
     """Who wrote how much of a chain of thought.
 
     Attributes:
-        small: The small model's steps of the thinking.
-        large: The large model's.
+        small: The small model's steps of the thinking, and its tokens of all steps.
+        large: The large model's, likewise.
         thinking: Both together.
         closing_tokens: Neither in a step nor in the answer: the ids that close the thinking.
         seconds: Thinking and answer.
@@ -53,13 +53,23 @@ class TraceTotals:
     @classmethod
     def of(cls, trace: Trace) -> TraceTotals:
         """Sums up a trace."""
+        thinking = _sum(trace.steps)
         small, large = (
-            _sum([step for step in trace.steps if step.model == model])
+            replace(
+                _sum([step for step in trace.steps if step.model == model]),
+                tokens=sum(_tokens_of(step, model) for step in trace.steps),
+            )
             for model in ("small", "large")
         )
-        thinking = _sum(trace.steps)
         counted = thinking.tokens + trace.answer_tokens
         return cls(small, large, thinking, max(trace.total_tokens - counted, 0), trace.seconds)
+
+
+def _tokens_of(step: TraceStep, model: str) -> int:
+    """Tokens of a step that a model wrote."""
+    if step.runs:
+        return sum(step.runs[model == "large" :: 2])
+    return step.num_tokens if step.model == model else 0
 
 
 def _sum(steps: list[TraceStep]) -> Totals:

@@ -43,6 +43,7 @@ struct SequenceLimits {
   std::int32_t max_think_tokens = 8192;
   std::int32_t max_answer_tokens = 2048;
   std::int32_t first_steps_large = 0;
+  std::int32_t large_tokens = 0;  // of a step that is decided; then the small model; 0: all
   std::int32_t num_close_tokens = 0;
 };
 

@@ -52,7 +52,8 @@ class Verdicts:
         if record.trace.policy is None or not any(s.end_reason for _, s in own.entries):
             own.judged = len(own.entries)
             return
-        start, index = record.running.start, len(record.trace.steps)
+        start = record.running.start
+        ended = [step.text for step in record.trace.steps]
         written: list[Signals] = []  # that the record has not been told of, and behind ``start``
         told = len(record.generated)
         for place, (status, signals) in enumerate(own.entries):
@@ -63,17 +64,18 @@ class Verdicts:
             written.append(signals)
             if not signals.end_reason:
                 continue
+            step = self._step(own, written, start, told, ended)
             if place >= own.judged:
-                step = self._step(own, written, start, told, index)
                 if self._ask(step) == "rewrite" and step.rewritable:
                     own.rejected = told + len(written) - record.running.decided
                 own.judged = place + 1
             told += len(written)
-            start, index, written = told, index + 1, []
+            start, written = told, []
+            ended.append(step.text)
         own.judged = len(own.entries)
 
     def _step(
-        self, own: Said, written: Sequence[Signals], start: int, told: int, index: int
+        self, own: Said, written: Sequence[Signals], start: int, told: int, ended: list[str]
     ) -> WrittenStep:
         """The step that the last of these tokens ends."""
         record, running = own.record, own.record.running
@@ -85,19 +87,24 @@ class Verdicts:
         writers = [*record.writers[known], *[writer] * len(written)]
         glimpsed = [s.entropy for _, s in own.entries if s.route]
         entropy = running.entropy if begun else None
+        writer_of_all = own.model
+        if begun and not glimpsed and entropy is not None:
+            writer_of_all = running.model  # of whose step the other wrote the rest
         return WrittenStep(
             record.trace.seed,
             record.trace.substream,
-            index,
+            len(ended),
             start,
-            own.model,  # type: ignore[arg-type]
-            own.model == "small" and begun and running.withheld,
+            writer_of_all,  # type: ignore[arg-type]
+            begun and running.withheld,
             glimpsed[0] if glimpsed else entropy,
             ids,
             [*entropies, *(signals.entropy for signals in written)],
             [*logprobs, *(signals.logprob for signals in written)],
             record.reader.decode(ids, writers, cut=len(ids) if written[-1].forced else None),
             EndReason(written[-1].end_reason).name.lower(),
+            record.trace.prompt,
+            tuple(ended),
         )
 
     def _ask(self, step: WrittenStep) -> Verdict:

@@ -14,7 +14,7 @@ from glimprouter.hf.pair.prompts import EncodedPrompt
 from glimprouter.hf.pair.text import MODELS, StreamDecoder, TextReader
 from glimprouter.hf.sequence.drafts import Drafts
 from glimprouter.hf.sequence.events import Event, Result, TokenCounts
-from glimprouter.hf.sequence.running_step import RunningStep
+from glimprouter.hf.sequence.running_step import RunningStep, runs_of
 from glimprouter.hf.sequence.signals import Signals, TokenStatistics
 from glimprouter.router import EndReason, Phase
 from glimprouter.trace import Trace, TraceStep
@@ -223,7 +223,7 @@ class SequenceRecord:
             return events
         if self.answering and not self.generated:  # the prompt had closed the thinking
             events.append(Event(self.index, "answer_start", model=self.trace.answer_model))
-        if not self.answering:
+        if not self.answering and step.entropy is None:
             step.model = model
         if drafted:
             places = self.trace.answer_drafted if self.answering else step.drafted
@@ -350,6 +350,7 @@ class SequenceRecord:
             end_reason=reason,
             drafted=list(running.drafted),
             rewritten=running.rewritten,
+            runs=runs_of(self.writers[running.start :]),
         )
 
     def _text(self, start: int, end: int, *, skip_special: bool = False) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 
 @dataclass(slots=True)
@@ -38,3 +40,13 @@ class RunningStep:
         """
         self.decided = decided
         self.withheld = True
+
+
+def runs_of(writers: Sequence[int]) -> list[int]:
+    """Lengths of the runs of one writer, from the small model's on, which may be empty.
+
+    Args:
+        writers: Of the tokens, as indices of ``MODELS``.
+    """
+    runs = [len(list(run)) for _, run in groupby(writers)]
+    return [0, *runs] if writers and writers[0] else runs

@@ -1,0 +1,54 @@
+"""RSD: a process reward model scores the small model's step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from glimprouter.config import ModelName
+from glimprouter.policies.base import Glimpse, Policy, Verdict, WrittenStep
+from glimprouter.policies.checks import check_score
+
+RewardFunction: TypeAlias = Callable[[str | None, Sequence[str], str], float]
+
+
+class Reward(Policy):
+    """The large model writes a step anew where ``r(question, steps, step) < threshold``.
+
+    Reward-guided speculative decoding (RSD, arXiv 2501.19324) keeps a step of the small model with
+    a process reward of at least 0.7. The rule is here; the reward is yours: a trained model, or the
+    checker of a task. Every step is written by the small model first.
+    """
+
+    def __init__(self, reward: RewardFunction, threshold: float = 0.7) -> None:
+        """The rule.
+
+        Args:
+            reward: Gets the user's message (None for a chat, or raw ids), the texts of the steps
+                before, and that of the step.
+            threshold: The least reward of a step that stays.
+
+        Raises:
+            TypeError: ``reward`` cannot be called, or the threshold is no number.
+            ValueError: The threshold is NaN.
+        """
+        if not callable(reward):
+            raise TypeError(
+                "reward must be a function of (question, steps, step) that gives a number, got"
+                f" {type(reward).__name__}"
+            )
+        check_score("threshold", threshold)
+        self.reward = reward
+        self.threshold = threshold
+
+    def before(self, glimpse: Glimpse) -> ModelName:
+        """The small model drafts."""
+        return "small"
+
+    def after(self, step: WrittenStep) -> Verdict:
+        """By the reward, of steps that may be rewritten."""
+        if not step.rewritable:
+            return "keep"
+        score = self.reward(step.question, step.previous, step.text)
+        check_score(f"the reward of {self.name}", score)
+        return "rewrite" if score < self.threshold else "keep"
