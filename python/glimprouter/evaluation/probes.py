@@ -1,14 +1,15 @@
 """What routing needs to know of a step: does the small model fail where the large one does not?
 
-Both go on from the start of the step, in forks of the same run, each to its end; in a third fork
-the large model writes this one step and the small one all others.
+Both go on from the start of the step, in forks of its chain, each to its end; in a third fork the
+large model writes this one step and the small one all others. The three draw the same random
+numbers, so that where they differ, it is by what was written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -37,8 +38,8 @@ WRITERS = ("large", "once", "small")
 
 
 def rows_needed(plan: Plan) -> int:
-    """Sequences that a probed problem has in flight at most: its chain and all forks."""
-    return 1 + len(WRITERS) * plan.probe_steps * plan.probe_draws
+    """Sequences that a probed problem has in flight at most: its chain and its forks."""
+    return 1 + plan.probe_steps * plan.probe_draws
 
 
 def probe(bench: Bench, plan: Plan, problems: Sequence[Problem], seed: int) -> None:
@@ -76,12 +77,11 @@ class _Fork(NamedTuple):
     chain: int
     step: int
     draw: int
-    writer: str  # one of WRITERS
-    key: tuple[int, int]  # seed and random key
+    key: tuple[int, int]  # seed and random key, the same for all writers
 
 
 class _Probing:
-    """A run over some chains of a batch, with their forks."""
+    """Some chains of a batch, with their forks, once for each writer."""
 
     def __init__(
         self,
@@ -94,13 +94,7 @@ class _Probing:
         self._bench, self._plan, self._chunk, self._seed = bench, plan, chunk, seed
         self._chains = [place for place, problem in enumerate(chunk) if problem in group]
         self._counts = {chain: self._steps_of(chunk[chain]) for chain in self._chains}
-        self._left = {chain: self._drawn(chain) for chain in self._chains}
-        self._asked = {chain: len(steps) for chain, steps in self._left.items()}
-        self._next = dict.fromkeys(self._chains, 0)
-        self._running = set(self._chains)
-        self._forks: dict[int, _Fork] = {}
-        self._results: dict[_Fork, Result] = {}
-        self._policy = BySubstream()
+        self._steps = {chain: self._drawn(chain) for chain in self._chains}
 
     def _steps_of(self, problem: Problem) -> int:
         unit = Unit("report", Arm(SMALL_ALONE).label, self._seed, self._plan.batch, problem.key)
@@ -114,18 +108,82 @@ class _Probing:
         return sorted(generator.choice(self._counts[chain], count, replace=False).tolist())
 
     def run(self) -> None:
-        for chain in [c for c in self._chains if not self._left[c]]:  # a chain without steps
-            self._end(chain)
-        others = {p.key for at, p in enumerate(self._chunk) if at not in self._running}
-        with following(self._bench.model, self._policy):
+        """All writers; then each chain is written down."""
+        done = {writer: self._continued(writer) for writer in WRITERS}
+        common = set.intersection(*(set(forks.results) for forks in done.values()))
+        for chain in self._chains:
+            own = sorted(fork for fork in common if fork.chain == chain)
+            records = [self._record(fork, done) for fork in own]
+            reached = len({fork.step for fork in own})
+            key, asked = self._chunk[chain].key, len(self._steps[chain])
+            closing = ProbedRecord(self._seed, key, self._counts[chain], asked, reached)
+            self._bench.file.append([*records, closing])
+            self._bench.advance(1)
+
+    def _continued(self, writer: str) -> _Forks:
+        """All forks, whose steps a writer of WRITERS goes on to write."""
+        forks = _Forks(self._plan.probe_draws, writer, self._steps)
+        others = {p.key for at, p in enumerate(self._chunk) if at not in forks.running}
+        with following(self._bench.model, forks.policy):
             run = begun(self._bench.model, self._chunk, self._seed, others, {})
             for event in run:
-                if event.sequence in self._running:
-                    self._follow(run, event)
-                elif event.sequence in self._forks and event.result is not None:
-                    fork = self._forks.pop(event.sequence)
-                    self._results[fork] = event.result
-                    self._end_if_done(fork.chain)
+                forks.take(run, event)
+        return forks
+
+    def _record(self, fork: _Fork, done: Mapping[str, _Forks]) -> ProbeRecord:
+        problem, task = self._chunk[fork.chain], self._bench.task
+        results = {writer: forks.results[fork] for writer, forks in done.items()}
+        steps = results["small"].trace.steps
+        text, entropy, perplexity = "", None, None
+        if fork.step < len(steps):
+            text = steps[fork.step].text
+            if why_not_reread(self._bench.model) is None:
+                read = read_again(self._bench.model, problem.prompt, results["small"], both=False)
+                if (own := read[fork.step]) is not None:
+                    entropy, perplexity = own.entropy, own.perplexity
+        right = {
+            writer: result.trace.error is None and task.is_correct(problem, result.answer)
+            for writer, result in results.items()
+        }
+        return ProbeRecord(
+            seed=self._seed,
+            problem=problem.key,
+            step=fork.step,
+            draw=fork.draw,
+            **signals_of(done["small"].policy.glimpses[fork.key][fork.step]),
+            text=text,
+            small_correct=right["small"],
+            large_correct=right["large"],
+            once_correct=right["once"],
+            step_entropy=entropy,
+            step_perplexity=perplexity,
+        )
+
+
+class _Forks:
+    """The forks of some chains in one run.
+
+    Attributes:
+        policy: That the run follows.
+        running: Chains of which steps are still to be forked.
+        results: What came of the forks.
+    """
+
+    def __init__(self, draws: int, writer: str, steps: Mapping[int, Sequence[int]]) -> None:
+        self.policy = BySubstream()
+        self.running = {chain for chain, own in steps.items() if own}
+        self.results: dict[_Fork, Result] = {}
+        self._draws, self._writer = draws, writer
+        self._left = {chain: list(own) for chain, own in steps.items()}
+        self._next = dict.fromkeys(steps, 0)
+        self._forks: dict[int, _Fork] = {}
+
+    def take(self, run: Run, event: Event) -> None:
+        """Follows an event of the run."""
+        if event.sequence in self.running:
+            self._follow(run, event)
+        elif event.sequence in self._forks and event.result is not None:
+            self.results[self._forks.pop(event.sequence)] = event.result
 
     def _follow(self, run: Run, event: Event) -> None:
         """An event of a chain itself."""
@@ -133,81 +191,28 @@ class _Probing:
         if event.step is not None:
             self._next[chain] = event.step.index + 1
         if event.result is not None:  # it has fewer steps than it had: rounding turned a token
-            self._running.remove(chain)
-            self._end_if_done(chain)
+            self.running.remove(chain)
         if event.kind == "route" and self._next[chain] in self._left[chain]:
             self._left[chain].remove(self._next[chain])
             self._fork(run, chain, self._next[chain])
             if not self._left[chain]:
-                self._running.remove(chain)
+                self.running.remove(chain)
                 run.cancel(chain)
 
     def _fork(self, run: Run, chain: int, step: int) -> None:
         """All continuations from the start of a step."""
-        seed = problem_seed(self._seed, self._chunk[chain])
-        start = self._policy.glimpses[seed, chain][step].position
-        for draw in range(self._plan.probe_draws):
-            for writer in WRITERS:
-                fork = _Fork(chain, step, draw, writer, (seed, _random_key(step, draw, writer)))
-                ends = {"large": sys.maxsize, "once": step + 1, "small": step}
-                self._policy.give(fork.key, range(step, ends[writer]))
-                copy = run.fork(chain, substream=fork.key[1])
-                run.rewind(copy, len(run.generated(copy)) - start, exact=False)
-                self._forks[copy] = fork
-
-    def _end_if_done(self, chain: int) -> None:
-        if chain in self._running or any(f.chain == chain for f in self._forks.values()):
-            return
-        self._end(chain)
-
-    def _end(self, chain: int) -> None:
-        """Writes down what came of a chain's forks."""
-        own = sorted((fork for fork in self._results if fork.chain == chain), key=_place)
-        forks = zip(own[0::3], own[1::3], own[2::3], strict=True)  # in the order of WRITERS
-        records = [self._record(large, once, small) for large, once, small in forks]
-        problem = self._chunk[chain]
-        reached = len({fork.step for fork in own})
-        closing = ProbedRecord(
-            self._seed, problem.key, self._counts[chain], self._asked[chain], reached
-        )
-        self._bench.file.append([*records, closing])
-        self._bench.advance(1)
-        self._running.discard(chain)
-        for fork in own:
-            del self._results[fork]
-
-    def _record(self, large: _Fork, once: _Fork, small: _Fork) -> ProbeRecord:
-        problem, task = self._chunk[small.chain], self._bench.task
-        results = [self._results[fork] for fork in (small, large, once)]
-        steps = results[0].trace.steps
-        text, entropy, perplexity = "", None, None
-        if small.step < len(steps):
-            text = steps[small.step].text
-            if why_not_reread(self._bench.model) is None:
-                read = read_again(self._bench.model, problem.prompt, results[0], both=False)
-                if (own := read[small.step]) is not None:
-                    entropy, perplexity = own.entropy, own.perplexity
-        right = [r.trace.error is None and task.is_correct(problem, r.answer) for r in results]
-        return ProbeRecord(
-            seed=self._seed,
-            problem=problem.key,
-            step=small.step,
-            draw=small.draw,
-            **signals_of(self._policy.glimpses[small.key][small.step]),
-            text=text,
-            small_correct=right[0],
-            large_correct=right[1],
-            once_correct=right[2],
-            step_entropy=entropy,
-            step_perplexity=perplexity,
-        )
+        trace = run.trace(chain)
+        start = self.policy.glimpses[trace.seed, trace.substream][step].position
+        ends = {"large": sys.maxsize, "once": step + 1, "small": step}
+        for draw in range(self._draws):
+            fork = _Fork(chain, step, draw, (trace.seed, _random_key(step, draw)))
+            self.policy.give(fork.key, range(step, ends[self._writer]))
+            copy = run.fork(chain, substream=fork.key[1])
+            run.rewind(copy, len(run.generated(copy)) - start, exact=False)
+            self._forks[copy] = fork
 
 
-def _place(fork: _Fork) -> tuple[int, int, str]:
-    return fork.step, fork.draw, fork.writer
-
-
-def _random_key(step: int, draw: int, writer: str) -> int:
+def _random_key(step: int, draw: int) -> int:
     """Random key of a fork, unlike those of chains, which are small numbers."""
-    digest = hashlib.sha256(f"{step}/{draw}/{writer}".encode()).digest()
+    digest = hashlib.sha256(f"{step}/{draw}".encode()).digest()
     return int.from_bytes(digest[:8], "little")

@@ -8,6 +8,7 @@ from pathlib import Path
 from glimprouter.evaluation.document import Block, Document, Figure, Heading, Paragraph, Table
 from glimprouter.evaluation.prices import Prices, prices_of_weights
 from glimprouter.evaluation.record_file import Records, read_records
+from glimprouter.evaluation.records import SessionRecord
 from glimprouter.evaluation.report_html import to_html
 from glimprouter.evaluation.report_markdown import to_markdown
 from glimprouter.evaluation.sections_arms import arm_sections
@@ -129,8 +130,19 @@ def _setting(records: Records) -> Iterator[Block]:
     processors = {session.machine.get("processor") for session in records.sessions}
     if len(processors) > 1:
         yield Paragraph("Several machines took part: seconds of different arms do not compare.")
+    if any(_busy(session) for session in records.sessions):
+        yield Paragraph(
+            "The machine had other work: its load was above its number of processors. Seconds below"
+            " mean little; read passes, tokens and prices."
+        )
     if records.cut:
         yield Paragraph(
             f"The file ends within a record ({records.cut} bytes): the evaluation was stopped, or"
             " still runs. What is whole is reported."
         )
+
+
+def _busy(session: SessionRecord) -> bool:
+    load = session.machine.get("load_average_1_minute")
+    cores = session.machine.get("logical_processors")
+    return load is not None and cores is not None and load > cores

@@ -91,7 +91,7 @@ def _frontier_row(arm: ArmResults) -> list[str]:
 
 
 def _matched(arms: Sequence[ArmResults]) -> Iterator[Block]:
-    yield Heading("At the same wanted share: against Random and H_step")
+    yield Heading("At the same wanted share: against Random and H_step, and the large model")
     pairs = [
         (arm, other)
         for other_rule in RIVALS
@@ -99,6 +99,14 @@ def _matched(arms: Sequence[ArmResults]) -> Iterator[Block]:
         if arm.arm.wanted is not None and arm.arm.rule not in RIVALS
         for other in arms
         if (other.arm.rule, other.arm.wanted) == (other_rule, arm.arm.wanted)
+        and set(arm.seeds) & set(other.seeds)
+    ]
+    pairs += [
+        (arm, other)
+        for arm in arms
+        for other in arms
+        if other.arm.rule == LARGE_ALONE
+        and not arm.arm.rule.endswith("-alone")
         and set(arm.seeds) & set(other.seeds)
     ]
     for rule in RIVALS:
@@ -114,6 +122,7 @@ def _matched(arms: Sequence[ArmResults]) -> Iterator[Block]:
     for (arm, other), test, p_value in zip(pairs, tests, adjusted.tolist(), strict=True):
         shares = f"{formats.percent(arm.token_share)} / {formats.percent(other.token_share)}"
         unlike = abs(arm.token_share - other.token_share) > UNLIKE
+        unlike = unlike and other.arm.rule != LARGE_ALONE
         rows.append(
             [
                 f"{arm.title}, minus {other.arm.rule}",

@@ -131,8 +131,8 @@ def _outcomes(records: Records) -> Table:
         ["from this step on", "right, %", "right where small fails", "wrong where small does not"],
         rows,
         f"Three continuations, {len(probes)} times, from {sum(p.reached for p in done)} steps drawn"
-        f" at random from the small model's own chains of {len(done)} problems, each with random"
-        f" numbers of its own: chance alone makes some of them fail. The"
+        f" at random from the small model's own chains of {len(done)} problems. The three draw the"
+        f" same random numbers, yet chance makes some of them fail. The"
         f" {records.identity['config']['answer_model']} model answers in all of them{note}.",
     )
 
