@@ -77,6 +77,8 @@ def fractured_sampling(
 ) -> FracturedSampling:
     """Answers one prompt from each depth of each chain.
 
+    A chain that ends in the very pass that ends its thinking has no cuts.
+
     Args:
         model: A pair; its ``max_sequences`` must hold the ``depths * answers`` sequences of a
             chain. More chains than it holds follow one another.
@@ -124,7 +126,7 @@ def _of_run(run: Run, first: int, count: int, depths: int, answers: int) -> list
         thought = _thought(results[sequence])
         cuts.setdefault(sequence, _Cut(first + sequence, depths, thought, 0))
     return [
-        Fracture(cut.chain, cut.depth, cut.prefix, len(result.token_ids) - cut.shared, result)
+        Fracture(cut.chain, cut.depth, cut.prefix, result.trace.total_tokens - cut.shared, result)
         for sequence, result in sorted(results.items())
         for cut in [cuts[sequence]]
     ]
@@ -138,11 +140,14 @@ def _cut(
     run: Run, chain: int, first: int, depths: int, answers: int, cuts: dict[int, _Cut]
 ) -> None:
     """Forks a chain that has been thought to its end, at each depth."""
-    length = sum(step.num_tokens for step in run.trace(chain).steps)
-    there = len(run.generated(chain))
+    trace = run.trace(chain)
+    length = sum(step.num_tokens for step in trace.steps)
     cuts[chain] = _Cut(first + chain, depths, length, 0)
-    run.rewind(chain, 0, exact=False)  # no pass is computed again as a whole
+    if chain not in run.sequences:
+        return
     run.catch_up(chain)  # once, and not by each of the forks
+    there = len(run.generated(chain))
+    thought = there - trace.answer_tokens  # closing ids included; the answer may have begun
     for depth in range(1, depths + 1):
         prefix = depth * length // depths
         for answer in range(answers):
@@ -150,7 +155,8 @@ def _cut(
             if prefix == 0 or (whole and answer == 0):  # nothing to cut, or the chain's own answer
                 continue
             twin = run.fork(chain)
+            kept = thought if whole else prefix
+            run.rewind(twin, there - kept, exact=False)
             if not whole:
-                run.rewind(twin, there - prefix, exact=False)
                 run.end_thinking(twin)
-            cuts[twin] = _Cut(first + chain, depth, prefix, there if whole else prefix)
+            cuts[twin] = _Cut(first + chain, depth, prefix, kept)

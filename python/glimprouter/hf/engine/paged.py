@@ -18,7 +18,7 @@ from glimprouter.hf.attention.stateful import rows_together, stateful_forward
 from glimprouter.hf.engine.base import Engine
 from glimprouter.hf.engine.device_memory import DeviceMemory
 from glimprouter.hf.engine.kept_pool import KeptPool
-from glimprouter.hf.engine.pass_groups import bounded, grouped
+from glimprouter.hf.engine.pass_groups import bounded, grouped, wanted_rows
 from glimprouter.hf.graphs.compiled import CompiledForward
 from glimprouter.hf.graphs.sizes import Piece
 from glimprouter.hf.pair.devices import KvMemory, memory_for, models_by_device
@@ -76,15 +76,6 @@ class BegunPass:
 def _most_tokens(record: SequenceRecord) -> list[int]:
     """Most tokens of each model, prompt included."""
     return [len(record.prompt_of(name)) + record.max_new_tokens for name in MODELS]
-
-
-def _wanted_rows(batch: RaggedBatch, wanted: Sequence[int]) -> npt.NDArray[np.int32]:
-    """The tokens of a batch whose logits are wanted: the last ones of each sequence."""
-    rows = batch.last_rows
-    if all(count <= 1 for count in wanted):
-        return rows
-    parts = [np.arange(last - n + 1, last + 1) for last, n in zip(rows, wanted, strict=True)]
-    return np.concatenate(parts).astype(rows.dtype)
 
 
 class PagedEngine(Engine):
@@ -350,11 +341,14 @@ class PagedEngine(Engine):
         starts = [self._cache.num_computed_tokens(index, sequence) for sequence in sequences]
         wanted = [self._wanted(model, record) for record in records]
         batch = self._cache.prepare(index, sequences)
-        rows, graphs = _wanted_rows(batch, wanted), self._graphs.get(model)
-        alone = graphs is not None and graphs.takes(batch, len(rows))
-        alone = alone and graphs is not None and not graphs.replays(batch, len(rows))
-        compute = functools.partial(self._logits, model, batch, rows, ())
-        return BegunPass(model, records, starts, batch, compute, alone)
+        try:
+            rows, graphs = wanted_rows(batch, wanted), self._graphs.get(model)
+            alone = graphs is not None and graphs.becomes_graph(batch, len(rows))
+            compute = functools.partial(self._logits, model, batch, rows, ())
+            return BegunPass(model, records, starts, batch, compute, alone)
+        except BaseException:
+            self._cache.abandon(batch)
+            raise
 
     def end(self, begun: BegunPass, *, computed: bool) -> None:
         """Its logits are there; or else it is as if it had never begun."""
@@ -376,7 +370,7 @@ class PagedEngine(Engine):
     ) -> torch.Tensor:
         """Computes a batch; the states of ``keep`` become snapshots."""
         try:
-            logits = self._logits(model, batch, _wanted_rows(batch, wanted), keep)
+            logits = self._logits(model, batch, wanted_rows(batch, wanted), keep)
         except BaseException:
             self._cache.abandon(batch)
             raise

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from glimprouter.hf.attention.gathered import MANY_TOKENS
 from glimprouter.hf.graphs.sizes import Piece, PieceSums, SizeRule
 from glimprouter.hf.sequence.record import SequenceRecord
+from glimprouter.kv import RaggedBatch
 
 _MOST_TOKENS = 4096  # of one eager pass: bounds the memory of its activations
 # So many replays are faster than one eager pass over all of their tokens, which Python launches.
@@ -81,3 +85,12 @@ def _replays(
         groups[-1].append(record)
         sums = more
     return groups
+
+
+def wanted_rows(batch: RaggedBatch, wanted: Sequence[int]) -> npt.NDArray[np.int32]:
+    """The tokens of a batch whose logits are wanted: the last ones of each sequence."""
+    rows = batch.last_rows
+    if all(count <= 1 for count in wanted):
+        return rows
+    parts = [np.arange(last - n + 1, last + 1) for last, n in zip(rows, wanted, strict=True)]
+    return np.concatenate(parts).astype(rows.dtype)

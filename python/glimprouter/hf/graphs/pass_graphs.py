@@ -178,10 +178,12 @@ class PassGraphs:
                 move.writing = False
             raise
 
-    def replays(self, batch: RaggedBatch, num_wanted: int) -> bool:
-        """Whether a pass that this takes is a replay: not one of the first of its size."""
+    def becomes_graph(self, batch: RaggedBatch, num_wanted: int) -> bool:
+        """Whether this takes a pass that is one of the first of its size, and no replay yet."""
+        if not self.takes(batch, num_wanted):
+            return False
         size = self._size_of(batch, num_wanted)
-        return size in self._buckets and self._buckets[size].recording is not None
+        return size not in self._buckets or self._buckets[size].recording is None
 
     def _first_passes(self, bucket: _Bucket) -> torch.Tensor:
         """Until there is a recording."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from glimprouter.glimpse import Status
@@ -101,15 +102,27 @@ class Loop:
         self.unread.append(Event(record.index, "done", result=result))
         return result
 
+    def rewind(self, record: SequenceRecord, count: int, *, exact: bool) -> None:
+        """Drops the last generated tokens of a begun sequence, and their unread events.
+
+        Raises:
+            ValueError: A count that ends within the closing ids.
+        """
+        shown = record.shown
+        with self._as_one():
+            self.sequences.rewind(record, count, exact=exact)
+            self.drop_events(record.index, shown - record.shown)
+
     def end_thinking(self, record: SequenceRecord) -> None:
         """Ends the thinking of a begun sequence behind what it has written.
 
         Raises:
             ValueError: It has written nothing, or its thinking has ended.
         """
-        self.unread.extend(self.sequences.end_thinking(record))
-        if record.done:
-            self._close(record)
+        with self._as_one():
+            self.unread.extend(self.sequences.end_thinking(record))
+            if record.done:
+                self._close(record)
 
     def catch_up(self, name: str, record: SequenceRecord) -> None:
         """Has a model compute all that is written of a begun sequence; nothing comes of it.
@@ -118,12 +131,22 @@ class Loop:
             OutOfPages: The sequence alone needs more than there is.
         """
         self.sequences.changes += 1  # what is planned may count on what is computed
-        with exclusive(*self.sequences.pair.models):
-            try:
+        with exclusive(*self.sequences.pair.models), self._as_one():
+            if self.sequences.pair.translation is not None:
+                self._end_beyond_context(name, [record])
+            if not record.done:
                 self._computed.catch_up(name, record)
-            except BaseException:
-                self._interrupted = True
-                raise
+
+    @contextmanager
+    def _as_one(self) -> Iterator[None]:
+        """What is interrupted in the middle is found, and ended, before anything else is done."""
+        try:
+            yield
+        except ValueError:
+            raise  # a refusal: nothing has changed
+        except BaseException:
+            self._interrupted = True
+            raise
 
     def drop_events(self, sequence: int, tokens: int) -> None:
         """Takes back the unread events of a sequence's last tokens, and what followed from them.
@@ -224,15 +247,14 @@ class Loop:
             try:
                 faults += self._tell(said)
             except BaseException:
-                position = -1
-                if not record.done:
-                    position = self.sequences.router.state(record.row)["position"]
-                if position >= 0 and position != len(record.generated):
+                if said.entries and not record.done:
                     self._fail(record, f"sequence {record.index}: interrupted while text was read")
+                elif self.sequences.is_active(record) and record.done:
+                    self._close(record)
                 raise
         if self._interrupted:
             for record in self.sequences.unlike_router():
-                self._fail(record, f"sequence {record.index}: interrupted in a pass")
+                self._fail(record, f"sequence {record.index}: interrupted in a pass or a call")
             self._interrupted = False
         if faults:
             advice = 'RoutedModel(on_invalid="end") ends such sequences without an exception'
@@ -244,15 +266,20 @@ class Loop:
         if said.model == "large":
             self.sequences.engine.settle_drafts(said.record, held)
         faults = []
-        for place, (status, signals) in enumerate(said.entries):
+        seconds = said.seconds / max(1, len(said.entries))
+        for place in range(len(said.entries)):
             if said.record.done:
                 break
-            fault = self._take(said, status, signals, drafted=place < held)
+            status, signals = said.entries[0]
+            fault = self._take(said, status, signals, seconds, drafted=place < held)
+            del said.entries[0]  # what is left was not told, or only in part
             if fault is not None:
                 faults.append(fault)
         return faults
 
-    def _take(self, said: Said, status: Status, signals: Signals, *, drafted: bool) -> str | None:
+    def _take(
+        self, said: Said, status: Status, signals: Signals, seconds: float, *, drafted: bool
+    ) -> str | None:
         """Tells a record of one token or decision; what is to be raised, if anything."""
         name, record = said.model, said.record
         if status != Status.OK:
@@ -271,7 +298,6 @@ class Loop:
                 f" {len(record.generated)} tokens",
             )
         else:
-            seconds = said.seconds / len(said.entries)
             self.unread.extend(record.advance(name, signals, seconds, drafted=drafted))
             if record.done:
                 self._close(record)

@@ -92,6 +92,7 @@ class OverlappedPasses(ModelPasses):
         """
         super().__init__(*arguments)
         self.flying: frozenset[int] = frozenset()
+        self._reads_only = False
         # The loop has this: one that kept the loop would keep its memory until the next collection.
         self._beside = weakref.WeakMethod(beside)
         self._seconds = 0.0  # of that pass alone
@@ -103,6 +104,14 @@ class OverlappedPasses(ModelPasses):
         if report is not None and planned.model == "large":
             report = report._replace(seconds=self._seconds)
         return report
+
+    def catch_up(self, name: str, record: SequenceRecord) -> None:
+        """As the base, with nothing beside: the sequence may wait for the small model."""
+        self._reads_only = True
+        try:
+            super().catch_up(name, record)
+        finally:
+            self._reads_only = False
 
     def _compute(self, name: str, records: list[SequenceRecord]) -> Any:
         if name == "small":
@@ -127,7 +136,7 @@ class OverlappedPasses(ModelPasses):
         models = self._sequences.pair.models
         large = models[1]
         flight = Flight(_settled(begun.compute, large, self._sequences.router.device))
-        if begun.alone or _has_modes(large.device):
+        if begun.alone or self._reads_only or _has_modes(large.device):
             flight.run()
         else:
             self.flying = frozenset(record.index for record in begun.records)
@@ -141,8 +150,10 @@ class OverlappedPasses(ModelPasses):
                 beside(flight)
                 flight.logits()
             finally:
-                flight.end()
-                self.flying = frozenset()
+                try:
+                    flight.end()
+                finally:
+                    self.flying = frozenset()
         self._seconds = flight.seconds
         return flight.logits()
 

@@ -132,10 +132,16 @@ class ModelPasses:
             OutOfPages: The sequence alone has no room.
         """
         for group in self._sequences.engine.groups(name, [record]):
-            self._forward(name, group, frozenset())
+            self._forward(name, group, frozenset(), spared=record)
+        # Its last logits are wanted once more, and no more than that of what was read now.
+        record.note_start(name, self._sequences.engine.length(name, record) - 1)
 
     def _forward(
-        self, name: str, records: list[SequenceRecord], drafting: frozenset[int]
+        self,
+        name: str,
+        records: list[SequenceRecord],
+        drafting: frozenset[int],
+        spared: SequenceRecord | None = None,
     ) -> tuple[list[SequenceRecord], frozenset[int], Any]:
         """The logits of a pass, and who is left in it: drafts make room first, then sequences."""
         sequences = self._sequences
@@ -147,7 +153,7 @@ class ModelPasses:
                     records = [record for record in records if record.index not in drafting]
                     drafting = frozenset()
                 elif sequences.num_active > 1:
-                    sequences.preempt_youngest()
+                    sequences.preempt_youngest(spared)
                     records = [record for record in records if sequences.is_active(record)]
                 else:
                     raise

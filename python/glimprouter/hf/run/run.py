@@ -85,6 +85,7 @@ class Run:
         self._loop.unread.clear()
         return events
 
+    @_alone
     def trace(self, sequence: int) -> Trace:
         """The record of a sequence so far.
 
@@ -93,6 +94,7 @@ class Run:
         """
         return self._sequences.record(sequence).interrupted_trace()
 
+    @_alone
     def generated(self, sequence: int) -> list[int]:
         """Ids generated so far, each of its writer's vocabulary; also those of unread events.
 
@@ -104,7 +106,8 @@ class Run:
     @property
     def sequences(self) -> list[int]:
         """Sequences that have not ended, ascending."""
-        return self._sequences.unfinished()
+        with self._lock:
+            return self._sequences.unfinished()
 
     @_alone
     def usage(self) -> RunUsage:
@@ -225,9 +228,7 @@ class Run:
                 f"cannot drop {count} tokens of sequence {sequence}: it has generated"
                 f" {len(record.generated)}"
             )
-        shown = record.shown
-        self._sequences.rewind(record, count, exact=exact)
-        self._loop.drop_events(sequence, shown - record.shown)
+        self._loop.rewind(record, count, exact=exact)
 
     @_alone
     def end_thinking(self, sequence: int) -> None:
@@ -248,7 +249,7 @@ class Run:
         """Has a model read all that is written of a sequence, before it is asked to go on.
 
         Else it reads what the other wrote when it is asked. Forks share what was read before them,
-        so this comes before several.
+        so this comes before several; each computes the last token again when it is asked.
 
         Raises:
             IndexError: No such sequence.

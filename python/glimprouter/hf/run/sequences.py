@@ -196,10 +196,9 @@ class RunSequences:
         """
         self.router.end_thinking(record.row)
         state = self.router.state(record.row)
-        events = record.end_thinking(state["think_tokens"], Phase(state["phase"]))
         self._note_room(record)
         self.changes += 1
-        return events
+        return record.end_thinking(state["think_tokens"], Phase(state["phase"]))
 
     def save(self, record: SequenceRecord) -> SavedSequence:
         """All of a begun sequence; it goes on here."""
@@ -273,9 +272,14 @@ class RunSequences:
             self._active[record.row] = record
             self._note_room(record)
 
-    def preempt_youngest(self) -> None:
-        """Makes room for the others; the oldest sequence always goes on, so every one ends."""
-        record = max(self._active.values(), key=lambda active: active.index)
+    def preempt_youngest(self, spared: SequenceRecord | None = None) -> None:
+        """Makes room for the others; the oldest sequence always goes on, so every one ends.
+
+        Args:
+            spared: One that is to stay.
+        """
+        others = (active for active in self._active.values() if active is not spared)
+        record = max(others, key=lambda active: active.index)
         self.engine.drop_drafts(record)
         self.engine.preempt(record)
         del self._active[record.row]

@@ -14,8 +14,9 @@ from glimprouter.hf.pair.prompts import EncodedPrompt
 from glimprouter.hf.pair.text import MODELS, StreamDecoder, TextReader
 from glimprouter.hf.sequence.drafts import Drafts
 from glimprouter.hf.sequence.events import Event, Result, TokenCounts
-from glimprouter.hf.sequence.running_step import RunningStep, runs_of
+from glimprouter.hf.sequence.running_step import RunningStep
 from glimprouter.hf.sequence.signals import Signals, TokenStatistics
+from glimprouter.hf.sequence.step_so_far import step_so_far
 from glimprouter.router import EndReason, Phase
 from glimprouter.trace import Trace, TraceStep
 
@@ -150,6 +151,10 @@ class SequenceRecord:
     def note_pass(self, model: str, start: int) -> None:
         """A forward pass of a model began at so many of its tokens, and has succeeded."""
         self.num_passes[model] += 1
+        self.note_start(model, start)
+
+    def note_start(self, model: str, start: int) -> None:
+        """What a model computes again of its tokens, as a whole, begins at so many of them."""
         starts = self.passes[model]
         del starts[bisect_left(starts, start) :]
         starts.append(start)
@@ -284,10 +289,8 @@ class SequenceRecord:
         return [] if self.running.withheld else self._token_event(len(self.generated) - 1)
 
     def _route_event(self) -> Event:
-        step, threshold = self.running, self.trace.threshold
-        return Event(
-            self.index, "route", model=step.model, entropy=step.entropy, threshold=threshold
-        )
+        step, tau = self.running, self.trace.threshold
+        return Event(self.index, "route", model=step.model, entropy=step.entropy, threshold=tau)
 
     def _show(self) -> list[Event]:
         """Events of the running step that have waited."""
@@ -326,9 +329,10 @@ class SequenceRecord:
         """Ends the running step. End of thinking or sequence, behind white space, is no step."""
         shown = self._show()
         start = self.running.start
-        step = self._close_step(reason.name.lower())
+        step = step_so_far(self, reason.name.lower())
+        self.running = RunningStep(len(self.generated))
         ends = reason in (EndReason.THINK_END, EndReason.EOS)
-        alone = ends and not self._text(start, len(self.generated) - 1).strip()
+        alone = ends and not self.text(start, len(self.generated) - 1).strip()
         if alone:
             self.trace.answer_seconds += step.seconds
             return shown
@@ -336,24 +340,7 @@ class SequenceRecord:
         self.step_starts.append(start)
         return [*shown, Event(self.index, "step", model=step.model, step=step)]
 
-    def _close_step(self, reason: str) -> TraceStep:
-        running = self.running
-        self.running = RunningStep(len(self.generated))
-        return TraceStep(
-            index=len(self.trace.steps),
-            model=running.model,
-            entropy=running.entropy,
-            threshold=self.trace.threshold,
-            text=self._text(running.start, len(self.generated)),
-            num_tokens=len(self.generated) - running.start,
-            seconds=running.seconds,
-            end_reason=reason,
-            drafted=list(running.drafted),
-            rewritten=running.rewritten,
-            runs=runs_of(self.writers[running.start :]),
-        )
-
-    def _text(self, start: int, end: int, *, skip_special: bool = False) -> str:
+    def text(self, start: int, end: int, *, skip_special: bool = False) -> str:
         """Text of a part of what was generated."""
         return self.reader.decode(
             self.generated[start:end],
@@ -369,8 +356,10 @@ class SequenceRecord:
         """
         events = self._show()
         if not self.answering and self.running.start < len(self.generated):
+            step = step_so_far(self, reason)
             self.step_starts.append(self.running.start)
-            self.trace.steps.append(self._close_step(reason))
+            self.trace.steps.append(step)
+            self.running = RunningStep(len(self.generated))
         self.done = True
         if self._decoder is not None and (rest := self._decoder.flush()):
             events.append(Event(self.index, "token", text=rest))
@@ -383,7 +372,7 @@ class SequenceRecord:
         """Writes answer and totals so far into the trace."""
         end = len(self.generated)
         start = self.answer_start if self.answering else end
-        answer = self._text(start if self.thinks else 0, end, skip_special=True)
+        answer = self.text(start if self.thinks else 0, end, skip_special=True)
         self.trace.answer = answer.strip()
         self.trace.answer_tokens = end - start
         self.trace.total_tokens = end
@@ -394,19 +383,16 @@ class SequenceRecord:
         """The trace so far, the unfinished step included; the sequence goes on as it would have."""
         if self.done:
             return self.trace
-        steps, step = list(self.trace.steps), self.running
-        reason = "interrupted"
-        self.update_trace(reason)
-        if not self.answering and step.start < len(self.generated):
-            steps.append(self._close_step(reason))
-            self.running = step
-        fields = {name: getattr(self.trace, name) for name in Trace.__slots__}
-        fields |= {"steps": steps, "answer_drafted": list(self.trace.answer_drafted)}
-        return Trace(**fields)
+        steps = list(self.trace.steps)
+        self.update_trace("interrupted")
+        if not self.answering and self.running.start < len(self.generated):
+            steps.append(step_so_far(self, "interrupted"))
+        drafted = list(self.trace.answer_drafted)
+        return dataclasses.replace(self.trace, steps=steps, answer_drafted=drafted)
 
     def result(self, token_ids: list[int], counts: dict[str, TokenCounts]) -> Result:
         """The sequence as a result."""
-        text = self._text(0, len(self.generated), skip_special=True)
+        text = self.text(0, len(self.generated), skip_special=True)
         message = message_of(
             self.reader.large_tokenizer, self.prompt.large, token_ids, self.prompt.tools
         )
