@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from glimprouter.config import RouterConfig
 from glimprouter.serve.errors import RequestError
-from glimprouter.serve.requests import ChatRequest, CompletionRequest, parse_request
+from glimprouter.serve.requests import ChatRequest, CompletionRequest, Routing, parse_request
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
@@ -104,3 +105,11 @@ def test_bodies_that_are_none(body: bytes) -> None:
 def test_the_first_fault_of_a_large_body_is_a_short_message() -> None:
     error = refused(**{"x" * 10_000: 1})
     assert len(json.dumps(error.body())) < 1000
+
+
+def test_every_option_of_a_sequence_is_a_field() -> None:
+    """Those of the sampling are OpenAI's, outside of ``glimprouter``."""
+    sampling = {"temperature", "top_p", "top_k", "min_p"}
+    assert sampling <= ChatRequest.model_fields.keys()
+    routing = Routing.model_fields.keys() - {"trace"}
+    assert routing == RouterConfig.__dataclass_fields__.keys() - sampling

@@ -98,6 +98,7 @@ def serve(
     max_think_tokens: options.MaxThink = DEFAULTS.max_think_tokens,
     max_answer_tokens: options.MaxAnswer = DEFAULTS.max_answer_tokens,
     first_steps_large: options.FirstLarge = DEFAULTS.first_steps_large,
+    large_tokens: options.LargeTokens = DEFAULTS.large_tokens,
     answer_model: options.AnswerModel = DEFAULTS.answer_model,
     repetition_guard: options.Guard = DEFAULTS.repetition_guard,
     max_sequences: Annotated[
@@ -140,7 +141,7 @@ def serve(
         from glimprouter.serve.run import listen
 
         settled = options.read_calibration(context, calibration)
-        typed = {n: given[n] for n in RouterConfig.__dataclass_fields__ if n != "route"}
+        typed = {n: given[n] for n in RouterConfig.__dataclass_fields__.keys() & given.keys()}
         config = DEFAULTS.replace(**typed | (settled.router_options() if settled else {}))
         settings = ServerOptions(
             model_name=model_name,

@@ -93,6 +93,7 @@ class Routing(_Strict):
     entropy_top_k: int | None = None
     route: Literal["auto", "small", "large"] | None = None
     first_steps_large: int | None = None
+    large_tokens: int | None = None
     answer_model: Literal["small", "large"] | None = None
     max_step_tokens: int | None = None
     max_think_tokens: int | None = None
