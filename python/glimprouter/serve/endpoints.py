@@ -19,9 +19,11 @@ from glimprouter.serve.generation import Generation
 from glimprouter.serve.metrics import ServerMetrics
 from glimprouter.serve.options import ServerOptions
 from glimprouter.serve.pair import PairFacts
-from glimprouter.serve.requests import ChatRequest, CompletionRequest, parse_request
+from glimprouter.serve.parsing import Body, parse_request
+from glimprouter.serve.requests import ChatRequest, CompletionRequest
 
 _GONE = 499  # of a client that went away; nobody reads it
+_QUICK_BYTES = 2**16  # that are parsed at once
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -187,14 +189,14 @@ class Endpoints:
         return StreamingResponse(chunks(), media_type="text/event-stream", headers=headers)
 
     async def _chat(self, body: bytes) -> tuple[Generation, bool]:
-        request = parse_request(ChatRequest, body)
+        request = await _parsed(ChatRequest, body)
         self._check_model(request.model)
         return await self._started(
             request, request.n, lambda: [self._facts.encode_chat(request)], ChatAnswer
         )
 
     async def _completions(self, body: bytes) -> tuple[Generation, bool]:
-        request = parse_request(CompletionRequest, body)
+        request = await _parsed(CompletionRequest, body)
         self._check_model(request.model)
         prompt = request.prompt
         many = isinstance(prompt, list) and not all(isinstance(entry, int) for entry in prompt)
@@ -239,6 +241,13 @@ class Endpoints:
                 param="model",
                 code="model_not_found",
             )
+
+
+async def _parsed(kind: type[Body], body: bytes) -> Body:
+    """A request; a large one does not keep the other clients waiting."""
+    if len(body) < _QUICK_BYTES:
+        return parse_request(kind, body)
+    return await asyncio.to_thread(parse_request, kind, body)
 
 
 async def _gone(request: Request) -> None:
