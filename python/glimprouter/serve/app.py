@@ -11,7 +11,13 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
-from glimprouter.serve.endpoints import Endpoints, check_key, error_response, json_response
+from glimprouter.serve.endpoints import (
+    Endpoints,
+    check_key,
+    early_response,
+    error_response,
+    json_response,
+)
 from glimprouter.serve.errors import RequestError
 from glimprouter.serve.front import Front
 from glimprouter.serve.live import PAGE, LiveView
@@ -139,16 +145,15 @@ class Server:
         headers = {"Cache-Control": "no-store"}
         return StreamingResponse(updates, media_type="text/event-stream", headers=headers)
 
-    async def _refused(self, _: Request, error: Exception) -> Response:
+    async def _refused(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
-        return error_response(error)
+        return early_response(request, error)
 
-    async def _no_route(self, _: Request, error: Exception) -> Response:
+    async def _no_route(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         headers: dict[str, Any] = dict(error.headers or {})
-        return error_response(
-            RequestError(str(error.detail), status=error.status_code, headers=headers)
-        )
+        refused = RequestError(str(error.detail), status=error.status_code, headers=headers)
+        return early_response(request, refused)
 
     async def _failed(self, _: Request, __: Exception) -> Response:
         """Whatever nobody expected is in the server's log, not in the answer."""

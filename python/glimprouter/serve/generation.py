@@ -23,7 +23,14 @@ _SEEDS = 2**63  # those drawn here are also integers elsewhere
 
 
 class Generation:
-    """The sequences of a request: ``n`` of each prompt."""
+    """The sequences of a request: ``n`` of each prompt.
+
+    Attributes:
+        answer: Shapes of the endpoint.
+        jobs: The sequences.
+        choices: What is known of each.
+        status: That a stream would have had, had its error been known before it began.
+    """
 
     def __init__(
         self,
@@ -51,6 +58,7 @@ class Generation:
             facts.check_room(prompt, overrides)
         seed = secrets.randbelow(_SEEDS) if request.seed is None else request.seed
         self.answer = answer
+        self.status = 200
         self.jobs = [
             Job(f"{answer.id}-{place * request.n + key}", prompt, seed, key, overrides)
             for place, prompt in enumerate(prompts)
@@ -71,6 +79,15 @@ class Generation:
     def start(self, front: Front) -> None:
         """Hands the sequences over."""
         self._stream = front.submit(self.jobs)
+
+    async def taken(self) -> None:
+        """Returns when the engine has taken all sequences.
+
+        Raises:
+            RequestError: It has refused one: an answer need not begin.
+        """
+        assert self._stream is not None
+        await self._stream.taken()
 
     def close(self) -> None:
         """Nobody listens any more."""
@@ -129,6 +146,7 @@ class Generation:
             if self._usage:
                 yield server_sent(self.answer.totals(self.choices))
         except RequestError as error:
+            self.status = error.status
             yield server_sent(error.body())
         finally:
             self.close()

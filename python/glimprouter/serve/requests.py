@@ -50,6 +50,13 @@ class Message(_Strict):
     tool_call_id: str | None = None
     name: str | None = None
 
+    @property
+    def text(self) -> str:
+        """Its content."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
 
 class Tool(_Strict):
     """A function that the model may call."""
@@ -145,3 +152,9 @@ class CompletionRequest(GenerationRequest):
     """``POST /v1/completions``."""
 
     prompt: Prompt
+
+    @property
+    def prompts(self) -> list[Any]:
+        """Each of them, as text or ids."""
+        alone = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return [self.prompt] if alone else list(self.prompt)
