@@ -109,6 +109,9 @@ def serve(
     ] = 256,
     max_body: Annotated[str, typer.Option(help="Size of a request, as 4MiB.")] = "4MiB",
     max_connections: Annotated[int, typer.Option(min=1, help="Open at a time.")] = 512,
+    send_seconds: Annotated[
+        float, typer.Option(min=1.0, help="After which a client that reads nothing is dropped.")
+    ] = 60.0,
     save_dir: Annotated[
         Path | None,
         typer.Option(help="When stopped, save what runs here instead of waiting for its end."),
@@ -149,6 +152,7 @@ def serve(
             max_waiting=max_waiting,
             max_body_bytes=_size_of("--max-body", max_body),
             max_connections=max_connections,
+            send_seconds=send_seconds,
             save_dir=save_dir,
             stop_seconds=stop_seconds,
             live_view=live_view,

@@ -18,6 +18,7 @@ class ServerOptions:
         max_body_bytes: Size of a request.
         max_connections: Open at a time; further ones are closed.
         idle_seconds: That a connection may take to send a request.
+        send_seconds: After so long without reading anything a client is dropped.
         stop_seconds: That running sequences have to end when the server stops; None: as long as
             they take.
         save_dir: Where running sequences are saved when the server stops, instead of ending.
@@ -31,6 +32,7 @@ class ServerOptions:
     max_body_bytes: int = 4 * 2**20
     max_connections: int = 512
     idle_seconds: float = 30.0
+    send_seconds: float = 60.0
     stop_seconds: int | None = None
     save_dir: Path | None = None
     live_view: bool = True
