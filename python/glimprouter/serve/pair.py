@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from glimprouter.config import RouterConfig
 from glimprouter.serve.errors import RequestError, unsupported, without_numbers
 from glimprouter.serve.requests import ChatRequest, CompletionRequest, Message
+from glimprouter.serve.templates import Templates
 
 if TYPE_CHECKING:
     from glimprouter.hf import EncodedPrompt, RoutedModel
 
 MODELS = ("small", "large")
-_ALWAYS_KNOWN = ("role", "content", "tool_calls")
+_UNKNOWN = "the chat template of a model does not show it"
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,8 @@ class PairFacts:
             name: {token: tokenizer.decode([token]) for token in tokenizer.all_special_ids}
             for name, tokenizer in zip(MODELS, self.tokenizers, strict=True)
         }
-        self._templates = [
-            str(getattr(tokenizer, "chat_template", None) or "") for tokenizer in own
-        ]
+        self._templates = Templates(self.tokenizers)
         self._reads_tools = getattr(model.large_tokenizer, "response_template", None) is not None
-
-    def _named(self, word: str) -> bool:
-        """Whether both chat templates say something about a word."""
-        pattern = re.compile(rf"\b{re.escape(word)}\b")
-        return all(pattern.search(template) for template in self._templates)
 
     def encode_chat(self, request: ChatRequest) -> EncodedPrompt:
         """The prompt of a chat, for both models.
@@ -75,14 +68,13 @@ class PairFacts:
         """
         self._check_length(message.text for message in request.messages)
         options = dict(request.chat_template_kwargs)
-        for name in options:
-            if not self._named(name) and name not in ("documents", "chat_template"):
-                reason = "the chat template of a model does not know it"
-                raise unsupported(f"chat_template_kwargs.{name}", reason)
         if "chat_template" in options:
             raise unsupported("chat_template_kwargs.chat_template", "a template is code")
         if "tools" in options:
             raise unsupported("chat_template_kwargs.tools", "give them as 'tools'")
+        for name in options:
+            if not self._templates.know_option(name):
+                raise unsupported(f"chat_template_kwargs.{name}", _UNKNOWN)
         if request.tools and request.tool_choice == "auto":
             self._check_tools(request)
             options["tools"] = [tool.model_dump() for tool in request.tools]
@@ -90,28 +82,39 @@ class PairFacts:
         return self._encode(chat, options, "messages")
 
     def _check_tools(self, request: ChatRequest) -> None:
-        if not self._named("tools"):
-            raise unsupported("tools", "the chat template of a model does not know them")
+        if not self._templates.show_tools():
+            raise unsupported("tools", _UNKNOWN)
         if not self._reads_tools:
             raise unsupported(
                 "tools", "the large model's tokenizer has no response template that reads calls"
             )
         if request.stops:
             raise unsupported("stop", "calls of tools are read from whole answers")
+        for place, tool in enumerate(request.tools or ()):
+            param = f"tools.{place}.function"
+            name = tool.function.get("name")
+            if not isinstance(name, str) or not name:
+                raise RequestError(f"'{param}.name' must be a text", param=f"{param}.name")
+            if tool.function.get("strict"):
+                raise unsupported(f"{param}.strict", "nothing holds a model to a schema here")
 
     def _message(self, place: int, message: Message) -> dict[str, Any]:
-        """A message as templates take it; what they would ignore is refused."""
+        """A message as templates take it; what they would ignore is refused.
+
+        But for the thinking of earlier turns, which most of them leave out on purpose, and the ids
+        of calls, which say no more than the order does.
+        """
+        if not self._templates.show_role(message.role):
+            raise unsupported(f"messages.{place}.role", _UNKNOWN)
+        if message.name is not None and not self._templates.show_name(message.role):
+            raise unsupported(f"messages.{place}.name", _UNKNOWN)
         given = message.model_dump(exclude_none=True)
-        for name in given:
-            if name not in _ALWAYS_KNOWN and not self._named(name):
-                reason = "the chat template of a model does not know it"
-                raise unsupported(f"messages.{place}.{name}", reason)
-        if isinstance(given.get("content"), list):
+        if isinstance(message.content, list):
             given["content"] = message.text
         if message.tool_calls is not None:
-            if not self._named("tool_calls"):
-                reason = "the chat template of a model does not know it"
-                raise unsupported(f"messages.{place}.tool_calls", reason)
+            if not self._templates.show_calls():
+                raise unsupported(f"messages.{place}.tool_calls", _UNKNOWN)
+            given.setdefault("content", "")
             given["tool_calls"] = [
                 _as_templates_take_it(call, f"messages.{place}.tool_calls.{number}")
                 for number, call in enumerate(given["tool_calls"])
