@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from glimprouter.hf import RoutedModel
     from glimprouter.serve.options import ServerOptions
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
 
 def _size_of(option: str, text: str) -> int:
     try:
@@ -86,6 +84,13 @@ def serve(
             envvar="GLIMPROUTER_API_KEY", help="Requests must bring it.", show_envvar=True
         ),
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name that requests may be sent to, besides those of this machine; repeatable.",
+            show_default="any with --api-key or another --host",
+        ),
+    ] = None,
     threshold: options.Threshold = DEFAULTS.threshold,
     comparison: options.ComparisonName = DEFAULTS.comparison,
     entropy_top_k: options.EntropyTopK = DEFAULTS.entropy_top_k,
@@ -140,6 +145,7 @@ def serve(
     """
     given = locals()
     with clean_exit():
+        from glimprouter.serve.hosts import hosts_of, is_loopback
         from glimprouter.serve.options import ServerOptions
         from glimprouter.serve.run import listen
 
@@ -149,6 +155,7 @@ def serve(
         settings = ServerOptions(
             model_name=model_name,
             api_key=api_key,
+            allowed_hosts=hosts_of(host, api_key, allowed_host or ()),
             max_waiting=max_waiting,
             max_body_bytes=_size_of("--max-body", max_body),
             max_connections=max_connections,
@@ -181,7 +188,7 @@ def serve(
         )
         if settled is not None:
             settled.check_pair(model)
-        if host not in _LOOPBACK and api_key is None:
+        if not is_loopback(host) and api_key is None:
             typer.echo(
                 f"warning: {host} can be reached from elsewhere, and there is no --api-key",
                 err=True,

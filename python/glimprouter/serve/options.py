@@ -13,6 +13,7 @@ class ServerOptions:
     Attributes:
         model_name: What requests name.
         api_key: That requests must bring; None for none.
+        allowed_hosts: Names that requests may be sent to, without ports; none of them for any.
         max_waiting: Sequences that may wait for a row; beyond, requests are answered with 429.
         max_choices: Sequences of one request (``n`` of each prompt).
         max_body_bytes: Size of a request.
@@ -27,6 +28,7 @@ class ServerOptions:
 
     model_name: str = "glimprouter"
     api_key: str | None = None
+    allowed_hosts: frozenset[str] = frozenset()
     max_waiting: int = 256
     max_choices: int = 16
     max_body_bytes: int = 4 * 2**20
