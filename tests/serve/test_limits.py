@@ -115,6 +115,15 @@ def test_an_api_key(path: str) -> None:
             assert client.models.list().data[0].id == "glimprouter"
 
 
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
+def test_an_api_key_of_any_characters(scheme: str) -> None:
+    with running(_shared_pair(), api_key="gehäuse🔑") as server:
+        for key, status in (("gehäuse🔑", 200), ("gehäuse", 401), ("x", 401)):
+            headers = {"Authorization": f"{scheme} {key}".encode()}
+            answer = httpx.get(f"{server.url}/v1/models", headers=headers)  # type: ignore[arg-type]
+            assert answer.status_code == status
+
+
 _PAIRS: list[Any] = []
 
 

@@ -165,6 +165,8 @@ def serve(
             live_view=live_view,
         )
         _check_save_dir(save_dir)
+        if api_key is not None and not api_key.strip():
+            raise UserError("--api-key (or GLIMPROUTER_API_KEY) is empty; leave it out for none")
         memory = options.bytes_of(kv_memory)
         require_model_directory("--small", small)
         require_model_directory("--large", large)

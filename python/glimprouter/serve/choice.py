@@ -109,7 +109,7 @@ class Choice:
     def _end(self, result: Result | None) -> Delta:
         assert result is not None
         trace = result.trace
-        if trace.error is not None:
+        if trace.error is not None and self.finish_reason is None:
             raise RequestError(f"the sequence ended: {trace.error}", status=500, code="engine")
         delta = Delta()
         if self.finish_reason is None:
@@ -122,6 +122,8 @@ class Choice:
         if not self._parses:
             return delta
         message = result.message
+        if trace.total_tokens > self.total_tokens:
+            message = None  # of a longer text than was asked for
         if message is not None:
             self.content = str(message.get("content") or "")
             self.tool_calls = [_tool_call(call) for call in message.get("tool_calls") or ()]
@@ -129,9 +131,14 @@ class Choice:
                 self.finish_reason = "tool_calls"
         return Delta(delta.reasoning, self.content)
 
+    def end_without_result(self) -> Delta:
+        """What is left to say where the text had ended before its sequence was lost."""
+        return Delta("", self.content) if self._parses else Delta()
+
     def own_fields(self, *, trace: bool) -> dict[str, Any]:
         """What only this server says, under ``glimprouter``."""
-        assert self.result is not None
+        if self.result is None:
+            return {"handoffs": self.handoffs}
         own = self.result.trace
         fields: dict[str, Any] = {
             "seed": own.seed,

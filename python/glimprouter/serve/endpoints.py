@@ -57,8 +57,10 @@ def check_key(request: Request, api_key: str | None) -> None:
     """
     if api_key is None:
         return
-    given = request.headers.get("authorization", "").encode()
-    if not hmac.compare_digest(given, f"Bearer {api_key}".encode()):
+    scheme, _, given = request.headers.get("authorization", "").strip().partition(" ")
+    # Headers are read as Latin-1, whatever their bytes are.
+    right = hmac.compare_digest(given.strip().encode("latin-1"), api_key.encode())
+    if scheme.lower() != "bearer" or not right:
         raise RequestError(
             "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'",
             status=401,

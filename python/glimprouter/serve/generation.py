@@ -19,7 +19,7 @@ from glimprouter.serve.texts import Delta, TextSplitter
 if TYPE_CHECKING:
     from glimprouter.hf import EncodedPrompt
 
-_SEEDS = 2**63  # those drawn here are also integers elsewhere
+_SEEDS = 2**53  # those drawn here are exact where numbers are floats
 
 
 class Generation:
@@ -104,9 +104,13 @@ class Generation:
         left = len(self.choices)
         while left:
             place, event = await self._stream.next()
-            if isinstance(event, Failure):
-                raise RequestError(event.message, status=event.status, code="engine")
             choice = self.choices[place]
+            if isinstance(event, Failure):
+                if choice.finish_reason is None:
+                    raise RequestError(event.message, status=event.status, code="engine")
+                left -= 1
+                yield place, choice.end_without_result(), True
+                continue
             running = choice.finish_reason is None
             try:
                 delta = choice.take(event)
