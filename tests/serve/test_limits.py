@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from glimprouter.serve import endpoints as endpoints_module
+from glimprouter.serve import generation as generation_module
 from serving import PROMPTS, Running, new_pair, running
 
 LONG = {"max_think_tokens": 800, "route": "large", "repetition_guard": False}
@@ -256,3 +257,17 @@ def test_an_answer_before_the_body_ends_the_connection(headers: dict[str, str]) 
     with running(_shared_pair(), api_key="s3cret") as server:
         answer = server.post(body_of(), headers=headers)
         assert (answer.status_code, answer.headers["Connection"]) == (401, "close")
+
+
+def test_a_stream_that_waits_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation_module, "_SIGN_SECONDS", 0.05)
+    with running(new_pair(max_sequences=1)) as server:
+        first = server.chat(PROMPTS[0], stream=True, extra_body={"glimprouter": LONG})
+        next(first)
+        body = body_of(PROMPTS[1], stream=True)
+        url = f"{server.url}/v1/chat/completions"
+        with httpx.stream("POST", url, json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == ": waiting"
+            first.close()
+            assert "data: [DONE]" in list(lines)

@@ -30,6 +30,7 @@ class JobStream:
         self._open = set(tickets)
         self._asked = set(tickets)  # which the engine has neither taken nor refused
         self._answered = asyncio.Event()
+        self._begun = asyncio.Event()
         self._refusal: Failure | None = None
         self._closed = False
         self._unsent = 0  # sequences that have ended, and whose end was not sent yet
@@ -50,6 +51,7 @@ class JobStream:
             if not self._closed:
                 self._unsent += 1
                 self._front.unsent += 1
+        self._begun.set()
         self._told.put_nowait((self._places[ticket], event))
 
     async def taken(self) -> None:
@@ -61,6 +63,14 @@ class JobStream:
         await self._answered.wait()
         if self._refusal is not None:
             raise RequestError(self._refusal.message, status=self._refusal.status, code="engine")
+
+    async def begins_within(self, seconds: float) -> bool:
+        """Whether something has happened, once it has or that time is over."""
+        try:
+            await asyncio.wait_for(self._begun.wait(), seconds)
+        except asyncio.TimeoutError:
+            return False
+        return True
 
     async def next(self) -> tuple[int, Event | Failure]:
         """Which of the sequences, and what happened."""

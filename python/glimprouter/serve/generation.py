@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from glimprouter.hf import EncodedPrompt
 
 _SEEDS = 2**53  # those drawn here are exact where numbers are floats
+_SIGN_SECONDS = 15.0  # between signs of life while a stream waits for its turn
 
 
 class Generation:
@@ -136,8 +137,11 @@ class Generation:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events; an error is the last of them."""
+        assert self._stream is not None
         begun: set[int] = set()
         try:
+            while not await self._stream.begins_within(_SIGN_SECONDS):
+                yield b": waiting\n\n"  # proxies end connections that are silent
             async for place, delta, ended in self._texts():
                 if place not in begun and (first := self.answer.first()) is not None:
                     yield self._chunk(self.answer.part(place, first))
