@@ -246,3 +246,17 @@ def test_the_defaults_are_the_servers(server: Running) -> None:
     own = trace.choices[0].glimprouter["trace"]
     assert own["think_limit"] == CONFIG.max_think_tokens
     assert own["prompt"] == PROMPTS[0]
+
+
+def test_the_next_turn_of_a_chat(server: Running) -> None:
+    """An answer is a message as it came; the template has no place for its thinking."""
+    first = server.chat(PROMPTS[0], 3).choices[0].message
+    assert first.reasoning_content
+    asked: list[Any] = [
+        {"role": "user", "content": PROMPTS[0]},
+        first,
+        {"role": "user", "content": PROMPTS[1]},
+    ]
+    answer = server.openai.chat.completions.create(model="glimprouter", messages=asked, seed=3)
+    asked[1] = {"role": "assistant", "content": first.content}
+    assert answer.choices[0].message.content == alone(asked, 3).answer.strip()

@@ -91,6 +91,7 @@ def test_a_stopped_server_saves_its_sequences_where_asked(tmp_path: Path) -> Non
         assert process.returncode == 0
     (saved,) = tmp_path.iterdir()
     assert saved.stem == f"{first.id}-0"
+    assert saved.stat().st_mode & 0o777 == 0o600
     assert saved.stem in str(caught.value)
     run_on = lone_pair().resume([saved.read_bytes()])
     results = [event.result for event in run_on if event.result is not None]
@@ -109,6 +110,7 @@ def test_a_port_that_is_taken() -> None:
     ("arguments", "message"),
     [
         (("--save-dir", "/no/such"), "--save-dir /no/such must be a directory"),
+        (("--api-key", ""), "GLIMPROUTER_API_KEY) is empty"),
         (("--max-body", "many"), "--max-body must be a size"),
         (("--threshold", "-1"), "threshold must lie in"),
         (("--kv-memory", "1"), "kv_memory_bytes"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from glimprouter.serve.engine_thread import EngineThread, Job
 from hf_watch import poisoned
 from serving import PROMPTS, Running, alone, new_pair, running
 
@@ -65,6 +67,7 @@ def test_logits_with_a_fault_end_one_sequence() -> None:
             )
         assert events.status_code == 200  # it had begun
         assert "logits with a fault" in events.text.split("data: ")[-2]
+        assert 'status="500"} 2.0' in httpx.get(f"{server.url}/metrics").text
         assert server.held() == (0, 0, 0, 0, 0)
 
 
@@ -85,8 +88,6 @@ def _gone(*_: object) -> None:
 
 
 def test_memory_that_is_too_small_is_said_at_the_start() -> None:
-    from glimprouter.serve.engine_thread import EngineThread
-
     engine = EngineThread(new_pair(kv_memory_bytes=1), lambda _: None)
     with pytest.raises(ValueError, match="kv_memory_bytes"):
         engine.start()
@@ -104,3 +105,44 @@ def _soon_idle(server: Running) -> bool:
     while server.server.front.in_flight:
         time.sleep(0.01)
     return server.held()[:4] == (0, 0, 0, 0)
+
+
+def test_a_prompt_that_is_read_while_the_server_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine has ended when the sequence comes."""
+    with running(save_dir=tmp_path) as server:
+        engine, facts = server.server.front.engine, server.server._endpoints._facts
+        encode = facts.encode_chat
+
+        def stop_meanwhile(request: Any) -> Any:
+            engine.stop()
+            engine.join()
+            return encode(request)
+
+        monkeypatch.setattr(facts, "encode_chat", stop_meanwhile)
+        for stream in (False, True):
+            with pytest.raises(openai.InternalServerError, match="stop") as caught:
+                server.chat(PROMPTS[0], stream=stream)
+            assert caught.value.status_code == 503
+        assert server.server.front.in_flight == 0
+
+
+def test_commands_behind_a_stop_are_answered() -> None:
+    told: list[Any] = []
+    engine = EngineThread(new_pair(), told.extend)
+    engine.stop()
+    engine.submit(7, Job("x", "Reduce 3,9", 0, 0))
+    engine.start()
+    engine.join()
+    engine.submit(8, Job("y", "Reduce 3,9", 0, 0))
+    assert [(ticket, failure.status) for ticket, failure in told] == [(7, 503), (8, 503)]
+
+
+def test_a_stream_that_cannot_begin_is_an_error_and_no_stream() -> None:
+    with running(new_pair(kv_memory_bytes=1_600_000)) as server:
+        routing = {"glimprouter": {"max_think_tokens": 900}}
+        with pytest.raises(openai.BadRequestError, match="cannot hold the longest sequence"):
+            server.chat(PROMPTS[0], stream=True, extra_body=routing)
+        assert _soon_idle(server)
+        assert 'status="400"' in httpx.get(f"{server.url}/metrics").text

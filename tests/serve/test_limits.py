@@ -11,6 +11,8 @@ import httpx
 import openai
 import pytest
 
+from glimprouter.serve import endpoints as endpoints_module
+from glimprouter.serve import generation as generation_module
 from serving import PROMPTS, Running, new_pair, running
 
 LONG = {"max_think_tokens": 800, "route": "large", "repetition_guard": False}
@@ -114,6 +116,15 @@ def test_an_api_key(path: str) -> None:
             assert client.models.list().data[0].id == "glimprouter"
 
 
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
+def test_an_api_key_of_any_characters(scheme: str) -> None:
+    with running(_shared_pair(), api_key="gehäuse🔑") as server:
+        for key, status in (("gehäuse🔑", 200), ("gehäuse", 401), ("x", 401)):
+            headers = {"Authorization": f"{scheme} {key}".encode()}
+            answer = httpx.get(f"{server.url}/v1/models", headers=headers)  # type: ignore[arg-type]
+            assert answer.status_code == status
+
+
 _PAIRS: list[Any] = []
 
 
@@ -191,3 +202,72 @@ def test_what_nobody_expected_is_not_told(server: Running, monkeypatch: pytest.M
     assert "Traceback" not in answer.text
     assert __file__ not in answer.text
     assert server.server.front.in_flight == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_prompt_that_cannot_fit_becomes_no_tokens(
+    server: Running, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = server.server._endpoints._facts
+    monkeypatch.setattr(facts, "tokenizers", [None, None])
+    text = "1" * (facts._most_characters + 1)
+    body = {"model": "glimprouter", "prompt": text} if "chat" not in path else body_of(text)
+    answer = server.post(body, path)
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert answer.status_code == 400
+
+
+def test_prompts_that_wait_to_be_read_are_bounded(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one whose client has left is not read at all."""
+    endpoints = server.server._endpoints
+    monkeypatch.setattr(endpoints_module, "_MOST_ENCODING", 2)
+    read = threading.Event()
+    encoded: list[str] = []
+    encode = endpoints._facts.encode_chat
+
+    def slow(request: Any) -> Any:
+        encoded.append(request.messages[0].content)
+        read.wait()
+        return encode(request)
+
+    monkeypatch.setattr(endpoints._facts, "encode_chat", slow)
+    first = _connected(server, body_of(PROMPTS[0]))
+    while not encoded:
+        time.sleep(0.01)
+    second = _connected(server, body_of(PROMPTS[1]))
+    while endpoints._encoding < 2:
+        time.sleep(0.01)
+    answer = server.post(body_of())
+    assert answer.status_code == 429
+    assert answer.headers["Retry-After"] == "1"
+    second.close()
+    while endpoints._encoding == 2:
+        time.sleep(0.01)
+    read.set()
+    assert first.recv(100).startswith(b"HTTP/1.1 200")
+    first.close()
+    assert server.held() == (0, 0, 0, 0, 0)
+    assert encoded == [PROMPTS[0]]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer other"}])
+def test_an_answer_before_the_body_ends_the_connection(headers: dict[str, str]) -> None:
+    with running(_shared_pair(), api_key="s3cret") as server:
+        answer = server.post(body_of(), headers=headers)
+        assert (answer.status_code, answer.headers["Connection"]) == (401, "close")
+
+
+def test_a_stream_that_waits_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation_module, "_SIGN_SECONDS", 0.05)
+    with running(new_pair(max_sequences=1)) as server:
+        first = server.chat(PROMPTS[0], stream=True, extra_body={"glimprouter": LONG})
+        next(first)
+        body = body_of(PROMPTS[1], stream=True)
+        url = f"{server.url}/v1/chat/completions"
+        with httpx.stream("POST", url, json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == ": waiting"
+            first.close()
+            assert "data: [DONE]" in list(lines)

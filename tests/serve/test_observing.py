@@ -12,7 +12,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from glimprouter.serve.live import PAGE
+from glimprouter.hf import Event
+from glimprouter.serve.errors import Failure
+from glimprouter.serve.live import PAGE, LiveView
 from serving import PROMPTS, Running, alone, lone_pair, new_pair, running
 
 
@@ -152,3 +154,39 @@ def test_a_live_view_that_is_off_is_not_there() -> None:
     with running(live_view=False) as server:
         for path in ("/", "/live"):
             assert httpx.get(server.url + path).status_code == 404
+
+
+def kinds(live: LiveView) -> dict[int, list[str]]:
+    return {ticket: [one["kind"] for one in kept] for ticket, kept in live._kept.items()}
+
+
+def test_what_is_written_stays_in_view_while_others_wait() -> None:
+    live = LiveView()
+    for ticket in (0, 1, 2):
+        live.begin(ticket, "x")
+        live.note(ticket, Event(ticket, "token", model="small", text="a"))
+    live.note(1, Failure("x", 500))
+    for ticket in range(3, 100):
+        live.begin(ticket, "x")
+    found = kinds(live)
+    assert len(found) == 24
+    assert found[0] == found[2] == ["begin", "text"]
+    assert 1 not in found  # it had ended
+    assert 3 not in found  # it waits, and waited before the others
+
+
+def test_a_glance_at_the_head_takes_no_place(server: Running) -> None:
+    assert server.server.live is not None
+    assert httpx.head(f"{server.url}/live").status_code == 200
+    assert not server.server.live._viewers
+
+
+def test_places_to_look_on_are_bounded() -> None:
+    live = LiveView()
+    viewers = [live.join() for _ in range(17)]
+    assert viewers[-1] is None
+    assert viewers[0] is not None
+    live.leave(viewers[0])
+    assert live.join() is not None
+    live.close()
+    assert live.join() is None

@@ -30,7 +30,8 @@ RESPONSE = {
 }
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
-    "{% for call in m.tool_calls or [] %}{{ call.function.arguments.city }}{% endfor %}"
+    "{% for call in m.tool_calls or [] %}{{ call.function.name }}:"
+    "{{ call.function.arguments.city }}{% endfor %}"
     "{{ m.tool_call_id or '' }}<|im_end|>\n{% endfor %}"
     "{% if tools %}{{ tools[0].function.name }}\n{% endif %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
@@ -77,7 +78,7 @@ def test_tools_and_calls_reach_the_template(facts: PairFacts) -> None:
         {"role": "tool", "content": "wet", "tool_call_id": "c1"},
     )
     text = rendered(facts, *chat, tools=[TOOL])
-    assert "assistant\nBern<|im_end|>" in text
+    assert "assistant\nweather:Bern<|im_end|>" in text
     assert "tool\nwetc1<|im_end|>" in text
     assert text.endswith("weather\n<|im_start|>assistant\n<think>\n")
     assert "weather" not in rendered(facts, QUESTION, tools=[TOOL], tool_choice="none")
@@ -94,6 +95,22 @@ def test_what_does_not_go_with_tools(facts: PairFacts) -> None:
     options = {"tools": [TOOL]}
     with pytest.raises(RequestError, match="give them as 'tools'"):
         facts.encode_chat(request(QUESTION, chat_template_kwargs=options))
+
+
+@pytest.mark.parametrize(
+    ("function", "param"),
+    [
+        ({"parameters": {}}, "tools.0.function.name"),
+        ({"name": ""}, "tools.0.function.name"),
+        ({"name": "f", "strict": True}, "tools.0.function.strict"),
+    ],
+    ids=["no name", "empty name", "strict"],
+)
+def test_tools_that_are_refused(facts: PairFacts, function: dict[str, Any], param: str) -> None:
+    tool = {"type": "function", "function": function}
+    with pytest.raises(RequestError) as caught:
+        facts.encode_chat(request(QUESTION, tools=[tool]))
+    assert caught.value.param == param
 
 
 @pytest.mark.parametrize("nested", [True, False])

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from glimprouter.hf import RoutedModel
     from glimprouter.serve.options import ServerOptions
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
 
 def _size_of(option: str, text: str) -> int:
     try:
@@ -86,6 +84,13 @@ def serve(
             envvar="GLIMPROUTER_API_KEY", help="Requests must bring it.", show_envvar=True
         ),
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name that requests may be sent to, besides those of this machine; repeatable.",
+            show_default="any with --api-key or another --host",
+        ),
+    ] = None,
     threshold: options.Threshold = DEFAULTS.threshold,
     comparison: options.ComparisonName = DEFAULTS.comparison,
     entropy_top_k: options.EntropyTopK = DEFAULTS.entropy_top_k,
@@ -98,6 +103,7 @@ def serve(
     max_think_tokens: options.MaxThink = DEFAULTS.max_think_tokens,
     max_answer_tokens: options.MaxAnswer = DEFAULTS.max_answer_tokens,
     first_steps_large: options.FirstLarge = DEFAULTS.first_steps_large,
+    large_tokens: options.LargeTokens = DEFAULTS.large_tokens,
     answer_model: options.AnswerModel = DEFAULTS.answer_model,
     repetition_guard: options.Guard = DEFAULTS.repetition_guard,
     max_sequences: Annotated[
@@ -108,6 +114,9 @@ def serve(
     ] = 256,
     max_body: Annotated[str, typer.Option(help="Size of a request, as 4MiB.")] = "4MiB",
     max_connections: Annotated[int, typer.Option(min=1, help="Open at a time.")] = 512,
+    send_seconds: Annotated[
+        float, typer.Option(min=1.0, help="After which a client that reads nothing is dropped.")
+    ] = 60.0,
     save_dir: Annotated[
         Path | None,
         typer.Option(help="When stopped, save what runs here instead of waiting for its end."),
@@ -136,23 +145,28 @@ def serve(
     """
     given = locals()
     with clean_exit():
+        from glimprouter.serve.hosts import hosts_of, is_loopback
         from glimprouter.serve.options import ServerOptions
         from glimprouter.serve.run import listen
 
         settled = options.read_calibration(context, calibration)
-        typed = {n: given[n] for n in RouterConfig.__dataclass_fields__ if n != "route"}
+        typed = {n: given[n] for n in RouterConfig.__dataclass_fields__.keys() & given.keys()}
         config = DEFAULTS.replace(**typed | (settled.router_options() if settled else {}))
         settings = ServerOptions(
             model_name=model_name,
             api_key=api_key,
+            allowed_hosts=hosts_of(host, api_key, allowed_host or ()),
             max_waiting=max_waiting,
             max_body_bytes=_size_of("--max-body", max_body),
             max_connections=max_connections,
+            send_seconds=send_seconds,
             save_dir=save_dir,
             stop_seconds=stop_seconds,
             live_view=live_view,
         )
         _check_save_dir(save_dir)
+        if api_key is not None and not api_key.strip():
+            raise UserError("--api-key (or GLIMPROUTER_API_KEY) is empty; leave it out for none")
         memory = options.bytes_of(kv_memory)
         require_model_directory("--small", small)
         require_model_directory("--large", large)
@@ -176,7 +190,7 @@ def serve(
         )
         if settled is not None:
             settled.check_pair(model)
-        if host not in _LOOPBACK and api_key is None:
+        if not is_loopback(host) and api_key is None:
             typer.echo(
                 f"warning: {host} can be reached from elsewhere, and there is no --api-key",
                 err=True,

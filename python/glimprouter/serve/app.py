@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.responses import StreamingResponse
 
-from glimprouter.serve.endpoints import Endpoints, check_key, error_response, json_response
+from glimprouter.serve.endpoints import (
+    Endpoints,
+    check_key,
+    early_response,
+    error_response,
+    json_response,
+)
 from glimprouter.serve.errors import RequestError
 from glimprouter.serve.front import Front
-from glimprouter.serve.live import PAGE, LiveView
+from glimprouter.serve.hosts import HostCheck
+from glimprouter.serve.live import PAGE, Feed, LiveView
 from glimprouter.serve.metrics import ServerMetrics
 from glimprouter.serve.options import ServerOptions
 from glimprouter.serve.pair import PairFacts
@@ -83,7 +89,10 @@ class Server:
             redoc_url=None,
             openapi_url=None,
             title="glimprouter",
+            redirect_slashes=False,  # to an address made of the name that was sent
         )
+        if self.options.allowed_hosts:
+            app.add_middleware(HostCheck, hosts=self.options.allowed_hosts)
         app.state.server = self
         app.add_route("/v1/chat/completions", self._endpoints.chat, methods=["POST"])
         app.add_route("/v1/completions", self._endpoints.completions, methods=["POST"])
@@ -133,22 +142,23 @@ class Server:
     async def _updates(self, request: Request) -> Response:
         check_key(request, self.options.api_key)
         assert self.live is not None
-        if self.live.is_full or self.front.stopping:
-            raise RequestError("too many look on; try again later", status=503)
-        updates = self.live.updates(self.metrics.totals)
         headers = {"Cache-Control": "no-store"}
-        return StreamingResponse(updates, media_type="text/event-stream", headers=headers)
+        if request.method == "HEAD":
+            return Response(headers=headers, media_type="text/event-stream")
+        viewer = self.live.join()
+        if viewer is None:
+            raise RequestError("too many look on; try again later", status=503)
+        return Feed(self.live, viewer, self.metrics.totals, headers)
 
-    async def _refused(self, _: Request, error: Exception) -> Response:
+    async def _refused(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
-        return error_response(error)
+        return early_response(request, error)
 
-    async def _no_route(self, _: Request, error: Exception) -> Response:
+    async def _no_route(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         headers: dict[str, Any] = dict(error.headers or {})
-        return error_response(
-            RequestError(str(error.detail), status=error.status_code, headers=headers)
-        )
+        refused = RequestError(str(error.detail), status=error.status_code, headers=headers)
+        return early_response(request, refused)
 
     async def _failed(self, _: Request, __: Exception) -> Response:
         """Whatever nobody expected is in the server's log, not in the answer."""

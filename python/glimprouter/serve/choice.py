@@ -22,8 +22,6 @@ class Choice:
     """Collects a sequence's events; what is new comes out as text.
 
     Attributes:
-        reasoning: All of the thinking so far.
-        content: All of the content so far.
         tokens: Tokens delivered, by writer.
         reasoning_tokens: Those before the answer.
         finish_reason: As OpenAI has it; None until the text has ended.
@@ -46,20 +44,30 @@ class Choice:
             max_tokens: After so many the text is cut.
             parses: Whether content and tool calls come from the result's message, at the end.
         """
-        self.reasoning = ""
-        self.content = ""
         self.tool_calls: list[dict[str, Any]] = []
         self.tokens = {"small": 0, "large": 0}
         self.handoffs = 0
         self.reasoning_tokens = 0
         self.finish_reason: str | None = None
         self.result: Result | None = None
+        self._reasoning: list[str] = []  # in pieces: texts are long, and pieces are many
+        self._content: list[str] = []
         self._facts = facts
         self._splitter = splitter
         self._max_tokens = max_tokens
         self._parses = parses
         self._writer: str | None = None
         self._answering = False
+
+    @property
+    def reasoning(self) -> str:
+        """All of the thinking so far."""
+        return "".join(self._reasoning)
+
+    @property
+    def content(self) -> str:
+        """All of the content so far."""
+        return "".join(self._content)
 
     @property
     def total_tokens(self) -> int:
@@ -102,14 +110,14 @@ class Choice:
         self._writer = model
 
     def _kept(self, delta: Delta) -> Delta:
-        self.reasoning += delta.reasoning
-        self.content += delta.content
+        self._reasoning.append(delta.reasoning)
+        self._content.append(delta.content)
         return Delta(delta.reasoning, "") if self._parses else delta
 
     def _end(self, result: Result | None) -> Delta:
         assert result is not None
         trace = result.trace
-        if trace.error is not None:
+        if trace.error is not None and self.finish_reason is None:
             raise RequestError(f"the sequence ended: {trace.error}", status=500, code="engine")
         delta = Delta()
         if self.finish_reason is None:
@@ -122,16 +130,23 @@ class Choice:
         if not self._parses:
             return delta
         message = result.message
+        if trace.total_tokens > self.total_tokens:
+            message = None  # of a longer text than was asked for
         if message is not None:
-            self.content = str(message.get("content") or "")
+            self._content = [str(message.get("content") or "")]
             self.tool_calls = [_tool_call(call) for call in message.get("tool_calls") or ()]
             if self.tool_calls and self.finish_reason == "stop":
                 self.finish_reason = "tool_calls"
         return Delta(delta.reasoning, self.content)
 
+    def end_without_result(self) -> Delta:
+        """What is left to say where the text had ended before its sequence was lost."""
+        return Delta("", self.content) if self._parses else Delta()
+
     def own_fields(self, *, trace: bool) -> dict[str, Any]:
         """What only this server says, under ``glimprouter``."""
-        assert self.result is not None
+        if self.result is None:
+            return {"handoffs": self.handoffs}
         own = self.result.trace
         fields: dict[str, Any] = {
             "seed": own.seed,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("glimprouter.serve")
 _FAILURES = 3  # of passes in a row, before the sequences in flight are given up
+_STOPS = Failure("the server stops; send the request again later", 503)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,12 @@ class Job:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
-Delivery: TypeAlias = "tuple[int, Event | Failure]"
+class Accepted:
+    """A sequence that the run has taken; it waits for a row, or has one."""
+
+
+ACCEPTED = Accepted()
+Delivery: TypeAlias = "tuple[int, Event | Failure | Accepted]"
 
 
 class EngineThread:
@@ -75,6 +81,8 @@ class EngineThread:
         self._ready = threading.Event()
         self._refusal: BaseException | None = None
         self._stops = False
+        self._ended: Failure | None = None  # what sequences are told once the thread has ended
+        self._ending = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="glimprouter-engine", daemon=True)
 
     def start(self) -> None:
@@ -90,7 +98,11 @@ class EngineThread:
 
     def submit(self, ticket: int, job: Job) -> None:
         """Adds a sequence; what happens to it is delivered with this ticket, its end last."""
-        self._commands.put(("add", ticket, job))
+        with self._ending:
+            if self._ended is None:
+                self._commands.put(("add", ticket, job))
+                return
+        self._deliver([(ticket, self._ended)])
 
     def cancel(self, ticket: int) -> None:
         """Ends a sequence, if it has not ended; its end is delivered, too."""
@@ -114,14 +126,15 @@ class EngineThread:
             return
         finally:
             self._ready.set()
+        end = _STOPS
         try:
             self._loop(run)
         except BaseException:
             _log.exception("the engine has stopped")
-            self.alive = False
-            self._fail_all("the engine has stopped; the server must be started again")
+            end = Failure("the engine has stopped; the server must be started again", 500)
         finally:
             self.alive = False
+            self._refuse_all(end)
 
     def _loop(self, run: Run) -> None:
         failures = 0
@@ -153,7 +166,7 @@ class EngineThread:
                 self._cancel(run, ticket)
             else:
                 self._stops = True
-                self._end_all(run, Failure("the server stops; send the request again later", 503))
+                self._end_all(run, _STOPS)
                 return
 
     def _add(self, run: Run, ticket: int, job: Job) -> None:
@@ -164,6 +177,7 @@ class EngineThread:
             return
         self._tickets[index] = ticket
         self._jobs[ticket] = job
+        self._deliver([(ticket, ACCEPTED)])
 
     def _cancel(self, run: Run, ticket: int) -> None:
         index = self._index(ticket)
@@ -198,13 +212,15 @@ class EngineThread:
             self._deliver([(ticket, own)])
         self._tell(run, run.step())
 
-    def _fail_all(self, message: str) -> None:
-        for ticket in self._jobs:
-            self._deliver([(ticket, Failure(message, 500))])
+    def _refuse_all(self, failure: Failure) -> None:
+        """Nobody waits for ever: neither who is here, nor who comes later."""
+        with self._ending:
+            self._ended = failure
+        refused = list(self._jobs)
         self._jobs.clear()
         self._tickets.clear()
-        while not self._stops:  # whoever comes later, too
-            what, ticket, job = self._commands.get()
-            self._stops = what == "stop"
+        while not self._commands.empty():
+            _, ticket, job = self._commands.get()
             if job is not None:
-                self._deliver([(ticket, Failure(message, 500))])
+                refused.append(ticket)
+        self._deliver([(ticket, failure) for ticket in refused])

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from glimprouter.serve.engine_thread import Delivery, EngineThread, Job
+from glimprouter.serve.engine_thread import Accepted, Delivery, EngineThread, Job
 from glimprouter.serve.errors import Failure, RequestError
 from glimprouter.serve.metrics import ServerMetrics
 
@@ -28,13 +28,49 @@ class JobStream:
         self._front = front
         self._places = {ticket: place for place, ticket in enumerate(tickets)}
         self._open = set(tickets)
+        self._asked = set(tickets)  # which the engine has neither taken nor refused
+        self._answered = asyncio.Event()
+        self._begun = asyncio.Event()
+        self._refusal: Failure | None = None
+        self._closed = False
+        self._unsent = 0  # sequences that have ended, and whose end was not sent yet
         self._told: asyncio.Queue[tuple[int, Event | Failure]] = asyncio.Queue()
 
-    def tell(self, ticket: int, event: Event | Failure) -> None:
+    def tell(self, ticket: int, event: Event | Failure | Accepted) -> None:
         """Takes over what happened to one of them."""
+        if ticket in self._asked:
+            self._asked.discard(ticket)
+            if isinstance(event, Failure):
+                self._refusal = self._refusal or event
+            if not self._asked:
+                self._answered.set()
+        if isinstance(event, Accepted):
+            return
         if isinstance(event, Failure) or event.kind == "done":
             self._open.discard(ticket)
+            if not self._closed:
+                self._unsent += 1
+                self._front.unsent += 1
+        self._begun.set()
         self._told.put_nowait((self._places[ticket], event))
+
+    async def taken(self) -> None:
+        """Returns when the engine has taken all of them.
+
+        Raises:
+            RequestError: It has refused one.
+        """
+        await self._answered.wait()
+        if self._refusal is not None:
+            raise RequestError(self._refusal.message, status=self._refusal.status, code="engine")
+
+    async def begins_within(self, seconds: float) -> bool:
+        """Whether something has happened, once it has or that time is over."""
+        try:
+            await asyncio.wait_for(self._begun.wait(), seconds)
+        except asyncio.TimeoutError:
+            return False
+        return True
 
     async def next(self) -> tuple[int, Event | Failure]:
         """Which of the sequences, and what happened."""
@@ -48,6 +84,9 @@ class JobStream:
 
     def close(self) -> None:
         """Nobody listens any more: what still runs is cancelled."""
+        self._closed = True
+        self._front.unsent -= self._unsent
+        self._unsent = 0
         for ticket in self._open:
             self._front.engine.cancel(ticket)
 
@@ -73,6 +112,7 @@ class Front:
         self.engine = EngineThread(model, self._deliver, options.save_dir)
         self.rows = model.max_sequences
         self.in_flight = 0  # reserved, waiting or running
+        self.unsent = 0  # ended, but their clients have not read it all
         self.stopping = False
         self._most = model.max_sequences + options.max_waiting
         self._metrics = metrics
@@ -101,11 +141,12 @@ class Front:
                 " server",
                 param="n",
             )
-        if self.in_flight + count > self._most:
-            rounds = (self.in_flight + count - self.rows) / self.rows
+        held = self.in_flight + self.unsent
+        if held + count > self._most:
+            rounds = (held + count - self.rows) / self.rows
             seconds = min(_RETRY_MOST, max(1, math.ceil(rounds * self._seconds)))
             raise RequestError(
-                f"{self.in_flight} sequences run or wait, and this server takes {self._most};"
+                f"{held} sequences run or wait, and this server takes {self._most};"
                 f" try again in {seconds} s",
                 status=429,
                 code="queue_full",
@@ -145,10 +186,12 @@ class Front:
             if ticket not in self._streams:  # it has ended
                 continue
             stream, began = self._streams[ticket]
+            stream.tell(ticket, event)
+            if isinstance(event, Accepted):
+                continue
             self._metrics.note(ticket, event)
             if self._live is not None:
                 self._live.note(ticket, event)
-            stream.tell(ticket, event)
             if isinstance(event, Failure) or event.kind == "done":
                 del self._streams[ticket]
                 self.in_flight -= 1

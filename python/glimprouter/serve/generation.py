@@ -19,11 +19,19 @@ from glimprouter.serve.texts import Delta, TextSplitter
 if TYPE_CHECKING:
     from glimprouter.hf import EncodedPrompt
 
-_SEEDS = 2**63  # those drawn here are also integers elsewhere
+_SEEDS = 2**53  # those drawn here are exact where numbers are floats
+_SIGN_SECONDS = 15.0  # between signs of life while a stream waits for its turn
 
 
 class Generation:
-    """The sequences of a request: ``n`` of each prompt."""
+    """The sequences of a request: ``n`` of each prompt.
+
+    Attributes:
+        answer: Shapes of the endpoint.
+        jobs: The sequences.
+        choices: What is known of each.
+        status: That a stream would have had, had its error been known before it began.
+    """
 
     def __init__(
         self,
@@ -51,6 +59,7 @@ class Generation:
             facts.check_room(prompt, overrides)
         seed = secrets.randbelow(_SEEDS) if request.seed is None else request.seed
         self.answer = answer
+        self.status = 200
         self.jobs = [
             Job(f"{answer.id}-{place * request.n + key}", prompt, seed, key, overrides)
             for place, prompt in enumerate(prompts)
@@ -72,6 +81,15 @@ class Generation:
         """Hands the sequences over."""
         self._stream = front.submit(self.jobs)
 
+    async def taken(self) -> None:
+        """Returns when the engine has taken all sequences.
+
+        Raises:
+            RequestError: It has refused one: an answer need not begin.
+        """
+        assert self._stream is not None
+        await self._stream.taken()
+
     def close(self) -> None:
         """Nobody listens any more."""
         if self._stream is not None:
@@ -87,9 +105,13 @@ class Generation:
         left = len(self.choices)
         while left:
             place, event = await self._stream.next()
-            if isinstance(event, Failure):
-                raise RequestError(event.message, status=event.status, code="engine")
             choice = self.choices[place]
+            if isinstance(event, Failure):
+                if choice.finish_reason is None:
+                    raise RequestError(event.message, status=event.status, code="engine")
+                left -= 1
+                yield place, choice.end_without_result(), True
+                continue
             running = choice.finish_reason is None
             try:
                 delta = choice.take(event)
@@ -115,8 +137,11 @@ class Generation:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events; an error is the last of them."""
+        assert self._stream is not None
         begun: set[int] = set()
         try:
+            while not await self._stream.begins_within(_SIGN_SECONDS):
+                yield b": waiting\n\n"  # proxies end connections that are silent
             async for place, delta, ended in self._texts():
                 if place not in begun and (first := self.answer.first()) is not None:
                     yield self._chunk(self.answer.part(place, first))
@@ -129,6 +154,7 @@ class Generation:
             if self._usage:
                 yield server_sent(self.answer.totals(self.choices))
         except RequestError as error:
+            self.status = error.status
             yield server_sent(error.body())
         finally:
             self.close()

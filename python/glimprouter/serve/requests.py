@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic_core import PydanticCustomError
 
-from glimprouter.serve.errors import RequestError
-
-# Values that ask for nothing, of fields that cannot ask for anything here.
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "best_of": (1,),
-    "echo": (False,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "parallel_tool_calls": (True,),
-    "presence_penalty": (0,),
-    "response_format": ({"type": "text"},),
-    "store": (False,),
-    "suffix": ("",),
-    "tools": ([],),
-    "top_logprobs": (0,),
-}
-
-Stop = str | Annotated[list[str], Field(max_length=16)]
+Entry = TypeVar("Entry")
+# A list whose first fault is the last that is looked for: there may be millions.
+Entries = Annotated[list[Entry], Field(fail_fast=True)]
+Stop = str | Annotated[list[str], Field(max_length=16, fail_fast=True)]
 
 
 class _Strict(BaseModel):
@@ -60,11 +44,18 @@ class Message(_Strict):
     """A turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Entries[TextPart] | None = None
     reasoning_content: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Entries[ToolCall] | None = None
     tool_call_id: str | None = None
     name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """Its content."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
 
 
 class Tool(_Strict):
@@ -93,6 +84,7 @@ class Routing(_Strict):
     entropy_top_k: int | None = None
     route: Literal["auto", "small", "large"] | None = None
     first_steps_large: int | None = None
+    large_tokens: int | None = None
     answer_model: Literal["small", "large"] | None = None
     max_step_tokens: int | None = None
     max_think_tokens: int | None = None
@@ -127,82 +119,42 @@ class GenerationRequest(_Strict):
 class ChatRequest(GenerationRequest):
     """``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Entries[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     chat_template_kwargs: dict[str, Any] = {}
-    tools: list[Tool] | None = None
+    tools: Entries[Tool] | None = None
     tool_choice: Literal["auto", "none"] = "auto"
+
+
+def _prompt(value: Any) -> Any:
+    """Text or ids, one or a list; by hand, as each of four types would collect its faults.
+
+    Raises:
+        PydanticCustomError: None of these.
+    """
+    if isinstance(value, str) or (value and (_are(int, value) or _are(str, value))):
+        return value
+    if value and _are(list, value) and all(_are(int, ids) for ids in value):
+        return value
+    what = "must be text or ids of tokens, or a list of texts or of lists of ids, and not empty"
+    raise PydanticCustomError("prompt", what)
+
+
+def _are(kind: type, values: Any) -> bool:
+    """Whether it is a list of this type only; true is no integer here."""
+    return isinstance(values, list) and all(type(value) is kind for value in values)
+
+
+Prompt: TypeAlias = Annotated[str | list[Any], PlainValidator(_prompt)]
 
 
 class CompletionRequest(GenerationRequest):
     """``POST /v1/completions``."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: Prompt
 
-
-Body = TypeVar("Body", ChatRequest, CompletionRequest)
-
-
-def parse_request(kind: type[Body], body: bytes) -> Body:
-    """A request from its bytes.
-
-    Raises:
-        RequestError: No JSON object, a field that is unknown or of another type.
-    """
-    try:
-        found = json.loads(body, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError, too
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise RequestError(f"the body is no JSON: {reason[:200]}", code="invalid_json") from None
-    if not isinstance(found, dict):
-        raise RequestError("the body must be a JSON object", code="invalid_json")
-    wanted = {name: value for name, value in found.items() if not _is_neutral(name, value)}
-    try:
-        request = kind.model_validate(wanted)
-    except (ValidationError, RecursionError) as error:
-        raise _described(error) from None
-    if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
-        if request.max_tokens is not None:
-            raise RequestError(
-                "'max_tokens' and 'max_completion_tokens' mean the same; give one of them",
-                param="max_tokens",
-            )
-        request.max_tokens = request.max_completion_tokens
-    if request.stream_options is not None and not request.stream:
-        raise RequestError("'stream_options' needs 'stream': true", param="stream_options")
-    if "" in request.stops:
-        raise RequestError("'stop' holds an empty text", param="stop")
-    return request
-
-
-def _is_neutral(name: str, value: Any) -> bool:
-    """Whether a field asks for nothing; true is no 1 here."""
-    if value is None:
-        return True
-    return any(value == one and type(value) is type(one) for one in _NEUTRAL.get(name, ())) or (
-        value == 0.0 and isinstance(value, float) and 0 in _NEUTRAL.get(name, ())
-    )
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _described(error: ValidationError | RecursionError) -> RequestError:
-    """The first fault, with the name of its field."""
-    if isinstance(error, RecursionError):
-        return RequestError("the body is nested too deeply", code="invalid_json")
-    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    parts = [str(part) for part in fault["loc"]]
-    param = ".".join(parts)[:200]
-    if fault["type"] == "extra_forbidden":
-        message = f"{param!r} is refused: this server has no such field"
-        if param == "glimprouter.drafts":
-            message = (
-                f"{param!r} is refused: drafts are the same for all requests (they change no"
-                " token); start the server with --drafts"
-            )
-        return RequestError(message, param=param, code="unsupported_parameter")
-    if fault["type"] == "missing":
-        return RequestError(f"{param!r} is missing", param=param, code="missing_parameter")
-    return RequestError(f"{param!r}: {fault['msg']}", param=param, code="invalid_value")
+    @property
+    def prompts(self) -> list[Any]:
+        """Each of them, as text or ids."""
+        alone = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return [self.prompt] if alone else list(self.prompt)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -20,17 +21,25 @@ if TYPE_CHECKING:
     from glimprouter.hf import RoutedModel
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LAST_SECONDS = 5.0  # to read how a sequence ended
 
 
 class _Uvicorn(uvicorn.Server):
-    """Stops at the first signal when all is said, at the second one at once; 0 either way."""
+    """Stops at the first signal when all is said, at the second one soon; 0 either way.
 
-    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+    Sequences that have no more time end with an error that their clients read; only then are
+    connections closed, whose clients did not.
+    """
+
+    def __init__(self, config: uvicorn.Config, own: Server) -> None:
         super().__init__(config)
-        self._on_stop = on_stop
+        self._own = own
+        self._signals = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        self._loop = asyncio.get_running_loop()
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -42,12 +51,34 @@ class _Uvicorn(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """In the main thread, between two steps of its loop."""
-        if self.should_exit:
+        """In the main thread, between two steps of its loop; or in another one."""
+        self._signals += 1
+        self.should_exit = True
+        self._own.front.stopping = True
+        if self._signals > 2:
             self.force_exit = True
-        else:
-            self.should_exit = True
-            self._on_stop()
+        elif self._loop is not None and not self._loop.is_closed():
+            step = self._begin_stop if self._signals == 1 else self._end_sequences
+            self._loop.call_soon_threadsafe(step)
+
+    def _begin_stop(self) -> None:
+        assert self._loop is not None
+        self._own.begin_stop()
+        options = self._own.options
+        if options.save_dir is not None:
+            self._end_sequences()
+        elif options.stop_seconds is not None:
+            self._loop.call_later(options.stop_seconds, self._end_sequences)
+
+    def _end_sequences(self) -> None:
+        assert self._loop is not None
+        self._own.front.engine.stop()
+        self._loop.call_later(_LAST_SECONDS, self._abort_connections)
+
+    def _abort_connections(self) -> None:
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
 
 
 def make_server(model: RoutedModel, options: ServerOptions) -> uvicorn.Server:
@@ -64,15 +95,14 @@ def make_server(model: RoutedModel, options: ServerOptions) -> uvicorn.Server:
     own.front.engine.start()
     config = uvicorn.Config(
         own.app,
-        http=bounded_protocol(options.max_connections, options.idle_seconds),
+        http=bounded_protocol(options.max_connections, options.idle_seconds, options.send_seconds),
         ws="none",
         lifespan="on",
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=options.stop_seconds,
     )
-    return _Uvicorn(config, own.begin_stop)
+    return _Uvicorn(config, own)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +29,24 @@ def save_sequence(run: Run, index: int, name: str, directory: Path) -> Failure |
         saved = run.save(index)
     except ValueError:  # it waits for a row, or has ended
         return None
-    partial = directory / f".{name}{SUFFIX}"
     try:
-        partial.write_bytes(saved)
-        partial.replace(directory / f"{name}{SUFFIX}")
+        _write(directory, f"{name}{SUFFIX}", saved)
     except OSError as error:
         _log.error("cannot save %s: %s", name, error)
         return None
     return Failure(f"the server stops; what there is was saved as {name}", 503)
+
+
+def _write(directory: Path, name: str, content: bytes) -> None:
+    """A whole file or none, for nobody else to read: there are prompts in it."""
+    partial = directory / f".{name}"
+    try:
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(directory / name)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

@@ -175,7 +175,9 @@ def _rendered(
     template_options: Mapping[str, Any] | None,
 ) -> EncodedPrompt:
     options = template_options or {}
-    small, large = (_render(chat, tokenizer, options) for tokenizer in tokenizers)
+    small = _render(chat, tokenizers[0], options)
+    same = tokenizers[0] is tokenizers[1]
+    large = (list(small[0]), small[1]) if same else _render(chat, tokenizers[1], options)
     tools = schemas_of(options.get("tools"))
     return EncodedPrompt(text, small[0], large[0], (small[1], large[1]), tools)
 
