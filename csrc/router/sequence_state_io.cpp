@@ -13,6 +13,13 @@ namespace {
 
 static_assert(std::is_trivially_copyable_v<SequenceOptions>);
 static_assert(std::is_trivially_copyable_v<SequenceState>);
+// They are copied into a file as they are: a sequence that is the same has the same bytes.
+static_assert(std::has_unique_object_representations_v<SequenceState>);
+static_assert(std::has_unique_object_representations_v<SequenceStart>);
+static_assert(sizeof(SequenceLimits) == sizeof(float) + 4 + 6 * sizeof(std::int32_t));
+static_assert(sizeof(SequenceOptions) == sizeof(SequenceLimits) + sizeof(SequenceStart) +
+                                             sizeof(SamplingParameters) + sizeof(std::int32_t) +
+                                             2 * sizeof(std::uint64_t));
 
 // Everything of fixed size. A change of any of these types needs a new version.
 struct SavedHeader {

@@ -23,6 +23,7 @@ inline constexpr std::int32_t kMaxCycle = 8;  // steps of the longest repetition
 struct SequenceState {
   Phase phase = Phase::kGlimpse;
   std::uint8_t automaton = StepBoundary::kInitialState;
+  std::uint16_t unused = 0;  // in place of padding, whose bytes would be saved as they are
   std::int32_t step_index = 0;
   std::int32_t step_tokens = 0;
   std::int32_t large_tokens = 0;  // of the running step, by the large model in kLargeStep

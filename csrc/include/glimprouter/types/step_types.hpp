@@ -52,6 +52,7 @@ struct SequenceStart {
   bool answering = false;      // its thinking is closed
   bool in_step = false;        // a step has begun that nobody decided: the small model writes on
   std::uint8_t automaton = 0;  // of the boundary, within such a step
+  std::uint8_t unused = 0;     // in place of padding, whose bytes would be saved as they are
 };
 
 struct SequenceOptions {
