@@ -17,7 +17,7 @@ static_assert(std::is_trivially_copyable_v<SequenceState>);
 static_assert(std::has_unique_object_representations_v<SequenceState>);
 static_assert(std::has_unique_object_representations_v<SequenceStart>);
 static_assert(sizeof(SequenceLimits) == sizeof(float) + 4 + 6 * sizeof(std::int32_t));
-static_assert(sizeof(SequenceOptions) == sizeof(SequenceLimits) + sizeof(SequenceStart) +
+static_assert(sizeof(SequenceOptions) == sizeof(SequenceLimits) + sizeof(SequenceStart) + 1 +
                                              sizeof(SamplingParameters) + sizeof(std::int32_t) +
                                              2 * sizeof(std::uint64_t));
 
@@ -49,15 +49,18 @@ bool holds_records(std::size_t bytes, std::uint64_t count) {
 }
 
 // A checksum does not stop who computes it: what indexes memory must lie in its range.
-void check_state(const SavedHeader& header, std::int32_t num_states, std::int32_t vocabulary) {
+void check_state(const SavedHeader& header, const StepBoundary& small, const StepBoundary& large) {
   const SequenceState& state = header.state;
   const SequenceLimits& limits = header.options.limits;
+  const std::int32_t vocabulary = small.vocabulary_size();
+  const bool larges = waits_for(state, limits, Model::kLarge);  // whose state it is
+  const std::int32_t num_states = larges ? large.num_states() : small.num_states();
   const bool counts = state.step_index >= 0 && state.step_tokens >= 0 && state.large_tokens >= 0 &&
                       state.think_tokens >= 0 && state.answer_tokens >= 0 && state.position >= 0 &&
                       state.finished_steps >= 0;
   if (!counts || state.phase > Phase::kDone || state.automaton >= num_states ||
       limits.comparison > Comparison::kGreaterEqual || limits.route > RouteMode::kManual ||
-      limits.answer_model > Model::kLarge || header.options.start.automaton >= num_states ||
+      limits.answer_model > Model::kLarge || header.options.start.automaton >= small.num_states() ||
       header.candidate_token >= vocabulary ||
       header.tokens != static_cast<std::uint64_t>(state.think_tokens) +
                            static_cast<std::uint64_t>(state.answer_tokens)) {
@@ -120,10 +123,11 @@ std::int32_t StepRouter::load(std::string_view saved) {
     throw std::invalid_argument(
         "the sequence was saved by a router with another boundary (tokenizer or delimiters)");
   }
-  check_state(header, boundary_->num_states(), boundary_->vocabulary_size());
+  check_state(header, *boundary_, *large_boundary_);
   const std::int32_t row = free_row();
   Sequence sequence;
   sequence.options = header.options;
+  sequence.options.shared_states = boundary_->shared_states(*large_boundary_);
   sequence.state = header.state;
   sequence.forks = header.forks;
   sequence.candidate_token = header.candidate_token;

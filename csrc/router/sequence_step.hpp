@@ -53,6 +53,22 @@ GR_HOST_DEVICE inline RowRequest request_of(const SequenceCore& sequence, Model 
   return request;
 }
 
+// The boundary's state where the other model goes on: that within a marker of thinking which the
+// two write in unlike tokens says nothing to it. So one that both begin and end together is not
+// seen.
+GR_HOST_DEVICE inline void hand_over(SequenceCore& sequence) {
+  std::uint8_t& automaton = sequence.state.automaton;
+  if (automaton >= sequence.options.shared_states) {
+    automaton = static_cast<std::uint8_t>(automaton & StepBoundary::kContent);
+  }
+}
+
+// Where a sequence begins, behind its prompt, which the small model's boundary has read.
+GR_HOST_DEVICE inline void begin(SequenceCore& sequence) {
+  begin_sequence(sequence.state, sequence.options);
+  if (waits_for(sequence.state, sequence.options.limits, Model::kLarge)) hand_over(sequence);
+}
+
 // Commits a token. boundary: of the writer.
 GR_HOST_DEVICE inline TransitionResult commit_record(SequenceCore& sequence,
                                                      const BoundaryTable& boundary,
@@ -61,10 +77,12 @@ GR_HOST_DEVICE inline TransitionResult commit_record(SequenceCore& sequence,
   // In a replay the decision is the writer's name: a step's start that the large model wrote.
   if (state.phase == Phase::kGlimpse && record.writer == Model::kLarge) {
     state.phase = Phase::kLargeStep;
+    hand_over(sequence);
   }
   const TokenEffect effect = boundary.effect(state.automaton, record.token);
   const TransitionResult transition =
       commit_token(state, sequence.options.limits, effect, boundary.texts[record.token]);
+  if (!waits_for(state, sequence.options.limits, record.writer)) hand_over(sequence);
   sequence.step_logprob += static_cast<double>(record.logprob);
   sequence.step_entropy += static_cast<double>(record.entropy);
   const bool thinking = state.phase != Phase::kAnswer && state.phase != Phase::kDone;
@@ -91,6 +109,7 @@ GR_HOST_DEVICE inline StepDecision advance(SequenceCore& sequence, const Boundar
     decision.route = large ? 2 : 1;
     if (large) {
       state.phase = Phase::kLargeStep;
+      hand_over(sequence);
       return decision;
     }
   }
@@ -219,6 +238,7 @@ GR_HOST_DEVICE inline void take_draft(SequenceCore& copy, const BoundaryTable& b
                                       const std::int32_t* drafts, std::int32_t count,
                                       const ColumnPointers& out, std::int64_t index,
                                       std::int32_t num_ids) {
+  hand_over(copy);  // its state is the writer's, the drafts are not
   if (follow_drafts(copy, boundary, writer, drafts, count)) {
     step_sequence(copy, boundary, writer, result, out, index);
     return;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <set>
 #include <stdexcept>
 
 namespace glimprouter {
@@ -159,6 +160,29 @@ std::vector<int> symbols_of(const std::optional<std::string>& bytes, std::int32_
   return symbols;
 }
 
+std::vector<int> symbols_of_marker(const std::vector<std::int32_t>& marker,
+                                   const StepBoundary::Definition& definition,
+                                   const std::vector<std::int32_t>& specials) {
+  std::vector<int> symbols;
+  for (const std::int32_t token : marker) {
+    const auto& bytes = definition.token_bytes[static_cast<std::size_t>(token)];
+    const std::vector<int> own = symbols_of(bytes, token, specials);
+    symbols.insert(symbols.end(), own.begin(), own.end());
+  }
+  return symbols;
+}
+
+// States within delimiters: a prefix each, the empty one too, with content and without.
+std::int32_t count_delimiter_states(const std::vector<std::string>& delimiters) {
+  std::set<std::string> prefixes{""};
+  for (const std::string& delimiter : delimiters) {
+    for (std::size_t length = 1; length <= delimiter.size(); ++length) {
+      prefixes.insert(delimiter.substr(0, length));
+    }
+  }
+  return static_cast<std::int32_t>(prefixes.size()) * 2;
+}
+
 BoundaryAutomaton make_automaton(const StepBoundary::Definition& definition,
                                  const std::vector<std::int32_t>& specials) {
   BoundaryAutomaton automaton(static_cast<int>(specials.size()));
@@ -167,12 +191,7 @@ BoundaryAutomaton make_automaton(const StepBoundary::Definition& definition,
   }
   const auto insert = [&](const std::vector<std::vector<std::int32_t>>& markers, Pattern pattern) {
     for (const std::vector<std::int32_t>& marker : markers) {
-      std::vector<int> symbols;
-      for (const std::int32_t token : marker) {
-        const auto& bytes = definition.token_bytes[static_cast<std::size_t>(token)];
-        const std::vector<int> own = symbols_of(bytes, token, specials);
-        symbols.insert(symbols.end(), own.begin(), own.end());
-      }
+      const std::vector<int> symbols = symbols_of_marker(marker, definition, specials);
       if (symbols.empty()) throw std::invalid_argument("a marker of thinking has no bytes");
       automaton.insert(symbols, pattern);
     }
@@ -278,9 +297,24 @@ void StepBoundary::build_texts() {
   }
 }
 
+std::uint8_t StepBoundary::shared_states(const StepBoundary& other) const {
+  const bool all = markers_ == other.markers_;
+  return static_cast<std::uint8_t>(all ? num_states_ : delimiter_states_);
+}
+
 void StepBoundary::build_table() {
   const BoundaryAutomaton automaton = make_automaton(definition_, marker_specials_);
   num_states_ = automaton.size() * 2;
+  delimiter_states_ = count_delimiter_states(definition_.delimiters);
+  constexpr int kStart = -1, kEnd = -2;  // no symbols
+  const auto note = [&](const std::vector<std::vector<std::int32_t>>& markers, int kind) {
+    for (const std::vector<std::int32_t>& marker : markers) {
+      markers_.push_back(symbols_of_marker(marker, definition_, marker_specials_));
+      markers_.back().push_back(kind);
+    }
+  };
+  note(definition_.think_start_markers, kStart);
+  note(definition_.think_end_markers, kEnd);
   const auto states = static_cast<std::size_t>(num_states_);
   table_.resize(definition_.token_bytes.size() * states);
   bool can_hit = false;

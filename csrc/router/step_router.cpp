@@ -132,6 +132,7 @@ std::int32_t StepRouter::open(const SequenceOptions& options) {
   sequence.options = options;
   sequence.options.limits.num_close_tokens =
       static_cast<std::int32_t>(boundary_->definition().close_ids.size());
+  sequence.options.shared_states = boundary_->shared_states(*large_boundary_);
   const std::int64_t longest = most_tokens(sequence);
   sequence.log.reserve(static_cast<std::size_t>(std::min(longest, kReservedTokens)));
   if (options.start.automaton >= boundary_->num_states()) {
@@ -141,7 +142,7 @@ std::int32_t StepRouter::open(const SequenceOptions& options) {
     throw std::invalid_argument(
         "the prompt's thinking is closed and max_answer_tokens is 0, so there is nothing to write");
   }
-  begin_sequence(sequence.state, sequence.options);
+  begin(sequence);
   sequence.open = true;
   if (on_device_) on_device_->reserve_tokens(longest);
   replace(row, std::move(sequence));
@@ -179,7 +180,7 @@ Sequence StepRouter::replayed(const Sequence& sequence, std::int32_t target) con
   copy.state = SequenceState{};
   copy.candidate_token = -1;
   copy.step_logprob = copy.step_entropy = 0;
-  begin_sequence(copy.state, copy.options);
+  begin(copy);
   std::size_t kept = 0;
   for (; kept < sequence.log.size() && copy.state.position < target; ++kept) {
     const TokenRecord& record = sequence.log[kept];
@@ -281,6 +282,7 @@ void StepRouter::decide(Model model, std::span<const std::int32_t> rows, StepOut
     const std::int32_t token = sequence.candidate_token;
     sequence.candidate_token = -1;
     sequence.state.phase = model == Model::kLarge ? Phase::kLargeStep : Phase::kGlimpse;
+    if (model == Model::kLarge) hand_over(sequence);
     if (model == Model::kSmall) {
       const TokenRecord record{token, sequence.candidate_logprob, sequence.candidate_entropy,
                                Model::kSmall};

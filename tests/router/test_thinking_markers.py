@@ -197,3 +197,84 @@ def test_bad_prompts_and_starts() -> None:
     with pytest.raises(ValueError, match="of another boundary"):
         router.open(start=gr.SequenceStart(in_step=True, automaton=250))
     assert router.rows.tolist() == []
+
+
+def unlike_boundaries() -> tuple[gr.StepBoundary, gr.StepBoundary]:
+    """Bytes in both; markers of thinking are one id of the small model, bytes of the large one."""
+    written: list[bytes | None] = [bytes([byte]) for byte in range(256)]
+    close = [*b"\n", 257, *b"\n\n"]
+    small = gr.StepBoundary([*written, None, None, None], ["\n\n"], [256], [257], [258], close)
+    large = gr.StepBoundary(
+        [*written, None],
+        ["\n\n"],
+        [],
+        [],
+        [256],
+        [*b"\n</think>\n\n"],
+        think_start_markers=[list(b"<think>")],
+        think_end_markers=[list(b"</think>")],
+    )
+    return small, large
+
+
+def written_by(router: gr.StepRouter, row: int, model: str, token: int) -> gr.StepOutputs:
+    """One greedy token of a model that is certain of it."""
+    out = router.outputs(1)
+    logits = np.zeros((1, 259 if model == "small" else 257), np.float32)
+    logits[0, token] = 60.0
+    router.step(model, logits, [row], out)
+    return out
+
+
+@pytest.mark.parametrize("before", list(b"a<\n/"))
+def test_models_with_unlike_markers_take_over_from_each_other(before: int) -> None:
+    """Whatever the large model had begun, the small one's end of thinking is one."""
+    router = gr.StepRouter(
+        unlike_boundaries()[0],
+        gr.RouterConfig(temperature=0.0, large_tokens=1, threshold=0.0, comparison=">="),
+        unlike_boundaries()[1],
+        max_sequences=3,
+    )
+    row = router.open()
+    written_by(router, row, "small", ord("x"))  # the glimpse, which the large model takes over
+    written_by(router, row, "large", before)
+    there = router.load(router.save(row))
+    for each in (row, there):
+        if router.phase(each) == gr.Phase.GLIMPSE:  # behind white space: no step has begun
+            out = written_by(router, each, "small", 257)
+        else:
+            assert router.phase(each) == gr.Phase.SMALL_STEP
+            out = written_by(router, each, "small", 257)
+        assert (out.end_reason[0], out.phase[0]) == (gr.EndReason.THINK_END, gr.Phase.ANSWER)
+        for token in b"ab":
+            assert written_by(router, each, "large", token).phase[0] == gr.Phase.ANSWER
+        assert written_by(router, each, "large", 256).end_reason[0] == gr.EndReason.EOS
+
+
+@pytest.mark.parametrize("answer_model", ["small", "large"])
+def test_the_answer_is_read_with_the_tables_of_its_model(answer_model: str) -> None:
+    """Also behind a marker of several tokens, which leaves a state that the other lacks."""
+    small, large = unlike_boundaries()
+    config = gr.RouterConfig(temperature=0.0, route="large", answer_model=answer_model)  # type: ignore[arg-type]
+    router = gr.StepRouter(small, config, large, max_sequences=1)
+    row = router.open()
+    for token in b"a.</think>":
+        out = written_by(router, row, "large", token)
+    assert out.end_reason[0] == gr.EndReason.THINK_END
+    for token in b"ab\n\nc":
+        assert written_by(router, row, answer_model, token).phase[0] == gr.Phase.ANSWER
+    eos = {"small": 258, "large": 256}[answer_model]
+    assert written_by(router, row, answer_model, eos).end_reason[0] == gr.EndReason.EOS
+    assert router.state(row)["automaton"] < 6
+
+
+def test_a_delimiter_of_both_models_ends_a_step() -> None:
+    small, large = unlike_boundaries()
+    config = gr.RouterConfig(temperature=0.0, large_tokens=2, threshold=0.0, comparison=">=")
+    router = gr.StepRouter(small, config, large, max_sequences=1)
+    row = router.open()
+    written_by(router, row, "small", ord("x"))
+    for token in b"a\n":
+        written_by(router, row, "large", token)
+    out = written_by(router, row, "small", ord("\n"))
+    assert out.end_reason[0] == gr.EndReason.DELIMITER

@@ -84,6 +84,9 @@ class StepBoundary {
 
   std::int32_t vocabulary_size() const { return vocabulary_size_; }
   std::int32_t num_states() const { return num_states_; }
+  // How many states, the first ones, mean the same here and there: all where both have the same
+  // markers of thinking, else those within delimiters, which must be the same.
+  std::uint8_t shared_states(const StepBoundary& other) const;
   const std::vector<std::string>& delimiters() const { return definition_.delimiters; }
   const Definition& definition() const { return definition_; }
   std::uint64_t fingerprint() const { return fingerprint_; }  // of tables and close_ids
@@ -104,6 +107,8 @@ class StepBoundary {
   Definition definition_;
   std::int32_t vocabulary_size_ = 0;
   std::int32_t num_states_ = 0;
+  std::int32_t delimiter_states_ = 0;
+  std::vector<std::vector<int>> markers_;  // symbols of each, starts and ends
   std::uint64_t fingerprint_ = 0;
   std::vector<std::uint16_t> table_;           // [vocabulary, states]
   std::vector<TokenText> texts_;               // [vocabulary]

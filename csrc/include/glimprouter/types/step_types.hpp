@@ -52,12 +52,12 @@ struct SequenceStart {
   bool answering = false;      // its thinking is closed
   bool in_step = false;        // a step has begun that nobody decided: the small model writes on
   std::uint8_t automaton = 0;  // of the boundary, within such a step
-  std::uint8_t unused = 0;     // in place of padding, whose bytes would be saved as they are
 };
 
 struct SequenceOptions {
   SequenceLimits limits;
   SequenceStart start;
+  std::uint8_t shared_states = 255;  // of the boundary: those below mean the same to both models
   SamplingParameters sampling;
   std::int32_t entropy_top_k = 0;  // 0: full entropy
   std::uint64_t seed = 0;
