@@ -301,10 +301,10 @@ def test_nobody_is_preempted_for_drafts(monkeypatch: pytest.MonkeyPatch) -> None
         given_up.append(drop(sequences))
         return given_up[-1]
 
-    def watched_preempt(sequences: RunSequences) -> None:
+    def watched_preempt(sequences: RunSequences, *spared: Any) -> None:
         assert not given_up[-1], "drafts come first"
         assert not any(len(record.drafts) for record in sequences._active.values())
-        preempt(sequences)
+        preempt(sequences, *spared)
 
     monkeypatch.setattr(RunSequences, "drop_drafts", watched_drop)
     monkeypatch.setattr(RunSequences, "preempt_youngest", watched_preempt)
