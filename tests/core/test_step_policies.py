@@ -173,6 +173,24 @@ def test_a_mixture_keeps_its_bounds() -> None:
     assert policy.threshold == 1.0
 
 
+def test_a_mixture_is_fitted_again_only_so_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no more glimpses are remembered than the first fit takes."""
+    policy = MixtureThreshold(warm_up=10, refit=7, window=10)
+    fits: list[int] = []
+    monkeypatch.setattr(policy, "_mixture", _counted(policy._mixture, fits))
+    for glimpse in glimpses(np.random.default_rng(1).exponential(size=45)):
+        policy.before(glimpse)
+    assert len(fits) == 5  # at 10, 17, 24, 31 and 38
+
+
+def _counted(made: Any, calls: list[int]) -> Any:
+    def make(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        return made(*arguments, **named)
+
+    return make
+
+
 UNFITTED, WRONG = LogisticRegression(), LogisticRegression().fit([[0.0], [1.0]], [2, 3])
 
 

@@ -239,6 +239,14 @@ def test_what_cannot_be_evaluated_says_why(tmp_path: Path) -> None:
         evaluate(model, "list_reduction", tmp_path, small)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has max_sequences=32, and this plan needs 100"):
         evaluate(model, task(), tmp_path, Plan(**{**SIZES, "batch": 100}))
+    config = model.config
+    for option in ({"large_tokens": 2}, {"first_steps_large": 1}):
+        model.config = config.replace(**option)
+        try:
+            with pytest.raises(ValueError, match="first_steps_large must be 0 and its large_tok"):
+                evaluate(model, task(), tmp_path, small)
+        finally:
+            model.config = config
     model.policy = EntropyThreshold(1.0)
     try:
         with pytest.raises(ValueError, match="the pair has the policy EntropyThreshold"):

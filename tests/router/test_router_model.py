@@ -28,9 +28,9 @@ from router_model import (
     B,
     Expected,
     RouterModel,
-    entropies,
     room,
 )
+from row_reference import entropies
 
 pytestmark = pytest.mark.device
 

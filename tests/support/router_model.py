@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glimprouter import EndReason, Phase, Route, RouterConfig, Status
+from row_reference import entropies, log_probability
 
 # None: special tokens, which interrupt a delimiter.
 VOCABULARY: tuple[bytes | None, ...] = (
@@ -29,21 +30,6 @@ BLANK_LINE_E, THINK, END_THINK, EOS, EOS_2, PAD, TAB, THREE_NEWLINES = range(8, 
 DELIMITERS = ("\n\n",)
 CLOSE_IDS = (NEWLINE, END_THINK, BLANK_LINE)
 _INTERRUPTION = b"\xff"  # in no token
-
-
-def entropies(row: NDArray[Any]) -> NDArray[np.float64]:
-    """Entropy in nats of the k most probable tokens, renormalised, for k = 1 .. V."""
-    descending = np.sort(row.astype(np.float64))[::-1]
-    weights = np.exp(descending - descending[0])
-    sums = np.cumsum(weights)
-    weighted = np.cumsum(weights * (descending - descending[0]))
-    return np.log(sums) - weighted / sums
-
-
-def log_probability(row: NDArray[Any], token: int) -> float:
-    """ln p of a token over the whole row, in float64."""
-    values = row.astype(np.float64)
-    return float(values[token] - values.max() - np.log(np.exp(values - values.max()).sum()))
 
 
 @dataclass

@@ -15,6 +15,7 @@ from glimprouter.cli.options import DEFAULTS
 from glimprouter.cli.prompts import Prompt, one_or_file
 from glimprouter.cli.torch_setup import torch_dtype, use_threads
 from glimprouter.config import RouterConfig
+from glimprouter.trace.totals import TraceTotals
 
 if TYPE_CHECKING:
     from glimprouter import Trace
@@ -58,12 +59,11 @@ def _limits(trace: Trace) -> str:
 
 
 def _summary(trace: Trace, tokens: int, seconds: float) -> str:
-    large = [step for step in trace.steps if step.model == "large"]
-    large_tokens = sum(step.num_tokens for step in large)
-    think_tokens = sum(step.num_tokens for step in trace.steps)
+    totals = TraceTotals.of(trace)
+    large, thinking = totals.large, totals.thinking
     return (
-        f"{len(trace.steps)} steps, {len(large)} by the large model ({large_tokens} of "
-        f"{think_tokens} thinking tokens); {tokens} tokens in {seconds:.1f} s; {_limits(trace)}"
+        f"{thinking.steps} steps, {large.steps} by the large model ({large.tokens} of "
+        f"{thinking.tokens} thinking tokens); {tokens} tokens in {seconds:.1f} s; {_limits(trace)}"
     )
 
 

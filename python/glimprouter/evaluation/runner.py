@@ -169,6 +169,11 @@ def _check(model: RoutedModel, task: Task, plan: Plan) -> None:
             f'the pair\'s route is "{model.config.route}", so policies are not asked; an evaluation'
             ' needs route="auto"'
         )
+    if model.config.first_steps_large or model.config.large_tokens is not None:
+        raise ValueError(
+            "the pair's first_steps_large must be 0 and its large_tokens None in an evaluation:"
+            " what a policy decides about a step would be another thing than who writes it"
+        )
     needed = rows_needed(plan) if plan.probe_problems else 1
     largest = max([plan.batch, needed, *plan.timing_batches])
     if model.max_sequences < largest:

@@ -210,8 +210,9 @@ def _costs(arms: Sequence[ArmResults], prices: Prices) -> Iterator[Block]:
     rows = []
     for arm in arms:
         total = arm.mean(prices.of).estimate
-        relative = math.nan if large is None else total / large.mean(prices.of).estimate
-        seconds = math.nan
+        relative = seconds = math.nan
+        if large is not None and (price := large.mean(prices.of).estimate):
+            relative = total / price
         if large is not None and (base := large.mean(lambda r: r.seconds).estimate):
             seconds = arm.mean(lambda r: r.seconds).estimate / base
         rows.append(

@@ -91,7 +91,7 @@ class MixtureThreshold(Policy):
         self.low, self.high = low, high
         self._mixture = GaussianMixture
         self._seen: deque[float] = deque(maxlen=window)
-        self._unfitted = 0
+        self._unfitted = refit  # so that the end of the warm-up is the first fit
 
     def before(self, glimpse: Glimpse) -> ModelName:
         """By the entropy, which is remembered."""
@@ -100,8 +100,6 @@ class MixtureThreshold(Policy):
         large = glimpse.entropy > self.threshold
         self._seen.append(glimpse.entropy)
         self._unfitted += 1
-        if len(self._seen) == self.warm_up:
-            self._unfitted = max(self._unfitted, self.refit)
         return "large" if large else "small"
 
     def _fit(self) -> None:

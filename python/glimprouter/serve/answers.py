@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ def server_sent(value: Any) -> bytes:
     return b"data: " + dump(value) + b"\n\n"
 
 
-class Answer:
+class Answer(ABC):
     """The objects of one answer; subclasses know the endpoint."""
 
     prefix = ""
@@ -106,15 +107,17 @@ class Answer:
         """What a choice's first chunk says; None for nothing."""
         return None
 
+    @abstractmethod
     def delta(self, delta: Delta) -> dict[str, Any] | None:
         """New text; None for none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _text(self, choice: Choice) -> dict[str, Any]:
-        raise NotImplementedError
+        """All of a choice, in a whole answer."""
 
+    @abstractmethod
     def _end(self, choice: Choice) -> dict[str, Any]:
-        raise NotImplementedError
+        """What the last chunk of a choice says beside its end."""
 
 
 class ChatAnswer(Answer):

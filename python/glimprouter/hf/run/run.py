@@ -235,7 +235,8 @@ class Run:
         """Ends the thinking of a sequence behind what it has written; the answer comes next.
 
         The closing ids follow, as where a budget is spent: ``max_think_tokens`` of the sequence is
-        what it has written from now on, also after a rewind. With :meth:`fork` a chain is answered
+        what it has written from now on, also after a rewind. A policy is not asked about the step
+        that is cut: it stays as it is. With :meth:`fork` a chain is answered
         from any place of it, and goes on.
 
         Raises:
