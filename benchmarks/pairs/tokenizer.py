@@ -6,9 +6,8 @@ import random
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from training_texts import TrainingTexts
 from transformers import PreTrainedTokenizerFast
-
-from families import Family
 
 VOCABULARY = 302
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -24,7 +23,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def corpus(family: Family, count: int, seed: int) -> list[str]:
+def corpus(family: TrainingTexts, count: int, seed: int) -> list[str]:
     """Texts from which the merges are learnt: the task's own, with some plain English."""
     generator = random.Random(seed)
     texts = []
@@ -35,7 +34,7 @@ def corpus(family: Family, count: int, seed: int) -> list[str]:
     return texts
 
 
-def build(family: Family, seed: int = 0) -> PreTrainedTokenizerFast:
+def build(family: TrainingTexts, seed: int = 0) -> PreTrainedTokenizerFast:
     """Learns the merges; the same seed gives the same ids."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -64,7 +63,7 @@ def build(family: Family, seed: int = 0) -> PreTrainedTokenizerFast:
     return fast
 
 
-def load_or_build(directory: Path, family: Family) -> PreTrainedTokenizerFast:
+def load_or_build(directory: Path, family: TrainingTexts) -> PreTrainedTokenizerFast:
     """The tokenizer saved in the directory, or a new one saved there."""
     if (directory / "tokenizer.json").exists():
         return PreTrainedTokenizerFast.from_pretrained(directory)

@@ -24,9 +24,9 @@ import tokenizer as pair_tokenizer
 import torch
 from accuracy import accuracy_alone
 from recipes import HEAD_SIZE, RECIPES, TASKS, Recipe
+from training_texts import TRAINING_TEXTS, TrainingTexts
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from families import FAMILIES, Family
 from glimprouter.demo_pair import small_path
 from glimprouter.tasks import task_of
 
@@ -59,7 +59,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForC
 
 def encode_group(
     tokenizer: PreTrainedTokenizerFast,
-    family: Family,
+    family: TrainingTexts,
     generator: random.Random,
     count: int,
     short: bool,
@@ -88,7 +88,7 @@ def encode_group(
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, family: Family, seed: int, steps: int
+    tokenizer: PreTrainedTokenizerFast, family: TrainingTexts, seed: int, steps: int
 ) -> Iterator[Batch]:
     """Fresh problems every batch, bucketed by length; at first only short ones."""
     generator = random.Random(seed)
@@ -173,7 +173,7 @@ def train(arguments: argparse.Namespace) -> Path:
     """Trains, with a copy and its development accuracy every ``--every`` steps."""
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads)
-    task, family = task_of(arguments.task), FAMILIES[arguments.task]
+    task, family = task_of(arguments.task), TRAINING_TEXTS[arguments.task]
     recipe = RECIPES[arguments.task, arguments.model]
     out: Path = arguments.out / arguments.task / f"{arguments.model}-{arguments.seed}"
     # Models of list_reduction pair up with those that are shipped.

@@ -15,23 +15,23 @@ TEXTS = 300
 
 
 @pytest.fixture(scope="module")
-def families() -> dict:  # type: ignore[type-arg]
+def training_texts() -> dict:  # type: ignore[type-arg]
     sys.path.insert(0, str(PAIRS))
     try:
-        from families import FAMILIES
+        from training_texts import TRAINING_TEXTS
     finally:
         sys.path.remove(str(PAIRS))
-    return FAMILIES
+    return TRAINING_TEXTS
 
 
 @pytest.mark.parametrize("name", ["list_reduction", "arithmetic", "search", "repair"])
-def test_the_oracle_agrees_with_every_training_text(name: str, families: dict) -> None:  # type: ignore[type-arg]
+def test_the_oracle_agrees_with_every_training_text(name: str, training_texts: dict) -> None:  # type: ignore[type-arg]
     task = task_of(name)
     assert isinstance(task, GeneratedTask)
     generator = random.Random(7)
     verdicts: list[bool] = []
     for index in range(TEXTS):
-        prompt, segments = families[name].text(generator, short=index % 3 == 0)
+        prompt, segments = training_texts[name].text(generator, short=index % 3 == 0)
         *steps, (closing, closing_carries) = segments
         problem = Problem(prompt.partition(" ")[2], prompt, closing.removeprefix("</think>\n\n"))
         assert task.split_of(problem) is None
@@ -45,11 +45,11 @@ def test_the_oracle_agrees_with_every_training_text(name: str, families: dict) -
     assert (wrong == 0) if name == "arithmetic" else (0.03 < wrong < 0.3)
 
 
-def test_repair_has_many_wrong_lines_where_it_calculates(families: dict) -> None:  # type: ignore[type-arg]
+def test_repair_has_many_wrong_lines_where_it_calculates(training_texts: dict) -> None:  # type: ignore[type-arg]
     generator = random.Random(3)
     calculated = wrong = 0
     for _ in range(1500):
-        prompt, segments = families["repair"].text(generator, short=False)
+        prompt, segments = training_texts["repair"].text(generator, short=False)
         claims = prompt.removeprefix("Check ").split(",")
         lines = [(text, carries) for text, carries in segments if "=" in text]
         own = [carries for text, carries in lines if text[:-3] not in claims]

@@ -1,4 +1,4 @@
-"""Training texts of each family: right chains with wrong steps in them and their corrections.
+"""Training texts of each task: right chains with wrong steps in them and their corrections.
 
 A wrong step carries no loss and is followed by its correction, so that a model learns to put right
 what it is never taught to write.
@@ -26,7 +26,7 @@ WRONG_LINE = 0.27  # of the calculated lines of a repair
 WRONG_COPY = 0.03
 
 
-class Family(ABC):
+class TrainingTexts(ABC):
     """Where the training texts of a task come from."""
 
     @abstractmethod
@@ -34,7 +34,7 @@ class Family(ABC):
         """The user message, and the answer in segments; ``short``: of a small problem."""
 
 
-class ListReductionFamily(Family):
+class ListReductionTexts(TrainingTexts):
     """The embedded pair's texts, exactly as it was trained."""
 
     def text(self, generator: random.Random, short: bool) -> tuple[str, Segments]:
@@ -44,7 +44,7 @@ class ListReductionFamily(Family):
         return list_reduction_texts.training_segments(numbers, generator)
 
 
-class GeneratedFamily(Family):
+class GeneratedTexts(TrainingTexts):
     """The chains of a task's oracle, with wrong steps in them."""
 
     def __init__(self, task: GeneratedTask, wrong_step: WrongStep) -> None:
@@ -101,9 +101,9 @@ def wrong_in_repair(chain: Any, right: str, generator: random.Random) -> str | N
     return another_digit(right, right.index("="), generator)
 
 
-FAMILIES: dict[str, Family] = {
-    "list_reduction": ListReductionFamily(),
-    "arithmetic": GeneratedFamily(Arithmetic(), never_wrong),
-    "search": GeneratedFamily(Search(), wrong_in_search),
-    "repair": GeneratedFamily(Repair(), wrong_in_repair),
+TRAINING_TEXTS: dict[str, TrainingTexts] = {
+    "list_reduction": ListReductionTexts(),
+    "arithmetic": GeneratedTexts(Arithmetic(), never_wrong),
+    "search": GeneratedTexts(Search(), wrong_in_search),
+    "repair": GeneratedTexts(Repair(), wrong_in_repair),
 }
