@@ -24,6 +24,18 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no equals sign": ({"policies": ["entropy:1.0"]}, "give parameters as NAME=NUMBER, got '1.0'"),
     "twice": ({"policies": ["entropy:threshold=1,threshold=2"]}, "gives 'threshold' twice"),
     "missing": ({"policies": ["hysteresis:low=1"]}, "policy hysteresis needs the parameter 'high'"),
+    "no large tokens": ({"policies": ["entropy:large_tokens=0"]}, "large_tokens must lie in"),
+    "half a token": ({"policies": ["entropy:large_tokens=0.5"]}, "must be a whole number, got 0.5"),
+    "many drafts": ({"policies": ["entropy:drafts=17"]}, r"drafts must lie in \[0, 16\], got 17"),
+    "no top": ({"policies": ["entropy:entropy_top_k=0"]}, "entropy_top_k must lie in"),
+    "small with drafts": (
+        {"policies": ["small-alone:drafts=2"]},
+        "small-alone takes no parameters",
+    ),
+    "large with glimpse": (
+        {"policies": ["large-alone:entropy_top_k=2"]},
+        "large-alone takes no parameter but drafts",
+    ),
     "share of a policy": ({"policies": ["random:share=1.5"]}, "policy random: share must lie in"),
     "share above": ({"shares": [1.5]}, r"a wanted share must lie in \(0, 1\), got 1\.5"),
     "share below": ({"shares": [-0.1]}, r"must lie in \(0, 1\), got -0\.1; the models alone"),

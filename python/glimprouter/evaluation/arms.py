@@ -12,6 +12,8 @@ from glimprouter.calibration.shares import ShareInterval
 from glimprouter.evaluation.plan import Arm
 from glimprouter.evaluation.record_file import Records
 from glimprouter.evaluation.records import ArmRecord, ProblemRecord
+from glimprouter.evaluation.rules import rule_of
+from glimprouter.evaluation.settings import settings_of
 from glimprouter.evaluation.statistics import Interval, mean_interval, share_interval
 
 __all__ = ["ArmResults", "Incomplete", "arms_of"]
@@ -50,6 +52,12 @@ class ArmResults:
     def title(self) -> str:
         """For tables."""
         return title_of(self.arm)
+
+    @property
+    def kind(self) -> str:
+        """Rule and settings: what arms of other shares have in common."""
+        settings = settings_of(self.arm.parameters).items()
+        return " ".join([self.arm.rule, *(f"{name}={value}" for name, value in settings)])
 
     @property
     def records(self) -> list[ProblemRecord]:
@@ -103,7 +111,9 @@ class ArmResults:
 def title_of(arm: ArmRecord) -> str:
     """For tables: the rule, with the share that was wanted or what was given."""
     if arm.wanted is not None:
-        return f"{arm.rule}, {100 * arm.wanted:g} % wanted"
+        set_by = rule_of(arm.rule).set_by
+        given = (f"{k}={v:g}" for k, v in sorted(arm.parameters.items()) if k != set_by)
+        return " ".join([arm.rule, *given]) + f", {100 * arm.wanted:g} % wanted"
     return " ".join([arm.rule, *(f"{k}={v:g}" for k, v in sorted(arm.parameters.items()))])
 
 
@@ -148,4 +158,11 @@ def _in_order(arms: Sequence[ArmRecord]) -> list[ArmRecord]:
     """The models alone first, then rule by rule, shares ascending."""
     rules = list(dict.fromkeys(arm.rule for arm in arms))
     rules.sort(key=lambda rule: not rule.endswith("-alone"))
-    return sorted(arms, key=lambda arm: (rules.index(arm.rule), arm.wanted or 0.0))
+    return sorted(
+        arms,
+        key=lambda arm: (
+            rules.index(arm.rule),
+            sorted(settings_of(arm.parameters).items()),
+            arm.wanted or 0.0,
+        ),
+    )

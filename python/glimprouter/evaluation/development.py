@@ -75,7 +75,8 @@ def _unrouted(rule: Rule, spec: PolicySpec) -> Arm:
     """An arm that never goes to the large model, and records what the rule compares."""
     if rule.reads_steps:
         return Arm(rule.name, spec.parameters_at(NEVER))
-    return Arm(SMALL_ALONE)
+    glimpsed = {name: value for name, value in spec.parameters.items() if name == "entropy_top_k"}
+    return Arm(SMALL_ALONE, glimpsed)
 
 
 def _scores(bench: Bench, rule: Rule, solving: Solving, problems: Sequence[Problem]) -> Entropies:

@@ -34,11 +34,11 @@ def frontier(arms: Sequence[ArmResults]) -> str:
         "large passes a problem": lambda arm: arm.mean(lambda r: r.large_passes).estimate,
         "seconds a problem": lambda arm: arm.mean(lambda r: r.seconds).estimate,
     }
-    for place, (rule, group) in enumerate(_by_rule(arms).items()):
+    for place, (kind, group) in enumerate(_by_kind(arms).items()):
         for ax, (_, value) in zip(axes, xs.items(), strict=True):
             points = sorted((value(arm), *_accuracy(arm)) for arm in group)
             x, y, below, above = map(list, zip(*points, strict=True))
-            ax.errorbar(x, y, yerr=[below, above], label=rule, **_style(place))
+            ax.errorbar(x, y, yerr=[below, above], label=kind, **_style(place))
     for ax, name in zip(axes, xs, strict=True):
         ax.set_xlabel(name)
     axes[0].set_ylabel("right answers, %")
@@ -52,10 +52,10 @@ def _accuracy(arm: ArmResults) -> tuple[float, float, float]:
     return 100 * middle, 100 * (middle - min(seeds)), 100 * (max(seeds) - middle)
 
 
-def _by_rule(arms: Sequence[ArmResults]) -> dict[str, list[ArmResults]]:
+def _by_kind(arms: Sequence[ArmResults]) -> dict[str, list[ArmResults]]:
     found: dict[str, list[ArmResults]] = {}
     for arm in arms:
-        found.setdefault(arm.arm.rule, []).append(arm)
+        found.setdefault(arm.kind, []).append(arm)
     return found
 
 
@@ -105,7 +105,7 @@ def calibration(arms: Sequence[ArmResults]) -> str:
     canvas = Canvas(figsize=(4.6, 4.2), layout="constrained")
     ax: Axes = canvas.subplots()
     ax.plot([0, 100], [0, 100], color="#999999", lw=1, ls=":")
-    for place, (rule, group) in enumerate(_by_rule(arms).items()):
+    for place, (kind, group) in enumerate(_by_kind(arms).items()):
         rows = [(arm.arm.wanted or 0.0, share) for arm in group if (share := arm.step_share)]
         x = [100 * wanted for wanted, _ in rows]
         y = [100 * share.share for _, share in rows]
@@ -113,7 +113,7 @@ def calibration(arms: Sequence[ArmResults]) -> str:
             [100 * (share.share - share.low) for _, share in rows],
             [100 * (share.high - share.share) for _, share in rows],
         ]
-        ax.errorbar(x, y, yerr=error, label=rule, **_style(place))
+        ax.errorbar(x, y, yerr=error, label=kind, **_style(place))
     ax.set_xlabel("wanted share of glimpsed steps, %")
     ax.set_ylabel("obtained on report problems, %")
     ax.legend(fontsize=8)
@@ -122,7 +122,7 @@ def calibration(arms: Sequence[ArmResults]) -> str:
 
 def sensitivity(arms: Sequence[ArmResults]) -> str:
     """Accuracy and share of large steps against the threshold, a panel a rule."""
-    groups = _by_rule(arms)
+    groups = _by_kind(arms)
     canvas = Canvas(figsize=(3.4 * len(groups), 3.4), layout="constrained")
     axes = np.atleast_1d(canvas.subplots(1, len(groups), sharey=True))
     for ax, (rule, group) in zip(axes, groups.items(), strict=True):

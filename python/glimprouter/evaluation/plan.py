@@ -61,6 +61,8 @@ class PolicySpec:
     def parse(cls, text: str) -> PolicySpec:
         """Reads ``NAME`` or ``NAME:parameter=number,...``.
 
+        Beside the policy's own parameters there are those of ``settings.SETTINGS``.
+
         Raises:
             ValueError: An unknown policy or parameter, or a value that is no number.
         """
@@ -77,6 +79,10 @@ class PolicySpec:
         spec = cls(rule.name, parameters)
         example = max(0.5, rule.least)  # refused here are all other parameters
         rule.build(spec.parameters_at(example) if spec.takes_share else parameters)
+        if rule.name == SMALL_ALONE and parameters:
+            raise ValueError(f"{SMALL_ALONE} takes no parameters: they would change nothing")
+        if rule.name == LARGE_ALONE and set(parameters) - {"drafts"}:
+            raise ValueError(f"{LARGE_ALONE} takes no parameter but drafts: nothing is glimpsed")
         return spec
 
     @property
@@ -163,9 +169,10 @@ class Plan:
 
     @property
     def specs(self) -> list[PolicySpec]:
-        """The policies, without the models alone, each once."""
+        """The policies, each once, without the models alone as they always run."""
         parsed = {str(spec): spec for spec in map(PolicySpec.parse, self.policies)}
-        return [s for s in parsed.values() if s.rule not in (SMALL_ALONE, LARGE_ALONE)]
+        alone = (SMALL_ALONE, LARGE_ALONE)
+        return [s for s in parsed.values() if s.rule not in alone or s.parameters]
 
     def settings(self) -> dict[str, Any]:
         """What the records of one folder have in common."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from glimprouter import policies
+from glimprouter.evaluation.settings import SETTINGS, check_settings
 from glimprouter.policies import Policy
 
 __all__ = ["LARGE_ALONE", "RULES", "SMALL_ALONE", "Rule", "rule_of"]
@@ -52,24 +53,26 @@ class Rule:
         return min(max(1.0 - score, 0.0), 1.0) if self.falling else max(score, self.least)
 
     def build(self, parameters: Mapping[str, float]) -> Policy:
-        """The policy.
+        """The policy, from its own parameters; settings of the arm are checked.
 
         Raises:
             ValueError: A parameter that it does not have, lacks, or that is out of range.
         """
         known = inspect.signature(self.policy).parameters
-        if unknown := sorted(set(parameters) - set(known)):
+        if unknown := sorted(set(parameters) - {*known, *SETTINGS}):
             raise ValueError(
-                f"policy {self.name} has no parameter {unknown[0]!r}; it has {', '.join(known)}"
+                f"policy {self.name} has no parameter {unknown[0]!r}; it has"
+                f" {', '.join([*known, *SETTINGS])}"
             )
         needed = [name for name, p in known.items() if p.default is p.empty]
         if missing := [name for name in needed if name not in parameters]:
             raise ValueError(f"policy {self.name} needs the parameter {missing[0]!r}")
-        given: dict[str, Any] = dict(parameters)
-        for name, value in parameters.items():
+        given: dict[str, Any] = {k: v for k, v in parameters.items() if k in known}
+        for name, value in given.items():
             if isinstance(known[name].default, int) and float(value).is_integer():
                 given[name] = int(value)
         try:
+            check_settings(parameters)
             return self.policy(**given)
         except (TypeError, ValueError) as error:
             raise ValueError(f"policy {self.name}: {error}") from error

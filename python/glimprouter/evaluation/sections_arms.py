@@ -13,7 +13,8 @@ from glimprouter.evaluation.arms import ArmResults, Incomplete, arms_of
 from glimprouter.evaluation.document import Block, Figure, Heading, Paragraph, Table
 from glimprouter.evaluation.prices import Prices
 from glimprouter.evaluation.record_file import Records
-from glimprouter.evaluation.rules import LARGE_ALONE, RULES
+from glimprouter.evaluation.rules import LARGE_ALONE, RULES, SMALL_ALONE, rule_of
+from glimprouter.evaluation.settings import settings_of
 from glimprouter.evaluation.statistics import Interval, PairedTest, paired_test
 
 __all__ = ["arm_sections"]
@@ -92,23 +93,7 @@ def _frontier_row(arm: ArmResults) -> list[str]:
 
 def _matched(arms: Sequence[ArmResults]) -> Iterator[Block]:
     yield Heading("At the same wanted share: against Random and H_step, and the large model")
-    pairs = [
-        (arm, other)
-        for other_rule in RIVALS
-        for arm in arms
-        if arm.arm.wanted is not None and arm.arm.rule not in RIVALS
-        for other in arms
-        if (other.arm.rule, other.arm.wanted) == (other_rule, arm.arm.wanted)
-        and set(arm.seeds) & set(other.seeds)
-    ]
-    pairs += [
-        (arm, other)
-        for arm in arms
-        for other in arms
-        if other.arm.rule == LARGE_ALONE
-        and not arm.arm.rule.endswith("-alone")
-        and set(arm.seeds) & set(other.seeds)
-    ]
+    pairs = list(_pairs(arms))
     for rule in RIVALS:
         if not any(other.arm.rule == rule for _, other in pairs):
             why = "it was not run" if rule in RULES else "this version has no such policy"
@@ -125,7 +110,7 @@ def _matched(arms: Sequence[ArmResults]) -> Iterator[Block]:
         unlike = unlike and other.arm.rule != LARGE_ALONE
         rows.append(
             [
-                f"{arm.title}, minus {other.arm.rule}",
+                f"{arm.title}, minus {other.kind}",
                 formats.points_interval(test.difference),
                 formats.p_value(test.p_value),
                 formats.p_value(p_value),
@@ -142,6 +127,26 @@ def _matched(arms: Sequence[ArmResults]) -> Iterator[Block]:
         " difference may come from the share.",
         frozenset({5}),
     )
+
+
+def _pairs(arms: Sequence[ArmResults]) -> Iterator[tuple[ArmResults, ArmResults]]:
+    """Which arms are compared: with each rival, without their settings, with the large model."""
+    plain = [arm for arm in arms if not settings_of(arm.arm.parameters)]
+    for rival in (*RIVALS, None, LARGE_ALONE):
+        for arm in arms:
+            changed = bool(settings_of(arm.arm.parameters))
+            for other in plain:
+                if rival == LARGE_ALONE:
+                    fits = other.arm.rule == LARGE_ALONE and other is not arm
+                    fits = fits and arm.arm.rule != SMALL_ALONE
+                elif rival is None:
+                    same = (other.arm.rule, other.arm.wanted) == (arm.arm.rule, arm.arm.wanted)
+                    fits = changed and same and arm.arm.wanted is not None
+                else:
+                    fits = arm.arm.wanted is not None and arm.arm.rule not in RIVALS
+                    fits = fits and (other.arm.rule, other.arm.wanted) == (rival, arm.arm.wanted)
+                if fits and set(arm.seeds) & set(other.seeds):
+                    yield arm, other
 
 
 def compare(first: ArmResults, second: ArmResults) -> PairedTest:
@@ -163,12 +168,13 @@ def _thresholds(arms: Sequence[ArmResults]) -> Iterator[Block]:
     rows = []
     for arm in wanted:
         share = arm.step_share
-        own = next(iter(sorted(arm.arm.parameters.items(), key=lambda item: item[0] == "share")))
+        set_by = rule_of(arm.arm.rule).set_by
+        assert set_by is not None  # or no share could have been wanted
         rows.append(
             [
-                arm.arm.rule,
+                arm.kind,
                 formats.percent(arm.arm.wanted or math.nan),
-                f"{own[0]} = {own[1]:.4g}",
+                f"{set_by} = {arm.arm.parameters[set_by]:.4g}",
                 formats.percent(
                     math.nan if arm.arm.development_share is None else arm.arm.development_share
                 ),
@@ -206,7 +212,8 @@ def _thresholds(arms: Sequence[ArmResults]) -> Iterator[Block]:
 
 def _costs(arms: Sequence[ArmResults], prices: Prices) -> Iterator[Block]:
     yield Heading("What it costs")
-    large = next((arm for arm in arms if arm.arm.rule == LARGE_ALONE), None)
+    alone = (arm for arm in arms if arm.arm.rule == LARGE_ALONE and not arm.arm.parameters)
+    large = next(alone, None)
     rows = []
     for arm in arms:
         total = arm.mean(prices.of).estimate

@@ -14,6 +14,7 @@ from glimprouter.evaluation.recording import Recording, RecordingSteps, recordin
 from glimprouter.evaluation.records import ProblemRecord, StepRecord, Unit
 from glimprouter.evaluation.reread import read_again, why_not_reread
 from glimprouter.evaluation.rules import LARGE_ALONE, SMALL_ALONE, rule_of
+from glimprouter.evaluation.settings import config_of, drafts_of
 from glimprouter.policies import Glimpse, Policy
 from glimprouter.tasks import Problem, Split, Task
 
@@ -73,9 +74,10 @@ class Solving(NamedTuple):
     @property
     def overrides(self) -> dict[str, Any]:
         """Options of the run; a model alone writes the answer, too."""
+        own = config_of(self.arm.parameters)
         if self.arm.rule == LARGE_ALONE:
-            return {"route": "large", "answer_model": "large"}
-        return {"answer_model": "small"} if self.arm.rule == SMALL_ALONE else {}
+            return {"route": "large", "answer_model": "large", **own}
+        return {"answer_model": "small", **own} if self.arm.rule == SMALL_ALONE else own
 
 
 class Solver:
@@ -120,7 +122,7 @@ class Solver:
         if len(done) == len(chunk):
             return
         policy = None if forced else recording(self._own)
-        with following(bench.model, policy):
+        with following(bench.model, policy, drafts_of(self._solving.arm.parameters)):
             run = begun(bench.model, chunk, self._solving.seed, done, self._solving.overrides)
             writing = _Writing(bench, self._solving, chunk, policy)
             try:
@@ -139,13 +141,20 @@ class Solver:
 
 
 @contextmanager
-def following(model: RoutedModel, policy: Policy | None) -> Iterator[None]:
-    """Lets a pair follow a policy for a while."""
-    before, model.policy = model.policy, policy
+def following(
+    model: RoutedModel, policy: Policy | None, drafts: int | None = None
+) -> Iterator[None]:
+    """Lets a pair follow a policy for a while, and draft otherwise where ``drafts`` says so."""
+    from glimprouter.hf.run.drafting import drafting_of  # needs torch
+
+    before = model.policy, model.drafting
+    model.policy = policy
+    if drafts is not None:
+        model.drafting = drafting_of(drafts, possible=model.takes_drafts)
     try:
         yield
     finally:
-        model.policy = before
+        model.policy, model.drafting = before
 
 
 def chunks_of(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]]:
@@ -245,6 +254,7 @@ class _Writing:
         """Chains of the models alone, with what the models say of every token."""
         rule, model = self._solving.arm.rule, self._bench.model
         alone = rule in (SMALL_ALONE, LARGE_ALONE) and self._solving.split == "report"
+        alone = alone and not self._solving.arm.parameters
         if not alone or not steps or why_not_reread(model) is not None:
             return steps
         read = read_again(model, problem.prompt, result, both=rule == LARGE_ALONE)

@@ -169,7 +169,8 @@ class RoutedModel:
             self.execution = choose_execution(execution, chosen, self._devices.values())
             compiles = self.execution == "compiled"
             self._compiled, passes = compile_pair(models, self._devices, compiles)
-        self.drafting = drafting_of(drafts, possible=chosen.takes_drafts)
+        self.takes_drafts = chosen.takes_drafts
+        self.drafting = drafting_of(drafts, possible=self.takes_drafts)
         self._overlaps = overlaps(models, chosen, self._devices)
         self._engines = EngineMaker(
             models,

@@ -19,6 +19,7 @@ from glimprouter.policies.random_share import RandomShare
 from glimprouter.policies.reward import Reward
 from glimprouter.policies.step_entropy import StepEntropy
 from glimprouter.policies.step_perplexity import StepPerplexity
+from glimprouter.policies.step_score import StepScore
 from glimprouter.policies.varentropy import Varentropy
 from glimprouter.policies.wanted_share import WantedShare
 
@@ -36,6 +37,7 @@ __all__ = [
     "Reward",
     "StepEntropy",
     "StepPerplexity",
+    "StepScore",
     "Varentropy",
     "Verdict",
     "WantedShare",

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from glimprouter.config import ModelName
-from glimprouter.policies.base import Glimpse, Policy, Verdict, WrittenStep
+from glimprouter.policies.base import WrittenStep
 from glimprouter.policies.checks import check_probability
+from glimprouter.policies.step_score import StepScore
 
 FEATURES = (
     "entropy",
@@ -50,7 +50,7 @@ def step_features(step: WrittenStep, names: Sequence[str] = FEATURES) -> list[fl
     return [float(values[name]) for name in names]
 
 
-class LearnedRouter(Policy):
+class LearnedRouter(StepScore):
     """The large model writes a step anew where ``P(its step is better | features) > threshold``.
 
     Arbitrage (arXiv 2512.05033) escalates a step of the small model by a router that predicts the
@@ -91,14 +91,11 @@ class LearnedRouter(Policy):
         self.features = tuple(features)
         self._better = classes.index(1)
 
-    def before(self, glimpse: Glimpse) -> ModelName:
-        """The small model drafts."""
-        return "small"
-
-    def after(self, step: WrittenStep) -> Verdict:
-        """By the router, of steps that may be rewritten."""
-        if not step.rewritable:
-            return "keep"
+    def score(self, step: WrittenStep) -> float:
+        """The router's probability that the large model's step is better."""
         probabilities = self.router.predict_proba([step_features(step, self.features)])
-        better = float(np.asarray(probabilities)[0, self._better])
-        return "rewrite" if better > self.threshold else "keep"
+        return float(np.asarray(probabilities)[0, self._better])
+
+    def rejects(self, score: float) -> bool:
+        """Above the threshold."""
+        return score > self.threshold

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from glimprouter.config import ModelName
-from glimprouter.policies.base import Glimpse, Policy, Verdict, WrittenStep
+from glimprouter.policies.base import WrittenStep
 from glimprouter.policies.checks import check_score
+from glimprouter.policies.step_score import StepScore
 
 RewardFunction: TypeAlias = Callable[[str | None, Sequence[str], str], float]
 
 
-class Reward(Policy):
+class Reward(StepScore):
     """The large model writes a step anew where ``r(question, steps, step) < threshold``.
 
     Reward-guided speculative decoding (RSD, arXiv 2501.19324) keeps a step of the small model with
@@ -41,14 +41,12 @@ class Reward(Policy):
         self.reward = reward
         self.threshold = threshold
 
-    def before(self, glimpse: Glimpse) -> ModelName:
-        """The small model drafts."""
-        return "small"
-
-    def after(self, step: WrittenStep) -> Verdict:
-        """By the reward, of steps that may be rewritten."""
-        if not step.rewritable:
-            return "keep"
+    def score(self, step: WrittenStep) -> float:
+        """The reward."""
         score = self.reward(step.question, step.previous, step.text)
         check_score(f"the reward of {self.name}", score)
-        return "rewrite" if score < self.threshold else "keep"
+        return score
+
+    def rejects(self, score: float) -> bool:
+        """Below the threshold."""
+        return score < self.threshold

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from glimprouter.config import ModelName, RouterConfig
-from glimprouter.policies.base import Glimpse, Policy, Verdict, WrittenStep
+from glimprouter.config import RouterConfig
+from glimprouter.policies.base import WrittenStep
+from glimprouter.policies.step_score import StepScore
 
 
-class StepEntropy(Policy):
+class StepEntropy(StepScore):
     """The large model writes a step anew where ``H_step > threshold``.
 
     ``H_step = 1/N sum H_i`` over the N tokens of the step (arXiv 2601.05110, ablations: 46.67 % on
@@ -27,10 +28,10 @@ class StepEntropy(Policy):
         RouterConfig(threshold=threshold)  # the same checks
         self.threshold = threshold
 
-    def before(self, glimpse: Glimpse) -> ModelName:
-        """The small model drafts."""
-        return "small"
+    def score(self, step: WrittenStep) -> float:
+        """The mean entropy."""
+        return step.mean_entropy
 
-    def after(self, step: WrittenStep) -> Verdict:
-        """By the mean entropy."""
-        return "rewrite" if step.mean_entropy > self.threshold else "keep"
+    def rejects(self, score: float) -> bool:
+        """Above the threshold."""
+        return score > self.threshold

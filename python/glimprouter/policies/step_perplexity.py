@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from glimprouter.config import ModelName
-from glimprouter.policies.base import Glimpse, Policy, Verdict, WrittenStep
+from glimprouter.policies.base import WrittenStep
 from glimprouter.policies.checks import check_at_least
+from glimprouter.policies.step_score import StepScore
 
 
-class StepPerplexity(Policy):
+class StepPerplexity(StepScore):
     """The large model writes a step anew where ``PPL_step > threshold``.
 
     ``PPL_step = exp(-1/N sum ln p_i)`` over the N tokens of the step, p at temperature 1 (arXiv
@@ -28,10 +28,10 @@ class StepPerplexity(Policy):
         check_at_least("threshold", threshold, 1.0)
         self.threshold = threshold
 
-    def before(self, glimpse: Glimpse) -> ModelName:
-        """The small model drafts."""
-        return "small"
+    def score(self, step: WrittenStep) -> float:
+        """The perplexity."""
+        return step.perplexity
 
-    def after(self, step: WrittenStep) -> Verdict:
-        """By the perplexity."""
-        return "rewrite" if step.perplexity > self.threshold else "keep"
+    def rejects(self, score: float) -> bool:
+        """Above the threshold."""
+        return score > self.threshold

@@ -1,0 +1,32 @@
+"""Rules that compare one number of each step that the small model has written."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from glimprouter.config import ModelName
+from glimprouter.policies.base import Glimpse, Policy, Verdict, WrittenStep
+
+
+class StepScore(Policy):
+    """The small model writes every step first; its score says whether it stays.
+
+    Score and decision are apart, so that whoever records a run has both.
+    """
+
+    def before(self, glimpse: Glimpse) -> ModelName:
+        """The small model drafts."""
+        return "small"
+
+    def after(self, step: WrittenStep) -> Verdict:
+        """By the score, of steps that may be rewritten."""
+        rejected = step.rewritable and self.rejects(self.score(step))
+        return "rewrite" if rejected else "keep"
+
+    @abstractmethod
+    def score(self, step: WrittenStep) -> float:
+        """The number that is compared."""
+
+    @abstractmethod
+    def rejects(self, score: float) -> bool:
+        """Whether the large model writes a step with this score anew."""
