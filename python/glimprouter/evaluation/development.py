@@ -74,7 +74,7 @@ def arm_for_share(
 def _unrouted(rule: Rule, spec: PolicySpec) -> Arm:
     """An arm that never goes to the large model, and records what the rule compares."""
     if rule.reads_steps:
-        return Arm(rule.name, spec.parameters_at(NEVER))
+        return Arm(rule.name, spec.parameters_at(rule.threshold(NEVER)))
     glimpsed = {name: value for name, value in spec.parameters.items() if name == "entropy_top_k"}
     return Arm(SMALL_ALONE, glimpsed)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 from glimprouter.config import ModelName
-from glimprouter.policies import Glimpse, Policy, Verdict, WrittenStep
+from glimprouter.policies import Glimpse, Policy, StepScore, Verdict, WrittenStep
 from glimprouter.policies.base import reads_steps
 from glimprouter.router import OutputField
 
 __all__ = ["BySubstream", "Recording", "RecordingSteps", "recording", "signals_of"]
 
+Draft: TypeAlias = tuple[float, float, float | None]  # mean entropy, perplexity, score
 SIGNALS = ("entropy", "max_prob", "margin", "varentropy")
 
 
@@ -57,8 +58,8 @@ class RecordingSteps(Recording):
     """The same of a policy that reads steps when they are written.
 
     Attributes:
-        drafts: Mean entropy and perplexity of each step as the small model wrote it, by seed and
-            random key of the sequence, then by step.
+        drafts: Mean entropy, perplexity and score (None where the rule has none) of each step as
+            the small model wrote it, by seed and random key of the sequence, then by step.
     """
 
     def __init__(self, own: Policy) -> None:
@@ -68,14 +69,19 @@ class RecordingSteps(Recording):
             own: The rule that decides.
         """
         super().__init__(own)
-        self.drafts: dict[tuple[int, int], dict[int, tuple[float, float]]] = {}
+        self.drafts: dict[tuple[int, int], dict[int, Draft]] = {}
 
     def after(self, step: WrittenStep) -> Verdict:
         """As the rule decides."""
-        if step.rewritable and len(step.entropies):
-            own = self.drafts.setdefault((step.seed, step.substream), {})
-            own[step.index] = step.mean_entropy, step.perplexity
-        return self._own.after(step)
+        if not (step.rewritable and len(step.entropies)):
+            return self._own.after(step)
+        own = self.drafts.setdefault((step.seed, step.substream), {})
+        score, verdict = None, None
+        if isinstance(self._own, StepScore):
+            score = self._own.score(step)
+            verdict = "rewrite" if self._own.rejects(score) else "keep"
+        own[step.index] = step.mean_entropy, step.perplexity, score
+        return verdict or self._own.after(step)  # type: ignore[return-value]
 
 
 def recording(own: Policy) -> Recording:

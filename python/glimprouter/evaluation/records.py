@@ -120,6 +120,8 @@ class StepRecord:
         step_entropy: Mean entropy of the small model over the step's tokens as it wrote them, nats;
             None where it was not computed, as the next two.
         step_perplexity: ``exp(-mean ln p)`` of the small model over the step's tokens.
+        step_score: What the rule compared of the step as the small model wrote it; None where it
+            reads no steps.
         agrees: For each token ``1`` where the most likely tokens of both models are the same, else
             ``0``.
     """
@@ -143,6 +145,7 @@ class StepRecord:
     correct: bool | None = None
     step_entropy: float | None = None
     step_perplexity: float | None = None
+    step_score: float | None = None
     agrees: str | None = None
 
     @property

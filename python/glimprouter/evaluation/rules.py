@@ -30,6 +30,8 @@ class Rule:
         signal: Recorded field of a step that a threshold is compared with.
         falling: Whether *small* values of the signal go to the large model.
         least: Least threshold that the policy takes.
+        most: Largest.
+        given: Argument of the policy that an evaluation makes: ``"reward"`` or ``"router"``.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Rule:
     signal: str | None = None
     falling: bool = False
     least: float = 0.0
+    most: float = math.inf
+    given: Literal["reward", "router"] | None = None
 
     @property
     def reads_steps(self) -> bool:
@@ -50,15 +54,27 @@ class Rule:
 
     def threshold(self, score: float) -> float:
         """The policy's threshold for a threshold of scores."""
-        return min(max(1.0 - score, 0.0), 1.0) if self.falling else max(score, self.least)
+        return (
+            min(max(1.0 - score, 0.0), 1.0)
+            if self.falling
+            else min(max(score, self.least), self.most)
+        )
 
-    def build(self, parameters: Mapping[str, float]) -> Policy:
+    def build(self, parameters: Mapping[str, float], given: Any = None) -> Policy:
         """The policy, from its own parameters; settings of the arm are checked.
+
+        Args:
+            parameters: By name.
+            given: What :attr:`given` names; None where the policy is only tried.
 
         Raises:
             ValueError: A parameter that it does not have, lacks, or that is out of range.
         """
-        known = inspect.signature(self.policy).parameters
+        known = dict(inspect.signature(self.policy).parameters)
+        made = {}
+        if self.given is not None:
+            known = {name: known[name] for name in known if name not in (self.given, "features")}
+            made = {self.given: _Untrained() if given is None else given}
         if unknown := sorted(set(parameters) - {*known, *SETTINGS}):
             raise ValueError(
                 f"policy {self.name} has no parameter {unknown[0]!r}; it has"
@@ -67,15 +83,26 @@ class Rule:
         needed = [name for name, p in known.items() if p.default is p.empty]
         if missing := [name for name in needed if name not in parameters]:
             raise ValueError(f"policy {self.name} needs the parameter {missing[0]!r}")
-        given: dict[str, Any] = {k: v for k, v in parameters.items() if k in known}
-        for name, value in given.items():
+        own: dict[str, Any] = {k: v for k, v in parameters.items() if k in known}
+        for name, value in own.items():
             if isinstance(known[name].default, int) and float(value).is_integer():
-                given[name] = int(value)
+                own[name] = int(value)
         try:
             check_settings(parameters)
-            return self.policy(**given)
+            return self.policy(**made, **own)
         except (TypeError, ValueError) as error:
             raise ValueError(f"policy {self.name}: {error}") from error
+
+
+class _Untrained:
+    """Stands for what only a run can make, while parameters are checked."""
+
+    classes_ = (0, 1)
+
+    def __call__(self, *_: object) -> float:
+        raise RuntimeError("a policy that was only tried has been asked")
+
+    predict_proba = __call__
 
 
 def _all_small() -> Policy:
@@ -94,6 +121,9 @@ _RULES = (
     Rule("step-perplexity", policies.StepPerplexity, "threshold", "step_perplexity", least=1.0),
     Rule("wanted-share", policies.WantedShare, "share"),
     Rule("hysteresis", policies.Hysteresis),
+    Rule("mixture", policies.MixtureThreshold),
+    Rule("learned", policies.LearnedRouter, "threshold", "step_score", most=1.0, given="router"),
+    Rule("reward", policies.Reward, given="reward"),
 )
 RULES: dict[str, Rule] = {rule.name: rule for rule in _RULES}
 

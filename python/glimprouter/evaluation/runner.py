@@ -16,6 +16,7 @@ from glimprouter.evaluation.probes import probe, rows_needed
 from glimprouter.evaluation.record_file import RecordFile
 from glimprouter.evaluation.records import ArmRecord
 from glimprouter.evaluation.rules import LARGE_ALONE, SMALL_ALONE, rule_of
+from glimprouter.evaluation.scorers import scorer_of
 from glimprouter.evaluation.session import this_session
 from glimprouter.evaluation.solving import Bench, Solver, Solving
 from glimprouter.tasks import Problem, Task
@@ -93,6 +94,12 @@ class _Stages:
 
     def run(self, report: Sequence[Problem], development: Sequence[Problem]) -> None:
         """All of them."""
+        by_prompt = {problem.prompt: problem for problem in (*report, *development)}
+        self._bench = dataclasses.replace(self._bench, by_prompt=by_prompt)
+        for name in {rule_of(spec.rule).given for spec in self._plan.specs} - {None}:
+            assert name is not None
+            made = scorer_of(name, self._bench, development, self._plan.batch)
+            self._bench.scorers[name] = made
         arms = [Arm(SMALL_ALONE), Arm(LARGE_ALONE), *self._arms(development)]
         labels = {arm.label: arm for arm in arms}  # two shares may have led to one threshold
         seeds = range(self._plan.seeds)

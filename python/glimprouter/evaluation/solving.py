@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glimprouter.evaluation.plan import Arm
 from glimprouter.evaluation.record_file import RecordFile
-from glimprouter.evaluation.recording import Recording, RecordingSteps, recording, signals_of
+from glimprouter.evaluation.recording import Draft, Recording, RecordingSteps, recording, signals_of
 from glimprouter.evaluation.records import ProblemRecord, StepRecord, Unit
 from glimprouter.evaluation.reread import read_again, why_not_reread
 from glimprouter.evaluation.rules import LARGE_ALONE, SMALL_ALONE, rule_of
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 Advance = Callable[[int], None]
+_NO_DRAFT = (None, None, None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,12 +45,25 @@ class Bench:
         task: The task.
         file: Where records go.
         advance: Told of each finished problem, or of several that were found finished.
+        by_prompt: The problems of both splits.
+        scorers: What rules are given besides their parameters, by their names.
     """
 
     model: RoutedModel
     task: Task
     file: RecordFile
     advance: Advance
+    by_prompt: Mapping[str, Problem] = dataclasses.field(default_factory=dict)
+    scorers: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def policy_of(self, arm: Arm) -> Policy:
+        """The policy of an arm.
+
+        Raises:
+            ValueError: It refuses its parameters.
+        """
+        rule = rule_of(arm.rule)
+        return rule.build(arm.parameters, self.scorers.get(rule.given or ""))
 
 
 class Solving(NamedTuple):
@@ -98,7 +112,7 @@ class Solver:
         """
         self._bench, self._solving = bench, solving
         self._chunks = list(chunks_of(problems, solving.batch))
-        self._own = rule_of(solving.arm.rule).build(solving.arm.parameters)
+        self._own = bench.policy_of(solving.arm)
         self.batches = len(self._chunks)
 
     def solve(self) -> None:
@@ -209,7 +223,7 @@ class _Writing:
         glimpses: dict[int, Glimpse] = {}
         if self._policy is not None:
             glimpses = self._policy.glimpses.pop((trace.seed, trace.substream), {})
-        drafts: dict[int, tuple[float, float]] = {}
+        drafts: dict[int, Draft] = {}
         if isinstance(self._policy, RecordingSteps):
             drafts = self._policy.drafts.pop((trace.seed, trace.substream), {})
         verdicts = check_steps(self._bench.task, problem, [step.text for step in trace.steps])
@@ -224,8 +238,9 @@ class _Writing:
                 seconds=step.seconds,
                 end_reason=step.end_reason,
                 correct=verdict,
-                step_entropy=drafts.get(step.index, (None, None))[0],
-                step_perplexity=drafts.get(step.index, (None, None))[1],
+                step_entropy=drafts.get(step.index, _NO_DRAFT)[0],
+                step_perplexity=drafts.get(step.index, _NO_DRAFT)[1],
+                step_score=drafts.get(step.index, _NO_DRAFT)[2],
             )
             for step, verdict in zip(trace.steps, verdicts, strict=True)
         ]
