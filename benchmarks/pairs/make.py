@@ -69,6 +69,12 @@ def make_pair(
     }
 
 
+def read_index(index: Path) -> dict[str, Any]:
+    """The pairs that are made."""
+    pairs: dict[str, Any] = json.loads(index.read_text()) if index.exists() else {}
+    return pairs
+
+
 def main() -> None:
     """Parses the command line and makes the pairs."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -82,10 +88,11 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     index = out / "pairs.json"
     for name in arguments.tasks:
-        pairs = json.loads(index.read_text()) if index.exists() else {}
-        pairs[name] = make_pair(out, name, arguments.seeds, arguments.threads, pairs.get(name, {}))
-        index.write_text(json.dumps(pairs, indent=1) + "\n")
-        print(f"{name}: {json.dumps(pairs[name])}", flush=True)
+        known = read_index(index).get(name, {})
+        made = make_pair(out, name, arguments.seeds, arguments.threads, known)
+        # Read anew: another process may have made another pair meanwhile.
+        index.write_text(json.dumps({**read_index(index), name: made}, indent=1) + "\n")
+        print(f"{name}: {json.dumps(made)}", flush=True)
 
 
 if __name__ == "__main__":

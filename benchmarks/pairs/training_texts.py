@@ -14,6 +14,7 @@ from typing import Any
 import list_reduction_texts
 
 from glimprouter.tasks.arithmetic import Arithmetic
+from glimprouter.tasks.base import Problem
 from glimprouter.tasks.generated import GeneratedTask
 from glimprouter.tasks.repair import Repair
 from glimprouter.tasks.search import Search
@@ -52,9 +53,13 @@ class GeneratedTexts(TrainingTexts):
         self.task = task
         self.wrong_step = wrong_step
 
+    def problem(self, generator: random.Random, short: bool) -> Problem:
+        """What the text is of: a problem of neither split."""
+        return self.task.draw_for_training(generator, short)
+
     def text(self, generator: random.Random, short: bool) -> tuple[str, Segments]:
         """The user message, and the answer in segments; ``short``: of a small problem."""
-        problem = self.task.draw_for_training(generator, short)
+        problem = self.problem(generator, short)
         chain = self.task.chain(problem)
         segments: Segments = []
         while (right := chain.next_step()) is not None:
@@ -66,6 +71,23 @@ class GeneratedTexts(TrainingTexts):
             chain.take(right)
         segments.append((f"</think>\n\n{problem.answer}", True))
         return problem.prompt, segments
+
+
+class RepairTexts(GeneratedTexts):
+    """Half of the calculations are long, with the error at once: so most lines are calculated.
+
+    In the task's own problems most lines are copied, and nothing is learnt from a copy.
+    """
+
+    def problem(self, generator: random.Random, short: bool) -> Problem:
+        """Of neither split, like those of the task."""
+        if short or generator.random() < 0.5:
+            return super().problem(generator, short)
+        assert isinstance(self.task, Repair)
+        while True:
+            problem = self.task.calculation(generator, generator.randint(5, 8), 0)
+            if self.task.split_of(problem) is None:
+                return problem
 
 
 def another_digit(text: str, start: int, generator: random.Random) -> str:
@@ -105,5 +127,5 @@ TRAINING_TEXTS: dict[str, TrainingTexts] = {
     "list_reduction": ListReductionTexts(),
     "arithmetic": GeneratedTexts(Arithmetic(), never_wrong),
     "search": GeneratedTexts(Search(), wrong_in_search),
-    "repair": GeneratedTexts(Repair(), wrong_in_repair),
+    "repair": RepairTexts(Repair(), wrong_in_repair),
 }

@@ -97,6 +97,10 @@ class Repair(GeneratedTask):
         """Three to five lines, four in five calculations with an error; two lines if short."""
         count = 2 if short else generator.randint(3, 5)
         wrong_line = -1 if generator.random() < NO_ERROR else generator.randrange(count)
+        return self.calculation(generator, count, wrong_line)
+
+    def calculation(self, generator: random.Random, count: int, wrong_line: int) -> Problem:
+        """A problem of ``count`` lines with the error in one of them; -1 for none."""
         claimed = value = generator.randrange(100)
         lines = []
         for index in range(count):

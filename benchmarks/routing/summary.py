@@ -1,0 +1,177 @@
+"""One table over several evaluations: what each rule is worth, how surely."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from glimprouter.evaluation.arms import ArmResults, arms_of
+from glimprouter.evaluation.document import Block, Document, Heading, Paragraph, Table
+from glimprouter.evaluation.formats import interval, percent_interval, points_interval
+from glimprouter.evaluation.record_file import Records, read_records
+from glimprouter.evaluation.report_markdown import to_markdown
+from glimprouter.evaluation.sections_arms import compare
+from glimprouter.evaluation.sections_signals import LABELS, aurocs_of
+
+RULES = (
+    "random",
+    "entropy",
+    "entropy entropy_top_k=20",
+    "max-probability",
+    "margin",
+    "varentropy",
+    "step-entropy",
+    "step-perplexity",
+    "learned",
+    "wanted-share",
+    "entropy large_tokens=1",
+    "entropy large_tokens=2",
+    "entropy large_tokens=4",
+    "step-perplexity large_tokens=1",
+    "entropy drafts=8",
+    "mixture",
+    "reward",
+    "reward large_tokens=1",
+    "large-alone drafts=8",
+)
+ALONE = ("small-alone", "large-alone")
+
+
+def write_summary(folders: Mapping[str, Path], out: Path) -> tuple[Path, Path]:
+    """Writes ``summary.md`` and ``summary.json``.
+
+    Args:
+        folders: Of the evaluations, by the names that the tables give them.
+        out: Where to write.
+    """
+    every = {name: read_records(folder) for name, folder in folders.items()}
+    arms = {name: arms_of(records)[0] for name, records in every.items()}
+    blocks: list[Block] = [
+        Paragraph(
+            "Made by benchmarks/routing/report.py. Intervals are 95 %, over problems. Large tokens"
+            " are of all written ones, answers (always by the large model) included."
+        )
+    ]
+    blocks += _accuracies(every, arms)
+    blocks += _comparisons(arms)
+    blocks += _signals(every)
+    markdown, data = out / "summary.md", out / "summary.json"
+    markdown.write_text(to_markdown(Document("Does routing pay? A summary", blocks), "figures"))
+    data.write_text(json.dumps(_data(every, arms), indent=1) + "\n")
+    return markdown, data
+
+
+def _found(arms: Sequence[ArmResults], kind: str, wanted: float | None) -> ArmResults | None:
+    return next((a for a in arms if a.kind == kind and a.arm.wanted == wanted), None)
+
+
+def _places(arms: Mapping[str, Sequence[ArmResults]]) -> list[tuple[str, float | None]]:
+    """Rules with their shares, in the order of RULES."""
+    present = {(arm.kind, arm.arm.wanted) for each in arms.values() for arm in each}
+    shares = sorted({wanted for _, wanted in present if wanted is not None})
+    order = [(kind, None) for kind in ALONE]
+    order += [(kind, wanted) for wanted in shares for kind in RULES]
+    order += [(kind, None) for kind in RULES]
+    return [place for place in order if place in present]
+
+
+def _title(kind: str, wanted: float | None) -> str:
+    return kind if wanted is None else f"{kind}, {100 * wanted:g} % wanted"
+
+
+def _accuracies(
+    every: Mapping[str, Records], arms: Mapping[str, Sequence[ArmResults]]
+) -> Iterator[Block]:
+    yield Heading("Right answers, %, and the large model's share of the tokens")
+    rows = []
+    for kind, wanted in _places(arms):
+        row = [_title(kind, wanted)]
+        for each in arms.values():
+            arm = _found(each, kind, wanted)
+            if arm is None:
+                row.append("")
+                continue
+            row.append(f"{percent_interval(arm.accuracy)}, {100 * arm.token_share:.0f} %")
+        rows.append(row)
+    problems = {name: len(each[0].runs) if each else 0 for name, each in arms.items()}
+    seeds = {name: len(each[0].seeds) if each else 0 for name, each in arms.items()}
+    sizes = "; ".join(f"{name}: {n} problems x {seeds[name]}" for name, n in problems.items())
+    temperatures = "; ".join(
+        f"{n}: {r.identity['config']['temperature']}" for n, r in every.items()
+    )
+    caption = f"{sizes}. Temperatures: {temperatures}."
+    yield Table(["arm", *arms], rows, caption, frozenset(range(1, len(arms) + 1)))
+
+
+def _comparisons(arms: Mapping[str, Sequence[ArmResults]]) -> Iterator[Block]:
+    yield Heading("Differences in points over the same problems")
+    pairs = [
+        ("entropy", "random"),
+        ("entropy", "step-entropy"),
+        ("entropy", "step-perplexity"),
+        ("entropy", "margin"),
+        ("entropy", "learned"),
+        ("entropy large_tokens=1", "entropy"),
+        ("entropy large_tokens=1", "random"),
+        ("step-perplexity large_tokens=1", "step-perplexity"),
+    ]
+    rows = []
+    shares = sorted({a.arm.wanted for each in arms.values() for a in each if a.arm.wanted})
+    for wanted in shares:
+        for one, other in pairs:
+            row = [f"{one}, minus {other}, {100 * wanted:g} % wanted"]
+            for each in arms.values():
+                first, second = _found(each, one, wanted), _found(each, other, wanted)
+                known = first is not None and second is not None
+                row.append(points_interval(compare(first, second).difference) if known else "")
+            rows.append(row)
+    yield Table(["arms", *arms], rows, "Paired by problem and seed.", frozenset({0}))
+
+
+def _signals(every: Mapping[str, Records]) -> Iterator[Block]:
+    yield Heading("AUROC of each signal")
+    for title, read in LABELS.items():
+        scores = {name: aurocs_of(read(records))[1] for name, records in every.items()}
+        scores = {name: each for name, each in scores.items() if each.positives}
+        if not scores:
+            continue
+        yield Heading(title, 3)
+        names = list(dict.fromkeys(n for each in scores.values() for n in each.aurocs))
+        rows = [
+            [n, *(interval(s.aurocs[n]) if n in s.aurocs else "" for s in scores.values())]
+            for n in names
+        ]
+        counts = "; ".join(f"{n}: {s.positives} of {s.observations}" for n, s in scores.items())
+        yield Table(["signal", *scores], rows, f"Positive steps: {counts}.", frozenset({0}))
+
+
+def _data(every: Mapping[str, Records], arms: Mapping[str, Sequence[ArmResults]]) -> dict[str, Any]:
+    """The same for programs: by evaluation, who ran it where, and what each arm did."""
+    found: dict[str, Any] = {}
+    for name, records in every.items():
+        identity = records.identity
+        found[name] = {
+            "task": identity["task"],
+            "config": identity["config"],
+            "plan": identity["plan"],
+            "weights": identity["weights"],
+            "sessions": [dataclasses.asdict(session) for session in records.sessions],
+            "arms": [
+                {
+                    "arm": arm.title,
+                    "parameters": arm.arm.parameters,
+                    "accuracy": list(arm.accuracy),
+                    "by_seed": arm.seed_accuracies,
+                    "step_share": None if arm.step_share is None else arm.step_share.share,
+                    "token_share": arm.token_share,
+                    "small_passes": arm.mean(lambda r: r.small_passes).estimate,
+                    "large_passes": arm.mean(lambda r: r.large_passes).estimate,
+                    "seconds": arm.mean(lambda r: r.seconds).estimate,
+                }
+                for arm in arms[name]
+            ],
+        }
+    return found
