@@ -229,15 +229,15 @@ def test_a_search_has_one_way_and_dead_ends_do_not_lead_back() -> None:
 
 def test_repair_finds_the_first_error_and_goes_on_from_there() -> None:
     task = task_of("repair")
-    key = "47+08=55,55-13=43,43+25=68"
-    problem = Problem(key, f"Check {key}", "67")
-    found = ["47+08=55.", "55-13=43.", "Wait,55-13=42.", "42+25=67.", "So 67."]
+    key = "47+8=55,55-3=42,42+5=47"
+    problem = Problem(key, f"Check {key}", "57")
+    found = ["47+8=55.", "55-3=42.", "Wait,55-3=52.", "52+5=57.", "So 57."]
     assert task.check_steps(problem, found) == [True] * 5
-    missed = ["47+08=55.", "55-13=43.", "43+25=68.", "So 68."]
+    missed = ["47+8=55.", "55-3=42.", "42+5=47.", "So 47."]
     assert task.check_steps(problem, missed) == [True, True, False, False]
-    late = ["47+08=55.", "55-13=43.", "43+25=68.", "Wait,55-13=42.", "42+25=67.", "So 67."]
+    late = ["47+8=55.", "55-3=42.", "42+5=47.", "Wait,55-3=52.", "52+5=57.", "So 57."]
     assert task.check_steps(problem, late) == [True, True, False, True, True, True]
-    slip = ["47+08=55.", "55-13=43.", "Wait,55-13=52.", "52+25=77.", "So 77."]
+    slip = ["47+8=55.", "55-3=42.", "Wait,55-3=62.", "62+5=67.", "So 67."]
     assert task.check_steps(problem, slip) == [True, True, False, False, True]
 
 
@@ -246,7 +246,7 @@ def test_repair_calculates_as_python_does() -> None:
         first, *lines = re.split(r",", problem.key)
         value = int(first[:2])
         for line in (first, *lines):
-            value = (value + int(line[2] + line[3:5])) % 100
+            value = (value + int(line[2:4])) % 100
         assert problem.answer == f"{value:02d}"
 
 

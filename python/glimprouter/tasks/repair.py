@@ -9,7 +9,7 @@ from typing import NamedTuple
 from glimprouter.tasks.base import Problem
 from glimprouter.tasks.generated import Chain, GeneratedTask
 
-LINE = re.compile(r"(\d\d)([+-])(\d\d)=(\d\d)")
+LINE = re.compile(r"(\d\d)([+-])(\d)=(\d\d)")
 NO_ERROR = 0.2  # share of the problems whose calculation is right
 
 
@@ -29,7 +29,7 @@ def result_of(left: int, operation: str, right: int) -> int:
 
 def written(left: int, operation: str, right: int, result: int) -> str:
     """A line as text."""
-    return f"{left:02d}{operation}{right:02d}={result:02d}"
+    return f"{left:02d}{operation}{right}={result:02d}"
 
 
 class RepairChain(Chain):
@@ -104,7 +104,7 @@ class Repair(GeneratedTask):
         claimed = value = generator.randrange(100)
         lines = []
         for index in range(count):
-            operation, right = generator.choice("+-"), generator.randrange(100)
+            operation, right = generator.choice("+-"), generator.randrange(10)
             left, claimed = claimed, result_of(claimed, operation, right)
             value = result_of(value, operation, right)
             if index == wrong_line:
