@@ -75,7 +75,7 @@ class Job:
         few = max(problems // 2, 2)
         sizes = {
             "--problems": problems if self.whole else few,
-            "--development-problems": max(problems * 3 // 10, 2),
+            "--development-problems": max(problems * 2 // 5, 2),
             "--probe-problems": few if self.whole else 0,
             "--seeds": 2 if self.whole else 1,
             "--batch": 32,
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, required=True, help="folder of pairs/make.py")
     parser.add_argument("--records", type=Path, required=True, help="where evaluations go")
     parser.add_argument("--out", type=Path, required=True, help="where the report goes")
-    parser.add_argument("--problems", type=int, default=150, help="of each whole evaluation")
+    parser.add_argument("--problems", type=int, default=100, help="of each whole evaluation")
     parser.add_argument("--processes", type=int, default=2, help="evaluations at a time")
     arguments = parser.parse_args()
     jobs = list(jobs_of(arguments.pairs))
