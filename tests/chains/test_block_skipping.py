@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,41 +31,10 @@ from glimprouter.chains import (
     TokenFeatures,
 )
 from hf_pairs import HYBRID
+from skipped_blocks import IDS, LAYERS, Says, by_hand, logits_of, model_of, some
 from tiny_models import assert_untouched, tiny
 
-LAYERS = 4
-IDS = [5, 9, 11, 60, 61, 7, 33, 48, 90, 12, 71]
-SKIPS = np.random.default_rng(4).random((LAYERS, len(IDS))) < 0.4
 FAMILIES = (Qwen3Config, LlamaConfig)
-
-
-@cache
-def model_of(config: Any = Qwen3Config, attention: str = "sdpa", **options: Any) -> Any:
-    return tiny(config, num_hidden_layers=LAYERS, attn_implementation=attention, **options)
-
-
-class Says(BlockScorer):
-    """A rule of a test: what a function of block and position says."""
-
-    def __init__(self, skips: Callable[[int, int], bool], attention: bool = False) -> None:
-        self.skips = skips
-        self.reads_attention = attention
-        self.seen: list[TokenFeatures] = []
-
-    def chances(self, features: TokenFeatures) -> npt.NDArray[np.float64]:
-        self.seen.append(features)
-        return np.array([float(self.skips(features.block, int(p))) for p in features.position])
-
-
-def some(block: int, position: int) -> bool:
-    """Tokens of each block, others in each."""
-    return bool(SKIPS[block, position])
-
-
-@torch.inference_mode()
-def logits_of(model: Any, ids: list[int] = IDS, **options: Any) -> torch.Tensor:
-    logits: torch.Tensor = model(torch.tensor([ids]), **options).logits[0]
-    return logits
 
 
 def without_block(model: Any, block: int) -> Any:
@@ -88,57 +55,6 @@ def greedy(model: Any, new: int = 12) -> list[int]:
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False
     )
     return list(written[0].tolist())
-
-
-def normed(x: torch.Tensor, norm: Any) -> torch.Tensor:
-    scale = torch.rsqrt((x * x).mean(-1, keepdim=True) + norm.variance_epsilon)
-    return norm.weight.double() * x * scale
-
-
-def turned(x: torch.Tensor, theta: float) -> torch.Tensor:
-    """Rotary embedding of ``[T, heads, size]`` at positions 0 .. T - 1."""
-    tokens, _, size = x.shape
-    rates = theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-    angles = torch.arange(tokens, dtype=torch.float64)[:, None] * rates
-    cos, sin = (part.repeat(1, 2)[:, None] for part in (angles.cos(), angles.sin()))
-    first, second = x.split(size // 2, -1)
-    return x * cos + torch.cat((-second, first), -1) * sin
-
-
-@torch.inference_mode()
-def by_hand(model: Any, ids: list[int], skips: Callable[[int, int], bool]) -> torch.Tensor:
-    """The logits in float64, a token at a time through each block."""
-    config = model.config
-    theta = config.rope_parameters["rope_theta"]
-    x = model.model.embed_tokens.weight.double()[ids]
-    for block, layer in enumerate(model.model.layers):
-        part = layer.self_attn
-        h = normed(x, layer.input_layernorm)
-        q, k, v = (
-            (h @ p.weight.double().T).view(len(ids), -1, config.head_dim)
-            for p in (part.q_proj, part.k_proj, part.v_proj)
-        )
-        if hasattr(part, "q_norm"):
-            q, k = normed(q, part.q_norm), normed(k, part.k_norm)
-        q, k = turned(q, theta), turned(k, theta)
-        group = q.shape[1] // k.shape[1]
-        rows = []
-        for t in range(len(ids)):
-            if skips(block, t):
-                rows.append(x[t])
-                continue
-            heads = []
-            for head in range(q.shape[1]):
-                keys, values = k[: t + 1, head // group], v[: t + 1, head // group]
-                weights = torch.softmax(keys @ q[t, head] / config.head_dim**0.5, 0)
-                heads.append(weights @ values)
-            y = x[t] + part.o_proj.weight.double() @ torch.cat(heads)
-            h2 = normed(y, layer.post_attention_layernorm)
-            gate, up = (m.weight.double() @ h2 for m in (layer.mlp.gate_proj, layer.mlp.up_proj))
-            down = layer.mlp.down_proj.weight.double()
-            rows.append(y + down @ (torch.nn.functional.silu(gate) * up))
-        x = torch.stack(rows)
-    return normed(x, model.model.norm) @ model.lm_head.weight.double().T
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -248,129 +164,6 @@ def test_other_decoders(config: Any) -> None:
         whole = logits_of(model)
         parts = [logits_of(model, [token], past_key_values=past) for token in IDS]
     torch.testing.assert_close(torch.cat(parts), whole, atol=5e-4, rtol=1e-3)
-
-
-def test_features_are_those_of_the_plain_attention() -> None:
-    model = model_of(attention="eager")
-    rule = Says(lambda *_: False, attention=True)
-    with BlockSkipping(model, rule, shares=[0.0, 0.25, 0.5, 1.0]):
-        logits_of(model)
-    with torch.inference_mode():
-        weights = model(torch.tensor([IDS]), output_attentions=True).attentions
-    tokens = len(IDS)
-    first = rule.seen[0]
-    assert first.attention is not None
-    assert first.rank is not None
-    assert not first.attention.any()
-    assert not first.rank.any()
-    for block, features in enumerate(rule.seen):
-        assert (features.block, features.share) == (block, [0.0, 0.25, 0.5, 1.0][block])
-        assert features.position.tolist() == list(range(tokens))
-        assert features.entropy is None
-        assert features.matrix().shape == (tokens, 4)
-        if block == 0:
-            continue
-        before = weights[block - 1][0].double().mean(0)
-        want = [float(before[t:, t].mean()) for t in range(tokens)]  # of those that see it
-        np.testing.assert_allclose(features.attention, want, rtol=1e-5)
-        order = sorted(range(tokens), key=lambda t: -want[t])
-        assert features.rank is not None
-        assert [round(float(features.rank[t]) * (tokens - 1)) for t in order] == list(range(tokens))
-
-
-def test_attention_of_tokens_that_went_through() -> None:
-    """Who skips a block asks nothing there; a block that all skip leaves the scores of the last."""
-    model = model_of(attention="eager")
-    weights: list[torch.Tensor] = []
-    hook = model.model.layers[1].self_attn.register_forward_hook(
-        lambda _, __, output: weights.append(output[1][0].double().mean(0))
-    )
-
-    def skips(block: int, position: int) -> bool:
-        return block == 2 or (block == 1 and position in (3, 9, 10))
-
-    rule = Says(skips, attention=True)
-    with BlockSkipping(model, rule):
-        logits_of(model)
-    hook.remove()
-    through = [t for t in range(len(IDS)) if not skips(1, t)]
-    (seen,) = weights
-    assert seen.shape == (len(through), len(IDS))
-    want = [
-        float(np.mean([seen[row, t] for row, q in enumerate(through) if q >= t] or [0.0]))
-        for t in range(len(IDS))
-    ]
-    assert want[-2:] == [0, 0]  # nobody who sees them asked
-    for block in (2, 3):
-        np.testing.assert_allclose(rule.seen[block].attention, want, rtol=1e-9, atol=1e-15)
-
-
-def test_the_oldest_skip() -> None:
-    rule = OldestSkip()
-
-    def skipped(start: int, tokens: int, share: float) -> list[int]:
-        position = np.arange(start, start + tokens)
-        chances = rule.chances(TokenFeatures(1, position, None, None, share, None))
-        return [int(p) for p in position[chances > 0.5]]
-
-    assert skipped(0, 10, 0.3) == [1, 2, 3]
-    assert skipped(0, 10, 0.95) == list(range(1, 10))
-    assert skipped(0, 10, 1.0) == list(range(10))
-    assert skipped(20, 4, 0.5) == [20, 21]
-    assert skipped(20, 1, 0.9) == []
-    model = model_of()
-    with BlockSkipping(model, rule, shares=0.3) as skipping:
-        logits_of(model)
-    assert skipping.counts.skipped.tolist() == [3] * LAYERS
-
-
-def test_the_least_attended_skip() -> None:
-    model = model_of(attention="eager")
-    with torch.inference_mode():
-        weights = model(torch.tensor([IDS]), output_attentions=True).attentions[0][0]
-    received = [float(weights[:, t:, t].double().mean()) for t in range(len(IDS))]
-    least = sorted(range(len(IDS)), key=lambda t: received[t])[:4]
-    with BlockSkipping(model, LeastAttendedSkip(), shares=[0.4, 0.4, 0.0, 0.0]) as skipping:
-        got = logits_of(model)
-    assert skipping.counts.skipped.tolist() == [0, 4, 0, 0]
-    want = by_hand(model, IDS, lambda block, t: block == 1 and t in least)
-    torch.testing.assert_close(got.double(), want, atol=2e-4, rtol=1e-4)
-
-
-def test_sure_tokens_skip_blocks() -> None:
-    """The entropy of each pass says which blocks the next one leaves out."""
-    model = model_of()
-    ids = torch.tensor([IDS])
-    following = torch.randint(1, 96, (20, 1, 1), generator=torch.Generator().manual_seed(5))
-    rule = EntropySkips([2, 1, 3], low=2.5, high=3.6)
-    with BlockSkipping(model, rule) as skipping, torch.inference_mode():
-        past, seen = DynamicCache(config=model.config), []
-        expected, numbers = np.zeros(LAYERS, dtype=int), set()
-        for tokens in (ids, *following):
-            before = skipping.counts.skipped
-            logits = model(tokens, past_key_values=past).logits[0, -1].double()
-            skipped = np.nonzero(skipping.counts.skipped - before)[0].tolist()
-            want: list[int] = []
-            if seen:
-                ease = min(1.0, max(0.0, (3.6 - seen[-1]) / 1.1))
-                want = [2, 1, 3][: int(ease * 3)]
-            assert skipped == sorted(want)
-            numbers.add(len(want))
-            expected[want] += 1
-            p = torch.softmax(logits, -1)
-            seen.append(float(-(p * p.log()).sum()))
-        assert len(numbers) > 2  # the rule had something to say
-        assert skipping.counts.skipped.tolist() == expected.tolist()
-        model(ids)  # another text: what the last one ended with says nothing about it
-        assert skipping.counts.skipped.tolist() == expected.tolist()
-    assert_untouched(model)
-
-
-def test_how_many_blocks_an_entropy_skips() -> None:
-    rule = EntropySkips([4, 2], low=1.0, high=2.0)
-    cases = {None: 0, 0.0: 2, 1.0: 2, 1.01: 1, 1.5: 1, 1.51: 0, 2.0: 0, 9.0: 0}
-    assert {entropy: len(rule.skipped(entropy)) for entropy in cases} == cases
-    assert rule.skipped(1.5) == [4]
 
 
 def test_the_model_is_as_before_even_after_an_error() -> None:
