@@ -372,6 +372,14 @@ def test_caches_that_are_not_keys_and_values_are_refused(
         AdaptiveResolution(model, model, 0.5)
 
 
+def test_how_weights_are_stored_makes_no_other_model() -> None:
+    quantized = copy.deepcopy(full_model())
+    quantized.config.quantization_config = {"quant_method": "of another kind"}
+    quantized.config.dtype = torch.bfloat16
+    got = AdaptiveResolution(quantized, full_model(), 0.0).generate(PROMPT, 4)
+    assert got.tokens == greedy(full_model(), new=4)
+
+
 def test_a_wish_for_a_quantized_cache_is_refused() -> None:
     model = copy.deepcopy(full_model())
     model.generation_config.cache_implementation = "quantized"

@@ -108,6 +108,21 @@ def test_tokens_that_skip_against_layers_by_hand(
     assert 0 < min(skipped) <= max(skipped) < len(IDS)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_and_types(dtype: torch.dtype) -> None:
+    """Outside of inference mode, and in a type of its own, a token's parts are the same."""
+    model = copy.deepcopy(model_of(attention="eager")).to(dtype)
+    with BlockSkipping(model, Says(some, attention=True)):
+        want = logits_of(model)
+        logits = model(torch.tensor([IDS])).logits[0]
+    assert logits.dtype == dtype
+    assert torch.equal(logits.detach(), want)
+    logits.float().logsumexp(-1).sum().backward()
+    gradient = model.model.layers[0].mlp.up_proj.weight.grad
+    assert gradient is not None
+    assert gradient.isfinite().all()
+
+
 def test_what_skips_is_not_computed() -> None:
     """The MLP, the output projection and the attention get the gathered tokens only."""
     model = model_of()

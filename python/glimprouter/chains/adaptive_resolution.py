@@ -80,8 +80,8 @@ class AdaptiveResolution:
         """Two precisions of one model.
 
         Args:
-            reduced: As :func:`reduced_copy` makes it, or a quantized checkpoint; a causal language
-                model of transformers whose layers keep keys and values only.
+            reduced: As :func:`reduced_copy` makes it; a causal language model of transformers whose
+                layers keep keys and values only. A quantized checkpoint is taken, but not tested.
             full: The same model in full precision.
             threshold: T in [0, 1]: the full model decides where the margin is at most T.
             reader: Who reads the prompt. The full model's keys and values of it are its own with

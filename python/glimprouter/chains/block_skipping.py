@@ -165,7 +165,7 @@ class BlockSkipping:
         if weights is None:
             raise RuntimeError("the model's attention gives no weights")
         tokens = self._in_pass
-        own = weights[0, :, :, -tokens:].double().mean(0).sum(0).cpu().numpy()
+        own = weights[0, :, :, -tokens:].detach().double().mean(0).sum(0).cpu().numpy()
         seen = len(self._present) - np.searchsorted(self._present, np.arange(tokens))
         self._received = np.where(seen > 0, own / np.maximum(seen, 1), 0.0)
 
