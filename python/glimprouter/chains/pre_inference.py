@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glimprouter.chains.forward import ids_of
+from glimprouter.chains.logistic import chances_of, fitted
 
 
 def pre_inference_features(
@@ -66,21 +67,8 @@ class PreInferenceRouter:
             ImportError: scikit-learn is not installed.
             ValueError: Shapes that do not fit, or problems of one kind only.
         """
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        points = np.asarray(features, dtype=np.float64)
-        if points.ndim != 2 or len(points) != len(needs_long):
-            raise ValueError(
-                f"features must be [n, d] for {len(needs_long)} problems, got {list(points.shape)}"
-            )
-        if len(set(map(bool, needs_long))) < 2:
-            raise ValueError("all problems are of one kind; a router learns nothing from them")
-        self._router = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        self._router.fit(points, [bool(label) for label in needs_long])
+        self._router = fitted(features, needs_long, "problems")
 
     def chances(self, features: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """The chance of each problem that it needs long reasoning, in [0, 1]."""
-        chances = self._router.predict_proba(np.asarray(features, dtype=np.float64))
-        return np.asarray(chances[:, 1], dtype=np.float64)
+        return chances_of(self._router, features)
