@@ -16,7 +16,7 @@ from glimprouter.policies.checks import check_at_least
 class OldestSkip(BlockScorer):
     """A block's share of a pass, the oldest tokens first, but the first of the text last of all.
 
-    So orders FTP's static router the tokens, in which the source searches the shares of the blocks.
+    FTP's static router, as a review of it writes it down; the source searches the blocks' shares.
     A lone token of a later pass skips a block only where the share is 1.
     """
 
