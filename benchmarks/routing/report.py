@@ -33,8 +33,8 @@ ALL = (
     "entropy:large_tokens=2",
     "entropy:large_tokens=4",
     "entropy:entropy_top_k=20",
-    "entropy:drafts=8",
-    "large-alone:drafts=8",
+    "entropy:drafts=0",
+    "large-alone:drafts=0",
     "max-probability",
     "margin",
     "varentropy",
@@ -46,6 +46,7 @@ ALL = (
     "reward",
     "reward:large_tokens=1",
 )
+DRAFTS = 8  # they change passes and time, no text: a fixed number, so that no clock is followed
 TEMPERATURES = (0.0, 1.0)  # beside the default, 0.6
 LIMITS = ("--max-step-tokens", "64", "--max-think-tokens", "400", "--max-answer-tokens", "24")
 
@@ -59,7 +60,7 @@ class Job:
         task: Its name.
         small: Folder of the small model.
         large: Of the large one.
-        whole: Whether all policies run, with probes and two seeds.
+        whole: Whether all policies run, with probes and more seeds.
         temperature: Of the sampling.
     """
 
@@ -70,16 +71,17 @@ class Job:
     whole: bool = False
     temperature: float = 0.6
 
-    def command(self, records: Path, problems: int) -> list[str]:
+    def command(self, records: Path, problems: int, seeds: int) -> list[str]:
         """Of the evaluation."""
         few = max(problems // 2, 2)
         sizes = {
             "--problems": problems if self.whole else few,
             "--development-problems": max(problems * 2 // 5, 2),
             "--probe-problems": few if self.whole else 0,
-            "--seeds": 2 if self.whole else 1,
+            "--seeds": seeds if self.whole else 1,
             "--batch": 32,
             "--temperature": self.temperature,
+            "--drafts": DRAFTS,
             "--threads": 1,
         }
         command = [sys.executable, "-m", "glimprouter", "evaluate", "run", "--plain"]
@@ -114,24 +116,24 @@ def jobs_of(pairs: Path) -> Iterator[Job]:
     yield from others
 
 
-def run(job: Job, records: Path, problems: int) -> None:
+def run(job: Job, records: Path, problems: int, seeds: int) -> None:
     """One evaluation, in a process of its own.
 
     Raises:
         RuntimeError: It failed; its last lines are in the message.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = job.command(records, problems)
+    command = job.command(records, problems, seeds)
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{job.name} failed:\n{done.stderr[-2000:]}")
     print(f"{job.name}: done", flush=True)
 
 
-def run_all(jobs: Sequence[Job], records: Path, problems: int, processes: int) -> None:
+def run_all(jobs: Sequence[Job], records: Path, problems: int, seeds: int, processes: int) -> None:
     """All evaluations, some at a time."""
     with ThreadPoolExecutor(processes) as pool:
-        for future in [pool.submit(run, job, records, problems) for job in jobs]:
+        for future in [pool.submit(run, job, records, problems, seeds) for job in jobs]:
             future.result()
 
 
@@ -142,11 +144,13 @@ def main() -> None:
     parser.add_argument("--records", type=Path, required=True, help="where evaluations go")
     parser.add_argument("--out", type=Path, required=True, help="where the report goes")
     parser.add_argument("--problems", type=int, default=100, help="of each whole evaluation")
+    parser.add_argument("--seeds", type=int, default=2, help="of each whole evaluation")
     parser.add_argument("--processes", type=int, default=2, help="evaluations at a time")
     arguments = parser.parse_args()
     jobs = list(jobs_of(arguments.pairs))
     started = time.monotonic()
-    run_all(jobs, arguments.records, arguments.problems, arguments.processes)
+    sizes = arguments.problems, arguments.seeds
+    run_all(jobs, arguments.records, *sizes, arguments.processes)
     whole = [arguments.records / job.name for job in jobs if job.whole]
     paths = write_report(whole, arguments.out)
     folders = {job.name: arguments.records / job.name for job in jobs}

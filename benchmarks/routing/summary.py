@@ -31,11 +31,11 @@ RULES = (
     "entropy large_tokens=2",
     "entropy large_tokens=4",
     "step-perplexity large_tokens=1",
-    "entropy drafts=8",
+    "entropy drafts=0",
     "mixture",
     "reward",
     "reward large_tokens=1",
-    "large-alone drafts=8",
+    "large-alone drafts=0",
 )
 ALONE = ("small-alone", "large-alone")
 
