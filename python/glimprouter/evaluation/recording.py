@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from glimprouter.config import ModelName
-from glimprouter.policies import Glimpse, Policy, Verdict, WrittenStep
+from glimprouter.policies import Glimpse, Judgement, Policy, Verdict, WrittenStep
 from glimprouter.policies.base import reads_steps
 from glimprouter.router import OutputField
 
@@ -68,9 +68,10 @@ class RecordingSteps(Recording):
             own: The rule that decides.
         """
         super().__init__(own)
+        self.aside = own.aside
         self.drafts: dict[tuple[int, int], dict[int, tuple[float, float]]] = {}
 
-    def after(self, step: WrittenStep) -> Verdict:
+    def after(self, step: WrittenStep) -> Verdict | Judgement:
         """As the rule decides."""
         if step.rewritable and len(step.entropies):
             own = self.drafts.setdefault((step.seed, step.substream), {})

@@ -11,6 +11,7 @@ from glimprouter.files import check_writable
 from glimprouter.hf.engine.choice import choose_engine, choose_execution
 from glimprouter.hf.engine.maker import EngineMaker
 from glimprouter.hf.graphs.compiled_pass import compile_pair
+from glimprouter.hf.pair.asides import encode_aside
 from glimprouter.hf.pair.boundaries import boundaries_of, check_width
 from glimprouter.hf.pair.devices import KvMemory, check_memory, choose_devices, device_or_each
 from glimprouter.hf.pair.facts import context_length
@@ -171,6 +172,8 @@ class RoutedModel:
             self._compiled, passes = compile_pair(models, self._devices, compiles)
         self.drafting = drafting_of(drafts, possible=chosen.takes_drafts)
         self._overlaps = overlaps(models, chosen, self._devices)
+        self._uncut = chosen.uncut("large")
+        self._beginnings(True, {})  # refuses a policy that this pair cannot serve
         self._engines = EngineMaker(
             models,
             chosen,
@@ -339,11 +342,12 @@ class RoutedModel:
 
     def _beginnings(self, stream_tokens: bool, overrides: dict[str, Any]) -> Beginnings:
         """What the sequences of a run have in common."""
+        translation = self.translation
         record_options = {
-            "reader": self.translation or SharedTokenizer(self.tokenizer),
+            "reader": translation or SharedTokenizer(self.tokenizer),
             "close_ids": self.boundary.close_ids,
             "stream_tokens": stream_tokens,
-            "closing_writer": "small" if self.translation else None,
+            "closing_writer": "small" if translation else None,
             "thinks": bool(self.boundary.think_end_ids or self.boundary.think_end_markers),
         }
         return Beginnings(
@@ -354,6 +358,9 @@ class RoutedModel:
             (self.boundary, self.large_boundary),
             {"small": context_length(self.small), "large": context_length(self.large)},
             record_options,
+            encode_aside(
+                self.policy, self.large_tokenizer, self.large_boundary, translation, self._uncut
+            ),
         )
 
     def _loop(self, records: list[SequenceRecord], common: Beginnings) -> Loop:
@@ -384,11 +391,13 @@ class RoutedModel:
             max_sequences=rows,
             device=self._devices["small"],
         )
-        loop = OverlappedLoop if self._overlaps else Loop
+        # A step is read within a pass of the small model: passes run in turn then.
+        loop = OverlappedLoop if self._overlaps and common.aside is None else Loop
         return loop(
             RunSequences(router, engine, pair, rows),
             max_sequences=rows,
             raise_on_invalid=self.on_invalid == "raise",
             drafting=self.drafting,
             policy=self.policy,
+            aside=common.aside,
         )

@@ -100,6 +100,7 @@ class Engine(ABC):
         self._translation = translation
         self.pass_tokens = 0
         self._sequences: dict[int, int] = {}  # numbers that ``tokens`` gave, by the record's index
+        self._aside_rows: dict[int, int] = {}  # of logits, of sequences between begin and end
 
     @abstractmethod
     def open(self, record: SequenceRecord) -> bool:
@@ -189,10 +190,66 @@ class Engine(ABC):
             sequence = self._sequences[record.index]
             self.pass_tokens += self._tokens.num_computed_tokens(index, sequence) - start
 
-    @staticmethod
-    def _wanted(model: str, record: SequenceRecord) -> int:
+    def _wanted(self, model: str, record: SequenceRecord) -> int:
         """Rows of logits that a pass gives."""
-        return 1 + len(record.drafts) if model == "large" else 1
+        if model != "large":
+            return 1
+        return self._aside_rows.get(record.index, 1 + len(record.drafts))
+
+    def begin_aside(
+        self,
+        record: SequenceRecord,
+        written: Sequence[int],
+        question: Sequence[int],
+        first: int | None = None,
+    ) -> int:
+        """Puts a question to the large model behind a sequence; :meth:`end_aside` must follow.
+
+        In between :meth:`groups` and :meth:`forward` are those of the aside.
+
+        Args:
+            record: A sequence that waits for the small model, which has no drafts then.
+            written: Tokens of the small model behind those of the record.
+            question: Tokens of the large model behind them.
+            first: The generated token from which on the logits of each token are wanted, besides
+                the last ones, where vocabularies are the same; None for the last ones alone.
+
+        Returns:
+            Rows of logits that the pass will give.
+        """
+        self.end_aside(record, 0)  # what an interrupt has left
+        sequence = self._append_written(record)
+        self._tokens.append(MODELS.index("small"), sequence, list(written))
+        if question:
+            self._tokens.append(MODELS.index("large"), sequence, list(question))
+        rows = 1
+        if first is not None:
+            behind = len(record.generated) + len(written) - first
+            rows += behind + len(question)
+        self._aside_rows[record.index] = rows
+        return rows
+
+    def end_aside(self, record: SequenceRecord, kept: int) -> int:
+        """Takes back what :meth:`begin_aside` put there.
+
+        Args:
+            record: The sequence.
+            kept: Tokens behind those of the record that stay: it is told of them next.
+
+        Returns:
+            Tokens that the large model had computed of what was taken back.
+        """
+        self._aside_rows.pop(record.index, None)
+        sequence = self._sequences[record.index]
+        before = self.computed("large", record)
+        if self._tokens.frontier(sequence) > len(record.generated) + kept:
+            self._tokens.truncate(sequence, len(record.generated) + kept)
+        return before - self.computed("large", record)
+
+    def computed(self, model: str, record: SequenceRecord) -> int:
+        """Tokens of an open sequence that a model has computed."""
+        sequence = self._sequences[record.index]
+        return self._tokens.num_computed_tokens(MODELS.index(model), sequence)
 
     def takes_drafts(self, record: SequenceRecord) -> bool:
         """Whether the small model can draft for a sequence now.
@@ -275,7 +332,10 @@ class Engine(ABC):
         """By model."""
         tokens, sequence = self._tokens, self._sequences[record.index]
         drafts = record.drafts
-        own = drafts.drafted, drafts.compared, drafts.accepted, record.num_rewritten
+        own = {
+            "small": (drafts.drafted, drafts.compared, drafts.accepted, record.num_rewritten, 0, 0),
+            "large": (0, 0, 0, 0, record.num_asides, record.num_aside_tokens),
+        }
         return {
             name: TokenCounts(
                 tokens.length(index, sequence) - len(record.prompt_of(name)),
@@ -283,7 +343,7 @@ class Engine(ABC):
                 tokens.excess(index, sequence),
                 self._recomputed(index, sequence),
                 record.num_passes[name],
-                *(own if name == "small" else (0, 0, 0, 0)),
+                *own[name],
             )
             for index, name in enumerate(MODELS)
         }

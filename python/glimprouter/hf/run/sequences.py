@@ -131,13 +131,18 @@ class RunSequences:
             )
         if self.is_active(record) and self.engine.drop_drafts(record):
             self.changes += 1
-        if record in self._preempted:  # drafts make room, then the youngest others
-            while not self.engine.open(record):
-                if not self.drop_drafts():
-                    self.preempt_youngest()
-            self._preempted.remove(record)
-            self._activate(record)
+        self.bring_back(record)
         return record
+
+    def bring_back(self, record: SequenceRecord) -> None:
+        """Takes a sequence back into memory that was preempted; others are as they are."""
+        if record not in self._preempted:
+            return
+        while not self.engine.open(record):  # drafts make room, then the youngest others
+            if not self.drop_drafts():
+                self.preempt_youngest()
+        self._preempted.remove(record)
+        self._activate(record)
 
     def _activate(self, record: SequenceRecord) -> None:
         self._active[record.row] = record
