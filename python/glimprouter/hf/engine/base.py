@@ -101,6 +101,7 @@ class Engine(ABC):
         self.pass_tokens = 0
         self._sequences: dict[int, int] = {}  # numbers that ``tokens`` gave, by the record's index
         self._aside_rows: dict[int, int] = {}  # of logits, of sequences between begin and end
+        self._asked: dict[int, int] = {}  # tokens up to the end of a step, which records learn next
 
     @abstractmethod
     def open(self, record: SequenceRecord) -> bool:
@@ -217,9 +218,12 @@ class Engine(ABC):
         Returns:
             Rows of logits that the pass will give.
         """
-        self.end_aside(record, 0)  # what an interrupt has left
+        self.end_aside(record)  # what an interrupt has left
         sequence = self._append_written(record)
-        self._tokens.append(MODELS.index("small"), sequence, list(written))
+        # The end of the step stays from now on: text that is cut may become other tokens.
+        self._asked[record.index] = len(record.generated) + len(written)
+        if (known := self._tokens.frontier(sequence) - len(record.generated)) < len(written):
+            self._tokens.append(MODELS.index("small"), sequence, list(written[known:]))
         if question:
             self._tokens.append(MODELS.index("large"), sequence, list(question))
         rows = 1
@@ -229,22 +233,22 @@ class Engine(ABC):
         self._aside_rows[record.index] = rows
         return rows
 
-    def end_aside(self, record: SequenceRecord, kept: int) -> int:
-        """Takes back what :meth:`begin_aside` put there.
-
-        Args:
-            record: The sequence.
-            kept: Tokens behind those of the record that stay: it is told of them next.
+    def end_aside(self, record: SequenceRecord) -> int:
+        """Takes back the question of :meth:`begin_aside`; the step stays, also in memory.
 
         Returns:
-            Tokens that the large model had computed of what was taken back.
+            Tokens that the large model had computed of the question.
         """
         self._aside_rows.pop(record.index, None)
-        sequence = self._sequences[record.index]
+        sequence, kept = self._sequences[record.index], self._told_of(record)
         before = self.computed("large", record)
-        if self._tokens.frontier(sequence) > len(record.generated) + kept:
-            self._tokens.truncate(sequence, len(record.generated) + kept)
+        if self._tokens.frontier(sequence) > kept:
+            self._tokens.truncate(sequence, kept)
         return before - self.computed("large", record)
+
+    def _told_of(self, record: SequenceRecord) -> int:
+        """Generated tokens that the record has, or is told of next."""
+        return max(len(record.generated), self._asked.get(record.index, 0))
 
     def computed(self, model: str, record: SequenceRecord) -> int:
         """Tokens of an open sequence that a model has computed."""
@@ -291,7 +295,7 @@ class Engine(ABC):
         Returns:
             Whether there were any.
         """
-        sequence, kept = self._sequences[record.index], len(record.generated)
+        sequence, kept = self._sequences[record.index], self._told_of(record)
         drafted = self._tokens.frontier(sequence) > kept  # also one that an interrupt cut off
         if drafted:
             self._tokens.truncate(sequence, kept)
@@ -301,6 +305,8 @@ class Engine(ABC):
     def close(self, record: SequenceRecord) -> None:
         """Frees the memory of a sequence."""
         self._tokens.close(self._sequences.pop(record.index))
+        if record.done:
+            self._asked.pop(record.index, None)
 
     def fork(self, record: SequenceRecord, twin: SequenceRecord) -> None:
         """Opens a copy of an open sequence."""
@@ -309,6 +315,7 @@ class Engine(ABC):
     def rewind(self, record: SequenceRecord) -> None:
         """Drops what lies behind the record's tokens, which have become fewer."""
         sequence, kept = self._sequences[record.index], len(record.generated)
+        self._asked.pop(record.index, None)
         if kept >= self._tokens.frontier(sequence):
             return
         models = range(len(MODELS))

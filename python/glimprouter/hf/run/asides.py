@@ -89,7 +89,7 @@ class Asides:
         finally:
             for own in here:
                 if own.said.reading is None:
-                    engine.end_aside(own.said.record, 0)
+                    engine.end_aside(own.said.record)
 
     def _is_too_long(self, own: AskedStep) -> bool:
         """Whether step and question reach beyond the large model's context: a fault."""
@@ -112,7 +112,7 @@ class Asides:
         for own, reading in zip(together, readings, strict=True):
             record, engine = own.said.record, self._sequences.engine
             record.num_asides += 1
-            record.num_aside_tokens += engine.end_aside(record, len(own.written))
+            record.num_aside_tokens += engine.end_aside(record)
             # What is read again after a rewind: the prompt's last token, and the step's.
             computed = engine.computed("large", record)
             for place in (len(record.prompt.large), computed):
