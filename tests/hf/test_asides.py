@@ -150,7 +150,7 @@ def test_short_of_memory(
         return forward(self, *arguments)
 
     monkeypatch.setattr(PagedEngine, "forward", noted)
-    for sectors in (13, 14, 15, 17, 20):
+    for sectors in (14, 15, 17, 20):
         model.kv_memory_bytes = sectors * sector_bytes(model)
         check_same(model.generate(prompts), want)
     assert sum(preempted) > 2

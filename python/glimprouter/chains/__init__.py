@@ -7,21 +7,34 @@ formula, and which part would need training. A scorer that is to be trained is a
 
 from __future__ import annotations
 
+from glimprouter.chains.arbitrage import ArbitrageOracle
+from glimprouter.chains.candidates import (
+    CandidateResult,
+    CandidateRule,
+    Choice,
+    write_with_candidates,
+)
 from glimprouter.chains.explorers import Exploration, explore_and_synthesize
 from glimprouter.chains.first_token import FirstTokenNeighbours, first_token_logprobs
 from glimprouter.chains.fractured import Fracture, FracturedSampling, fractured_sampling
 from glimprouter.chains.length_reward import length_harmonizing_rewards
 from glimprouter.chains.pre_inference import PreInferenceRouter, pre_inference_features
 from glimprouter.chains.self_reward import last_token_self_reward, self_reward
+from glimprouter.chains.spec_cot import SpecCoT
 from glimprouter.chains.step_importance import StepImportance, pruned, step_importance
 from glimprouter.chains.vote import Vote, majority
 
 __all__ = [
+    "ArbitrageOracle",
+    "CandidateResult",
+    "CandidateRule",
+    "Choice",
     "Exploration",
     "FirstTokenNeighbours",
     "Fracture",
     "FracturedSampling",
     "PreInferenceRouter",
+    "SpecCoT",
     "StepImportance",
     "Vote",
     "explore_and_synthesize",
@@ -34,4 +47,5 @@ __all__ = [
     "pruned",
     "self_reward",
     "step_importance",
+    "write_with_candidates",
 ]

@@ -306,7 +306,10 @@ class Loop:
                 f" {len(record.generated)} tokens",
             )
         else:
-            self.unread.extend(record.advance(name, signals, seconds, drafted=drafted))
+            events = record.advance(name, signals, seconds, drafted=drafted)
+            if any(event.kind in ("step", "answer_start") for event in events):
+                self.sequences.note_step_end(record)
+            self.unread.extend(events)
             if record.done:
                 self._close(record)
         return None
