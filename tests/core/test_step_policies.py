@@ -199,7 +199,7 @@ def _counted(made: Any, calls: list[int]) -> Any:
 def test_grades_of_digits(logprobs: list[float], threshold: float) -> None:
     reading = AsideReading(tuple(logprobs))
     p = np.exp(np.array(logprobs) - max(logprobs))
-    likeliest, mean = float(np.argmax(p)), float((p * np.arange(10)).sum() / p.sum())
+    likeliest, mean = float(np.argmax(logprobs)), float((p * np.arange(10)).sum() / p.sum())
     for expected, grade in ((False, likeliest), (True, mean)):
         policy = SpecReason(threshold, expected=expected)
         assert policy.before(GLIMPSE) == "small"

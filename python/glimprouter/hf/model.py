@@ -37,7 +37,6 @@ from glimprouter.hf.sequence.events import Result
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.saved import SavedSequence, pair_description
 from glimprouter.policies import Policy
-from glimprouter.policies.base import check_policy
 from glimprouter.router import StepRouter
 
 
@@ -331,7 +330,6 @@ class RoutedModel:
         """
         if isinstance(saved, str | bytes) or not isinstance(saved, Sequence):
             raise TypeError("saved must be a list; for one sequence pass [saved]")
-        check_policy(self.policy)
         states = [SavedSequence.from_bytes(entry) for entry in saved]
         common = self._beginnings(True, {})
         records = [SequenceRecord.from_state(s.record, 0, **common.record_options) for s in states]
@@ -342,7 +340,7 @@ class RoutedModel:
 
     def _beginnings(self, stream_tokens: bool, overrides: dict[str, Any]) -> Beginnings:
         """What the sequences of a run have in common."""
-        translation = self.translation
+        large, translation = (self.large_tokenizer, self.large_boundary), self.translation
         record_options = {
             "reader": translation or SharedTokenizer(self.tokenizer),
             "close_ids": self.boundary.close_ids,
@@ -358,9 +356,7 @@ class RoutedModel:
             (self.boundary, self.large_boundary),
             {"small": context_length(self.small), "large": context_length(self.large)},
             record_options,
-            encode_aside(
-                self.policy, self.large_tokenizer, self.large_boundary, translation, self._uncut
-            ),
+            encode_aside(self.policy, *large, translation, self._uncut),
         )
 
     def _loop(self, records: list[SequenceRecord], common: Beginnings) -> Loop:
@@ -391,8 +387,8 @@ class RoutedModel:
             max_sequences=rows,
             device=self._devices["small"],
         )
-        # A step is read within a pass of the small model: passes run in turn then.
-        loop = OverlappedLoop if self._overlaps and common.aside is None else Loop
+        overlaps = self._overlaps and common.aside is None  # which is read within a small pass
+        loop = OverlappedLoop if overlaps else Loop
         return loop(
             RunSequences(router, engine, pair, rows),
             max_sequences=rows,

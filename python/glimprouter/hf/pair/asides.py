@@ -9,6 +9,7 @@ from typing import Any
 from glimprouter.boundary import StepBoundary
 from glimprouter.hf.pair.translation import Translation
 from glimprouter.policies import Aside, Policy
+from glimprouter.policies.base import check_policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +46,11 @@ def encode_aside(
         uncut: What the large model keeps that cannot be cut behind a step; None for nothing.
 
     Raises:
+        TypeError: No policy.
         ValueError: An answer that is not one token, an id out of range, or a pair that cannot be
             asked.
     """
+    check_policy(policy)
     aside = None if policy is None else policy.aside
     if policy is None or aside is None:
         return None
