@@ -65,6 +65,11 @@ def slow_run(pair: Pair, prompt: list[int], policy: SpecReason) -> SlowRun:
     run = SlowRun()
     while len(run.tokens) < slow_steps.THINK:
         step, writer = write_step(run, pair, prompt, "small"), "small"
+        if not pair.tokenizer.decode(step).strip():  # no word to rewrite: the budget is spent
+            run.tokens += step
+            run.writers.append(writer)
+            run.scores.append(None)
+            break
         grade = grade_of(run, pair, [*prompt, *run.tokens, *step], policy)
         run.note(abs(grade - policy.threshold))
         if grade < policy.threshold:

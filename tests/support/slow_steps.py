@@ -25,7 +25,7 @@ class SlowRun:
 
     tokens: list[int] = field(default_factory=list)
     writers: list[str] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
+    scores: list[float | None] = field(default_factory=list)
     closest: float = float("inf")  # of any choice to another one
 
     def note(self, distance: float) -> None:
