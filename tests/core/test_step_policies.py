@@ -15,11 +15,15 @@ from sklearn.linear_model import LogisticRegression
 
 from glimprouter.policies import (
     FEATURES,
+    Aside,
+    AsideReading,
     Glimpse,
+    Judgement,
     LearnedRouter,
     MixtureThreshold,
     Policy,
     Reward,
+    SpecReason,
     StepEntropy,
     StepPerplexity,
     WrittenStep,
@@ -191,6 +195,27 @@ def _counted(made: Any, calls: list[int]) -> Any:
     return make
 
 
+@given(st.lists(st.floats(-40, 0), min_size=10, max_size=10), st.floats(0, 9))
+def test_grades_of_digits(logprobs: list[float], threshold: float) -> None:
+    reading = AsideReading(tuple(logprobs))
+    p = np.exp(np.array(logprobs) - max(logprobs))
+    likeliest, mean = float(np.argmax(logprobs)), float((p * np.arange(10)).sum() / p.sum())
+    for expected, grade in ((False, likeliest), (True, mean)):
+        policy = SpecReason(threshold, expected=expected)
+        assert policy.before(GLIMPSE) == "small"
+        assert policy.after(step()) == "keep"  # not asked about
+        said = policy.after(step(aside=reading))
+        assert isinstance(said, Judgement)
+        assert said.score == pytest.approx(grade, abs=1e-9)
+        if abs(grade - threshold) > 1e-9:
+            assert said.verdict == ("keep" if grade >= threshold else "rewrite")
+
+
+def test_digits_without_probability_are_no_grade() -> None:
+    with pytest.raises(ValueError, match="none of the ten digits any probability"):
+        SpecReason().after(step(aside=AsideReading((-math.inf,) * 10)))
+
+
 UNFITTED, WRONG = LogisticRegression(), LogisticRegression().fit([[0.0], [1.0]], [2, 3])
 
 
@@ -203,6 +228,21 @@ UNFITTED, WRONG = LogisticRegression(), LogisticRegression().fit([[0.0], [1.0]],
         (lambda: StepPerplexity("2"), TypeError, "threshold must be a number"),  # type: ignore[arg-type]
         (lambda: Reward(0.7), TypeError, "reward must be a function"),  # type: ignore[arg-type]
         (lambda: Reward(max, math.nan), ValueError, "threshold must be a number"),  # type: ignore[arg-type]
+        (lambda: SpecReason(9.5), ValueError, r"threshold must lie in \[0, 9\]"),
+        (lambda: SpecReason(-1), ValueError, r"threshold must lie in \[0, 9\]"),
+        (lambda: SpecReason(math.nan), ValueError, r"threshold must lie in \[0, 9\]"),
+        (lambda: SpecReason("7"), TypeError, "threshold must be a number"),  # type: ignore[arg-type]
+        (lambda: SpecReason(expected=1), TypeError, "True or False"),  # type: ignore[arg-type]
+        (lambda: SpecReason(question=""), ValueError, "question must not be empty"),
+        (lambda: SpecReason(question=[-1]), ValueError, "id of the question"),
+        (lambda: SpecReason(digits="12345"), ValueError, "digits must be 10 answers"),
+        (lambda: SpecReason(digits="1123456789"), ValueError, "answers must differ"),
+        (lambda: SpecReason(digits=["", *"123456789"]), ValueError, "must not be empty"),
+        (lambda: Aside(), ValueError, "must want answers, or the step's tokens"),
+        (lambda: Aside("why?", tokens=True), ValueError, "come together"),
+        (lambda: Aside("", ["7"]), ValueError, "come together"),
+        (lambda: Aside(5, ["7"]), TypeError, "question must be text or a list"),  # type: ignore[arg-type]
+        (lambda: Aside("why?", [1.5]), TypeError, "must be an integer"),  # type: ignore[list-item]
         (lambda: LearnedRouter(max), TypeError, "fitted classifier"),
         (lambda: LearnedRouter(UNFITTED), TypeError, "fitted classifier"),
         (lambda: LearnedRouter(WRONG), ValueError, "none of them is 1"),
@@ -215,7 +255,7 @@ UNFITTED, WRONG = LogisticRegression(), LogisticRegression().fit([[0.0], [1.0]],
     ],
 )
 def test_what_makes_no_sense_is_refused(
-    make: Callable[[], Policy], error: type[Exception], message: str
+    make: Callable[[], Policy | Aside], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         make()

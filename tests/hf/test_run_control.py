@@ -178,7 +178,7 @@ def test_a_prompt_may_be_tried_many_times(monkeypatch: pytest.MonkeyPatch) -> No
     [
         (
             b"GRRUN\x01\r\n",
-            "of another version of glimprouter: its format is 01, this one reads 05",
+            "of another version of glimprouter: its format is 01, this one reads 06",
         ),
         (b"GRRUN", "of another version of glimprouter: its format is cut off"),
         (b"GGUF", "are not a saved sequence"),

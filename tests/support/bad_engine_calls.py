@@ -165,7 +165,7 @@ TRACES = {
     "later trace": trace(
         ValueError,
         "has schema version 99; this glimprouter reads 2",
-        lambda good: good.replace(b'"schema_version": 3', b'"schema_version": 99'),
+        lambda good: good.replace(b'"schema_version": 4', b'"schema_version": 99'),
     ),
     "no trace": Case(lambda w: gr.Trace.from_jsonl(w.path), FileNotFoundError, r"trace\.jsonl"),
 }

@@ -140,7 +140,7 @@ def edited(path: Path, line: int, **changes: Any) -> None:
 
 
 EDITS: dict[str, tuple[int, dict[str, Any], str]] = {
-    "newer version": (0, {"schema_version": 4}, "schema version 4; .* reads 2 and 3"),
+    "newer version": (0, {"schema_version": 5}, "schema version 5; .* reads 2 to 4"),
     "no version": (0, {"schema_version": "REMOVED"}, "schema version None"),
     "version as text": (0, {"schema_version": "1"}, "schema version '1'"),
     "foreign header": (0, {"kind": "other.trace"}, "not a glimprouter trace"),

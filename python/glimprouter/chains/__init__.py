@@ -13,8 +13,15 @@ from glimprouter.chains.adaptive_resolution import (
     ResolutionCounts,
     Resolved,
 )
+from glimprouter.chains.arbitrage import ArbitrageOracle
 from glimprouter.chains.block_scorer import BlockScorer, TokenFeatures
 from glimprouter.chains.block_skipping import BlockSkipping, SkipCounts
+from glimprouter.chains.candidates import (
+    CandidateResult,
+    CandidateRule,
+    Choice,
+    write_with_candidates,
+)
 from glimprouter.chains.explorers import Exploration, explore_and_synthesize
 from glimprouter.chains.first_token import FirstTokenNeighbours, first_token_logprobs
 from glimprouter.chains.fractured import Fracture, FracturedSampling, fractured_sampling
@@ -25,14 +32,19 @@ from glimprouter.chains.resolution_margins import ResolutionMargins, resolution_
 from glimprouter.chains.self_reward import last_token_self_reward, self_reward
 from glimprouter.chains.skip_router import BlockRecord, SkipRouter, record_blocks
 from glimprouter.chains.skip_rules import EntropySkips, LeastAttendedSkip, OldestSkip
+from glimprouter.chains.spec_cot import SpecCoT
 from glimprouter.chains.step_importance import StepImportance, pruned, step_importance
 from glimprouter.chains.vote import Vote, majority
 
 __all__ = [
     "AdaptiveResolution",
+    "ArbitrageOracle",
     "BlockRecord",
     "BlockScorer",
     "BlockSkipping",
+    "CandidateResult",
+    "CandidateRule",
+    "Choice",
     "EntropySkips",
     "Exploration",
     "FirstTokenNeighbours",
@@ -46,6 +58,7 @@ __all__ = [
     "Resolved",
     "SkipCounts",
     "SkipRouter",
+    "SpecCoT",
     "StepImportance",
     "TokenFeatures",
     "Vote",
@@ -62,4 +75,5 @@ __all__ = [
     "resolution_margins",
     "self_reward",
     "step_importance",
+    "write_with_candidates",
 ]

@@ -6,7 +6,7 @@ import math
 from typing import Any, TypeAlias
 
 from glimprouter.config import ModelName
-from glimprouter.policies import Glimpse, Policy, StepScore, Verdict, WrittenStep
+from glimprouter.policies import Glimpse, Judgement, Policy, Verdict, WrittenStep
 from glimprouter.policies.base import reads_steps
 from glimprouter.router import OutputField
 
@@ -69,19 +69,17 @@ class RecordingSteps(Recording):
             own: The rule that decides.
         """
         super().__init__(own)
+        self.aside = own.aside
         self.drafts: dict[tuple[int, int], dict[int, Draft]] = {}
 
-    def after(self, step: WrittenStep) -> Verdict:
+    def after(self, step: WrittenStep) -> Verdict | Judgement:
         """As the rule decides."""
-        if not (step.rewritable and len(step.entropies)):
-            return self._own.after(step)
-        own = self.drafts.setdefault((step.seed, step.substream), {})
-        score, verdict = None, None
-        if isinstance(self._own, StepScore):
-            score = self._own.score(step)
-            verdict = "rewrite" if self._own.rejects(score) else "keep"
-        own[step.index] = step.mean_entropy, step.perplexity, score
-        return verdict or self._own.after(step)  # type: ignore[return-value]
+        verdict = self._own.after(step)
+        if step.rewritable and len(step.entropies):
+            own = self.drafts.setdefault((step.seed, step.substream), {})
+            score = verdict.score if isinstance(verdict, Judgement) else None
+            own[step.index] = step.mean_entropy, step.perplexity, score
+        return verdict
 
 
 def recording(own: Policy) -> Recording:

@@ -109,6 +109,12 @@ def _all_small() -> Policy:
     return policies.EntropyThreshold(math.inf)
 
 
+def _spec_reason(threshold: float = 7.0, expected: int = 0) -> Policy:
+    if expected not in (0, 1):
+        raise ValueError(f"expected must be 0 or 1, got {expected!r}")
+    return policies.SpecReason(threshold, expected=bool(expected))
+
+
 _RULES = (
     Rule(SMALL_ALONE, _all_small),
     Rule(LARGE_ALONE, _all_small),  # never asked: the route is forced, nothing is glimpsed
@@ -124,6 +130,7 @@ _RULES = (
     Rule("mixture", policies.MixtureThreshold),
     Rule("learned", policies.LearnedRouter, "threshold", "step_score", most=1.0, given="router"),
     Rule("reward", policies.Reward, given="reward"),
+    Rule("spec-reason", _spec_reason),
 )
 RULES: dict[str, Rule] = {rule.name: rule for rule in _RULES}
 

@@ -11,6 +11,7 @@ from glimprouter.files import check_writable
 from glimprouter.hf.engine.choice import choose_engine, choose_execution
 from glimprouter.hf.engine.maker import EngineMaker
 from glimprouter.hf.graphs.compiled_pass import compile_pair
+from glimprouter.hf.pair.asides import encode_aside
 from glimprouter.hf.pair.boundaries import boundaries_of, check_width
 from glimprouter.hf.pair.devices import KvMemory, check_memory, choose_devices, device_or_each
 from glimprouter.hf.pair.facts import context_length
@@ -36,7 +37,6 @@ from glimprouter.hf.sequence.events import Result
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.saved import SavedSequence, pair_description
 from glimprouter.policies import Policy
-from glimprouter.policies.base import check_policy
 from glimprouter.router import StepRouter
 
 
@@ -172,6 +172,8 @@ class RoutedModel:
         self.takes_drafts = chosen.takes_drafts
         self.drafting = drafting_of(drafts, possible=self.takes_drafts)
         self._overlaps = overlaps(models, chosen, self._devices)
+        self._uncut = chosen.uncut("large")
+        self._beginnings(True, {})  # refuses a policy that this pair cannot serve
         self._engines = EngineMaker(
             models,
             chosen,
@@ -329,7 +331,6 @@ class RoutedModel:
         """
         if isinstance(saved, str | bytes) or not isinstance(saved, Sequence):
             raise TypeError("saved must be a list; for one sequence pass [saved]")
-        check_policy(self.policy)
         states = [SavedSequence.from_bytes(entry) for entry in saved]
         common = self._beginnings(True, {})
         records = [SequenceRecord.from_state(s.record, 0, **common.record_options) for s in states]
@@ -340,11 +341,12 @@ class RoutedModel:
 
     def _beginnings(self, stream_tokens: bool, overrides: dict[str, Any]) -> Beginnings:
         """What the sequences of a run have in common."""
+        large, translation = (self.large_tokenizer, self.large_boundary), self.translation
         record_options = {
-            "reader": self.translation or SharedTokenizer(self.tokenizer),
+            "reader": translation or SharedTokenizer(self.tokenizer),
             "close_ids": self.boundary.close_ids,
             "stream_tokens": stream_tokens,
-            "closing_writer": "small" if self.translation else None,
+            "closing_writer": "small" if translation else None,
             "thinks": bool(self.boundary.think_end_ids or self.boundary.think_end_markers),
         }
         return Beginnings(
@@ -355,6 +357,7 @@ class RoutedModel:
             (self.boundary, self.large_boundary),
             {"small": context_length(self.small), "large": context_length(self.large)},
             record_options,
+            encode_aside(self.policy, *large, translation, self._uncut),
         )
 
     def _loop(self, records: list[SequenceRecord], common: Beginnings) -> Loop:
@@ -385,11 +388,13 @@ class RoutedModel:
             max_sequences=rows,
             device=self._devices["small"],
         )
-        loop = OverlappedLoop if self._overlaps else Loop
+        overlaps = self._overlaps and common.aside is None  # which is read within a small pass
+        loop = OverlappedLoop if overlaps else Loop
         return loop(
             RunSequences(router, engine, pair, rows),
             max_sequences=rows,
             raise_on_invalid=self.on_invalid == "raise",
             drafting=self.drafting,
             policy=self.policy,
+            aside=common.aside,
         )

@@ -8,7 +8,8 @@ your own is a class with the method ``before``, and ``after`` where it reads ste
 
 from __future__ import annotations
 
-from glimprouter.policies.base import Glimpse, Policy, Verdict, WrittenStep
+from glimprouter.policies.aside import Aside, AsideReading
+from glimprouter.policies.base import Glimpse, Judgement, Policy, Verdict, WrittenStep
 from glimprouter.policies.entropy_threshold import EntropyThreshold
 from glimprouter.policies.hysteresis import Hysteresis
 from glimprouter.policies.learned_router import FEATURES, LearnedRouter, step_features
@@ -17,6 +18,7 @@ from glimprouter.policies.max_probability import MaxProbability
 from glimprouter.policies.mixture_threshold import MixtureThreshold
 from glimprouter.policies.random_share import RandomShare
 from glimprouter.policies.reward import Reward
+from glimprouter.policies.spec_reason import SpecReason
 from glimprouter.policies.step_entropy import StepEntropy
 from glimprouter.policies.step_perplexity import StepPerplexity
 from glimprouter.policies.step_score import StepScore
@@ -25,9 +27,12 @@ from glimprouter.policies.wanted_share import WantedShare
 
 __all__ = [
     "FEATURES",
+    "Aside",
+    "AsideReading",
     "EntropyThreshold",
     "Glimpse",
     "Hysteresis",
+    "Judgement",
     "LearnedRouter",
     "Margin",
     "MaxProbability",
@@ -35,6 +40,7 @@ __all__ = [
     "Policy",
     "RandomShare",
     "Reward",
+    "SpecReason",
     "StepEntropy",
     "StepPerplexity",
     "StepScore",

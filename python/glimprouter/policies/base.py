@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from glimprouter.config import ModelName
+from glimprouter.policies.aside import Aside, AsideReading
 from glimprouter.router import OutputField
 
 Verdict: TypeAlias = Literal["keep", "rewrite"]
@@ -64,6 +65,8 @@ class WrittenStep:
         end_reason: Lower-case name of :class:`glimprouter.EndReason`.
         question: The user's message; None for a chat or raw ids.
         previous: Texts of the steps before.
+        aside: What the large model said of it, where the policy has an :class:`Aside` and the step
+            is ``rewritable``; else None.
     """
 
     seed: int
@@ -80,6 +83,7 @@ class WrittenStep:
     end_reason: str
     question: str | None = None
     previous: Sequence[str] = ()
+    aside: AsideReading | None = None
 
     @property
     def mean_entropy(self) -> float:
@@ -97,6 +101,18 @@ class WrittenStep:
         return math.exp(-self.mean_logprob)
 
 
+class Judgement(NamedTuple):
+    """A verdict, and the score that it came from, which the trace holds (``TraceStep.score``).
+
+    Attributes:
+        verdict: ``"keep"`` or ``"rewrite"``.
+        score: Finite; of the step as the small model wrote it.
+    """
+
+    verdict: Verdict
+    score: float
+
+
 class Policy(ABC):
     """A rule that names the writer of each step.
 
@@ -106,9 +122,12 @@ class Policy(ABC):
 
     Attributes:
         signals: Statistics of the glimpse that the rule reads beside the entropy.
+        aside: What the large model reads of each step that may be rewritten, before :meth:`after`
+            is asked about it; None for nothing.
     """
 
     signals: OutputField = OutputField.NONE
+    aside: Aside | None = None
 
     @property
     def name(self) -> str:
@@ -119,14 +138,15 @@ class Policy(ABC):
     def before(self, glimpse: Glimpse) -> ModelName:
         """Who writes the step: ``"small"`` or ``"large"``."""
 
-    def after(self, step: WrittenStep) -> Verdict:
+    def after(self, step: WrittenStep) -> Verdict | Judgement:
         """Whether a step that was written stays: ``"keep"``, or ``"rewrite"`` by the large model.
 
         Asked about every step of both models once it has ended, where a policy has this method;
         the verdict counts where the step is ``rewritable``. A step that is rewritten leaves both
         models' memory up to its first word, which the large model writes then; the tokens that
         are dropped are in ``TraceStep.rewritten``. An end of the thinking is dropped likewise. What
-        this raises ends the call of the run, as of :meth:`before`; the next call asks again.
+        this raises ends the call of the run, as of :meth:`before`; the next call asks again. A
+        :class:`Judgement` is a verdict with its score.
 
         After ``Run.rewind`` into a step that was kept, its end is told, but not rewritable any
         more: its text has been given out.
@@ -159,3 +179,10 @@ def check_policy(policy: Any) -> None:
             f"the signals of {policy.name} must be a mask of glimprouter.OutputField members, got"
             f" {policy.signals!r}"
         )
+    if policy.aside is not None and not isinstance(policy.aside, Aside):
+        raise TypeError(
+            f"the aside of {policy.name} must be a glimprouter.policies.Aside or None, got"
+            f" {type(policy.aside).__name__}"
+        )
+    if policy.aside is not None and not reads_steps(policy):
+        raise TypeError(f"{policy.name} has an aside, and no method after that would read it")

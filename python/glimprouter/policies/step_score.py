@@ -5,23 +5,25 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from glimprouter.config import ModelName
-from glimprouter.policies.base import Glimpse, Policy, Verdict, WrittenStep
+from glimprouter.policies.base import Glimpse, Judgement, Policy, Verdict, WrittenStep
 
 
 class StepScore(Policy):
     """The small model writes every step first; its score says whether it stays.
 
-    Score and decision are apart, so that whoever records a run has both.
+    Score and decision are apart, and the trace has both (``TraceStep.score``).
     """
 
     def before(self, glimpse: Glimpse) -> ModelName:
         """The small model drafts."""
         return "small"
 
-    def after(self, step: WrittenStep) -> Verdict:
+    def after(self, step: WrittenStep) -> Verdict | Judgement:
         """By the score, of steps that may be rewritten."""
-        rejected = step.rewritable and self.rejects(self.score(step))
-        return "rewrite" if rejected else "keep"
+        if not step.rewritable:
+            return "keep"
+        score = self.score(step)
+        return Judgement("rewrite" if self.rejects(score) else "keep", score)
 
     @abstractmethod
     def score(self, step: WrittenStep) -> float:

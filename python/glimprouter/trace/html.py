@@ -281,6 +281,8 @@ def _writers_remark(step: TraceStep) -> str | None:
         remarks.append(f"the small model went on behind {_counted(step.runs[1], 'token')}")
     if step.rewritten:
         remarks.append(f"the small model's {_counted(step.rewritten, 'token')} were rejected")
+    if step.score is not None:
+        remarks.append(f"its score is {step.score:g}")
     return "; ".join(remarks) or None
 
 

@@ -15,8 +15,8 @@ from glimprouter.trace.json_fields import Kind
 
 __all__ = ["SCHEMA_VERSION", "Trace", "TraceStep", "parse_trace"]
 
-SCHEMA_VERSION = 3  # rises with every field, so that an older reader says what is wrong
-_READABLE = (2, 3)
+SCHEMA_VERSION = 4  # rises with every field, so that an older reader says what is wrong
+_READABLE = (2, 3, 4)
 _KIND = "glimprouter.trace"
 _HEADER = (
     "prompt",
@@ -29,7 +29,8 @@ _HEADER = (
     "policy",
 )
 _LATER = {"answer_drafted", "policy"}  # fields that files of version 2 may lack
-_LATER_IN_STEPS = {"drafted", "rewritten", "runs"}
+# Fields of steps that files before a version may lack.
+_LATER_IN_STEPS = {3: {"drafted", "rewritten", "runs"}, 4: {"score"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class TraceStep:
             policy had the large one write the step; 0 for other steps.
         runs: Who wrote which of its tokens: the lengths of runs of one writer, the small model's
             (perhaps 0) and the large one's in turn. Empty where the file that was read has none.
+        score: That a policy gave the step as the small model wrote it, for what the large one said
+            of it; None where none was given.
     """
 
     index: int
@@ -67,6 +70,7 @@ class TraceStep:
     drafted: list[int] = field(default_factory=list)
     rewritten: int = 0
     runs: list[int] = field(default_factory=list)
+    score: float | None = None
 
 
 @dataclass(slots=True)
@@ -163,6 +167,7 @@ _STEP_KINDS = {
     "drafted": json_fields.COUNTS,
     "rewritten": json_fields.COUNT,
     "runs": json_fields.COUNTS,
+    "score": json_fields.FINITE_OR_NULL,
 }
 _TRACE_KINDS = {
     "prompt": json_fields.TEXT_OR_NULL,
@@ -203,7 +208,7 @@ def parse_trace(text: str, name: str) -> Trace:
     if version not in _READABLE or isinstance(version, bool):
         raise ValueError(
             f"{name} has schema version {json_fields.shown(version)}; this glimprouter reads"
-            f" {' and '.join(map(str, _READABLE))}"
+            f" {_READABLE[0]} to {_READABLE[-1]}"
         )
     end = lines[-1]
     steps = lines[1:-1]
@@ -212,10 +217,11 @@ def parse_trace(text: str, name: str) -> Trace:
     if any(step.get("kind") != "step" for step in steps):
         raise ValueError(f"{name} is not a valid trace: a line between the ends is no step")
     values = {**_fields(header, {"schema_version"}), **_fields(end, {"num_steps"})}
-    later = _LATER if version < SCHEMA_VERSION else set()
+    later = _LATER if version == _READABLE[0] else set()
     if missing := sorted(set(_TRACE_KINDS) - later - set(values)):
         raise ValueError(f"{name} is not a valid trace: it lacks {missing[0]!r}")
-    if version == SCHEMA_VERSION and any(not step.keys() >= _LATER_IN_STEPS for step in steps):
+    own = [fields for since, fields in _LATER_IN_STEPS.items() if version >= since]
+    if any(not step.keys() >= fields for step in steps for fields in own):
         raise ValueError(f"{name} is not a valid trace: a step lacks one of its fields")
     try:
         trace = Trace(**values, steps=[TraceStep(**_fields(step, set())) for step in steps])

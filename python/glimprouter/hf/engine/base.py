@@ -100,6 +100,8 @@ class Engine(ABC):
         self._translation = translation
         self.pass_tokens = 0
         self._sequences: dict[int, int] = {}  # numbers that ``tokens`` gave, by the record's index
+        self._aside_rows: dict[int, int] = {}  # of logits, of sequences between begin and end
+        self._asked: dict[int, int] = {}  # tokens up to the end of a step, which records learn next
 
     @abstractmethod
     def open(self, record: SequenceRecord) -> bool:
@@ -189,10 +191,69 @@ class Engine(ABC):
             sequence = self._sequences[record.index]
             self.pass_tokens += self._tokens.num_computed_tokens(index, sequence) - start
 
-    @staticmethod
-    def _wanted(model: str, record: SequenceRecord) -> int:
+    def _wanted(self, model: str, record: SequenceRecord) -> int:
         """Rows of logits that a pass gives."""
-        return 1 + len(record.drafts) if model == "large" else 1
+        if model != "large":
+            return 1
+        return self._aside_rows.get(record.index, 1 + len(record.drafts))
+
+    def begin_aside(
+        self,
+        record: SequenceRecord,
+        written: Sequence[int],
+        question: Sequence[int],
+        first: int | None = None,
+    ) -> int:
+        """Puts a question to the large model behind a sequence; :meth:`end_aside` must follow.
+
+        In between :meth:`groups` and :meth:`forward` are those of the aside.
+
+        Args:
+            record: A sequence that waits for the small model, which has no drafts then.
+            written: Tokens of the small model behind those of the record.
+            question: Tokens of the large model behind them.
+            first: The generated token from which on the logits of each token are wanted, besides
+                the last ones, where vocabularies are the same; None for the last ones alone.
+
+        Returns:
+            Rows of logits that the pass will give.
+        """
+        self.end_aside(record)  # what an interrupt has left
+        sequence = self._append_written(record)
+        # The end of the step stays from now on: text that is cut may become other tokens.
+        self._asked[record.index] = len(record.generated) + len(written)
+        if (known := self._tokens.frontier(sequence) - len(record.generated)) < len(written):
+            self._tokens.append(MODELS.index("small"), sequence, list(written[known:]))
+        if question:
+            self._tokens.append(MODELS.index("large"), sequence, list(question))
+        rows = 1
+        if first is not None:
+            behind = len(record.generated) + len(written) - first
+            rows += behind + len(question)
+        self._aside_rows[record.index] = rows
+        return rows
+
+    def end_aside(self, record: SequenceRecord) -> int:
+        """Takes back the question of :meth:`begin_aside`; the step stays, also in memory.
+
+        Returns:
+            Tokens that the large model had computed of the question.
+        """
+        self._aside_rows.pop(record.index, None)
+        sequence, kept = self._sequences[record.index], self._told_of(record)
+        before = self.computed("large", record)
+        if self._tokens.frontier(sequence) > kept:
+            self._tokens.truncate(sequence, kept)
+        return before - self.computed("large", record)
+
+    def _told_of(self, record: SequenceRecord) -> int:
+        """Generated tokens that the record has, or is told of next."""
+        return max(len(record.generated), self._asked.get(record.index, 0))
+
+    def computed(self, model: str, record: SequenceRecord) -> int:
+        """Tokens of an open sequence that a model has computed."""
+        sequence = self._sequences[record.index]
+        return self._tokens.num_computed_tokens(MODELS.index(model), sequence)
 
     def takes_drafts(self, record: SequenceRecord) -> bool:
         """Whether the small model can draft for a sequence now.
@@ -234,7 +295,7 @@ class Engine(ABC):
         Returns:
             Whether there were any.
         """
-        sequence, kept = self._sequences[record.index], len(record.generated)
+        sequence, kept = self._sequences[record.index], self._told_of(record)
         drafted = self._tokens.frontier(sequence) > kept  # also one that an interrupt cut off
         if drafted:
             self._tokens.truncate(sequence, kept)
@@ -244,6 +305,8 @@ class Engine(ABC):
     def close(self, record: SequenceRecord) -> None:
         """Frees the memory of a sequence."""
         self._tokens.close(self._sequences.pop(record.index))
+        if record.done:
+            self._asked.pop(record.index, None)
 
     def fork(self, record: SequenceRecord, twin: SequenceRecord) -> None:
         """Opens a copy of an open sequence."""
@@ -252,6 +315,7 @@ class Engine(ABC):
     def rewind(self, record: SequenceRecord) -> None:
         """Drops what lies behind the record's tokens, which have become fewer."""
         sequence, kept = self._sequences[record.index], len(record.generated)
+        self._asked.pop(record.index, None)
         if kept >= self._tokens.frontier(sequence):
             return
         models = range(len(MODELS))
@@ -275,7 +339,10 @@ class Engine(ABC):
         """By model."""
         tokens, sequence = self._tokens, self._sequences[record.index]
         drafts = record.drafts
-        own = drafts.drafted, drafts.compared, drafts.accepted, record.num_rewritten
+        own = {
+            "small": (drafts.drafted, drafts.compared, drafts.accepted, record.num_rewritten, 0, 0),
+            "large": (0, 0, 0, 0, record.num_asides, record.num_aside_tokens),
+        }
         return {
             name: TokenCounts(
                 tokens.length(index, sequence) - len(record.prompt_of(name)),
@@ -283,7 +350,7 @@ class Engine(ABC):
                 tokens.excess(index, sequence),
                 self._recomputed(index, sequence),
                 record.num_passes[name],
-                *(own if name == "small" else (0, 0, 0, 0)),
+                *own[name],
             )
             for index, name in enumerate(MODELS)
         }

@@ -42,6 +42,12 @@ class EngineChoice:
         """Whether both models can drop what they have computed of drafts that did not hold."""
         return not self.states and not self.forms
 
+    def uncut(self, model: str) -> str | None:
+        """What a model keeps that cannot be cut; None where it is keys and values alone."""
+        if model in self.states:
+            return f"the {model} model keeps a state of its layers"
+        return f"the {model} model has a cache of its own" if model in self.forms else None
+
 
 def fuses_layers(wanted: bool | Literal["auto"], device: str) -> bool:
     """Whether layers are tried in their fused form.

@@ -34,6 +34,7 @@ def budgets_of(
     closing: int,
     *,
     thinks: bool = True,
+    asked: int = 0,
 ) -> Budgets:
     """The budgets of a prompt.
 
@@ -48,6 +49,7 @@ def budgets_of(
         contexts: Positions of each model, by name.
         closing: Ids that close the thinking.
         thinks: Whether an answer follows the thinking; else there is none unless it was asked for.
+        asked: Tokens that the large model reads behind any step of the thinking, and drops.
 
     Raises:
         ValueError: The prompt leaves no room, or a budget that was set does not fit.
@@ -58,12 +60,15 @@ def budgets_of(
         derived.append("answer")
         answer = min(DEFAULT_ANSWER_TOKENS, min(contexts.values()) // _ANSWER_SHARE) * thinks
     lengths = {"small": len(prompt.small), "large": len(prompt.large)}
-    name = min(contexts, key=lambda model: contexts[model] - lengths[model])
-    room = contexts[name] - lengths[name] - answer - closing
+    after = answer + closing
+    reserved = {"small": after, "large": max(after, asked)}
+    rooms = {model: contexts[model] - lengths[model] - reserved[model] for model in contexts}
+    name = min(rooms, key=lambda model: rooms[model])
+    room, what = rooms[name], "answer" if reserved[name] == after else "policy's question"
     if room < 1:
         raise ValueError(
-            f"prompt {index} has {lengths[name]} tokens; with {answer + closing} reserved for the"
-            f" answer nothing is left of the {name} model's context of {contexts[name]}; shorten"
+            f"prompt {index} has {lengths[name]} tokens; with {reserved[name]} reserved for the"
+            f" {what} nothing is left of the {name} model's context of {contexts[name]}; shorten"
             " the prompt or lower max_answer_tokens"
         )
     think = config.max_think_tokens
@@ -73,7 +78,7 @@ def budgets_of(
     elif think > room:
         raise ValueError(
             f"max_think_tokens={think} does not fit: prompt {index} has {lengths[name]} tokens, and"
-            f" with {answer + closing} reserved for the answer {room} are left of the {name}"
-            f" model's context of {contexts[name]}; lower it, or leave it unset"
+            f" with {reserved[name]} reserved for the {what} {room} are left of the {name} model's"
+            f" context of {contexts[name]}; lower it, or leave it unset"
         )
     return Budgets(think, answer, tuple(sorted(derived)))

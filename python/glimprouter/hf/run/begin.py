@@ -9,6 +9,7 @@ from typing import Any
 
 from glimprouter.boundary import StepBoundary
 from glimprouter.config import DEFAULT_ANSWER_TOKENS, DEFAULT_THINK_TOKENS, RouterConfig
+from glimprouter.hf.pair.asides import EncodedAside
 from glimprouter.hf.pair.budgets import budgets_of
 from glimprouter.hf.pair.prompts import EncodedPrompt, Prompt, TemplateOptions, encode_prompts
 from glimprouter.hf.pair.standing import start_of
@@ -34,6 +35,7 @@ class Beginnings:
         boundaries: Likewise.
         contexts: Positions of each model, by name.
         record_options: Fields of a record that the pair decides.
+        aside: What the large model reads behind steps for the policy; None for nothing.
     """
 
     config: RouterConfig
@@ -43,6 +45,7 @@ class Beginnings:
     boundaries: Sequence[StepBoundary]
     contexts: Mapping[str, int]
     record_options: Mapping[str, Any]
+    aside: EncodedAside | None = None
 
     def begin(
         self,
@@ -94,7 +97,10 @@ class Beginnings:
     ) -> tuple[SequenceRecord, dict[str, Any]]:
         closing = len(self.boundaries[0].close_ids)
         thinks = bool(self.record_options["thinks"])
-        budgets = budgets_of(index, prompt, config, self.contexts, closing, thinks=thinks)
+        asked = 0 if self.aside is None or policy is None else len(self.aside.question)
+        budgets = budgets_of(
+            index, prompt, config, self.contexts, closing, thinks=thinks, asked=asked
+        )
         start = start_of(index, prompt, self.boundaries, budgets)
         trace = Trace(
             prompt=prompt.text,
@@ -111,7 +117,7 @@ class Beginnings:
             index,
             prompt,
             trace,
-            max_new_tokens=budgets.think + budgets.answer + closing,
+            max_new_tokens=budgets.think + max(budgets.answer + closing, asked),
             answering=start.answering,
             **self.record_options,
         )

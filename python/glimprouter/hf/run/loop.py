@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from glimprouter.glimpse import Status
+from glimprouter.hf.pair.asides import EncodedAside
 from glimprouter.hf.pair.locks import exclusive
 from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.run.drafted_turns import DraftedTurns, WaitingRow
@@ -39,6 +40,7 @@ class Loop:
         raise_on_invalid: bool,
         drafting: Drafting | None = None,
         policy: Policy | None = None,
+        aside: EncodedAside | None = None,
     ) -> None:
         """Nothing is computed yet.
 
@@ -48,6 +50,7 @@ class Loop:
             raise_on_invalid: Whether invalid logits raise, or only end their sequence.
             drafting: How the small model drafts for the large one; None where it does not.
             policy: Who decides about steps; None where the router does.
+            aside: What the large model reads for it; None for nothing.
         """
         self.sequences = sequences
         self.unread: deque[Event] = deque()
@@ -58,7 +61,7 @@ class Loop:
         self._turns = WaitingTurns()
         self._drafted_turns = None if drafting is None else DraftedTurns(drafting.costs())
         most = 0 if drafting is None else drafting.most
-        self._computed = self._make_passes(sequences, max_sequences, most, policy)
+        self._computed = self._make_passes(sequences, max_sequences, most, policy, aside)
 
     def _make_passes(self, *arguments: Any) -> ModelPasses:
         """Whoever computes them; the arguments are those of the class."""
@@ -262,6 +265,11 @@ class Loop:
 
     def _tell(self, said: Said) -> list[str]:
         """Tells one record; what is to be raised of it."""
+        self.sequences.bring_back(said.record)  # asides may have been short of memory
+        if said.fault is not None and not said.record.done:
+            said.entries.clear()
+            self._fail(said.record, said.fault)
+            return [said.fault] if said.invalid and self._raise_on_invalid else []
         held = said.held
         if said.model == "large":
             self.sequences.engine.settle_drafts(said.record, held)
@@ -298,7 +306,10 @@ class Loop:
                 f" {len(record.generated)} tokens",
             )
         else:
-            self.unread.extend(record.advance(name, signals, seconds, drafted=drafted))
+            events = record.advance(name, signals, seconds, drafted=drafted)
+            if any(event.kind in ("step", "answer_start") for event in events):
+                self.sequences.note_step_end(record)
+            self.unread.extend(events)
             if record.done:
                 self._close(record)
         return None

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from glimprouter.glimpse import Status
+from glimprouter.hf.pair.asides import EncodedAside
 from glimprouter.hf.pair.devices import torch_device
 from glimprouter.hf.run.decisions import Decisions, is_undecided
 from glimprouter.hf.run.said import Said, read_entries
@@ -81,6 +82,7 @@ class ModelPasses:
         max_sequences: int,
         most_drafts: int,
         policy: Policy | None = None,
+        aside: EncodedAside | None = None,
     ) -> None:
         """Nothing is computed yet.
 
@@ -89,6 +91,7 @@ class ModelPasses:
             max_sequences: In flight.
             most_drafts: That may wait of a sequence; 0 for none.
             policy: Who decides about steps; None where the router does.
+            aside: What the large model reads for it; None for nothing.
         """
         self.said: deque[Said] = deque()
         self.most_drafts = most_drafts
@@ -98,7 +101,9 @@ class ModelPasses:
         self._verdicts: Verdicts | None = None
         fields = OutputField.NONE
         if policy is not None and reads_steps(policy):
-            self._verdicts, fields = Verdicts(sequences, policy), OutputField.LOGPROB
+            self._verdicts, fields = Verdicts(sequences, policy, aside), OutputField.LOGPROB
+        self._reads = aside is not None
+        self._aside_seconds = 0.0  # within the pass that is being computed
         self._outputs = router.outputs(max_sequences * (1 + most_drafts), fields)
         self._drafted = router.outputs(max_sequences, OutputField.NONE)
         self._answer: _Answer | None = None
@@ -109,7 +114,7 @@ class ModelPasses:
         Raises:
             OutOfPages: One sequence alone has no room, even without drafts.
         """
-        started = time.perf_counter()
+        started, self._aside_seconds = time.perf_counter(), 0.0
         name, drafting = planned.model, planned.drafting
         records = [r for r in planned.records if self._sequences.is_active(r)]
         if not records:
@@ -123,7 +128,8 @@ class ModelPasses:
             written = self._verify(records, logits, started)
         else:
             written = self._step(records, drafting, logits, started)
-        return PassReport(name, tokens, written, time.perf_counter() - started)
+        seconds = time.perf_counter() - started - self._aside_seconds
+        return PassReport(name, tokens, written, seconds)
 
     def catch_up(self, name: str, record: SequenceRecord) -> None:
         """Has a model compute all that is written of a sequence in memory; nothing comes of it.
@@ -175,6 +181,8 @@ class ModelPasses:
         started: float,
     ) -> int:
         """Steps of the small model, and drafts behind those that went to the large one."""
+        if self._reads:
+            logits = logits.clone()  # graphs of the other model may compute where they lie
         places = [at for at, record in enumerate(records) if record.index not in drafting]
         drafted = [at for at, record in enumerate(records) if record.index in drafting]
         if places:
@@ -234,7 +242,9 @@ class ModelPasses:
         if self._decisions is not None:
             self._decisions.make(self.said)
         if self._verdicts is not None:
+            started = time.perf_counter()
             self._verdicts.make(self.said)
+            self._aside_seconds += time.perf_counter() - started
 
     def drop_undecided(self, record: SequenceRecord) -> None:
         """Forgets what a policy has not decided, of a sequence that is to end."""

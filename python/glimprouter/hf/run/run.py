@@ -13,7 +13,7 @@ from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.run.begin import Beginnings
 from glimprouter.hf.run.loop import Loop
 from glimprouter.hf.run.usage import RunUsage
-from glimprouter.hf.sequence.events import Event, Result
+from glimprouter.hf.sequence.events import Event, Result, TokenCounts
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.saved import SavedSequence
 from glimprouter.trace import Trace
@@ -259,6 +259,49 @@ class Run:
         if model not in MODELS:
             raise ValueError(f"model must be one of {list(MODELS)}, got {model!r}")
         self._loop.catch_up(model, self._begun(sequence))
+
+    @_alone
+    def hold(self, sequence: int) -> None:
+        """No model goes on with a sequence until :meth:`go_on`; it keeps its memory.
+
+        A run whose sequences are all held has no further events: iterating over it ends.
+
+        Raises:
+            IndexError: No such sequence.
+        """
+        self._sequences.hold(self._sequences.record(sequence))
+
+    @_alone
+    def go_on(self, sequence: int, *, one_step: bool = False) -> None:
+        """Goes on with a sequence.
+
+        Args:
+            sequence: Held or not.
+            one_step: Whether it is held again once it has ended a step, or its thinking.
+
+        Raises:
+            IndexError: No such sequence.
+        """
+        self._sequences.go_on(self._sequences.record(sequence), one_step=one_step)
+
+    @_alone
+    def has_begun(self, sequence: int) -> bool:
+        """Whether a sequence has a slot, or had one: it can be forked before it ends.
+
+        Raises:
+            IndexError: No such sequence.
+        """
+        return self._sequences.record(sequence).row >= 0
+
+    @_alone
+    def counts(self, sequence: int) -> dict[str, TokenCounts]:
+        """What both models have done for a sequence so far, as in :attr:`Result.counts`.
+
+        Raises:
+            IndexError: No such sequence.
+            ValueError: It has ended, or not begun.
+        """
+        return self._sequences.engine.counts(self._begun(sequence))
 
     @_alone
     def save(self, sequence: int) -> bytes:

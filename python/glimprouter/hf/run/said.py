@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from glimprouter.glimpse import Status
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.signals import Signals
+from glimprouter.policies import AsideReading
 from glimprouter.router import StepOutputs
 
 Entry = tuple[Status, Signals]
@@ -26,6 +27,9 @@ class Said:
         rejected: Tokens of the step that is to be rewritten, from the one it was decided at; 0
             where none is.
         rewritten: Whether that is done: the only entry is the decision then.
+        reading: What the large model said of the step that has ended; None before it has read it.
+        fault: Why it cannot be read, which ends the sequence; None where it can.
+        invalid: Whether that is a fault of its logits.
     """
 
     model: str
@@ -36,6 +40,9 @@ class Said:
     judged: int = 0
     rejected: int = 0
     rewritten: bool = False
+    reading: AsideReading | None = None
+    fault: str | None = None
+    invalid: bool = False
 
 
 def read_entries(outputs: StepOutputs, count: int) -> list[Entry]:

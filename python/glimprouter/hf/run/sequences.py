@@ -68,6 +68,8 @@ class RunSequences:
         self._waiting: deque[tuple[SequenceRecord, dict[str, Any]]] = deque()
         self._active: dict[int, SequenceRecord] = {}  # by row
         self._preempted: deque[SequenceRecord] = deque()  # in order of admission
+        self._held: set[int] = set()  # indices of those that no model goes on with
+        self._one_step: set[int] = set()  # that are held when they have ended a step
 
     def add_prompt(self, record: SequenceRecord, options: dict[str, Any]) -> None:
         """A sequence that waits for a row; the options open it.
@@ -97,6 +99,25 @@ class RunSequences:
         if not record.done:
             raise ValueError(f"sequence {record.index} has not ended; cancel it first")
         del self._records[record.index]
+        self._held.discard(record.index)
+        self._one_step.discard(record.index)
+
+    def hold(self, record: SequenceRecord) -> None:
+        """No model goes on with a sequence until :meth:`go_on`."""
+        self._held.add(record.index)
+        self.changes += 1
+
+    def go_on(self, record: SequenceRecord, *, one_step: bool) -> None:
+        """Lets a sequence go on, up to the end of a step or to its own."""
+        self._held.discard(record.index)
+        (self._one_step.add if one_step else self._one_step.discard)(record.index)
+        self.changes += 1
+
+    def note_step_end(self, record: SequenceRecord) -> None:
+        """A sequence has ended a step, or its thinking."""
+        if record.index in self._one_step:
+            self._one_step.discard(record.index)
+            self.hold(record)
 
     def record(self, sequence: int) -> SequenceRecord:
         """The record of a sequence.
@@ -131,13 +152,18 @@ class RunSequences:
             )
         if self.is_active(record) and self.engine.drop_drafts(record):
             self.changes += 1
-        if record in self._preempted:  # drafts make room, then the youngest others
-            while not self.engine.open(record):
-                if not self.drop_drafts():
-                    self.preempt_youngest()
-            self._preempted.remove(record)
-            self._activate(record)
+        self.bring_back(record)
         return record
+
+    def bring_back(self, record: SequenceRecord) -> None:
+        """Takes a sequence back into memory that was preempted; others are as they are."""
+        if record not in self._preempted:
+            return
+        while not self.engine.open(record):  # drafts make room, then the youngest others
+            if not self.drop_drafts():
+                self.preempt_youngest()
+        self._preempted.remove(record)
+        self._activate(record)
 
     def _activate(self, record: SequenceRecord) -> None:
         self._active[record.row] = record
@@ -343,4 +369,5 @@ class RunSequences:
     def pending(self, model: str) -> list[SequenceRecord]:
         """Sequences in memory that wait for a model."""
         rows = self.router.pending(model).tolist()
-        return [self._active[row] for row in rows if row in self._active]
+        records = [self._active[row] for row in rows if row in self._active]
+        return [record for record in records if record.index not in self._held]

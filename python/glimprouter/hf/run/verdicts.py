@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from glimprouter.glimpse import Status
+from glimprouter.hf.pair.asides import EncodedAside
 from glimprouter.hf.pair.text import MODELS
+from glimprouter.hf.run.asides import Asides, AskedStep
 from glimprouter.hf.run.said import Said, read_entries
 from glimprouter.hf.run.sequences import RunSequences
 from glimprouter.hf.sequence.signals import Signals
-from glimprouter.policies import Policy, Verdict, WrittenStep
+from glimprouter.policies import Judgement, Policy, Verdict, WrittenStep
+from glimprouter.policies.checks import check_number
 from glimprouter.router import EndReason, OutputField, Phase
 
 
@@ -20,15 +25,19 @@ class Verdicts:
     record and engine by calls that an interrupt may come between: the next call goes on there.
     """
 
-    def __init__(self, sequences: RunSequences, policy: Policy) -> None:
+    def __init__(
+        self, sequences: RunSequences, policy: Policy, aside: EncodedAside | None = None
+    ) -> None:
         """Nothing is judged yet.
 
         Args:
             sequences: Of the run.
             policy: The rule.
+            aside: What the large model reads first; None for nothing.
         """
         self._sequences = sequences
         self._policy = policy
+        self._asides = None if aside is None else Asides(sequences, aside)
         self._decided = sequences.router.outputs(1, OutputField.NONE)
 
     def make(self, said: Sequence[Said]) -> None:
@@ -41,16 +50,42 @@ class Verdicts:
             Exception: Whatever the policy raises; it is asked again then.
             ValueError: The verdict is none.
         """
-        for own in said:
-            if own.judged < len(own.entries):
+        left = [own for own in said if own.judged < len(own.entries) and not own.record.done]
+        if self._asides is not None:
+            self._asides.read([step for own in left for step in self._unread(own)])
+        for own in left:
+            if own.fault is None:
                 self._judge(own)
+        for own in said:
             if own.rejected and not own.rewritten:
                 self._rewrite(own)
 
+    def _unread(self, own: Said) -> list[AskedStep]:
+        """The step that the large model has to read first, if there is one."""
+        if own.reading is not None or own.fault is not None:
+            return []
+        return [
+            AskedStep(own, [signals.token for signals in written], step.position)
+            for place, step, written in self._ended(own)
+            if place >= own.judged and step.rewritable
+        ]
+
     def _judge(self, own: Said) -> None:
+        for place, step, written in self._ended(own):
+            if place >= own.judged:
+                verdict, score = self._ask(step)
+                if step.rewritable:
+                    own.record.running.score = score
+                if verdict == "rewrite" and step.rewritable:
+                    told = len(own.record.generated)
+                    own.rejected = told + len(written) - own.record.running.decided
+                own.judged = place + 1
+        own.judged = len(own.entries)
+
+    def _ended(self, own: Said) -> Iterator[tuple[int, WrittenStep, list[Signals]]]:
+        """Each step that ends there: where, and which of its tokens the record does not have."""
         record = own.record
         if record.trace.policy is None or not any(s.end_reason for _, s in own.entries):
-            own.judged = len(own.entries)
             return
         start = record.running.start
         ended = [step.text for step in record.trace.steps]
@@ -65,14 +100,10 @@ class Verdicts:
             if not signals.end_reason:
                 continue
             step = self._step(own, written, start, told, ended)
-            if place >= own.judged:
-                if self._ask(step) == "rewrite" and step.rewritable:
-                    own.rejected = told + len(written) - record.running.decided
-                own.judged = place + 1
+            yield place, step, written
             told += len(written)
             start, written = told, []
             ended.append(step.text)
-        own.judged = len(own.entries)
 
     def _step(
         self, own: Said, written: Sequence[Signals], start: int, told: int, ended: list[str]
@@ -105,21 +136,28 @@ class Verdicts:
             EndReason(written[-1].end_reason).name.lower(),
             record.trace.prompt,
             tuple(ended),
+            own.reading if begun and running.withheld else None,
         )
 
-    def _ask(self, step: WrittenStep) -> Verdict:
+    def _ask(self, step: WrittenStep) -> tuple[Verdict, float | None]:
         name = self._policy.name
         try:
-            verdict = self._policy.after(step)
+            said: Any = self._policy.after(step)
         except StopIteration as error:  # which would end the run's own iteration without a word
             raise RuntimeError(f"{name}.after raised StopIteration") from error
+        verdict, score = said if isinstance(said, Judgement) else (said, None)
+        if score is not None:
+            check_number(f"the score of {name}", score)
+            if not math.isfinite(score):
+                raise ValueError(f"the score of {name} must be finite, got {score!r}")
         if verdict not in ("keep", "rewrite"):
             raise ValueError(f'{name}.after must return "keep" or "rewrite", got {verdict!r}')
-        return verdict
+        return verdict, None if score is None else float(score)
 
     def _rewrite(self, own: Said) -> None:
         """Drops the step that the small model was given; the large model writes it now."""
         record, router = own.record, self._sequences.router
+        self._sequences.bring_back(record)
         entropy = next((s.entropy for _, s in own.entries if s.route), record.running.entropy)
         kept = record.running.decided if record.running.withheld else len(record.generated)
         state = router.state(record.row)
@@ -128,7 +166,11 @@ class Verdicts:
         if router.state(record.row)["phase"] == Phase.GLIMPSE:
             router.decide("large", [record.row], self._decided)
         record.drop_step(own.rejected)
-        self._sequences.engine.rewind(record)
+        engine = self._sequences.engine
+        read = engine.computed("large", record)
+        engine.rewind(record)
+        if own.reading is not None:
+            record.num_aside_tokens += read - engine.computed("large", record)
         ((status, signals),) = read_entries(self._decided, 1)
         assert entropy is not None  # it was glimpsed
         signals.entropy = entropy

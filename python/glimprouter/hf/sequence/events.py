@@ -30,6 +30,9 @@ class TokenCounts:
             and are in no other count.
         rewritten: Tokens that it wrote of steps that a policy then had the other model write:
             computed in vain, and in no other count.
+        asides: Among its passes, those that read a step of the other model for a policy.
+        aside_tokens: Tokens that it computed for them and dropped: all of the questions, and the
+            steps that were then rewritten. In no other count.
     """
 
     tokens: int
@@ -41,6 +44,8 @@ class TokenCounts:
     compared: int = 0
     accepted: int = 0
     rewritten: int = 0
+    asides: int = 0
+    aside_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ class SequenceRecord:
         num_passes: Forward passes of each model that it was part of.
         statistics: Of its tokens, where a policy reads them.
         num_rewritten: Tokens of the small model that were dropped with steps that were rewritten.
+        num_asides: Passes of the large model that read a step for a policy.
+        num_aside_tokens: Tokens that it computed in them, and dropped.
         running: The step that has not ended.
         closed_at: Tokens before the closing ids that a budget has forced; -1 for none. They may
             come in the middle of a character, which the whole text does not show then.
@@ -71,6 +73,8 @@ class SequenceRecord:
     num_passes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(MODELS, 0))
     statistics: TokenStatistics = field(default_factory=TokenStatistics)
     num_rewritten: int = 0
+    num_asides: int = 0
+    num_aside_tokens: int = 0
     running: RunningStep = field(default_factory=lambda: RunningStep(0))
     _decoder: StreamDecoder | None = None
 
@@ -130,7 +134,7 @@ class SequenceRecord:
         while self.step_starts and self._last_end() > kept:
             step, start = self.trace.steps.pop(), self.step_starts.pop()
             known = (step.model, step.entropy, step.seconds, step.drafted, step.rewritten)
-            running = RunningStep(start, *known)
+            running = RunningStep(start, *known, score=step.score)
         self.answering = phase == Phase.ANSWER
         start = self._last_end()
         if not self.answering:
@@ -182,8 +186,9 @@ class SequenceRecord:
         """All of it as values that JSON holds, for :meth:`from_state`."""
         kept = ("generated", "writers", "answering", "answer_start", "step_starts", "passes")
         others = ("repeats", "max_new_tokens", "closed_at", "num_passes", "num_rewritten")
+        asides = ("num_asides", "num_aside_tokens")
         return {
-            **{name: getattr(self, name) for name in (*kept, *others)},
+            **{name: getattr(self, name) for name in (*kept, *others, *asides)},
             "prompt": dataclasses.asdict(self.prompt),
             "trace": dataclasses.asdict(self.trace),
             "running": dataclasses.asdict(self.running),

@@ -21,6 +21,7 @@ class RunningStep:
         withheld: Whether its events wait until a policy keeps it.
         decided: Tokens generated before the one that the small model began it with, white space
             aside; -1 where nobody gave it the step.
+        score: That a policy gave what the small model had written; None for none.
     """
 
     start: int
@@ -31,6 +32,7 @@ class RunningStep:
     rewritten: int = 0
     withheld: bool = False
     decided: int = -1
+    score: float | None = None
 
     def withhold(self, decided: int) -> None:
         """From here on events wait: the small model was given the step.

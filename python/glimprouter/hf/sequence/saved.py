@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-_FORMAT = 5
+_FORMAT = 6
 _FAMILY = b"GRRUN"
 _MAGIC = _FAMILY + bytes([_FORMAT]) + b"\r\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size

@@ -31,4 +31,5 @@ def step_so_far(record: SequenceRecord, reason: str) -> TraceStep:
         drafted=list(running.drafted),
         rewritten=running.rewritten,
         runs=runs_of(record.writers[running.start :]),
+        score=running.score,
     )
