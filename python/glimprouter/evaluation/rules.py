@@ -50,15 +50,13 @@ class Rule:
 
     def score(self, value: float) -> float:
         """A value of the signal as a number >= 0 that grows with the wish for the large model."""
-        return 1.0 - value if self.falling else value
+        return self.most - value if self.falling else value
 
     def threshold(self, score: float) -> float:
         """The policy's threshold for a threshold of scores."""
-        return (
-            min(max(1.0 - score, 0.0), 1.0)
-            if self.falling
-            else min(max(score, self.least), self.most)
-        )
+        if self.falling:
+            return min(max(self.most - score, self.least), self.most)
+        return min(max(score, self.least), self.most)
 
     def build(self, parameters: Mapping[str, float], given: Any = None) -> Policy:
         """The policy, from its own parameters; settings of the arm are checked.
@@ -120,8 +118,10 @@ _RULES = (
     Rule(LARGE_ALONE, _all_small),  # never asked: the route is forced, nothing is glimpsed
     Rule("random", policies.RandomShare, "share"),
     Rule("entropy", policies.EntropyThreshold, "threshold", "entropy"),
-    Rule("max-probability", policies.MaxProbability, "threshold", "max_prob", falling=True),
-    Rule("margin", policies.Margin, "threshold", "margin", falling=True),
+    Rule(
+        "max-probability", policies.MaxProbability, "threshold", "max_prob", falling=True, most=1.0
+    ),
+    Rule("margin", policies.Margin, "threshold", "margin", falling=True, most=1.0),
     Rule("varentropy", policies.Varentropy, "threshold", "varentropy"),
     Rule("step-entropy", policies.StepEntropy, "threshold", "step_entropy"),
     Rule("step-perplexity", policies.StepPerplexity, "threshold", "step_perplexity", least=1.0),
@@ -130,7 +130,7 @@ _RULES = (
     Rule("mixture", policies.MixtureThreshold),
     Rule("learned", policies.LearnedRouter, "threshold", "step_score", most=1.0, given="router"),
     Rule("reward", policies.Reward, given="reward"),
-    Rule("spec-reason", _spec_reason),
+    Rule("spec-reason", _spec_reason, "threshold", "step_score", falling=True, most=9.0),
 )
 RULES: dict[str, Rule] = {rule.name: rule for rule in _RULES}
 
