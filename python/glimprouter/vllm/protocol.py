@@ -239,7 +239,7 @@ def read_greeting(token: int, value: float, handoff: int) -> str | None:
     """
     if token == handoff and value == _MET + PROTOCOL:
         return None
-    if token == handoff and value == _STRANGE + PROTOCOL:
+    if value == _STRANGE + PROTOCOL:  # with another token where its vocabulary has no such one
         return (
             "its tokenizer, or its markers of thinking, are not those that this client was given;"
             " pass the tokenizer of the model that it serves"

@@ -10,8 +10,16 @@ import torch
 
 from glimprouter.boundary import StepBoundary
 from glimprouter.glimpse import Status, glimpse, sample
-from glimprouter.vllm.protocol import GateOptions, Written, fingerprint, greeting, value_of
+from glimprouter.vllm.protocol import (
+    BoundarySpec,
+    GateOptions,
+    Written,
+    fingerprint,
+    greeting,
+    value_of,
+)
 
+_NO_MARKERS = BoundarySpec(None, None, None, ())
 _CONTENT = 1  # the lowest bit of a state: something other than white space is in the step
 
 
@@ -159,7 +167,9 @@ def leave_one_token(logits: torch.Tensor, rows: Sequence[tuple[int, GateRow]]) -
     own = own[:, : requests[0].vocabulary]  # a model may have more columns than tokens
     tokens = _draw(own, requests)
     said = _say(own, requests, tokens)
-    left, values = zip(*said, strict=True)
+    last = logits.shape[1] - 1
+    left = [min(token, last) for token, _ in said]  # a stranger's hand-off token may lie outside
+    values = [value for _, value in said]
     for row, token in zip(requests, left, strict=True):
         row.remember(token)
     logits.index_fill_(0, places, float("-inf"))
@@ -256,21 +266,26 @@ class Boundaries:
         self._made: dict[Any, tuple[StepBoundary, str]] = {}
 
     def row(self, options: GateOptions) -> GateRow:
-        """A request, at its beginning.
+        """A request, at its beginning; one of another tokenizer is told so, and ends.
 
-        Raises:
-            ValueError: A marker that the tokenizer cannot write.
+        Nothing is raised: an exception here would be the end of the engine, and of all requests.
         """
-        boundary, own = self._of(options)
-        value = None if options.hello is None else greeting(options.hello == own)
+        try:
+            boundary, own = self._of(options.spec)
+        except ValueError:  # a marker or an end that this tokenizer does not have
+            boundary, _ = self._of(_NO_MARKERS)
+            return GateRow(options, boundary, greeting(False))
+        strange = options.automaton >= boundary.num_states
+        hello = options.hello
+        value = greeting(hello == own) if hello is not None or strange else None
         return GateRow(options, boundary, value)
 
-    def _of(self, options: GateOptions) -> tuple[StepBoundary, str]:
-        made = self._made.pop(options.spec, None)
+    def _of(self, spec: BoundarySpec) -> tuple[StepBoundary, str]:
+        made = self._made.pop(spec, None)
         if made is None:
-            boundary = options.spec.boundary(self._tokenizer)
+            boundary = spec.boundary(self._tokenizer)
             made = boundary, fingerprint(boundary)
-        self._made[options.spec] = made  # the last one used comes last
+        self._made[spec] = made  # the last one used comes last
         while len(self._made) > self._MOST:
             del self._made[next(iter(self._made))]
         return made
