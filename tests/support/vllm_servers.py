@@ -12,6 +12,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import glimprouter
+
 # Small models on a CPU: no kernels to compile, whole blocks as small as they come.
 ENGINE_OPTIONS = {
     "dtype": "float32",
@@ -77,7 +79,7 @@ class GatedServer:
 
     def start(self) -> None:
         """Starts it again."""
-        package = Path(__file__).parents[2] / "python"
+        package = Path(glimprouter.__file__).parents[1]
         path = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -34,7 +34,8 @@ class LoopThread:
             raise
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread, and what is left of iterators that nobody has finished."""
+        self.call(self._loop.shutdown_asyncgens())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from glimprouter.vllm.protocol import GateOptions
@@ -120,16 +120,3 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Lets go of connections; an engine that somebody else has made goes on."""
-
-
-@dataclass(slots=True)
-class Seen:
-    """What an engine has computed of a sequence.
-
-    Attributes:
-        tokens: Of prompt and what was generated, in its own vocabulary.
-        usage: Of this sequence.
-    """
-
-    tokens: int = 0
-    usage: EngineUsage = field(default_factory=EngineUsage)
