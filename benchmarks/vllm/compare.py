@@ -58,11 +58,10 @@ class Plain:
         from vllm import SamplingParams
 
         self.requests += 1
-        last: Any = None
         params = SamplingParams(temperature=0.0, detokenize=False, **options)
         name = f"plain-{next(self._numbers)}"
-        async for last in self._engines[model].generate({"prompt_token_ids": ids}, params, name):
-            pass
+        prompt = {"prompt_token_ids": ids}
+        *_, last = [out async for out in self._engines[model].generate(prompt, params, name)]
         return list(last.outputs[0].token_ids), last
 
     def _prompt(self, question: str) -> list[int]:
