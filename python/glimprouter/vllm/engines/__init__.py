@@ -1,0 +1,1 @@
+"""Engines that a client asks: in this process, or behind a URL."""

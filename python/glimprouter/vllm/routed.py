@@ -1,0 +1,304 @@
+"""RoutedEngines: two vLLM engines that write one chain of thought."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from glimprouter.config import RouterConfig, check_integer
+from glimprouter.hf.pair.prompts import Prompt, TemplateOptions, check_prompts, seeds_of
+from glimprouter.hf.pair.text import MODELS, SharedTokenizer
+from glimprouter.hf.pair.thinking import ThinkingFormat, check_thinking
+from glimprouter.hf.run.begin import Beginnings
+from glimprouter.hf.run.options import run_config
+from glimprouter.hf.sequence.events import Result
+from glimprouter.vllm.engines.base import Engine, EngineUsage
+from glimprouter.vllm.engines.checked import CheckedEngine
+from glimprouter.vllm.engines.in_process import InProcessEngine
+from glimprouter.vllm.engines.server import Server
+from glimprouter.vllm.loop_thread import LoopThread
+from glimprouter.vllm.mirror import Mirror
+from glimprouter.vllm.pair import EnginePair, pair_of
+from glimprouter.vllm.run import EngineRun, Opening, opening_of, opening_of_saved
+
+
+class RoutedEngines:
+    """A small and a large model on vLLM, routed step by step (arXiv 2601.05110).
+
+    A problem is a series of requests: the small engine goes on over easy steps, decided by the gate
+    inside of it, and ends at the first hard one; the large engine writes one step. So there are at
+    most two requests for each hard step, one before them and one for the answer. Prefix caching
+    keeps what an engine has computed, up to whole blocks.
+
+    All is in one event loop. ``agenerate``, ``astream`` and ``aresume`` use the caller's;
+    ``generate``, ``stream`` and ``resume`` one in a thread of their own, where engines of this
+    process must not have been used in another before.
+    """
+
+    def __init__(
+        self,
+        small: Any,
+        large: Any,
+        tokenizer: Any,
+        config: RouterConfig | None = None,
+        *,
+        large_tokenizer: Any = None,
+        thinking: str | ThinkingFormat | None = "auto",
+        eos_token_ids: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+        on_invalid: Literal["raise", "end"] = "raise",
+        max_sequences: int = 256,
+        timeout: float = 120.0,
+        patience: float = 300.0,
+    ) -> None:
+        """Nothing is asked yet: the first call asks both engines for model, tokenizer and gate.
+
+        Args:
+            small: The small model's engine: a URL, a :class:`Server`, or an ``AsyncLLM`` of this
+                process (:func:`gated_engine` starts one).
+            large: The large model's, likewise.
+            tokenizer: Tokenizer of the small model.
+            config: Routing, sampling and limits (default: ``RouterConfig()``). ``route="manual"``
+                is not for engines: their gates decide by the threshold.
+            large_tokenizer: Tokenizer of the large model (default: ``tokenizer``); another
+                vocabulary is mapped by the bytes of its tokens.
+            thinking: As in :class:`glimprouter.hf.RoutedModel`.
+            eos_token_ids: Likewise; None for the tokenizers' and those of the generation configs,
+                which servers do not tell: then those beside the tokenizers.
+            on_invalid: What to do when a model gives NaN, +inf or only -inf: ``"raise"``, or
+                ``"end"`` that sequence with an error in its trace while the others go on.
+            max_sequences: Sequences in flight; further prompts wait.
+            timeout: Seconds without a token after which a request counts as lost, > 0. A long
+                prompt is silent while it is read, and so is one that waits for a full engine.
+            patience: Seconds that an engine may stay away, >= 0, while requests that were lost are
+                sent again, from where the sequence stands. Then its sequences end with an error,
+                and are kept in ``saved``.
+
+        Raises:
+            TypeError: An argument is something else.
+            ValueError: A number out of range, or an unknown name.
+        """
+        check_integer("max_sequences", max_sequences, 1)
+        check_thinking(thinking)
+        if on_invalid not in ("raise", "end"):
+            raise ValueError(f'on_invalid must be "raise" or "end", got {on_invalid!r}')
+        if timeout <= 0 or patience < 0:
+            raise ValueError(
+                f"timeout must be > 0 and patience >= 0 seconds, got {timeout} and {patience}"
+            )
+        self.config = config or RouterConfig()
+        run_config(self.config, {}, None)
+        self.tokenizer = tokenizer
+        self.large_tokenizer = large_tokenizer or tokenizer
+        self.on_invalid = on_invalid
+        self.max_sequences = max_sequences
+        self.patience = patience
+        self.saved: dict[int, bytes] = {}
+        self._thinking = thinking
+        self._eos_token_ids = eos_token_ids
+        self._engines = {
+            name: CheckedEngine(name, _engine(given), timeout)
+            for name, given in zip(MODELS, (small, large), strict=True)
+        }
+        self._pair: EnginePair | None = None
+        self._thread: LoopThread | None = None
+        self._asking = asyncio.Lock()
+
+    @property
+    def usage(self) -> dict[str, EngineUsage]:
+        """What each engine has been asked for, by all runs."""
+        return {name: engine.usage for name, engine in self._engines.items()}
+
+    async def acheck(self) -> None:
+        """Asks both engines whether they serve, as the first prompts do.
+
+        Raises:
+            EngineLost: One does not answer.
+            EngineRefused: One is of another model or version, or has no gate.
+            ValueError: Tokenizers that do not make a pair.
+        """
+        async with self._asking:
+            if self._pair is None:
+                tokenizers = (self.tokenizer, self.large_tokenizer)
+                self._pair = await pair_of(
+                    self._engines, tokenizers, self._thinking, self._eos_token_ids
+                )
+
+    async def astream(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: int | Sequence[int] | None = None,
+        *,
+        chat_template_kwargs: TemplateOptions = None,
+        **overrides: Any,
+    ) -> EngineRun:
+        """Begins a run; arguments and errors are those of :meth:`generate`."""
+        return await self._start(prompts, seeds, chat_template_kwargs, overrides, tokens=True)
+
+    async def agenerate(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: int | Sequence[int] | None = None,
+        *,
+        chat_template_kwargs: TemplateOptions = None,
+        **overrides: Any,
+    ) -> list[Result]:
+        """As :meth:`generate`, in the caller's event loop."""
+        run = await self._start(prompts, seeds, chat_template_kwargs, overrides, tokens=False)
+        return await self._results(run, len(prompts))
+
+    async def aresume(self, saved: Sequence[bytes]) -> EngineRun:
+        """As :meth:`resume`, in the caller's event loop."""
+        if isinstance(saved, str | bytes) or not isinstance(saved, Sequence):
+            raise TypeError("saved must be a list; for one sequence pass [saved]")
+        await self.acheck()
+        common = self._beginnings({}, tokens=True)
+        options = dict(common.record_options)
+        return self._run([opening_of_saved(own, options) for own in saved], self.config)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: int | Sequence[int] | None = None,
+        *,
+        chat_template_kwargs: TemplateOptions = None,
+        **overrides: Any,
+    ) -> list[Result]:
+        """Answer some prompts.
+
+        Args:
+            prompts: As in :meth:`glimprouter.hf.RoutedModel.generate`.
+            seeds: Likewise.
+            chat_template_kwargs: Likewise.
+            **overrides: Fields of :class:`glimprouter.RouterConfig` for this call.
+
+        Returns:
+            Results in the order of the prompts. Where an engine stayed away, a trace has an
+            ``error``, and ``saved`` has the sequence.
+
+        Raises:
+            TypeError: ``prompts`` is not a list of prompts.
+            ValueError: An empty prompt, one that leaves no room for the answer, seeds of another
+                number, a chat without template.
+            EngineLost: An engine does not answer when the first prompts come.
+            EngineRefused: An engine that cannot serve: another model, tokenizer or version, or no
+                gate.
+            RuntimeError: Invalid logits with ``on_invalid="raise"``.
+        """
+        return self._own_loop().call(
+            self.agenerate(prompts, seeds, chat_template_kwargs=chat_template_kwargs, **overrides)
+        )
+
+    def stream(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: int | Sequence[int] | None = None,
+        *,
+        chat_template_kwargs: TemplateOptions = None,
+        **overrides: Any,
+    ) -> EngineRun:
+        """As :meth:`generate`, but an iterator over events."""
+        return self._own_loop().call(
+            self.astream(prompts, seeds, chat_template_kwargs=chat_template_kwargs, **overrides)
+        )
+
+    def resume(self, saved: Sequence[bytes]) -> EngineRun:
+        """Goes on with sequences of ``saved``, as :meth:`stream` does.
+
+        Args:
+            saved: Bytes from the attribute, or from :attr:`EngineRun.saved`, also in another
+                process; each goes on with its own options.
+
+        Raises:
+            TypeError: No list, or an entry is no bytes.
+            ValueError: Foreign or damaged bytes, or those of another pair.
+        """
+        return self._own_loop().call(self.aresume(saved))
+
+    async def aclose(self) -> None:
+        """Closes connections; engines of this process go on."""
+        await asyncio.gather(*(engine.close() for engine in self._engines.values()))
+
+    def close(self) -> None:
+        """As :meth:`aclose`, and ends the thread."""
+        if self._thread is not None:
+            self._thread.call(self.aclose())
+            self._thread.close()
+            self._thread = None
+
+    def _own_loop(self) -> LoopThread:
+        if self._thread is None:
+            self._thread = LoopThread()
+        return self._thread
+
+    async def _start(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: int | Sequence[int] | None,
+        template_options: TemplateOptions,
+        overrides: dict[str, Any],
+        *,
+        tokens: bool,
+    ) -> EngineRun:
+        check_prompts(prompts)
+        await self.acheck()
+        common = self._beginnings(overrides, tokens=tokens)
+        records, options = common.begin(prompts, seeds_of(seeds, prompts), template_options)
+        openings = [opening_of(*own) for own in zip(records, options, strict=True)]
+        return self._run(openings, self.config)
+
+    def _run(self, openings: Sequence[Opening], config: RouterConfig) -> EngineRun:
+        assert self._pair is not None
+        rows = max(1, min(self.max_sequences, len(openings)))
+        mirror = Mirror(self._pair.boundaries, config, rows)
+        return EngineRun(
+            self._pair,
+            mirror,
+            openings,
+            max_sequences=rows,
+            patience=self.patience,
+            raise_on_invalid=self.on_invalid == "raise",
+            thread=self._thread,
+        )
+
+    async def _results(self, run: EngineRun, count: int) -> list[Result]:
+        results: dict[int, Result] = {}
+        try:
+            async for event in run:
+                if event.result is not None:
+                    results[event.sequence] = event.result
+        finally:
+            await run.aclose()
+            self.saved = dict(run.saved)
+        return [results[index] for index in range(count)]
+
+    def _beginnings(self, overrides: Mapping[str, Any], *, tokens: bool) -> Beginnings:
+        pair = self._pair
+        assert pair is not None
+        boundary = pair.boundaries[0]
+        return Beginnings(
+            self.config,
+            dict(overrides),
+            None,
+            (self.tokenizer, self.large_tokenizer),
+            pair.boundaries,
+            pair.contexts,
+            {
+                "reader": pair.translation or SharedTokenizer(self.tokenizer),
+                "close_ids": boundary.close_ids,
+                "stream_tokens": tokens,
+                "closing_writer": "small" if pair.translation else None,
+                "thinks": bool(boundary.think_end_ids or boundary.think_end_markers),
+            },
+        )
+
+
+def _engine(given: Any) -> Engine:
+    if isinstance(given, str):
+        return Server(given)
+    if isinstance(given, Server):
+        return given
+    if all(hasattr(given, name) for name in ("facts", "write", "close")):
+        engine: Engine = given
+        return engine
+    return InProcessEngine(given)

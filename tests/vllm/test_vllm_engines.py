@@ -1,0 +1,58 @@
+"""Real engines of vLLM in this process, against RoutedModel on the shipped pair."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from glimprouter.vllm import RoutedEngines
+from hf_pairs import trained_pair
+from vllm_comparison import CONFIG, PROBLEMS, PROMPTS, differences
+
+pytest.importorskip("vllm", reason="vLLM is not installed: no engine was tried")
+
+
+def test_routes_and_texts_are_those_of_a_routed_model(engines: RoutedEngines) -> None:
+    """40 problems, 32 at once."""
+    want = trained_pair().routed(**CONFIG).generate(PROMPTS)
+    before = {name: usage.requests for name, usage in engines.usage.items()}
+    engines.max_sequences = 32
+    got = engines.generate(PROMPTS, **CONFIG)
+    assert not differences(got, want)
+    right = sum(r.answer == p.answer for r, p in zip(got, PROBLEMS, strict=True))
+    assert right == sum(r.answer == p.answer for r, p in zip(want, PROBLEMS, strict=True)) >= 36
+    hard = sum(step.model == "large" for result in got for step in result.trace.steps)
+    asked = sum(usage.requests - before[name] for name, usage in engines.usage.items())
+    assert hard >= 40
+    assert asked <= 2 * hard + 2 * len(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"large_tokens": 2, "first_steps_large": 2}, {"max_think_tokens": 40}, {"route": "small"}],
+    ids=str,
+)
+def test_other_options(engines: RoutedEngines, config: dict[str, Any]) -> None:
+    want = trained_pair().routed(**{**CONFIG, **config}).generate(PROMPTS[:8])
+    assert not differences(engines.generate(PROMPTS[:8], **{**CONFIG, **config}), want)
+
+
+def test_draws_do_not_depend_on_what_else_is_in_the_batch(engines: RoutedEngines) -> None:
+    """Sampled text is reproducible: alone, and among others."""
+    own = {**CONFIG, "temperature": 0.8, "top_p": 0.95}
+    together = engines.generate(PROMPTS[:6], [1, 2, 3, 4, 5, 6], **own)
+    engines.max_sequences = 1
+    alone = engines.generate(PROMPTS[:6], [1, 2, 3, 4, 5, 6], **own)
+    engines.max_sequences = 32
+    same = [a.token_ids == b.token_ids for a, b in zip(together, alone, strict=True)]
+    assert sum(same) >= 5  # a draw at the edge between two tokens may fall otherwise
+
+
+def test_most_of_a_prefix_is_not_computed_again(engines: RoutedEngines) -> None:
+    """A block is 32 tokens: less than one is computed again at a hand-off."""
+    before = engines.usage["small"].recomputed_tokens, engines.usage["small"].requests
+    engines.generate(PROMPTS[20:28], **CONFIG)
+    after = engines.usage["small"].recomputed_tokens, engines.usage["small"].requests
+    assert after[0] > before[0]
+    assert (after[0] - before[0]) / (after[1] - before[1]) < 32
