@@ -70,8 +70,11 @@ def test_thresholds_of_steps(
     ):
         assert policy.before(GLIMPSE) == "small"
         if abs(value - threshold) > 1e-6 * threshold:
-            assert (policy.after(written) == "rewrite") == (value > threshold)
-    assert StepEntropy(written.mean_entropy).after(written) == "keep"  # a tie
+            assert policy.after(written) == (
+                "rewrite" if value > threshold else "keep",
+                pytest.approx(value),
+            )
+    assert StepEntropy(written.mean_entropy).after(written)[0] == "keep"  # a tie
 
 
 def test_a_reward_sees_question_and_steps() -> None:
@@ -84,8 +87,8 @@ def test_a_reward_sees_question_and_steps() -> None:
     policy = Reward(reward)
     assert policy.before(GLIMPSE) == "small"
     asked = {"question": "why", "previous": ("one", "two")}
-    assert policy.after(step(text="x" * 7, **asked)) == "keep"
-    assert policy.after(step(text="x" * 6, **asked)) == "rewrite"
+    assert policy.after(step(text="x" * 7, **asked)) == ("keep", 0.7)
+    assert policy.after(step(text="x" * 6, **asked)) == ("rewrite", 0.6)
     assert seen == [("why", ["one", "two"], "x" * 7), ("why", ["one", "two"], "x" * 6)]
     assert policy.after(step(text="", rewritable=False)) == "keep"  # a reward may cost much
     assert len(seen) == 2
@@ -114,7 +117,7 @@ def test_a_learned_router_decides_by_its_classifier() -> None:
     policy = LearnedRouter(router, 0.3, names)
     odds = rows @ router.coef_[0] + router.intercept_[0]
     want = 1 / (1 + np.exp(-odds)) > 0.3
-    assert [policy.after(s) == "rewrite" for s in steps] == want.tolist()
+    assert [policy.after(s)[0] == "rewrite" for s in steps] == want.tolist()
     assert 0 < want.sum() < 200
     assert policy.after(step(rewritable=False)) == "keep"
     assert len(step_features(steps[0])) == len(FEATURES)

@@ -65,7 +65,8 @@ def slow_run(pair: Pair, prompt: list[int], policy: SpecReason) -> SlowRun:
     run = SlowRun()
     while len(run.tokens) < slow_steps.THINK:
         step, writer = write_step(run, pair, prompt, "small"), "small"
-        if not pair.tokenizer.decode(step).strip():  # no word to rewrite: the budget is spent
+        text = pair.tokenizer.decode(step)
+        if not text.strip(slow_steps.WHITE_SPACE):  # no word to rewrite: the budget is spent
             run.tokens += step
             run.writers.append(writer)
             run.scores.append(None)
