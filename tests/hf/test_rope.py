@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import glimprouter as gr
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.pair.facts import rope_depends_on_length
+from glimprouter.policies import SpecReason
 from hf_pairs import TOKENIZER, VOCABULARY, output_bias, raw_prompts
 
 ORIGINAL = 32  # positions that the short factors are for
@@ -86,6 +87,17 @@ def test_longrope_beside_a_long_sequence() -> None:
     expect_same_as_alone(routed)
     with pytest.raises(ValueError, match='engine="auto" takes what serves it'):
         RoutedModel(*models, TOKENIZER, CONFIG, engine="paged")
+
+
+def test_what_reads_ahead_of_longrope_is_refused() -> None:
+    """Keys that a longer pass has computed are others, and would stay."""
+    models = pair_of_models(LONGROPE)
+    gathered: Any = {"engine": "gather"}
+    assert RoutedModel(*models, TOKENIZER, CONFIG, **gathered).drafting is None
+    with pytest.raises(ValueError, match="drafts=3 needs models that can drop"):
+        RoutedModel(*models, TOKENIZER, CONFIG, drafts=3, **gathered)
+    with pytest.raises(ValueError, match=r"keys of the large model \(longrope\) depend on"):
+        RoutedModel(*models, TOKENIZER, CONFIG, policy=SpecReason(), **gathered)
 
 
 @pytest.mark.parametrize("engine", ["paged", "gather"])

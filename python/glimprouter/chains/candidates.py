@@ -7,6 +7,7 @@ model write the step where the others began, and may compare again. What is not 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections import deque
@@ -178,12 +179,10 @@ def write_with_candidates(
     from glimprouter.hf.pair.prompts import check_prompts, seeds_of
 
     check_prompts(prompts)
-    writers, before = _Writers(rule), model.policy
-    model.policy = writers
-    try:
-        run = model.stream([], **overrides)
-    finally:
-        model.policy = before
+    writers = _Writers(rule)
+    own_pair = copy.copy(model)  # other threads go on with the policy of the pair
+    own_pair.policy = writers
+    run = own_pair.stream([], **overrides)
     waiting = deque(zip(range(len(prompts)), prompts, seeds_of(seeds, prompts), strict=True))
     return _Candidates(run, rule, writers).write(waiting, together)
 
@@ -230,7 +229,8 @@ class _Candidates:
                 branch.result = event.result
         over = [b for b in chain.writing.values() if self._has_ended(b, events)]
         for branch in over:
-            branch.written = self._writers.steps.pop((chain.seed, branch.key))
+            # None of a draft that failed, and where the prompt has closed the thinking.
+            branch.written = self._writers.steps.pop((chain.seed, branch.key), None)
             del chain.writing[branch.sequence]
         if over and not chain.writing:
             self._choose(chain)
@@ -256,7 +256,14 @@ class _Candidates:
         return True
 
     def _choose(self, chain: _Chain) -> None:
-        drafts = [branch.written for branch in chain.drafts if branch.written is not None]
+        usable = [branch for branch in chain.drafts if branch.written is not None]
+        drafts = [branch.written for branch in usable if branch.written is not None]
+        if chain.base.result is not None and chain.base.written is None:
+            self._keep(chain, chain.base)  # the large model was to write, and failed
+            return
+        if not usable:
+            self._keep(chain, chain.drafts[0])  # nothing to choose: an error, or the answer
+            return
         if chain.base.written is None:
             choice = self._rule.choose(drafts)
             if choice is None:  # the large model writes where the drafts began
@@ -268,7 +275,10 @@ class _Candidates:
             self._writers.large.discard((chain.seed, chain.base.key))
             choice = self._rule.settle(drafts, chain.base.written)
         chain.choices.append(choice)
-        kept = chain.base if choice.kept is None else chain.drafts[choice.kept]
+        self._keep(chain, chain.base if choice.kept is None else usable[choice.kept])
+
+    def _keep(self, chain: _Chain, kept: _Branch) -> None:
+        """Goes on with a branch, and drops the others."""
         for branch in (*chain.drafts, chain.base):
             if branch is not kept:
                 self._drop(chain, branch)

@@ -342,6 +342,7 @@ class RoutedModel:
     def _beginnings(self, stream_tokens: bool, overrides: dict[str, Any]) -> Beginnings:
         """What the sequences of a run have in common."""
         large, translation = (self.large_tokenizer, self.large_boundary), self.translation
+        policy = self.policy
         record_options = {
             "reader": translation or SharedTokenizer(self.tokenizer),
             "close_ids": self.boundary.close_ids,
@@ -352,16 +353,15 @@ class RoutedModel:
         return Beginnings(
             self.config,
             overrides,
-            self.policy,
+            policy,
             (self.tokenizer, self.large_tokenizer),
             (self.boundary, self.large_boundary),
             {"small": context_length(self.small), "large": context_length(self.large)},
             record_options,
-            encode_aside(self.policy, *large, translation, self._uncut),
+            encode_aside(policy, *large, translation, self._uncut),
         )
 
     def _loop(self, records: list[SequenceRecord], common: Beginnings) -> Loop:
-        models = {"small": self.small, "large": self.large}
         streams = bool(common.record_options["stream_tokens"])
         if streams and not records and self.kv_memory_bytes is None:
             records = [common.unknown()]
@@ -371,30 +371,29 @@ class RoutedModel:
 
         pair = RunPair(
             engine=self.engine,
-            description=pair_description(models),
+            description=pair_description({"small": self.small, "large": self.large}),
             models=(self.small, self.large),
             contexts=dict(common.contexts),
             translation=self.translation,
             record=load_record,
-            policy=None if self.policy is None else self.policy.name,
+            policy=None if common.policy is None else common.policy.name,
         )
-        rows = self.max_sequences
         with exclusive(self.small, self.large):  # graphs and pages may be those of other runs
             engine = self._engines.make(records, self.kv_memory_bytes, self._compiled, streams)
         router = StepRouter(
             self.boundary,
             self.config,
             self.large_boundary,
-            max_sequences=rows,
+            max_sequences=self.max_sequences,
             device=self._devices["small"],
         )
-        overlaps = self._overlaps and common.aside is None  # which is read within a small pass
-        loop = OverlappedLoop if overlaps else Loop
+        # An aside is read within a pass of the small model.
+        loop = OverlappedLoop if self._overlaps and common.aside is None else Loop
         return loop(
-            RunSequences(router, engine, pair, rows),
-            max_sequences=rows,
+            RunSequences(router, engine, pair, self.max_sequences),
+            max_sequences=self.max_sequences,
             raise_on_invalid=self.on_invalid == "raise",
             drafting=self.drafting,
-            policy=self.policy,
+            policy=common.policy,
             aside=common.aside,
         )

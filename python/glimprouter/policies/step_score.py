@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 
 from glimprouter.config import ModelName
@@ -23,7 +24,8 @@ class StepScore(Policy):
         if not step.rewritable:
             return "keep"
         score = self.score(step)
-        return Judgement("rewrite" if self.rejects(score) else "keep", score)
+        verdict: Verdict = "rewrite" if self.rejects(score) else "keep"
+        return Judgement(verdict, score) if math.isfinite(score) else verdict
 
     @abstractmethod
     def score(self, step: WrittenStep) -> float:

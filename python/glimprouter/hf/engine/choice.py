@@ -11,6 +11,7 @@ from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.trial import trial_of, why_not_paged
 from glimprouter.hf.engine.gather_runner import why_not_gathered
 from glimprouter.hf.engine.native_runner import CallForm, find_form
+from glimprouter.hf.pair.facts import rope_depends_on_length
 from glimprouter.hf.state.form import StateForm, find_state_form
 
 EngineName = Literal["paged", "gather", "native"]
@@ -30,22 +31,26 @@ class EngineChoice:
             both had would be tested by neither.
         states: What models on pages keep beside keys and values, by name; the others have none.
         forms: How models with caches of their own are called, by name; the others gather.
+        varying: Models whose keys depend on how long the pass is that computes them.
     """
 
     name: EngineName
     fused: Mapping[str, FusedLayers] = field(default_factory=dict)
     states: Mapping[str, StateForm] = field(default_factory=dict)
     forms: Mapping[str, CallForm] = field(default_factory=dict)
+    varying: frozenset[str] = frozenset()
 
     @property
     def takes_drafts(self) -> bool:
         """Whether both models can drop what they have computed of drafts that did not hold."""
-        return not self.states and not self.forms
+        return not self.states and not self.forms and not self.varying
 
     def uncut(self, model: str) -> str | None:
         """What a model keeps that cannot be cut; None where it is keys and values alone."""
         if model in self.states:
             return f"the {model} model keeps a state of its layers"
+        if model in self.varying:
+            return f"keys of the {model} model (longrope) depend on the longest position of a pass"
         return f"the {model} model has a cache of its own" if model in self.forms else None
 
 
@@ -114,7 +119,9 @@ def choose_engine(
                 )
             if each.reasons:
                 warnings.warn(f"{each.refusal()}; {fate}", RuntimeWarning, stacklevel=3)
-    return EngineChoice("native" if forms else "gather", forms=forms)
+    texts = {name: model.config.get_text_config() for name, model in models.items()}
+    varying = frozenset(name for name, text in texts.items() if rope_depends_on_length(text))
+    return EngineChoice("native" if forms else "gather", forms=forms, varying=varying)
 
 
 class _Tried:

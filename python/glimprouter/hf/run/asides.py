@@ -20,6 +20,8 @@ from glimprouter.hf.run.sequences import RunSequences
 from glimprouter.kv import OutOfPages
 from glimprouter.policies import AsideReading
 
+_ROWS = 256  # of logits that are float32 at a time
+
 
 class AskedStep(NamedTuple):
     """A step that is to be read.
@@ -130,16 +132,23 @@ class Asides:
 
     def _reading(self, own: AskedStep, logits: torch.Tensor) -> AsideReading | None:
         """What the logits of one sequence say; None where they have a fault."""
-        values = logits[:, : self._aside.vocab_size].float().log_softmax(-1)
-        if values.isnan().any():  # of NaN, of +inf, and of -inf alone
+        size = self._aside.vocab_size
+        last = logits[-1, :size].float().log_softmax(-1)
+        if last.isnan().any():  # of NaN, of +inf, and of -inf alone
             return None
-        answers = values[-1, list(self._aside.answers)].tolist() if self._aside.answers else []
+        answers = last[list(self._aside.answers)].tolist() if self._aside.answers else []
         if not self._aside.tokens:
             return AsideReading(tuple(answers))
         record = own.said.record
-        ids = [*record.generated[own.start :], *own.written]
-        places = torch.tensor(ids, device=values.device)[:, None]
-        logprobs: list[float] = values[: len(ids)].gather(1, places)[:, 0].tolist()
+        ids = torch.tensor([*record.generated[own.start :], *own.written], device=logits.device)
+        logprobs: list[float] = []
+        for rows, wanted in zip(
+            torch.split(logits[: len(ids)], _ROWS), torch.split(ids, _ROWS), strict=True
+        ):
+            values = rows[:, :size].float().log_softmax(-1)
+            if values.isnan().any():
+                return None
+            logprobs += values.gather(1, wanted[:, None])[:, 0].tolist()
         return AsideReading(tuple(answers), tuple(logprobs))
 
     def _make_room(self, left: Sequence[AskedStep], error: OutOfPages) -> None:
@@ -147,7 +156,10 @@ class Asides:
         sequences = self._sequences
         if sequences.drop_drafts():
             return
-        first = next(own for own in left if sequences.is_active(own.said.record))
+        here = (own for own in left if sequences.is_active(own.said.record))
+        first = next(here, None)
+        if first is None:
+            raise error
         if sequences.num_active > 1:
             sequences.preempt_youngest(first.said.record)
         else:

@@ -60,7 +60,8 @@ def drafting_of(drafts: int | str, *, possible: bool) -> Drafting | None:
     if not possible:
         raise ValueError(
             f"drafts={drafts} needs models that can drop what they have computed of drafts that do"
-            ' not hold; one of this pair keeps a state that cannot be cut: drafts="auto" or 0'
+            " not hold; one of this pair keeps a state that cannot be cut, or keys that depend on"
+            ' how long a pass is (longrope): drafts="auto" or 0'
         )
     if drafts == "auto":
         return Drafting(MOST_DRAFTS, measures=True)

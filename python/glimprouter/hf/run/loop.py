@@ -124,6 +124,7 @@ class Loop:
         """
         with self._as_one():
             self.unread.extend(self.sequences.end_thinking(record))
+            self.sequences.note_step_end(record)
             if record.done:
                 self._close(record)
 
@@ -244,7 +245,10 @@ class Loop:
         """
         faults: list[str] = []
         self._computed.hear()
+        interrupted = self._interrupted
         while self._computed.said:
+            self._interrupted = True  # what an interrupt loses from here on is found then
+            self.sequences.bring_back(self._computed.said[0].record)  # asides took its memory
             said = self._computed.said.popleft()
             record = said.record
             try:
@@ -255,6 +259,7 @@ class Loop:
                 elif self.sequences.is_active(record) and record.done:
                     self._close(record)
                 raise
+        self._interrupted = interrupted
         if self._interrupted:
             for record in self.sequences.unlike_router():
                 self._fail(record, f"sequence {record.index}: interrupted in a pass or a call")
@@ -265,9 +270,9 @@ class Loop:
 
     def _tell(self, said: Said) -> list[str]:
         """Tells one record; what is to be raised of it."""
-        self.sequences.bring_back(said.record)  # asides may have been short of memory
         if said.fault is not None and not said.record.done:
             said.entries.clear()
+            self.sequences.engine.rewind(said.record)  # what was read, and is not told
             self._fail(said.record, said.fault)
             return [said.fault] if said.invalid and self._raise_on_invalid else []
         held = said.held

@@ -193,13 +193,20 @@ class ModelPasses:
             self._answer = _Answer("small", stepping, [0] * len(stepping), started, out)
             self.hear()
             for at, said in zip(places, self.said, strict=True):
+                if not self._sequences.is_active(said.record):
+                    continue  # asides of others took its memory
                 if said.entries[-1][1].route == Route.LARGE and not said.rewritten:
                     said.record.drafts.clear()
                     if self._sequences.takes_draft(said.record, self.most_drafts):
                         drafted.append(at)
+        drafted = [at for at in drafted if self._still_drafts(records[at])]
         if drafted:
             self._draft([records[at] for at in drafted], logits[drafted])
         return self._written() if places else 0
+
+    def _still_drafts(self, record: SequenceRecord) -> bool:
+        """Whether asides of others have left it its memory and its drafts."""
+        return self._sequences.is_active(record) and not record.drafts.ended
 
     def _draft(self, records: Sequence[SequenceRecord], logits: Any) -> None:
         """One draft more for each of these."""

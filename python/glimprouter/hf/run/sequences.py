@@ -285,11 +285,17 @@ class RunSequences:
 
     def admit(self) -> None:
         """Opens sequences while there is room: those that were preempted first."""
-        while self._preempted and self.engine.open(self._preempted[0]):
-            record = self._preempted.popleft()
-            self._active[record.row] = record
-            self._note_room(record)
-        while self._waiting and not self._preempted and len(self._active) < self._max_sequences:
+        while (returning := self._first_to_return()) is not None:
+            if not self.engine.open(returning):
+                if not self._all_held() or not self._active:
+                    break
+                self.preempt_youngest()  # nobody in memory goes on, so room is theirs to give
+                continue
+            self._preempted.remove(returning)
+            self._active[returning.row] = returning
+            self._note_room(returning)
+        rows = self._max_sequences - len(self._preempted)
+        while self._waiting and returning is None and len(self._active) < rows:
             record, options = self._waiting[0]
             if not self.engine.open(record):
                 return
@@ -298,6 +304,14 @@ class RunSequences:
             self._active[record.row] = record
             self._note_room(record)
 
+    def _first_to_return(self) -> SequenceRecord | None:
+        """Of those that were preempted, the first that is not held."""
+        return next((r for r in self._preempted if r.index not in self._held), None)
+
+    def _all_held(self) -> bool:
+        """Whether no model goes on with any sequence in memory."""
+        return all(record.index in self._held for record in self._active.values())
+
     def preempt_youngest(self, spared: SequenceRecord | None = None) -> None:
         """Makes room for the others; the oldest sequence always goes on, so every one ends.
 
@@ -305,7 +319,8 @@ class RunSequences:
             spared: One that is to stay.
         """
         others = (active for active in self._active.values() if active is not spared)
-        record = max(others, key=lambda active: active.index)
+        # Those that are held first: whoever let them go again would wait for nothing else.
+        record = max(others, key=lambda active: (active.index in self._held, active.index))
         self.engine.drop_drafts(record)
         self.engine.preempt(record)
         del self._active[record.row]

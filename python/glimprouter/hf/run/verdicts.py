@@ -99,6 +99,11 @@ class Verdicts:
             written.append(signals)
             if not signals.end_reason:
                 continue
+            translation = self._sequences.pair.translation
+            if translation is not None and not all(
+                translation.expressible(own.model, each.token) for each in written
+            ):
+                break  # it ends in an error once it is told
             step = self._step(own, written, start, told, ended)
             yield place, step, written
             told += len(written)
