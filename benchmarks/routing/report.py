@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--records", type=Path, required=True, help="where evaluations go")
     parser.add_argument("--out", type=Path, required=True, help="where the report goes")
     parser.add_argument("--problems", type=int, default=100, help="of each whole evaluation")
-    parser.add_argument("--seeds", type=int, default=2, help="of each whole evaluation")
+    parser.add_argument("--seeds", type=int, default=1, help="of each whole evaluation")
     parser.add_argument("--processes", type=int, default=2, help="evaluations at a time")
     arguments = parser.parse_args()
     jobs = list(jobs_of(arguments.pairs))
