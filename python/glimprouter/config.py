@@ -16,6 +16,7 @@ _COMPARISONS = (">", ">=")
 _ROUTES = ("auto", "small", "large", "manual")
 _MODELS = ("small", "large")
 _MAX_INT = 2**31 - 1
+MOST_DRAFTS = 16  # of a sequence that waits to be verified
 # Of the published code.
 DEFAULT_THINK_TOKENS = 8192
 DEFAULT_ANSWER_TOKENS = 2048

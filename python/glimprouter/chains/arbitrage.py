@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from glimprouter.chains.candidates import CandidateRule, Choice
 from glimprouter.policies import WrittenStep
-from glimprouter.policies.checks import check_score
+from glimprouter.policies.checks import check_function, check_score
 from glimprouter.policies.reward import RewardFunction
 
 
@@ -31,11 +31,7 @@ class ArbitrageOracle(CandidateRule):
             TypeError: ``score`` cannot be called, or tau is no number.
             ValueError: tau is NaN.
         """
-        if not callable(score):
-            raise TypeError(
-                "score must be a function of (question, steps, step) that gives a number, got"
-                f" {type(score).__name__}"
-            )
+        check_function("score", score)
         check_score("tau", tau)
         self.score = score
         self.tau = tau

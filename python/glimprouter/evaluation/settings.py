@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glimprouter.config import RouterConfig
+from glimprouter.config import MOST_DRAFTS, RouterConfig
 
 __all__ = ["SETTINGS", "check_settings", "config_of", "drafts_of", "settings_of"]
 
 SETTINGS = ("large_tokens", "entropy_top_k", "drafts")
-MOST_DRAFTS = 16
 
 
 def settings_of(parameters: Mapping[str, float]) -> dict[str, int]:

@@ -35,6 +35,7 @@ from glimprouter.hf.run.run import Run
 from glimprouter.hf.run.sequences import RunPair, RunSequences
 from glimprouter.hf.sequence.events import Result
 from glimprouter.hf.sequence.record import SequenceRecord
+from glimprouter.hf.sequence.record_state import record_from_state
 from glimprouter.hf.sequence.saved import SavedSequence, pair_description
 from glimprouter.policies import Policy
 from glimprouter.router import StepRouter
@@ -333,7 +334,7 @@ class RoutedModel:
             raise TypeError("saved must be a list; for one sequence pass [saved]")
         states = [SavedSequence.from_bytes(entry) for entry in saved]
         common = self._beginnings(True, {})
-        records = [SequenceRecord.from_state(s.record, 0, **common.record_options) for s in states]
+        records = [record_from_state(s.record, 0, **common.record_options) for s in states]
         run = Run(self._loop(records, common), common, [], [])
         for state in states:
             run.load(state)
@@ -367,7 +368,7 @@ class RoutedModel:
             records = [common.unknown()]
 
         def load_record(saved: SavedSequence, index: int) -> SequenceRecord:
-            return SequenceRecord.from_state(saved.record, index=index, **common.record_options)
+            return record_from_state(saved.record, index, **common.record_options)
 
         pair = RunPair(
             engine=self.engine,

@@ -41,6 +41,19 @@ def check_at_least(name: str, value: Any, low: float) -> None:
         raise ValueError(f"{name} must be at least {low:g}, got {value!r}")
 
 
+def check_function(name: str, function: Any) -> None:
+    """Checks a function that scores steps.
+
+    Raises:
+        TypeError: It cannot be called.
+    """
+    if not callable(function):
+        raise TypeError(
+            f"{name} must be a function of (question, steps, step) that gives a number, got"
+            f" {type(function).__name__}"
+        )
+
+
 def check_score(name: str, value: Any) -> None:
     """Checks what a function of the user's gave.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from glimprouter.policies.base import WrittenStep
-from glimprouter.policies.checks import check_score
+from glimprouter.policies.checks import check_function, check_score
 from glimprouter.policies.step_score import StepScore
 
 RewardFunction: TypeAlias = Callable[[str | None, Sequence[str], str], float]
@@ -32,11 +32,7 @@ class Reward(StepScore):
             TypeError: ``reward`` cannot be called, or the threshold is no number.
             ValueError: The threshold is NaN.
         """
-        if not callable(reward):
-            raise TypeError(
-                "reward must be a function of (question, steps, step) that gives a number, got"
-                f" {type(reward).__name__}"
-            )
+        check_function("reward", reward)
         check_score("threshold", threshold)
         self.reward = reward
         self.threshold = threshold

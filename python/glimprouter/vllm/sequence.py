@@ -15,6 +15,7 @@ from glimprouter.glimpse import Status
 from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.sequence.events import Event, TokenCounts
 from glimprouter.hf.sequence.record import SequenceRecord
+from glimprouter.hf.sequence.record_state import record_from_state, state_of
 from glimprouter.hf.sequence.saved import SavedSequence, bytes_as_tensor, tensor_as_bytes
 from glimprouter.kv import TokenLedger
 from glimprouter.vllm.engines.base import EngineLost, EngineRequest, EngineUsage, Piece
@@ -250,7 +251,7 @@ class RoutedSequence:
         if self._ledger is not None:
             self._fill_ledger()
             memory[_LEDGER] = bytes_as_tensor(self._ledger.save())
-        state = {**self.record.state(), "options": self._mirror.options(self.row)}
+        state = {**state_of(self.record), "options": self._mirror.options(self.row)}
         router = self._mirror.save(self.row)
         return SavedSequence(ENGINE, self._pair.description(), state, router, memory).to_bytes()
 
@@ -273,7 +274,7 @@ def load_sequence(
     state.check_fits(ENGINE, pair.description())
     own = dict(state.record)
     options = own.pop("options")
-    record = SequenceRecord.from_state(own, index, **record_options)
+    record = record_from_state(own, index, **record_options)
     ledger = None
     if pair.translation is not None:
         ledger = TokenLedger.load(tensor_as_bytes(state.memory[_LEDGER]), pair.translation.map)

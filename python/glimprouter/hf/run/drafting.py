@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from glimprouter.config import MOST_DRAFTS
 from glimprouter.hf.run.costs import PassCosts
 
-MOST_DRAFTS = 16
 # What a pass of the large model costs in passes of the small one until it is measured, or where
 # turns shall not follow the clock: 3.4 of a 4B and a 32B on an H200, 4 of the demo pair on a CPU.
 _ASSUMED_RATIO = 4.0

@@ -12,6 +12,7 @@ from glimprouter.hf.pair.translation import Translation
 from glimprouter.hf.run.usage import RunUsage
 from glimprouter.hf.sequence.events import Event, Result
 from glimprouter.hf.sequence.record import SequenceRecord
+from glimprouter.hf.sequence.record_state import state_of
 from glimprouter.hf.sequence.saved import SavedSequence
 from glimprouter.router import Phase, StepRouter
 
@@ -231,7 +232,7 @@ class RunSequences:
         return SavedSequence(
             self.pair.engine,
             self.pair.description,
-            record.state(),
+            state_of(record),
             self.router.save(record.row),
             self.engine.save(record),
         )

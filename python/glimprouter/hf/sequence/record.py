@@ -7,7 +7,6 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
 
 from glimprouter.hf.pair.messages import message_of
 from glimprouter.hf.pair.prompts import EncodedPrompt
@@ -18,7 +17,7 @@ from glimprouter.hf.sequence.running_step import RunningStep
 from glimprouter.hf.sequence.signals import Signals, TokenStatistics
 from glimprouter.hf.sequence.step_so_far import step_so_far
 from glimprouter.router import EndReason, Phase
-from glimprouter.trace import Trace, TraceStep
+from glimprouter.trace import Trace
 
 
 @dataclass(slots=True, eq=False)
@@ -181,31 +180,6 @@ class SequenceRecord:
     def _last_end(self) -> int:
         """Where the last finished step ends."""
         return self.step_starts[-1] + self.trace.steps[-1].num_tokens if self.step_starts else 0
-
-    def state(self) -> dict[str, Any]:
-        """All of it as values that JSON holds, for :meth:`from_state`."""
-        kept = ("generated", "writers", "answering", "answer_start", "step_starts", "passes")
-        others = ("repeats", "max_new_tokens", "closed_at", "num_passes", "num_rewritten")
-        asides = ("num_asides", "num_aside_tokens")
-        return {
-            **{name: getattr(self, name) for name in (*kept, *others, *asides)},
-            "prompt": dataclasses.asdict(self.prompt),
-            "trace": dataclasses.asdict(self.trace),
-            "running": dataclasses.asdict(self.running),
-            "statistics": dataclasses.asdict(self.statistics),
-            "drafts": dataclasses.asdict(self.drafts),
-        }
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any], index: int, **options: Any) -> SequenceRecord:
-        """A record from :meth:`state`; ``options`` are the other fields, which the pair decides."""
-        own = {**state, "prompt": EncodedPrompt(**state["prompt"])}
-        steps = [TraceStep(**step) for step in state["trace"]["steps"]]
-        own["trace"] = Trace(**{**state["trace"], "steps": steps})
-        own["running"] = RunningStep(**own["running"])
-        own["drafts"] = Drafts.from_state(own["drafts"])
-        own["statistics"] = TokenStatistics.from_state(own["statistics"])
-        return cls(index=index, **own, **options)
 
     def advance(
         self, model: str, signals: Signals, seconds: float, *, drafted: bool = False
