@@ -3,9 +3,10 @@
     python benchmarks/pairs/make.py --out PAIRS          # once: trains the pairs
     python benchmarks/routing/report.py --pairs PAIRS --records RECORDS --out OUT
 
-Each pair is evaluated with all policies; the other small models of its task, and other
-temperatures, with some. What is recorded in RECORDS is not run again. OUT gets the report of the
-four pairs (report.html, report.md) and a summary over all that ran (summary.md, summary.json).
+Each pair is evaluated with all policies, and on fewer problems with those that write steps several
+times; the other small models of its task, and other temperatures, with some. What is recorded in
+RECORDS is not run again. OUT gets the report of the four pairs (report.html, report.md) and a
+summary over all that ran (summary.md, summary.json).
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ ALL = (
     "reward",
     "reward:large_tokens=1",
 )
+CHOSEN = ("random", "entropy", "spec-cot", "arbitrage-oracle")  # dear: each step several times
+# The large model reads a question behind each step; no model trained here understands one, which is
+# shown on one pair.
+JUDGED = (*CHOSEN, "spec-reason:expected=1")
 DRAFTS = 8  # they change passes and time, no text: a fixed number, so that no clock is followed
 TEMPERATURES = (0.0, 1.0)  # beside the default, 0.6
 LIMITS = ("--max-step-tokens", "64", "--max-think-tokens", "400", "--max-answer-tokens", "24")
@@ -60,7 +65,7 @@ class Job:
         task: Its name.
         small: Folder of the small model.
         large: Of the large one.
-        whole: Whether all policies run, with probes and more seeds.
+        policies: That run.
         temperature: Of the sampling.
     """
 
@@ -68,8 +73,13 @@ class Job:
     task: str
     small: str
     large: str
-    whole: bool = False
+    policies: Sequence[str] = FEW
     temperature: float = 0.6
+
+    @property
+    def whole(self) -> bool:
+        """Whether all policies run, with probes and more seeds."""
+        return self.policies is ALL
 
     def command(self, records: Path, problems: int, seeds: int) -> list[str]:
         """Of the evaluation."""
@@ -89,7 +99,7 @@ class Job:
         command += ["--out", str(records / self.name), "--shares", SHARES, *LIMITS]
         for name, value in sizes.items():
             command += [name, str(value)]
-        for policy in ALL if self.whole else FEW:
+        for policy in self.policies:
             command += ["--policy", policy]
         return command
 
@@ -98,18 +108,17 @@ def jobs_of(pairs: Path) -> Iterator[Job]:
     """The evaluations of all pairs that are there, the long ones first."""
     known = json.loads((pairs / "pairs.json").read_text())
     embedded = str(small_path()), str(large_path())
-    yield Job("embedded", "list_reduction", *embedded, whole=True)
-    others: list[Job] = []
+    yield Job("embedded", "list_reduction", *embedded, ALL)
+    others = [Job("embedded-candidates", "list_reduction", *embedded, JUDGED)]
     for task, pair in known.items():
         large = pair["large"]["path"]
-        chosen = str(pair["chosen_seed"])
         for seed, small in pair["small_seeds"].items():
-            whole = seed == chosen and task != "list_reduction"
-            job = Job(f"{task}-small-{seed}", task, small["path"], large, whole)
-            if whole:
-                yield job
+            name = f"{task}-small-{seed}"
+            if seed == str(pair["chosen_seed"]) and task != "list_reduction":
+                yield Job(name, task, small["path"], large, ALL)
+                others.append(Job(f"{name}-candidates", task, small["path"], large, CHOSEN))
             else:
-                others.append(job)
+                others.append(Job(name, task, small["path"], large))
     for temperature in TEMPERATURES:
         name = f"embedded-temperature-{temperature:g}"
         others.append(Job(name, "list_reduction", *embedded, temperature=temperature))
@@ -144,7 +153,7 @@ def main() -> None:
     parser.add_argument("--records", type=Path, required=True, help="where evaluations go")
     parser.add_argument("--out", type=Path, required=True, help="where the report goes")
     parser.add_argument("--problems", type=int, default=100, help="of each whole evaluation")
-    parser.add_argument("--seeds", type=int, default=1, help="of each whole evaluation")
+    parser.add_argument("--seeds", type=int, default=2, help="of each whole evaluation")
     parser.add_argument("--processes", type=int, default=2, help="evaluations at a time")
     arguments = parser.parse_args()
     jobs = list(jobs_of(arguments.pairs))

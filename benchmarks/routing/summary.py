@@ -36,6 +36,9 @@ RULES = (
     "reward",
     "reward large_tokens=1",
     "large-alone drafts=0",
+    "spec-cot",
+    "arbitrage-oracle",
+    "spec-reason",
 )
 ALONE = ("small-alone", "large-alone")
 
@@ -114,6 +117,8 @@ def _comparisons(arms: Mapping[str, Sequence[ArmResults]]) -> Iterator[Block]:
         ("entropy", "step-perplexity"),
         ("entropy", "margin"),
         ("entropy", "learned"),
+        ("entropy", "spec-cot"),
+        ("entropy", "spec-reason"),
         ("entropy large_tokens=1", "entropy"),
         ("entropy large_tokens=1", "random"),
         ("step-perplexity large_tokens=1", "step-perplexity"),

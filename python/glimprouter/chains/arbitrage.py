@@ -55,3 +55,7 @@ class ArbitrageOracle(CandidateRule):
                 raise ValueError(f"a score must be finite, got {value!r}")
             scores.append(float(value))
         return Choice(None if scores[-1] - scores[0] > self.tau else 0, scores)
+
+    def compared(self, choice: Choice) -> float:
+        """The advantage of the large model's step."""
+        return choice.scores[-1] - choice.scores[0] if len(choice.scores) > 1 else math.nan

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,10 @@ class CandidateRule(ABC):
         """One of the drafts, or the large model's step."""
         return Choice(None, ())
 
+    def compared(self, choice: Choice) -> float:
+        """The number that decided; NaN where there is none."""
+        return math.nan
+
 
 @dataclass(frozen=True, slots=True)
 class CandidateResult:
@@ -64,11 +69,15 @@ class CandidateResult:
         result: The chain of the steps that were kept. Its counts are those of this chain.
         choices: Of each step that had drafts, in order; the end of the thinking is one.
         dropped: What both models computed beside it, for steps that were not kept: by model.
+        dropped_tokens: Tokens of these steps, by who wrote them.
+        dropped_seconds: Of their passes.
     """
 
     result: Result
     choices: list[Choice]
     dropped: dict[str, TokenCounts]
+    dropped_tokens: dict[str, int]
+    dropped_seconds: float
 
 
 class _Writers(Policy):
@@ -101,6 +110,7 @@ class _Branch:
         sequence: Its index.
         key: Its random key.
         before: Its counts when it began.
+        began: Its seconds then.
         written: The step, once it has ended.
         answering: Whether its thinking has ended.
         result: Where all of it has ended.
@@ -109,6 +119,7 @@ class _Branch:
     sequence: int
     key: int
     before: Mapping[str, TokenCounts]
+    began: float = 0.0
     written: WrittenStep | None = None
     answering: bool = False
     result: Result | None = None
@@ -125,7 +136,7 @@ class _Chain:
         drafts: Of the step.
         writing: Branches that have not ended their step.
         choices: So far.
-        dropped: So far.
+        dropped: So far, as the next two.
     """
 
     place: int
@@ -135,6 +146,8 @@ class _Chain:
     writing: dict[int, _Branch] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
     dropped: dict[str, TokenCounts] = field(default_factory=dict)
+    dropped_tokens: dict[str, int] = field(default_factory=lambda: {"small": 0, "large": 0})
+    dropped_seconds: float = 0.0
 
 
 def write_with_candidates(
@@ -246,12 +259,13 @@ class _Candidates:
         if not run.has_begun(base.sequence):
             return False
         base.before = run.counts(base.sequence)
+        base.began = run.trace(base.sequence).seconds
         for number in range(self._rule.candidates):
             # The chain's own random numbers first; the others' are derived from them.
             sequence = run.fork(base.sequence, substream=None if number else chain.place)
             run.go_on(sequence, one_step=True)
             key = run.trace(sequence).substream
-            chain.drafts.append(_Branch(sequence, key, base.before))
+            chain.drafts.append(_Branch(sequence, key, base.before, base.began))
         chain.writing = {branch.sequence: branch for branch in chain.drafts}
         return True
 
@@ -296,7 +310,8 @@ class _Candidates:
             self._run.hold(sequence)
             self._run.cancel(kept.sequence)
             self._run.release(kept.sequence)
-        return _Branch(sequence, chain.place, {}, None, kept.answering, kept.result)
+        answering, result = kept.answering, kept.result
+        return _Branch(sequence, chain.place, {}, answering=answering, result=result)
 
     def _drop(self, chain: _Chain, branch: _Branch) -> None:
         """Cancels a branch and counts what it has cost."""
@@ -309,9 +324,18 @@ class _Candidates:
                 so_far = dataclasses.asdict(chain.dropped[name])
                 spent = {key: n + so_far[key] for key, n in spent.items()}
             chain.dropped[name] = type(counts)(**spent)
+        chain.dropped_seconds += result.trace.seconds - branch.began
+        if branch.written is not None:
+            chain.dropped_tokens[branch.written.model] += len(branch.written.token_ids)
 
     def _finish(self, chain: _Chain) -> None:
         assert chain.base.result is not None
         self._run.release(chain.base.sequence)
         self._chains.remove(chain)
-        self._done[chain.place] = CandidateResult(chain.base.result, chain.choices, chain.dropped)
+        self._done[chain.place] = CandidateResult(
+            chain.base.result,
+            chain.choices,
+            chain.dropped,
+            chain.dropped_tokens,
+            chain.dropped_seconds,
+        )

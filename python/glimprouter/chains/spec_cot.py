@@ -51,6 +51,10 @@ class SpecCoT(CandidateRule):
         """The large model's, once the drafts were rejected."""
         return Choice(None, self._scores(drafts))
 
+    def compared(self, choice: Choice) -> float:
+        """The best score."""
+        return max(choice.scores, default=math.nan)
+
     def _scores(self, drafts: Sequence[WrittenStep]) -> list[float]:
         scores = []
         for draft in drafts:

@@ -166,7 +166,7 @@ def run(
         require_model_directory("--large", large)
         memory = options.bytes_of(kv_memory)
         markers = options.thinking_of(thinking, think_start, think_end)
-        rows = max(LEAST_ROWS, plan.batch, rows_needed(plan), *plan.timing_batches)
+        rows = max(LEAST_ROWS, plan.batch, rows_needed(plan), plan.rows, *plan.timing_batches)
         drafted = options.drafts_of(drafts)
         if threads is not None:
             use_threads(threads)

@@ -77,8 +77,7 @@ class PolicySpec:
                 raise ValueError(f"policy {text!r} gives {key.strip()!r} twice")
             parameters[key.strip()] = _number(text, key.strip(), value)
         spec = cls(rule.name, parameters)
-        example = max(0.5, rule.least)  # refused here are all other parameters
-        rule.build(spec.parameters_at(example) if spec.takes_share else parameters)
+        rule.build(spec.example)  # refused here are all parameters that are given
         if rule.name == SMALL_ALONE and parameters:
             raise ValueError(f"{SMALL_ALONE} takes no parameters: they would change nothing")
         if rule.name == LARGE_ALONE and set(parameters) - {"drafts"}:
@@ -90,6 +89,13 @@ class PolicySpec:
         """Whether a wanted share is to set it: it has none of what a share sets."""
         set_by = rule_of(self.rule).set_by
         return set_by is not None and set_by not in self.parameters
+
+    @property
+    def example(self) -> dict[str, float]:
+        """Parameters that an arm of it could have."""
+        if not self.takes_share:
+            return dict(self.parameters)
+        return self.parameters_at(max(0.5, rule_of(self.rule).least))
 
     def parameters_at(self, value: float) -> dict[str, float]:
         """All parameters, with this threshold or share."""
@@ -173,6 +179,11 @@ class Plan:
         parsed = {str(spec): spec for spec in map(PolicySpec.parse, self.policies)}
         alone = (SMALL_ALONE, LARGE_ALONE)
         return [s for s in parsed.values() if s.rule not in alone or s.parameters]
+
+    @property
+    def rows(self) -> int:
+        """Sequences that a policy has in flight for one problem, at most."""
+        return max((rule_of(spec.rule).rows(spec.example) for spec in self.specs), default=1)
 
     def settings(self) -> dict[str, Any]:
         """What the records of one folder have in common."""

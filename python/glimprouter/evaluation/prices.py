@@ -22,7 +22,7 @@ class Prices:
     Attributes:
         small: Of one pass, or token, of the small model, finite and >= 0.
         large: Of the large model's.
-        per: What is counted: forward passes, or written tokens.
+        per: What is counted: forward passes, or tokens, written or computed in vain.
         unit: Of the prices.
         source: Where they come from, for the report.
 
@@ -51,8 +51,8 @@ class Prices:
     def of(self, record: ProblemRecord) -> float:
         """The price of one problem."""
         if self.per == "token":
-            small = record.small_tokens + record.rewritten_tokens
-            return self.small * small + self.large * record.large_tokens
+            small = record.small_tokens + record.rewritten_tokens + record.small_unused
+            return self.small * small + self.large * (record.large_tokens + record.large_unused)
         return self.small * record.small_passes + self.large * record.large_passes
 
 

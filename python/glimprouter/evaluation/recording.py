@@ -10,9 +10,11 @@ from glimprouter.policies import Glimpse, Judgement, Policy, Verdict, WrittenSte
 from glimprouter.policies.base import reads_steps
 from glimprouter.router import OutputField
 
-__all__ = ["BySubstream", "Recording", "RecordingSteps", "recording", "signals_of"]
+__all__ = ["NO_DRAFT", "BySubstream", "Recording", "RecordingSteps", "recording", "signals_of"]
 
-Draft: TypeAlias = tuple[float, float, float | None]  # mean entropy, perplexity, score
+# Mean entropy, perplexity, score.
+Draft: TypeAlias = tuple[float | None, float | None, float | None]
+NO_DRAFT: Draft = (None, None, None)
 SIGNALS = ("entropy", "max_prob", "margin", "varentropy")
 
 

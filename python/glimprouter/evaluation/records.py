@@ -169,6 +169,9 @@ class ProblemRecord:
         small_passes, large_passes: Forward passes of each model that the problem was part of,
             prompt included.
         rewritten_tokens: That the small model wrote and the large one then wrote anew.
+        small_unused, large_unused: Further tokens that each model computed and that are not in the
+            chain: drafts of the large model's tokens that did not hold, questions and steps that it
+            read for a policy, steps that were not chosen.
         seconds: Of its passes; in a batch, the sequence's share.
         end_reason: Why the chain ended.
         error: What went wrong, or None.
@@ -193,6 +196,8 @@ class ProblemRecord:
     seconds: float
     end_reason: str
     error: str | None = None
+    small_unused: int = 0
+    large_unused: int = 0
 
     @property
     def unit(self) -> Unit:

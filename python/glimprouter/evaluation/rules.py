@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from glimprouter import policies
+from glimprouter.chains import ArbitrageOracle, CandidateRule, SpecCoT
 from glimprouter.evaluation.settings import SETTINGS, check_settings
 from glimprouter.policies import Policy
 
@@ -24,7 +25,7 @@ class Rule:
 
     Attributes:
         name: On the command line, and in records.
-        policy: Its class.
+        policy: Its class, or that of a rule that chooses among drafts of a step.
         set_by: What a wanted share of large steps sets: ``"threshold"``, chosen on development
             problems; ``"share"``, given to the policy as it is; None: it takes parameters only.
         signal: Recorded field of a step that a threshold is compared with.
@@ -32,16 +33,18 @@ class Rule:
         least: Least threshold that the policy takes.
         most: Largest.
         given: Argument of the policy that an evaluation makes: ``"reward"`` or ``"router"``.
+        settings: Of an arm that it may have (:mod:`glimprouter.evaluation.settings`).
     """
 
     name: str
-    policy: Callable[..., Policy]
+    policy: Callable[..., Policy | CandidateRule]
     set_by: Literal["threshold", "share"] | None = None
     signal: str | None = None
     falling: bool = False
     least: float = 0.0
     most: float = math.inf
     given: Literal["reward", "router"] | None = None
+    settings: Sequence[str] = SETTINGS
 
     @property
     def reads_steps(self) -> bool:
@@ -58,7 +61,7 @@ class Rule:
             return min(max(self.most - score, self.least), self.most)
         return min(max(score, self.least), self.most)
 
-    def build(self, parameters: Mapping[str, float], given: Any = None) -> Policy:
+    def build(self, parameters: Mapping[str, float], given: Any = None) -> Policy | CandidateRule:
         """The policy, from its own parameters; settings of the arm are checked.
 
         Args:
@@ -73,10 +76,10 @@ class Rule:
         if self.given is not None:
             known = {name: known[name] for name in known if name not in (self.given, "features")}
             made = {self.given: _Untrained() if given is None else given}
-        if unknown := sorted(set(parameters) - {*known, *SETTINGS}):
+        if unknown := sorted(set(parameters) - {*known, *self.settings}):
             raise ValueError(
                 f"policy {self.name} has no parameter {unknown[0]!r}; it has"
-                f" {', '.join([*known, *SETTINGS])}"
+                f" {', '.join([*known, *self.settings])}"
             )
         needed = [name for name, p in known.items() if p.default is p.empty]
         if missing := [name for name in needed if name not in parameters]:
@@ -90,6 +93,11 @@ class Rule:
             return self.policy(**made, **own)
         except (TypeError, ValueError) as error:
             raise ValueError(f"policy {self.name}: {error}") from error
+
+    def rows(self, parameters: Mapping[str, float]) -> int:
+        """Sequences that one problem has in flight, parameters as for :meth:`build`."""
+        made = self.build(parameters)
+        return made.candidates + 1 if isinstance(made, CandidateRule) else 1
 
 
 class _Untrained:
@@ -105,6 +113,10 @@ class _Untrained:
 
 def _all_small() -> Policy:
     return policies.EntropyThreshold(math.inf)
+
+
+def _arbitrage(reward: Any, tau: float = 0.0) -> CandidateRule:
+    return ArbitrageOracle(reward, tau)
 
 
 def _spec_reason(threshold: float = 7.0, expected: int = 0) -> Policy:
@@ -131,6 +143,17 @@ _RULES = (
     Rule("learned", policies.LearnedRouter, "threshold", "step_score", most=1.0, given="router"),
     Rule("reward", policies.Reward, given="reward"),
     Rule("spec-reason", _spec_reason, "threshold", "step_score", falling=True, most=9.0),
+    Rule(
+        "spec-cot",
+        SpecCoT,
+        "threshold",
+        "step_score",
+        falling=True,
+        most=0.0,
+        least=-1e9,  # a mean log-probability is not below it, but for what cannot be scored
+        settings=("drafts",),
+    ),
+    Rule("arbitrage-oracle", _arbitrage, given="reward", settings=("drafts",)),
 )
 RULES: dict[str, Rule] = {rule.name: rule for rule in _RULES}
 

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from glimprouter.calibration.fingerprint import pair_fingerprint
+from glimprouter.chains import CandidateRule, write_with_candidates
 from glimprouter.evaluation.development import arm_for_share
-from glimprouter.evaluation.plan import Arm, Plan
+from glimprouter.evaluation.plan import Arm, Plan, PolicySpec
 from glimprouter.evaluation.probes import probe, rows_needed
 from glimprouter.evaluation.record_file import RecordFile
 from glimprouter.evaluation.records import ArmRecord
 from glimprouter.evaluation.rules import LARGE_ALONE, SMALL_ALONE, rule_of
 from glimprouter.evaluation.scorers import scorer_of
 from glimprouter.evaluation.session import this_session
-from glimprouter.evaluation.solving import Bench, Solver, Solving
+from glimprouter.evaluation.solving import Bench, Solver, Solving, following
 from glimprouter.tasks import Problem, Task
 
 if TYPE_CHECKING:
@@ -182,12 +183,31 @@ def _check(model: RoutedModel, task: Task, plan: Plan) -> None:
             " what a policy decides about a step would be another thing than who writes it"
         )
     needed = rows_needed(plan) if plan.probe_problems else 1
-    largest = max([plan.batch, needed, *plan.timing_batches])
+    largest = max([plan.batch, needed, plan.rows, *plan.timing_batches])
     if model.max_sequences < largest:
         raise ValueError(
             f"the pair has max_sequences={model.max_sequences}, and this plan needs {largest} (its"
-            " batches, and the forks of a probed problem)"
+            " batches, the forks of a probed problem, and the drafts of a step)"
         )
+    for spec in plan.specs:
+        _try(model, spec)
+
+
+def _try(model: RoutedModel, spec: PolicySpec) -> None:
+    """Finds out now, not behind other policies, that a pair cannot follow a policy.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    policy = rule_of(spec.rule).build(spec.example)
+    try:
+        if isinstance(policy, CandidateRule):
+            write_with_candidates(model, [], policy)
+        elif policy.aside is not None:
+            with following(model, policy):
+                model.stream([])
+    except ValueError as error:
+        raise ValueError(f"policy {spec.rule}: {error}") from error
 
 
 def _check_disjoint(task: Task, report: Sequence[Problem], development: Sequence[Problem]) -> None:

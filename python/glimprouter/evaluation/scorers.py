@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from glimprouter.evaluation.solving import Bench, begun, check_steps, chunks_of, following
+from glimprouter.evaluation.outcomes import check_steps
+from glimprouter.evaluation.solving import Bench, begun, chunks_of, following
 from glimprouter.policies import StepScore, WrittenStep, step_features
 from glimprouter.tasks import Problem
 

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from glimprouter.chains import CandidateRule, write_with_candidates
+from glimprouter.evaluation.outcomes import Outcome, candidate_outcome, records_of
 from glimprouter.evaluation.plan import Arm
 from glimprouter.evaluation.record_file import RecordFile
-from glimprouter.evaluation.recording import Draft, Recording, RecordingSteps, recording, signals_of
-from glimprouter.evaluation.records import ProblemRecord, StepRecord, Unit
+from glimprouter.evaluation.recording import Draft, Recording, RecordingSteps, recording
+from glimprouter.evaluation.records import StepRecord, Unit
 from glimprouter.evaluation.reread import read_again, why_not_reread
 from glimprouter.evaluation.rules import LARGE_ALONE, SMALL_ALONE, rule_of
 from glimprouter.evaluation.settings import config_of, drafts_of
@@ -26,14 +28,12 @@ __all__ = [
     "Solver",
     "Solving",
     "begun",
-    "check_steps",
     "chunks_of",
     "following",
     "problem_seed",
 ]
 
 Advance = Callable[[int], None]
-_NO_DRAFT = (None, None, None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,8 +56,8 @@ class Bench:
     by_prompt: Mapping[str, Problem] = dataclasses.field(default_factory=dict)
     scorers: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def policy_of(self, arm: Arm) -> Policy:
-        """The policy of an arm.
+    def policy_of(self, arm: Arm) -> Policy | CandidateRule:
+        """The policy of an arm, or its rule that chooses among drafts.
 
         Raises:
             ValueError: It refuses its parameters.
@@ -130,12 +130,18 @@ class Solver:
         recorded = bench.file.records.problems
         done = {p.key for p in chunk if self._solving.unit(p) in recorded}
         bench.advance(len(done))
-        forced = self._solving.arm.rule == LARGE_ALONE
-        if not forced:
-            self._remember([p for p in chunk if p.key in done])
+        own = self._own
+        if self._solving.arm.rule == LARGE_ALONE:
+            policy = None
+        elif isinstance(own, CandidateRule):
+            if len(done) < len(chunk):
+                self._choose(own, chunk, done)
+            return
+        else:
+            self._remember(own, [p for p in chunk if p.key in done])
+            policy = recording(own)
         if len(done) == len(chunk):
             return
-        policy = None if forced else recording(self._own)
         with following(bench.model, policy, drafts_of(self._solving.arm.parameters)):
             run = begun(bench.model, chunk, self._solving.seed, done, self._solving.overrides)
             writing = _Writing(bench, self._solving, chunk, policy)
@@ -146,12 +152,32 @@ class Solver:
             except RuntimeError as error:
                 raise RuntimeError(f"{self._solving.arm.label}: {error}") from error
 
-    def _remember(self, problems: Sequence[Problem]) -> None:
+    def _choose(self, rule: CandidateRule, chunk: Sequence[Problem], done: set[str]) -> None:
+        """One batch of a rule that chooses among drafts; all of it, for the same draws."""
+        bench, solving = self._bench, self._solving
+        prompts = [problem.prompt for problem in chunk]
+        seeds = [problem_seed(solving.seed, problem) for problem in chunk]
+        with following(bench.model, None, drafts_of(solving.arm.parameters)):
+            try:
+                found = write_with_candidates(
+                    bench.model, prompts, rule, seeds=seeds, **solving.overrides
+                )
+            except RuntimeError as error:
+                raise RuntimeError(f"{solving.arm.label}: {error}") from error
+        for problem, one in zip(chunk, found, strict=True):
+            if problem.key not in done:
+                unit = solving.unit(problem)
+                outcome = candidate_outcome(rule, one)
+                steps, record = records_of(bench.task, problem, unit, outcome)
+                bench.file.append([*steps, record])
+                bench.advance(1)
+
+    def _remember(self, policy: Policy, problems: Sequence[Problem]) -> None:
         """Shows a policy that learns as it goes what it has seen in an earlier session."""
         for problem in problems:
             for step in self._bench.file.records.steps.get(self._solving.unit(problem), []):
                 if step.entropy is not None:
-                    self._own.before(_glimpse(step))
+                    policy.before(_glimpse(step))
 
 
 @contextmanager
@@ -218,49 +244,19 @@ class _Writing:
             self._bench.advance(1)
 
     def _write(self, sequence: int, result: Result) -> None:
-        problem, trace = self._chunk[sequence], result.trace
-        unit = self._solving.unit(problem)._asdict()
+        key = (result.trace.seed, result.trace.substream)
         glimpses: dict[int, Glimpse] = {}
         if self._policy is not None:
-            glimpses = self._policy.glimpses.pop((trace.seed, trace.substream), {})
+            glimpses = self._policy.glimpses.pop(key, {})
         drafts: dict[int, Draft] = {}
         if isinstance(self._policy, RecordingSteps):
-            drafts = self._policy.drafts.pop((trace.seed, trace.substream), {})
-        verdicts = check_steps(self._bench.task, problem, [step.text for step in trace.steps])
-        steps = [
-            StepRecord(
-                **unit,
-                index=step.index,
-                writer=step.model,
-                **signals_of(glimpses.get(step.index)),
-                text=step.text,
-                tokens=step.num_tokens,
-                seconds=step.seconds,
-                end_reason=step.end_reason,
-                correct=verdict,
-                step_entropy=drafts.get(step.index, _NO_DRAFT)[0],
-                step_perplexity=drafts.get(step.index, _NO_DRAFT)[1],
-                step_score=drafts.get(step.index, _NO_DRAFT)[2],
-            )
-            for step, verdict in zip(trace.steps, verdicts, strict=True)
-        ]
+            drafts = self._policy.drafts.pop(key, {})
         large = self._large_tokens[sequence]
-        record = ProblemRecord(
-            **unit,
-            correct=trace.error is None and self._bench.task.is_correct(problem, result.answer),
-            answer=result.answer,
-            steps=len(steps),
-            large_steps=sum(step.writer == "large" for step in steps),
-            glimpsed_steps=sum(step.entropy is not None for step in steps),
-            small_tokens=self._tokens[sequence] - large,
-            large_tokens=large,
-            small_passes=result.counts["small"].passes,
-            large_passes=result.counts["large"].passes,
-            rewritten_tokens=result.counts["small"].rewritten,
-            seconds=trace.seconds,
-            end_reason=trace.end_reason,
-            error=trace.error,
-        )
+        written = {"small": self._tokens[sequence] - large, "large": large}
+        problem = self._chunk[sequence]
+        outcome = Outcome(result, written, glimpses, drafts)
+        unit = self._solving.unit(problem)
+        steps, record = records_of(self._bench.task, problem, unit, outcome)
         self._bench.file.append([*self._read_again(problem, result, steps), record])
 
     def _read_again(
@@ -284,20 +280,6 @@ class _Writing:
             )
             for step, one in zip(steps, read, strict=True)
         ]
-
-
-def check_steps(task: Task, problem: Problem, texts: Sequence[str]) -> list[bool | None]:
-    """What the task says of each step; None each where it has no checker of steps.
-
-    Raises:
-        ValueError: It says something of another number of steps.
-    """
-    verdicts = task.check_steps(problem, [text.strip() for text in texts])
-    if len(verdicts) != len(texts):
-        raise ValueError(
-            f"task {task.name}: check_steps gave {len(verdicts)} verdicts for {len(texts)} steps"
-        )
-    return verdicts
 
 
 def _glimpse(step: StepRecord) -> Glimpse:
