@@ -67,6 +67,7 @@ class Job:
         large: Of the large one.
         policies: That run.
         temperature: Of the sampling.
+        batches: Further batch sizes, for seconds.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Job:
     large: str
     policies: Sequence[str] = FEW
     temperature: float = 0.6
+    batches: str = ""
 
     @property
     def whole(self) -> bool:
@@ -92,6 +94,8 @@ class Job:
             "--batch": 32,
             "--temperature": self.temperature,
             "--drafts": DRAFTS,
+            "--timing-batches": self.batches,
+            "--timing-problems": min(few, 8),
             "--threads": 1,
         }
         command = [sys.executable, "-m", "glimprouter", "evaluate", "run", "--plain"]
@@ -108,7 +112,7 @@ def jobs_of(pairs: Path) -> Iterator[Job]:
     """The evaluations of all pairs that are there, the long ones first."""
     known = json.loads((pairs / "pairs.json").read_text())
     embedded = str(small_path()), str(large_path())
-    yield Job("embedded", "list_reduction", *embedded, ALL)
+    yield Job("embedded", "list_reduction", *embedded, ALL, batches="1,8")
     others = [Job("embedded-candidates", "list_reduction", *embedded, JUDGED)]
     for task, pair in known.items():
         large = pair["large"]["path"]
