@@ -106,6 +106,28 @@ def mean_logprob(model: Any, before: Sequence[int], ids: Sequence[int]) -> float
     return float(values[torch.arange(len(ids)), torch.tensor(ids)].mean())
 
 
+def test_the_large_model_reads_the_prompt_once() -> None:
+    """Whatever the number of drafts; from step to step the one that was kept has been read."""
+    pair = hf_pairs.pair_of("qwen3")
+    prompt = (pair.prompts[0] * 40)[:300]
+    model = pair.routed(temperature=0.9, max_think_tokens=40, max_answer_tokens=4, drafts=0)
+    read = 0
+
+    def count(_: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+        nonlocal read
+        read += arguments[0].numel()
+
+    hook = pair.large.get_input_embeddings().register_forward_pre_hook(count)
+    try:
+        (one,) = write_with_candidates(model, [prompt], SpecCoT(3))
+    finally:
+        hook.remove()
+    spent = [one.result.counts["large"], one.dropped["large"]]
+    steps = sum(own.tokens + own.aside_tokens + own.asides for own in spent)
+    assert len(one.choices) > 2
+    assert len(prompt) <= read <= len(prompt) + steps + 3
+
+
 @pytest.mark.parametrize("name", ["qwen3", "two tokenizers"])
 def test_arbitrage_keeps_the_better_step(name: str) -> None:
     """As a run that is told the writers; the scores are those of the texts."""

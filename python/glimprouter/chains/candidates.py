@@ -258,6 +258,8 @@ class _Candidates:
         base, run = chain.base, self._run
         if not run.has_begun(base.sequence):
             return False
+        if self._rule.aside is not None and self._rule.candidates > 1 and not chain.choices:
+            run.catch_up(base.sequence)  # else each draft has the large model read the prompt
         base.before = run.counts(base.sequence)
         base.began = run.trace(base.sequence).seconds
         for number in range(self._rule.candidates):
