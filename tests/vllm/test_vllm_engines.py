@@ -39,7 +39,7 @@ def test_other_options(engines: RoutedEngines, config: dict[str, Any]) -> None:
 
 
 def test_draws_do_not_depend_on_what_else_is_in_the_batch(engines: RoutedEngines) -> None:
-    """Sampled text is reproducible: alone, and among others."""
+    """Sampled text is reproducible: alone, among others, and on a RoutedModel."""
     own = {**CONFIG, "temperature": 0.8, "top_p": 0.95}
     together = engines.generate(PROMPTS[:6], [1, 2, 3, 4, 5, 6], **own)
     engines.max_sequences = 1
@@ -47,6 +47,10 @@ def test_draws_do_not_depend_on_what_else_is_in_the_batch(engines: RoutedEngines
     engines.max_sequences = 32
     same = [a.token_ids == b.token_ids for a, b in zip(together, alone, strict=True)]
     assert sum(same) >= 5  # a draw at the edge between two tokens may fall otherwise
+    want = trained_pair().routed(**own).generate(PROMPTS[:6], [1, 2, 3, 4, 5, 6])
+    assert {step.model for result in want for step in result.trace.steps} == {"small", "large"}
+    same = [a.token_ids == b.token_ids for a, b in zip(alone, want, strict=True)]
+    assert sum(same) >= 5
 
 
 def test_most_of_a_prefix_is_not_computed_again(engines: RoutedEngines) -> None:

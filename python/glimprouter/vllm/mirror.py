@@ -102,7 +102,8 @@ class Mirror:
         state, config = self._router.state(row), self._configs[row]
         phase, step = Phase(state["phase"]), int(state["step_index"])
         routed = config.route == "auto" and phase != Phase.ANSWER
-        small = self.waits_for(row) == "small"
+        model = self.waits_for(row)
+        small = model == "small"
         given = step + 1 < config.first_steps_large  # the next step is the large model's
         return dataclasses.replace(
             common,
@@ -123,6 +124,7 @@ class Mirror:
             seed=int(state["seed"]),
             substream=int(state["substream"]),
             position=int(state["position"]),
+            purpose=MODELS.index(model),
         )
 
     def take(self, row: int, model: str, said: Written, handoff: int) -> list[Signals]:

@@ -18,7 +18,7 @@ from glimprouter.boundary import StepBoundary
 from glimprouter.config import check_integer, check_random_key, check_sampling
 from glimprouter.glimpse import Status
 
-PROTOCOL = 1  # of requests and answers: rises with every change of either
+PROTOCOL = 2  # of requests and answers: rises with every change of either
 ARGUMENT = "glimprouter"  # name of the extra argument
 LOGPROBS_MODE = "processed_logits"
 
@@ -99,6 +99,7 @@ class GateOptions:
         seed: Seed of the run.
         substream: Random key of the sequence.
         position: Generated tokens of the sequence before the first one of this request.
+        purpose: Of the draws: 0 for the small model's, 1 for the large one's, as the router draws.
     """
 
     spec: BoundarySpec
@@ -121,6 +122,7 @@ class GateOptions:
     seed: int = 0
     substream: int = 0
     position: int = 0
+    purpose: int = 0
     protocol: int = field(default=PROTOCOL)
 
     def to_json(self) -> str:
@@ -159,6 +161,7 @@ class GateOptions:
         check_sampling(self.temperature, self.top_p, self.top_k, self.min_p)
         for name in ("handoff", "automaton", "step_tokens", "position"):
             check_integer(name, getattr(self, name), 0)
+        check_integer("purpose", self.purpose, 0, high=2**32 - 1)
         check_integer("max_step_tokens", self.max_step_tokens, 1)
         if self.entropy_top_k is not None:
             check_integer("entropy_top_k", self.entropy_top_k, 1)

@@ -182,7 +182,7 @@ def _draw(logits: torch.Tensor, rows: Sequence[GateRow]) -> list[int]:
     """A token for each row; -1 where the logits are invalid."""
     drawn = [-1] * len(rows)
     for options, places in _groups(rows, _filters).items():
-        temperature, top_p, top_k, min_p, seed = options
+        temperature, top_p, top_k, min_p, seed, purpose = options
         found: Any = sample(
             _selected(logits, places),
             temperature=temperature,
@@ -192,6 +192,7 @@ def _draw(logits: torch.Tensor, rows: Sequence[GateRow]) -> list[int]:
             seed=seed,
             substream=[rows[place].options.substream for place in places],
             position=[rows[place].options.position + rows[place].length for place in places],
+            purpose=purpose,
         )
         for place, token in zip(places, found.tolist(), strict=True):
             drawn[place] = token
@@ -236,9 +237,9 @@ def _look(
     return entropies, statuses
 
 
-def _filters(row: GateRow) -> tuple[float, float, int, float, int]:
+def _filters(row: GateRow) -> tuple[float, float, int, float, int, int]:
     own = row.options
-    return own.temperature, own.top_p, own.top_k, own.min_p, own.seed
+    return own.temperature, own.top_p, own.top_k, own.min_p, own.seed, own.purpose
 
 
 def _groups(rows: Sequence[GateRow], key: Any) -> dict[Any, list[int]]:
