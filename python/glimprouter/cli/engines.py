@@ -13,11 +13,19 @@ from glimprouter.cli.torch_setup import quiet_transformers
 from glimprouter.config import RouterConfig
 
 if TYPE_CHECKING:
+    from glimprouter.calibration import Calibration
+    from glimprouter.hf import RoutedModel
     from glimprouter.vllm import RoutedEngines, Server
 
 _URLS = ("small_url", "large_url")
 _DIRECTORIES = ("small", "large")
-_FOR_URLS = ("small_tokenizer", "large_tokenizer", "engine_api_key")
+_FOR_URLS = (
+    "small_tokenizer",
+    "large_tokenizer",
+    "engine_api_key",
+    "engine_timeout",
+    "engine_patience",
+)
 # What a server has decided when it was started.
 _FOR_DIRECTORIES = ("device", "dtype", "execution", "drafts", "kv_memory", "threads")
 
@@ -97,6 +105,24 @@ def open_engines(
     small, large = servers
     return RoutedEngines(
         small, large, tokenizers[0], config, large_tokenizer=tokenizers[1], **options
+    )
+
+
+def check_calibration(calibration: Calibration, model: RoutedModel | RoutedEngines) -> None:
+    """Checks that a calibration was made with a pair, where that can be known.
+
+    Raises:
+        ValueError: With another pair.
+    """
+    from glimprouter.hf import RoutedModel
+
+    if isinstance(model, RoutedModel):
+        calibration.check_pair(model)
+        return
+    typer.echo(
+        "note: servers do not show their weights, so nobody has checked that the calibration"
+        " belongs to these models",
+        err=True,
     )
 
 

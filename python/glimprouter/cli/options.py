@@ -58,6 +58,21 @@ EngineApiKey = Annotated[
         show_envvar=True,
     ),
 ]
+EngineTimeout = Annotated[
+    float,
+    typer.Option(
+        help="Seconds without a token after which a request to a server behind a URL counts as"
+        " lost, and is sent again. A long prompt is silent while it is read.",
+        metavar="SECONDS",
+    ),
+]
+EnginePatience = Annotated[
+    float,
+    typer.Option(
+        help="Seconds that a server behind a URL may stay away before its sequences end.",
+        metavar="SECONDS",
+    ),
+]
 Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help="One user message.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the trace here, as JSON lines.")]
 Threshold = Annotated[
