@@ -119,7 +119,9 @@ def test_a_connection_that_breaks() -> None:
 
 
 def test_what_a_server_is() -> None:
-    assert facts(answering()) == EngineFacts("m", 99, "0.32.0")
+    assert facts(answering()) == EngineFacts("m", 99, "0.32.0", source="m")
+    named = {"data": [{"id": "m", "root": "org/model", "max_model_len": 9}]}
+    assert facts(answering(models=named)).source == "org/model"
     two = {"data": [{"id": "m", "max_model_len": 9}, {"id": "lora", "max_model_len": 8}]}
     assert facts(answering(models=two), model="lora").context == 8
     with pytest.raises(EngineRefused, match="say which one"):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from glimprouter.boundary import StepBoundary
 from glimprouter.config import RouterConfig, check_integer
 from glimprouter.hf.pair.prompts import Prompt, TemplateOptions, check_prompts, seeds_of
 from glimprouter.hf.pair.text import MODELS, SharedTokenizer
@@ -20,7 +22,7 @@ from glimprouter.vllm.engines.server import Server
 from glimprouter.vllm.loop_thread import LoopThread
 from glimprouter.vllm.mirror import Mirror
 from glimprouter.vllm.pair import EnginePair, pair_of
-from glimprouter.vllm.run import EngineRun, Opening, opening_of, opening_of_saved
+from glimprouter.vllm.run import EngineRun
 
 
 class RoutedEngines:
@@ -109,6 +111,57 @@ class RoutedEngines:
         """What each engine has been asked for, by all runs."""
         return {name: engine.usage for name, engine in self._engines.items()}
 
+    @property
+    def away(self) -> dict[str, float]:
+        """Seconds since engines were lost that have not answered again, by name."""
+        now = time.monotonic()
+        engines = self._engines.items()
+        return {name: now - own.lost_at for name, own in engines if own.lost_at is not None}
+
+    @property
+    def contexts(self) -> dict[str, int]:
+        """Positions of each model, by name; like the other facts of the pair, once it was checked.
+
+        Raises:
+            RuntimeError: The engines were not asked yet.
+        """
+        return self._checked().contexts
+
+    @property
+    def boundary(self) -> StepBoundary:
+        """Of the small model."""
+        return self._checked().boundaries[0]
+
+    @property
+    def large_boundary(self) -> StepBoundary:
+        """Of the large model; the same one where both agree."""
+        return self._checked().boundaries[1]
+
+    @property
+    def thinking_formats(self) -> list[ThinkingFormat | None]:
+        """How the models mark their thinking; None for one that does not."""
+        return list(self._checked().formats)
+
+    @property
+    def thread(self) -> LoopThread:
+        """Whose event loop is used by all methods for callers that have none."""
+        if self._thread is None:
+            self._thread = LoopThread()
+        return self._thread
+
+    def check(self) -> None:
+        """As :meth:`acheck`, where the caller is in no event loop."""
+        self.thread.call(self.acheck())
+
+    async def aprobe(self) -> None:
+        """Asks both engines whether they answer; :attr:`away` says which do not."""
+        await asyncio.gather(*(engine.probe() for engine in self._engines.values()))
+
+    def _checked(self) -> EnginePair:
+        if self._pair is None:
+            raise RuntimeError("the engines were not asked yet; call check() before")
+        return self._pair
+
     async def acheck(self) -> None:
         """Asks both engines whether they serve, as the first prompts do.
 
@@ -152,9 +205,14 @@ class RoutedEngines:
         if isinstance(saved, str | bytes) or not isinstance(saved, Sequence):
             raise TypeError("saved must be a list; for one sequence pass [saved]")
         await self.acheck()
-        common = self._beginnings({}, tokens=True)
-        options = dict(common.record_options)
-        return self._run([opening_of_saved(own, options) for own in saved], self.config)
+        run = self._run(self._beginnings({}, tokens=True))
+        try:
+            for own in saved:
+                run.load(own)
+        except BaseException:
+            await run.aclose()
+            raise
+        return run
 
     def generate(
         self,
@@ -185,7 +243,7 @@ class RoutedEngines:
                 gate.
             RuntimeError: Invalid logits with ``on_invalid="raise"``.
         """
-        return self._own_loop().call(
+        return self.thread.call(
             self.agenerate(prompts, seeds, chat_template_kwargs=chat_template_kwargs, **overrides)
         )
 
@@ -197,8 +255,11 @@ class RoutedEngines:
         chat_template_kwargs: TemplateOptions = None,
         **overrides: Any,
     ) -> EngineRun:
-        """As :meth:`generate`, but an iterator over events."""
-        return self._own_loop().call(
+        """As :meth:`generate`, but an iterator over events.
+
+        Without prompts it waits for those that :meth:`EngineRun.add` brings.
+        """
+        return self.thread.call(
             self.astream(prompts, seeds, chat_template_kwargs=chat_template_kwargs, **overrides)
         )
 
@@ -213,7 +274,7 @@ class RoutedEngines:
             TypeError: No list, or an entry is no bytes.
             ValueError: Foreign or damaged bytes, or those of another pair.
         """
-        return self._own_loop().call(self.aresume(saved))
+        return self.thread.call(self.aresume(saved))
 
     async def aclose(self) -> None:
         """Closes connections; engines of this process go on."""
@@ -225,11 +286,6 @@ class RoutedEngines:
             self._thread.call(self.aclose())
             self._thread.close()
             self._thread = None
-
-    def _own_loop(self) -> LoopThread:
-        if self._thread is None:
-            self._thread = LoopThread()
-        return self._thread
 
     async def _start(
         self,
@@ -244,21 +300,20 @@ class RoutedEngines:
         await self.acheck()
         common = self._beginnings(overrides, tokens=tokens)
         records, options = common.begin(prompts, seeds_of(seeds, prompts), template_options)
-        openings = [opening_of(*own) for own in zip(records, options, strict=True)]
-        return self._run(openings, self.config)
+        run = self._run(common)
+        run.begin(records, options)
+        return run
 
-    def _run(self, openings: Sequence[Opening], config: RouterConfig) -> EngineRun:
-        assert self._pair is not None
-        rows = max(1, min(self.max_sequences, len(openings)))
-        mirror = Mirror(self._pair.boundaries, config, rows)
+    def _run(self, common: Beginnings) -> EngineRun:
+        pair, thread = self._checked(), self._thread
         return EngineRun(
-            self._pair,
-            mirror,
-            openings,
-            max_sequences=rows,
+            pair,
+            Mirror(pair.boundaries, self.config, self.max_sequences),
+            common,
+            max_sequences=self.max_sequences,
             patience=self.patience,
             raise_on_invalid=self.on_invalid == "raise",
-            thread=self._thread,
+            thread=thread if thread is not None and thread.is_here else None,
         )
 
     async def _results(self, run: EngineRun, count: int) -> list[Result]:
@@ -273,8 +328,7 @@ class RoutedEngines:
         return [results[index] for index in range(count)]
 
     def _beginnings(self, overrides: Mapping[str, Any], *, tokens: bool) -> Beginnings:
-        pair = self._pair
-        assert pair is not None
+        pair = self._checked()
         boundary = pair.boundaries[0]
         return Beginnings(
             self.config,
