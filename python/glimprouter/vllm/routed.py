@@ -15,13 +15,15 @@ from glimprouter.hf.pair.thinking import ThinkingFormat, check_thinking
 from glimprouter.hf.run.begin import Beginnings
 from glimprouter.hf.run.options import run_config
 from glimprouter.hf.sequence.events import Result
-from glimprouter.vllm.engines.base import Engine, EngineUsage
+from glimprouter.policies import Policy
+from glimprouter.vllm.engines.base import Engine, EngineFacts, EngineUsage
 from glimprouter.vllm.engines.checked import CheckedEngine
 from glimprouter.vllm.engines.in_process import InProcessEngine
 from glimprouter.vllm.engines.server import Server
 from glimprouter.vllm.loop_thread import LoopThread
 from glimprouter.vllm.mirror import Mirror
 from glimprouter.vllm.pair import EnginePair, pair_of
+from glimprouter.vllm.rules import check_policy
 from glimprouter.vllm.run import EngineRun
 
 
@@ -48,6 +50,7 @@ class RoutedEngines:
         large_tokenizer: Any = None,
         thinking: str | ThinkingFormat | None = "auto",
         eos_token_ids: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+        policy: Policy | None = None,
         on_invalid: Literal["raise", "end"] = "raise",
         max_sequences: int = 256,
         timeout: float = 120.0,
@@ -67,6 +70,9 @@ class RoutedEngines:
             thinking: As in :class:`glimprouter.hf.RoutedModel`.
             eos_token_ids: Likewise; None for the tokenizers' and those of the generation configs,
                 which servers do not tell: then those beside the tokenizers.
+            policy: None for the config's threshold, or an ``EntropyThreshold`` or ``RandomShare``
+                of :mod:`glimprouter.policies`: gates decide by entropies or by coins. Saved
+                sequences do not hold it.
             on_invalid: What to do when a model gives NaN, +inf or only -inf: ``"raise"``, or
                 ``"end"`` that sequence with an error in its trace while the others go on.
             max_sequences: Sequences in flight; further prompts wait.
@@ -92,6 +98,7 @@ class RoutedEngines:
         run_config(self.config, {}, None)
         self.tokenizer = tokenizer
         self.large_tokenizer = large_tokenizer or tokenizer
+        self.policy = policy
         self.on_invalid = on_invalid
         self.max_sequences = max_sequences
         self.patience = patience
@@ -107,6 +114,21 @@ class RoutedEngines:
         self._asking = asyncio.Lock()
 
     @property
+    def policy(self) -> Policy | None:
+        """What decides, of runs that begin from now on; None for the config's threshold.
+
+        Raises:
+            TypeError: When set, to no policy.
+            ValueError: When set, to one that gates cannot follow.
+        """
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy | None) -> None:
+        check_policy(policy)
+        self._policy = policy
+
+    @property
     def usage(self) -> dict[str, EngineUsage]:
         """What each engine has been asked for, by all runs."""
         return {name: engine.usage for name, engine in self._engines.items()}
@@ -117,6 +139,15 @@ class RoutedEngines:
         now = time.monotonic()
         engines = self._engines.items()
         return {name: now - own.lost_at for name, own in engines if own.lost_at is not None}
+
+    @property
+    def facts(self) -> Mapping[str, EngineFacts]:
+        """What both engines said of themselves, by name.
+
+        Raises:
+            RuntimeError: They were not asked yet.
+        """
+        return self._checked().facts
 
     @property
     def contexts(self) -> dict[str, int]:
@@ -152,6 +183,12 @@ class RoutedEngines:
     def check(self) -> None:
         """As :meth:`acheck`, where the caller is in no event loop."""
         self.thread.call(self.acheck())
+
+    def check_prompts(self, prompts: Sequence[Prompt], **overrides: Any) -> None:
+        """Raises what :meth:`generate` would say to prompts; nothing is written."""
+        check_prompts(prompts)
+        self.check()
+        self._beginnings(overrides, tokens=False).begin(prompts, seeds_of(0, prompts), None)
 
     async def aprobe(self) -> None:
         """Asks both engines whether they answer; :attr:`away` says which do not."""
@@ -308,7 +345,7 @@ class RoutedEngines:
         pair, thread = self._checked(), self._thread
         return EngineRun(
             pair,
-            Mirror(pair.boundaries, self.config, self.max_sequences),
+            Mirror(pair.boundaries, self.config, self.max_sequences, self._policy),
             common,
             max_sequences=self.max_sequences,
             patience=self.patience,
@@ -333,7 +370,7 @@ class RoutedEngines:
         return Beginnings(
             self.config,
             dict(overrides),
-            None,
+            self._policy,
             (self.tokenizer, self.large_tokenizer),
             pair.boundaries,
             pair.contexts,

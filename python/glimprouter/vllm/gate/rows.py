@@ -51,6 +51,7 @@ class GateRow:
         self._state = self.options.automaton
         self._step_tokens = self.options.step_tokens
         self._begun = self.options.begun
+        self._glimpses = 0  # decisions about the followed tokens
         self._over = False
 
     @property
@@ -95,6 +96,7 @@ class GateRow:
         if self.options.answering:
             return
         before = self._state
+        self._glimpses += self.glimpsing and not self._leads(token)
         self._state, hit = self._boundary.effect(before, token)
         self._step_tokens += 1
         if hit or self._step_tokens >= self.options.max_step_tokens:
@@ -131,6 +133,8 @@ class GateRow:
         return self._boundary.precedes_step(token, self._state)
 
     def _is_hard(self, entropy: float) -> bool:
+        if self._glimpses + 1 == self.options.hard_at:
+            return True
         value, threshold = np.float32(entropy), np.float32(self.options.threshold)
         return bool(value >= threshold if self.options.at_least else value > threshold)
 
