@@ -116,7 +116,7 @@ def check_calibration(calibration: Calibration, model: RoutedModel | RoutedEngin
     """
     from glimprouter.hf import RoutedModel
 
-    if isinstance(model, RoutedModel):
+    if isinstance(model, RoutedModel) or calibration.on_engines:
         calibration.check_pair(model)
         return
     typer.echo(

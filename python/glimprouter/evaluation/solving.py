@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from glimprouter.calibration.pairs import AnyPair, ended, on_engines
 from glimprouter.evaluation.plan import Arm
 from glimprouter.evaluation.record_file import RecordFile
 from glimprouter.evaluation.recording import Draft, Recording, RecordingSteps, recording, signals_of
@@ -19,7 +20,9 @@ from glimprouter.policies import Glimpse, Policy
 from glimprouter.tasks import Problem, Split, Task
 
 if TYPE_CHECKING:
-    from glimprouter.hf import Event, Result, RoutedModel, Run
+    from glimprouter.hf import Event, Result, Run
+    from glimprouter.trace import Trace
+    from glimprouter.vllm import EngineRun
 
 __all__ = [
     "Bench",
@@ -49,7 +52,7 @@ class Bench:
         scorers: What rules are given besides their parameters, by their names.
     """
 
-    model: RoutedModel
+    model: AnyPair
     task: Task
     file: RecordFile
     advance: Advance
@@ -124,7 +127,7 @@ class Solver:
         """One batch; what is recorded already is not run again.
 
         Raises:
-            RuntimeError: The models gave invalid logits.
+            RuntimeError: The models gave invalid logits, or an engine stayed away.
         """
         chunk, bench = self._chunks[batch], self._bench
         recorded = bench.file.records.problems
@@ -135,14 +138,17 @@ class Solver:
             self._remember([p for p in chunk if p.key in done])
         if len(done) == len(chunk):
             return
-        policy = None if forced else recording(self._own)
+        seen = None if forced or on_engines(bench.model) else recording(self._own)
+        policy = None if forced else seen or self._own
         with following(bench.model, policy, drafts_of(self._solving.arm.parameters)):
             run = begun(bench.model, chunk, self._solving.seed, done, self._solving.overrides)
-            writing = _Writing(bench, self._solving, chunk, policy)
+            writing = _Writing(bench, self._solving, chunk, seen)
             try:
-                for event in run:
-                    if chunk[event.sequence].key not in done:
-                        writing.take(event)
+                with ended(run):
+                    for event in run:
+                        if chunk[event.sequence].key not in done:
+                            _check_there(run, event)
+                            writing.take(event)
             except RuntimeError as error:
                 raise RuntimeError(f"{self._solving.arm.label}: {error}") from error
 
@@ -154,21 +160,37 @@ class Solver:
                     self._own.before(_glimpse(step))
 
 
+def _check_there(run: Run | EngineRun, event: Event) -> None:
+    """A problem whose engine stayed away is not solved wrong: it is not solved yet."""
+    if event.result is not None and event.sequence in getattr(run, "saved", {}):
+        raise RuntimeError(f"{event.result.trace.error}; nothing that is recorded is lost")
+
+
 @contextmanager
-def following(
-    model: RoutedModel, policy: Policy | None, drafts: int | None = None
-) -> Iterator[None]:
+def following(model: AnyPair, policy: Policy | None, drafts: int | None = None) -> Iterator[None]:
     """Lets a pair follow a policy for a while, and draft otherwise where ``drafts`` says so."""
+    policy_before = model.policy
+    model.policy = policy
+    try:
+        with _drafting(model, drafts):
+            yield
+    finally:
+        model.policy = policy_before
+
+
+@contextmanager
+def _drafting(model: Any, drafts: int | None) -> Iterator[None]:
+    if drafts is None:
+        yield
+        return
     from glimprouter.hf.run.drafting import drafting_of  # needs torch
 
-    before = model.policy, model.drafting
-    model.policy = policy
-    if drafts is not None:
-        model.drafting = drafting_of(drafts, possible=model.takes_drafts)
+    before = model.drafting
+    model.drafting = drafting_of(drafts, possible=model.takes_drafts)
     try:
         yield
     finally:
-        model.policy, model.drafting = before
+        model.drafting = before
 
 
 def chunks_of(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]]:
@@ -184,12 +206,12 @@ def problem_seed(seed: int, problem: Problem) -> int:
 
 
 def begun(
-    model: RoutedModel,
+    model: AnyPair,
     chunk: Sequence[Problem],
     seed: int,
     without: set[str],
     overrides: dict[str, Any],
-) -> Run:
+) -> Run | EngineRun:
     """A run over a batch, from which those that need not run have been taken out."""
     seeds = [problem_seed(seed, problem) for problem in chunk]
     run = model.stream([problem.prompt for problem in chunk], seeds=seeds, **overrides)
@@ -220,7 +242,7 @@ class _Writing:
     def _write(self, sequence: int, result: Result) -> None:
         problem, trace = self._chunk[sequence], result.trace
         unit = self._solving.unit(problem)._asdict()
-        glimpses: dict[int, Glimpse] = {}
+        glimpses = _entropies(trace)
         if self._policy is not None:
             glimpses = self._policy.glimpses.pop((trace.seed, trace.substream), {})
         drafts: dict[int, Draft] = {}
@@ -284,6 +306,15 @@ class _Writing:
             )
             for step, one in zip(steps, read, strict=True)
         ]
+
+
+def _entropies(trace: Trace) -> dict[int, Glimpse]:
+    """All that gates say of a first token."""
+    return {
+        step.index: Glimpse(trace.seed, trace.substream, step.index, 0, None, step.entropy)
+        for step in trace.steps
+        if step.entropy is not None
+    }
 
 
 def check_steps(task: Task, problem: Problem, texts: Sequence[str]) -> list[bool | None]:

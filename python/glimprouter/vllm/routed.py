@@ -64,7 +64,7 @@ class RoutedEngines:
             large: The large model's, likewise.
             tokenizer: Tokenizer of the small model.
             config: Routing, sampling and limits (default: ``RouterConfig()``). ``route="manual"``
-                is not for engines: their gates decide by the threshold.
+                is not for engines: their gates decide.
             large_tokenizer: Tokenizer of the large model (default: ``tokenizer``); another
                 vocabulary is mapped by the bytes of its tokens.
             thinking: As in :class:`glimprouter.hf.RoutedModel`.
