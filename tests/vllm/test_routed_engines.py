@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
+import re
 from typing import Any
 
 import pytest
@@ -256,11 +257,12 @@ def test_engines_that_cannot_serve_are_found_at_the_start(
     assert len(engine.requests) == 1
 
 
-def test_a_version_that_was_not_tried_is_said() -> None:
+@pytest.mark.parametrize("version", ["0.47.1", "0.8.5", "0.320.0", "0.3"])
+def test_a_version_that_was_not_tried_is_said(version: str) -> None:
     pair = trained_pair()
     client, small, _ = played(pair)
-    small.version = "0.47.1"
-    with pytest.warns(RuntimeWarning, match=r"0\.47\.1.*0\.32"):
+    small.version = version
+    with pytest.warns(RuntimeWarning, match=rf"{re.escape(version)}; .*with 0\.32$"):
         client.generate(pair.prompts[:1])
 
 

@@ -97,6 +97,7 @@ def test_a_request() -> None:
         (answering("slow down", 429), EngineLost, "429"),
         (answering("bad", 400), EngineRefused, "400: bad"),
         (answering("who are you", 401), EngineRefused, "401"),
+        (answering("too large", 413), EngineRefused, "413: too large"),
         (answering(chunk([4], [64.0])), EngineLost, "in the middle"),
         (answering(chunk([4], [])), EngineRefused, "log-probabilities"),
         (answering("data: {nonsense\n\n"), EngineLost, "nonsense"),
