@@ -44,12 +44,13 @@ void* device_words(const BorrowedTensor& tensor, const Device& device, std::int6
 
 // One request a row where streams or positions differ.
 std::vector<RowRequest> requests_of(const RowRequest& common, std::uint64_t seed,
-                                    const Keys& streams, const Keys& positions, std::int64_t rows) {
+                                    const Keys& streams, const Keys& positions,
+                                    std::uint32_t purpose, std::int64_t rows) {
   std::vector<RowRequest> requests(static_cast<std::size_t>(rows), common);
   for (std::int64_t i = 0; i < rows; ++i) {
     requests[static_cast<std::size_t>(i)].random =
         RandomKey{seed, streams.data()[streams.size() == 1 ? 0 : i],
-                  positions.data()[positions.size() == 1 ? 0 : i], 0};
+                  positions.data()[positions.size() == 1 ? 0 : i], purpose};
   }
   return requests;
 }
@@ -83,7 +84,8 @@ void glimpse_on_device(const py::object& object, int entropy_top_k, bool varentr
 
 void sample_on_device(const py::object& object, float temperature, float top_p, int top_k,
                       float min_p, std::uint64_t seed, const Keys& streams, const Keys& positions,
-                      const py::object& results, const std::string& device_name) {
+                      std::uint32_t purpose, const py::object& results,
+                      const std::string& device_name) {
   const BorrowedTensor tensor(object.ptr(), "logits");
   const Device device = find_device(device_name);
   const LogitsView logits = logits_view(tensor, /*allow_vector=*/false, device);
@@ -95,9 +97,9 @@ void sample_on_device(const py::object& object, float temperature, float top_p, 
       static_cast<RowResult*>(device_words(words, device, logits.rows, kResultWords, "results"));
   std::vector<RowRequest> requests;
   if (streams.size() == 1 && positions.size() == 1) {
-    request.random = RandomKey{seed, streams.data()[0], positions.data()[0], 0};
+    request.random = RandomKey{seed, streams.data()[0], positions.data()[0], purpose};
   } else {
-    requests = requests_of(request, seed, streams, positions, logits.rows);
+    requests = requests_of(request, seed, streams, positions, purpose, logits.rows);
   }
   const DeviceStream stream = current_stream(object.ptr(), tensor);
   const py::gil_scoped_release release;
@@ -153,7 +155,8 @@ void bind_device(py::module_& module) {
              py::arg("device"));
   module.def("sample_on_device", &sample_on_device, py::arg("logits"), py::arg("temperature"),
              py::arg("top_p"), py::arg("top_k"), py::arg("min_p"), py::arg("seed"),
-             py::arg("substream"), py::arg("position"), py::arg("results"), py::arg("device"));
+             py::arg("substream"), py::arg("position"), py::arg("purpose"), py::arg("results"),
+             py::arg("device"));
 }
 
 }  // namespace glimprouter::bindings

@@ -116,7 +116,8 @@ py::object glimpse(const py::object& object, int entropy_top_k, bool varentropy,
 using Keys = py::array_t<std::uint64_t, py::array::c_style>;
 
 py::object sample(const py::object& object, float temperature, float top_p, int top_k, float min_p,
-                  std::uint64_t seed, const Keys& streams, const Keys& positions) {
+                  std::uint64_t seed, const Keys& streams, const Keys& positions,
+                  std::uint32_t purpose) {
   const BorrowedTensor tensor(object.ptr(), "logits");
   if (const auto device = device_of(tensor, "logits")) return py::str(device->name());
   const LogitsView logits = logits_view(tensor, /*allow_vector=*/false);
@@ -131,7 +132,7 @@ py::object sample(const py::object& object, float temperature, float top_p, int 
   const std::int64_t position_step = positions.size() == 1 ? 0 : 1;
   for_rows(logits, [&](std::int64_t i, RowWorkspace& workspace) noexcept {
     RowRequest own = request;
-    own.random = RandomKey{seed, stream[i * stream_step], position[i * position_step], 0};
+    own.random = RandomKey{seed, stream[i * stream_step], position[i * position_step], purpose};
     out[i] = evaluate_row(logits.row(i, logits.width), own, workspace, nullptr).token;
   });
   return tokens;
@@ -204,7 +205,7 @@ void bind_glimpse(py::module_& module) {
              py::arg("varentropy"), py::arg("logprob_ids"));
   module.def("sample", &sample, py::arg("logits"), py::arg("temperature"), py::arg("top_p"),
              py::arg("top_k"), py::arg("min_p"), py::arg("seed"), py::arg("substream"),
-             py::arg("position"));
+             py::arg("position"), py::arg("purpose") = 0);
   module.def("nucleus", &nucleus_of, py::arg("logits"), py::arg("temperature"),
              py::arg("top_p") = 1.0f, py::arg("top_k") = 0, py::arg("min_p") = 0.0f);
   module.def("benchmark_row", &benchmark_row, py::arg("logits"), py::arg("iterations"),

@@ -30,6 +30,7 @@ def sample_on_device(
     seed: int,
     substream: npt.NDArray[np.uint64],
     position: npt.NDArray[np.uint64],
+    purpose: int,
     results: Any,
     device: str,
 ) -> None: ...
@@ -57,6 +58,7 @@ def sample(
     seed: int,
     substream: npt.NDArray[np.uint64],
     position: npt.NDArray[np.uint64],
+    purpose: int = ...,
 ) -> _Int | str: ...
 def nucleus(
     logits: Any, temperature: float, top_p: float = ..., top_k: int = ..., min_p: float = ...

@@ -158,12 +158,13 @@ def sample(
     seed: int = 0,
     substream: int | Sequence[int] = 0,
     position: int | Sequence[int] = 0,
+    purpose: int = 0,
 ) -> Any:
     """Draw one token per row, with the filters in the order of transformers.
 
     Temperature, then top-k (exactly k, ties by lower id), then top-p over the renormalised rest
     (the smallest prefix with mass >= p), then min-p. Randomness is counter-based (Philox4x32-10):
-    the draw depends on (seed, substream, position) alone.
+    the draw depends on (seed, substream, position, purpose) alone.
 
     Args:
         logits: ``[B, V]`` as in :func:`glimpse`.
@@ -174,6 +175,8 @@ def sample(
         seed: Seed of the run, in [0, 2^64).
         substream: Random key of each sequence, an integer or ``[B]``.
         position: Number of tokens generated before, an integer or ``[B]``.
+        purpose: Separates draws at one position, in [0, 2^32). :class:`glimprouter.StepRouter`
+            draws the small model's tokens with 0 and the large one's with 1.
 
     Returns:
         int32 ``[B]`` in the framework of ``logits``; -1 for a row with NaN, +inf or only -inf.
@@ -185,10 +188,11 @@ def sample(
     check_sampling(temperature, top_p, top_k, min_p)
     check_random_key("seed", seed)
     keys = _keys("substream", substream), _keys("position", position)
-    tokens = _C.sample(logits, temperature, top_p, top_k, min_p, seed, *keys)
+    check_integer("purpose", purpose, 0, high=2**32 - 1)
+    tokens = _C.sample(logits, temperature, top_p, top_k, min_p, seed, *keys, purpose)
     if isinstance(tokens, str):  # as in glimpse()
         filters = (temperature, top_p, top_k, min_p)
-        return on_device.sample_tokens(logits, tokens, filters, int(seed), *keys)
+        return on_device.sample_tokens(logits, tokens, filters, int(seed), *keys, int(purpose))
     return _converter(logits)(tokens)
 
 

@@ -89,6 +89,7 @@ def sample_tokens(
     seed: int,
     streams: npt.NDArray[np.uint64],
     positions: npt.NDArray[np.uint64],
+    purpose: int = 0,
 ) -> Any:
     """Tokens, int32 ``[B]`` on the device: see :func:`glimprouter.sample`.
 
@@ -99,8 +100,9 @@ def sample_tokens(
         seed: Seed of the run.
         streams: One, or one a row.
         positions: Likewise.
+        purpose: Of the draw.
     """
     rows = int(logits.shape[0]) if getattr(logits, "ndim", 0) else 0
     results = _new(logits, (rows, _C.ROW_RESULT_WORDS), "int32")
-    _C.sample_on_device(logits, *filters, seed, streams, positions, results, device)
+    _C.sample_on_device(logits, *filters, seed, streams, positions, purpose, results, device)
     return results[:, _WORD["token"]]

@@ -42,7 +42,13 @@ MODES: dict[str, Filters] = {
 
 
 def sample(
-    row: NDArray[Any], filters: Filters, count: int, *, seed: int = 0, substream: Any = 0
+    row: NDArray[Any],
+    filters: Filters,
+    count: int,
+    *,
+    seed: int = 0,
+    substream: Any = 0,
+    purpose: int = 0,
 ) -> NDArray[Any]:
     """Draws `count` tokens from one row [V], at positions 0 .. count - 1."""
     logits = np.broadcast_to(row, (count, row.size))  # a row stride of 0: nothing is copied
@@ -55,6 +61,7 @@ def sample(
         seed=seed,
         substream=substream,
         position=np.arange(count),
+        purpose=purpose,
     )
     return as_numpy(tokens)
 
@@ -228,9 +235,10 @@ def test_every_draw_is_the_inverse_cdf_at_its_documented_uniform(
         if inverse.margin < DECISION_MARGIN:
             close_calls += count
             continue
-        tokens = sample(row, MODES[mode], count, seed=1 << 40, substream=index)
+        purpose = (0, 1, (1 << 32) - 1)[index % 3]
+        tokens = sample(row, MODES[mode], count, seed=1 << 40, substream=index, purpose=purpose)
         for position, token in enumerate(tokens):
-            want, margin = inverse.draw(uniform_double(1 << 40, index, position))
+            want, margin = inverse.draw(uniform_double(1 << 40, index, position, purpose))
             close_calls += margin < DECISION_MARGIN
             assert token == want or margin < DECISION_MARGIN, f"{name} at position {position}"
     print(f"{mode}, V={vocabulary}: {draws} draws, {close_calls} excluded as close calls")
@@ -288,7 +296,13 @@ def test_the_key_alone_decides() -> None:
     streams = np.concatenate([np.arange(16), np.arange(16)[::-1]])
     tokens = as_numpy(gr.sample(logits, temperature=1.0, seed=4, substream=streams, position=7))
     np.testing.assert_array_equal(tokens[:16], tokens[:15:-1])
-    for changed in ({"seed": 5}, {"substream": streams + 100}, {"position": 8}):
+    others: tuple[dict[str, Any], ...] = (
+        {"seed": 5},
+        {"substream": streams + 100},
+        {"position": 8},
+        {"purpose": 1},
+    )
+    for changed in others:
         key: dict[str, Any] = {"seed": 4, "substream": streams, "position": 7, **changed}
         assert (as_numpy(gr.sample(logits, temperature=1.0, **key)) != tokens).any()
 
@@ -368,6 +382,12 @@ def test_a_key_for_another_number_of_rows(name: str, length: int) -> None:
     key: dict[str, Any] = {name: np.zeros(length, dtype=np.int64)}
     with pytest.raises(ValueError, match=name):
         gr.sample(np.zeros((3, 302), np.float32), temperature=1.0, **key)
+
+
+@pytest.mark.parametrize("value", [-1, 1 << 32, 0.5, True, "1"])
+def test_a_purpose_outside_32_bits(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="purpose"):
+        gr.sample(np.zeros((3, 302), np.float32), temperature=1.0, purpose=value)
 
 
 @pytest.mark.parametrize("name", ["seed", "substream", "position"])

@@ -114,6 +114,7 @@ def test_opcheck() -> None:
             0.95,
             20,
             0.1,
+            1,
         ),
     }
     for operation, arguments in samples.items():
@@ -132,7 +133,7 @@ def test_glimpse_and_sample_in_a_graph() -> None:
     def decode(logits: torch.Tensor, position: torch.Tensor) -> Any:
         scaled = logits * 2.0
         stream = torch.arange(logits.shape[0])
-        return OPS.glimpse(scaled), OPS.sample(scaled, stream, position, 3, 0.7, 0.9)
+        return OPS.glimpse(scaled), OPS.sample(scaled, stream, position, 3, 0.7, 0.9, purpose=1)
 
     generator = torch.Generator().manual_seed(0)
     for rows in (5, 2, 9, 3):
@@ -147,6 +148,7 @@ def test_glimpse_and_sample_in_a_graph() -> None:
             seed=3,
             substream=range(rows),
             position=rows,
+            purpose=1,
         )
         assert torch.equal(tokens, wanted)
     assert len(graphs) == 1

@@ -32,6 +32,7 @@ SAMPLING: tuple[dict[str, Any], ...] = (
     {"temperature": 0.6, "top_p": 0.95},
     {"temperature": 1.3, "top_k": 20, "min_p": 0.02},
 )
+_PURPOSE = 1  # of the draws: the large model's
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 
 
@@ -59,7 +60,7 @@ def glimpse_there(logits: Any, device: str, **options: Any) -> gr.Glimpse:
 
 def sample_there(logits: Any, device: str, streams: NDArray[Any], **mode: Any) -> Any:
     if device.startswith("cuda"):
-        return gr.sample(logits, seed=3, substream=streams, position=11, **mode)
+        return gr.sample(logits, seed=3, substream=streams, position=11, purpose=_PURPOSE, **mode)
     filters = (
         mode["temperature"],
         mode.get("top_p", 1.0),
@@ -67,7 +68,7 @@ def sample_there(logits: Any, device: str, streams: NDArray[Any], **mode: Any) -
         mode.get("min_p", 0.0),
     )
     keys = streams.astype(np.uint64), np.array([11], np.uint64)
-    return device_rows.sample_tokens(logits, device, filters, 3, *keys)
+    return device_rows.sample_tokens(logits, device, filters, 3, *keys, _PURPOSE)
 
 
 @pytest.mark.parametrize("vocabulary", [1, 302, 2049, 5001])
@@ -89,7 +90,9 @@ def test_every_device_gives_the_bits_of_the_cpu(vocabulary: int, dtype: Any) -> 
         np.testing.assert_array_equal(bits(np.ascontiguousarray(got_20)), bits(as_numpy(top_20)))
         for mode in SAMPLING:
             tokens = on_host(sample_there(there, device, streams, **mode))
-            wanted = gr.sample(rows, seed=3, substream=streams, position=11, **mode)
+            wanted = gr.sample(
+                rows, seed=3, substream=streams, position=11, purpose=_PURPOSE, **mode
+            )
             np.testing.assert_array_equal(tokens, wanted)
 
 

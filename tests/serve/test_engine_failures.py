@@ -10,7 +10,8 @@ import httpx
 import openai
 import pytest
 
-from glimprouter.serve.engine_thread import EngineThread, Job
+from glimprouter.serve.engine_thread import EngineThread
+from glimprouter.serve.jobs import Job
 from hf_watch import poisoned
 from serving import PROMPTS, Running, alone, new_pair, running
 

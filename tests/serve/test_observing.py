@@ -10,22 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from glimprouter.hf import Event
 from glimprouter.serve.errors import Failure
 from glimprouter.serve.live import PAGE, LiveView
-from serving import PROMPTS, Running, alone, lone_pair, new_pair, running
-
-
-def metrics(server: Running) -> dict[tuple[str, ...], float]:
-    """Every sample, by its name and the values of its labels."""
-    text = httpx.get(f"{server.url}/metrics").text
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+from serving import PROMPTS, Running, alone, lone_pair, metrics, new_pair, running
 
 
 def glimpsed(prompt: str, seed: int) -> list[float]:

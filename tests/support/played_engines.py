@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
+import pytest
 import torch
 
+import glimprouter as gr
+from glimprouter.hf import Result
+from glimprouter.vllm import RoutedEngines
 from glimprouter.vllm.engines.base import EngineFacts, EngineRequest, Piece
 from glimprouter.vllm.gate.rows import Boundaries, leave_one_token
+from hf_pairs import Pair
 
 VERSION = "0.32.0"
 # Called before each token with the number of tokens so far, of all requests; may raise.
@@ -90,3 +96,41 @@ class PlayedEngine:
 
     async def close(self) -> None:
         """Nothing."""
+
+
+CONFIG = {
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "repetition_guard": False,
+    "max_think_tokens": 60,
+    "max_answer_tokens": 8,
+    "max_step_tokens": 12,
+}
+
+
+OF_THE_CLIENT = {"patience", "timeout", "on_invalid", "policy"}
+
+
+def played(pair: Pair, **options: Any) -> tuple[RoutedEngines, PlayedEngine, PlayedEngine]:
+    """A client of two played engines."""
+    own = {key: options.pop(key) for key in set(options) - OF_THE_CLIENT}
+    small = PlayedEngine(pair.small, pair.tokenizer)
+    large = PlayedEngine(pair.large, pair.tokenizer)
+    config = gr.RouterConfig(**{**CONFIG, "threshold": pair.threshold, **own})
+    client = RoutedEngines(small, large, pair.tokenizer, config, **options)
+    return client, small, large
+
+
+def same(got: list[Result], want: list[Result]) -> None:
+    """Ids, texts, steps with their writers, entropies and ends."""
+    assert len(got) == len(want)
+    for own, expected in zip(got, want, strict=True):
+        assert own.token_ids == expected.token_ids
+        assert (own.text, own.answer) == (expected.text, expected.answer)
+        steps, wanted = own.trace.steps, expected.trace.steps
+        for step, other in zip(steps, wanted, strict=True):
+            assert step.entropy == pytest.approx(other.entropy, abs=2e-5)
+            seconds = {"seconds": 0.0, "entropy": None}
+            assert dataclasses.replace(step, **seconds) == dataclasses.replace(other, **seconds)
+        for name in ("end_reason", "error", "total_tokens", "answer_tokens", "answer", "prompt"):
+            assert getattr(own.trace, name) == getattr(expected.trace, name)

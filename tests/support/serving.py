@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import openai
+from prometheus_client.parser import text_string_to_metric_families
 
 import glimprouter as gr
 from glimprouter.demo_pair import RECOMMENDED_THRESHOLD, large_path, small_path
@@ -21,6 +22,7 @@ from glimprouter.hf import Result, RoutedModel
 from glimprouter.serve.app import Server
 from glimprouter.serve.options import ServerOptions
 from glimprouter.serve.run import listen, make_server
+from glimprouter.vllm import RoutedEngines
 
 CONFIG = gr.RouterConfig(
     threshold=RECOMMENDED_THRESHOLD,
@@ -69,7 +71,7 @@ class Running:
 
     url: str
     server: Server
-    model: RoutedModel
+    model: RoutedModel | RoutedEngines
     stop: Callable[[], None]
 
     @cached_property
@@ -104,7 +106,7 @@ class Running:
     def held(self) -> tuple[Any, ...]:
         """Rows, pages, records, tickets: all 0 where nothing runs."""
         self.wait_until_idle()
-        engine = self.server.front.engine
+        engine: Any = self.server.front.engine
         while engine._tickets or engine._jobs:
             time.sleep(0.01)
         usage = engine.usage
@@ -116,8 +118,18 @@ class Running:
         return usage.running, usage.preempted, usage.waiting, pages, len(self.server.front._streams)
 
 
+def metrics(server: Running) -> dict[tuple[str, ...], float]:
+    """Every sample, by its name and the values of its labels."""
+    text = httpx.get(f"{server.url}/metrics").text
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
 @contextmanager
-def running(model: RoutedModel | None = None, **options: Any) -> Iterator[Running]:
+def running(model: RoutedModel | RoutedEngines | None = None, **options: Any) -> Iterator[Running]:
     """A server on a free port of this machine, stopped at the end."""
     model = model or new_pair()
     listener = listen("127.0.0.1", 0)

@@ -13,6 +13,7 @@ import glimprouter as gr
 from glimprouter.glimpse import Status
 from glimprouter.vllm.gate.rows import Boundaries, leave_one_token
 from glimprouter.vllm.protocol import (
+    PROTOCOL,
     BoundarySpec,
     GateOptions,
     Written,
@@ -143,18 +144,32 @@ def test_the_threshold_itself(comparison: Any) -> None:
     assert said.entropy == threshold
 
 
-def test_a_large_turn_is_one_step() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_large_turn_is_one_step(temperature: float) -> None:
     """It ends with the token that ends the step, which comes along, whatever its state."""
     ends = set()
     for seed in range(40):
         rows = rows_of_logits(30, 100 + seed)
         rows[:, [BLANK_LINE, DOT_BLANK_LINE, NEWLINE]] -= 2.0
         rows[:, END_THINK] += 0.5
-        options = GateOptions(SPEC, HANDOFF, one_step=True, max_step_tokens=9, begun=True)
+        options = GateOptions(
+            SPEC,
+            HANDOFF,
+            one_step=True,
+            max_step_tokens=9,
+            begun=True,
+            temperature=temperature,
+            seed=seed,
+            purpose=1,
+        )
         said = by_gate(rows, options)
-        router = gr.StepRouter(BOUNDARY, gr.RouterConfig(route="manual", temperature=0.0, **ROUTER))
-        row = router.open()
-        router.step("small", torch.eye(VOCABULARY)[65:66].numpy(), [row], out := router.outputs(1))
+        router = gr.StepRouter(
+            BOUNDARY, gr.RouterConfig(route="manual", temperature=temperature, top_p=1.0, **ROUTER)
+        )
+        row = router.open(seed=seed)
+        router.step(
+            "small", 90 * torch.eye(VOCABULARY)[65:66].numpy(), [row], out := router.outputs(1)
+        )
         router.decide("large", [row], out)
         for own, logits in zip(said, rows, strict=False):
             assert router.phase(row) == gr.Phase.LARGE_STEP
@@ -218,11 +233,12 @@ def test_columns_behind_the_vocabulary_are_never_drawn() -> None:
 def test_rows_of_a_batch_do_not_mix() -> None:
     """Requests with unlike options, and one without a gate, side by side and in any order."""
     boundaries = Boundaries(TOKENIZER)
-    rows = rows_of_logits(6, 9)
+    rows = rows_of_logits(7, 9)
     options = [
         small_turn(4, temperature=0.0, threshold=math.inf),
         small_turn(5, temperature=0.8, threshold=0.0),
         GateOptions(SPEC, HANDOFF, one_step=True, begun=True, temperature=1.1, seed=4),
+        GateOptions(SPEC, HANDOFF, begun=True, temperature=1.1, seed=4, purpose=1),
         small_turn(5, entropy_top_k=3, threshold=math.inf),
         GateOptions(SPEC, HANDOFF, answering=True),
     ]
@@ -235,12 +251,12 @@ def test_rows_of_a_batch_do_not_mix() -> None:
     for order in (entries, entries[::-1]):
         together = rows.clone()
         leave_one_token(together, order)
-        assert torch.equal(together[5], rows[5])
+        assert torch.equal(together[6], rows[6])
         for place, logits in enumerate(alone):
             assert torch.equal(together[place], logits)
-        full = rows[:5].clone()
+        full = rows[:6].clone()
         leave_one_token(full, order)
-        assert torch.equal(full, together[:5])
+        assert torch.equal(full, together[:6])
 
 
 def test_an_engine_may_compute_a_row_again() -> None:
@@ -317,11 +333,12 @@ def test_options_as_json() -> None:
         ("nonsense", "RoutedEngines"),
         ("[]", "RoutedEngines"),
         ("{}", "version"),
-        ('{"protocol": 99}', "version 1"),
-        ('{"protocol": 1}', "malformed"),
+        ('{"protocol": 99}', f"version {PROTOCOL}"),
+        (f'{{"protocol": {PROTOCOL}}}', "malformed"),
         (GateOptions(SPEC, HANDOFF).to_json().replace('"top_p":1.0', '"top_p":7.0'), "top_p"),
         (GateOptions(SPEC, HANDOFF).to_json().replace('"handoff"', '"hand"'), "malformed"),
         (GateOptions(SPEC, -1).to_json(), "handoff"),
+        (GateOptions(SPEC, HANDOFF, purpose=2**32).to_json(), "purpose"),
     ],
 )
 def test_bad_options_are_refused(text: Any, message: str) -> None:

@@ -97,6 +97,7 @@ def test_a_request() -> None:
         (answering("slow down", 429), EngineLost, "429"),
         (answering("bad", 400), EngineRefused, "400: bad"),
         (answering("who are you", 401), EngineRefused, "401"),
+        (answering("too large", 413), EngineRefused, "413: too large"),
         (answering(chunk([4], [64.0])), EngineLost, "in the middle"),
         (answering(chunk([4], [])), EngineRefused, "log-probabilities"),
         (answering("data: {nonsense\n\n"), EngineLost, "nonsense"),
@@ -119,7 +120,9 @@ def test_a_connection_that_breaks() -> None:
 
 
 def test_what_a_server_is() -> None:
-    assert facts(answering()) == EngineFacts("m", 99, "0.32.0")
+    assert facts(answering()) == EngineFacts("m", 99, "0.32.0", source="m")
+    named = {"data": [{"id": "m", "root": "org/model", "max_model_len": 9}]}
+    assert facts(answering(models=named)).source == "org/model"
     two = {"data": [{"id": "m", "max_model_len": 9}, {"id": "lora", "max_model_len": 8}]}
     assert facts(answering(models=two), model="lora").context == 8
     with pytest.raises(EngineRefused, match="say which one"):

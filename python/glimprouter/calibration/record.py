@@ -8,16 +8,14 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from glimprouter.calibration.fingerprint import pair_fingerprint
+from glimprouter.calibration.fingerprint import ENGINES, pair_fingerprint
+from glimprouter.calibration.pairs import AnyPair
 from glimprouter.config import check_integer
 from glimprouter.files import write_atomically
-
-if TYPE_CHECKING:
-    from glimprouter.hf import RoutedModel
 
 __all__ = ["SCHEMA_VERSION", "Calibration", "check_large_share"]
 
@@ -25,7 +23,7 @@ SCHEMA_VERSION = 1
 
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 _KIND = "glimprouter.calibration"
-_PAIR = re.compile(r"[0-9a-f]{64}:[0-9a-f]{64}")
+_PAIR = re.compile(rf"[0-9a-f]{{64}}:[0-9a-f]{{64}}({ENGINES})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class Calibration:
         rounds: Routed calibration runs, >= 1.
         comparison: ``">"`` or ``">="``, which belongs to the threshold.
         entropy_top_k: None or >= 1, as in :class:`RouterConfig`; belongs to the threshold too.
-        pair: Fingerprint of both models.
+        pair: Fingerprint of both models (:func:`.pair_fingerprint`).
 
     Raises:
         ValueError: A value of the wrong type or outside its range.
@@ -102,13 +100,30 @@ class Calibration:
             "entropy_top_k": self.entropy_top_k,
         }
 
-    def check_pair(self, model: RoutedModel) -> None:
+    @property
+    def on_engines(self) -> bool:
+        """Whether it was made on engines, which are known by names and vocabularies."""
+        return self.pair.endswith(ENGINES)
+
+    def check_pair(self, model: AnyPair) -> None:
         """Checks that it was made with this pair of models, in any dtype and from any path.
 
+        Of engines, what they serve their models as is compared.
+
         Raises:
-            ValueError: With another pair; says which of the models differs.
+            ValueError: With another pair; says which of the models differs. Or one of them is on
+                engines and the other is not: nobody can tell then.
         """
-        ours, theirs = self.pair.split(":"), pair_fingerprint(model).split(":")
+        fingerprint = pair_fingerprint(model)
+        if self.on_engines != fingerprint.endswith(ENGINES):
+            made = "on engines, and this pair is not"
+            if not self.on_engines:
+                made = "with a pair in one process, and this one is on engines"
+            raise ValueError(
+                f"the calibration was made {made}: engines do not show their weights, so nobody can"
+                " tell whether the models are the same; calibrate this pair"
+            )
+        ours, theirs = self.pair.split(":")[:2], fingerprint.split(":")[:2]
         names = ("small", "large")
         differing = [n for n, a, b in zip(names, ours, theirs, strict=True) if a != b]
         if differing:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from glimprouter.calibration.fingerprint import pair_fingerprint
+from glimprouter.calibration.pairs import AnyPair, ended, on_engines
 from glimprouter.calibration.record import Calibration, check_large_share
 from glimprouter.calibration.shares import Entropies, clustered_share, find_fixed_point
 from glimprouter.config import check_integer, check_random_key
 
 if TYPE_CHECKING:
-    from glimprouter.hf import RoutedModel
     from glimprouter.hf.pair.prompts import Prompt
 
 __all__ = ["MIN_PROMPTS", "Progress", "calibrate", "distinct_prompts"]
@@ -29,7 +29,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 
 def calibrate(
-    model: RoutedModel,
+    model: AnyPair,
     prompts: Sequence[Prompt],
     large_share: float = 0.25,
     *,
@@ -54,7 +54,7 @@ def calibrate(
     count, and neither do glimpses that ended the thinking at once, since a trace has no step there.
 
     Args:
-        model: The pair, with ``route="auto"``.
+        model: The pair, with ``route="auto"`` and without a policy; also one on engines.
         prompts: As ``RoutedModel.generate`` takes them, at least 4 different ones (repetitions are
             dropped); some dozens or more for an interval of a few points.
         large_share: Wanted share in (0, 1).
@@ -70,7 +70,7 @@ def calibrate(
         TypeError: An argument of the wrong type.
         ValueError: An argument out of range, too few prompts, a model that never glimpses, or what
             ``RoutedModel.generate`` refuses.
-        RuntimeError: A run failed.
+        RuntimeError: A run failed, or an engine stayed away.
 
     Warns:
         RuntimeWarning: On the calibration prompts the share is further from the wanted one than the
@@ -78,7 +78,7 @@ def calibrate(
     """
     _check_arguments(model, large_share, seed, max_rounds, tolerance)
     distinct = distinct_prompts(prompts)
-    model.stream(distinct, seeds=seed)  # never started: it checks each prompt before the long runs
+    _check_prompts(model, distinct, seed)
     first, second = _split(distinct, seed)
     runs = _Runs(model, progress or (lambda stage, done, total: None))
     found = find_fixed_point(
@@ -117,8 +117,16 @@ def calibrate(
     )
 
 
+def _check_prompts(model: AnyPair, prompts: Sequence[Prompt], seed: int) -> None:
+    """Each of them, before the long runs."""
+    if on_engines(model):
+        model.check_prompts(prompts)
+    else:
+        model.stream(prompts, seeds=seed)  # never started
+
+
 def _check_arguments(
-    model: RoutedModel, large_share: float, seed: int, max_rounds: int, tolerance: float
+    model: AnyPair, large_share: float, seed: int, max_rounds: int, tolerance: float
 ) -> None:
     check_large_share(large_share)
     check_random_key("seed", seed)
@@ -131,6 +139,11 @@ def _check_arguments(
         raise ValueError(
             f'the model\'s route is "{model.config.route}", so it never glimpses; calibrate needs'
             ' route="auto"'
+        )
+    if model.policy is not None:
+        raise ValueError(
+            f"the model has the policy {model.policy.name}, which decides about steps; calibrate"
+            " needs one whose threshold does: set its policy to None"
         )
 
 
@@ -156,7 +169,7 @@ def distinct_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
 class _Runs:
     """Runs of the model, and what their traces say about the glimpsed steps."""
 
-    model: RoutedModel
+    model: AnyPair
     progress: Progress
 
     def glimpses(
@@ -166,19 +179,19 @@ class _Runs:
         found: list[list[tuple[float, bool]]] = [[] for _ in prompts]
         done = 0
         self.progress(stage, 0, len(prompts))
-        for event in self.model.stream(
-            prompts, seeds=seed, threshold=threshold, answer_model="small"
-        ):
-            if event.kind == "error":
-                raise RuntimeError(f"calibration, {stage}: {event.message}")
-            if event.result is not None:
-                found[event.sequence] = [
-                    (step.entropy, step.model == "large")
-                    for step in event.result.trace.steps
-                    if step.entropy is not None
-                ]
-                done += 1
-                self.progress(stage, done, len(prompts))
+        run = self.model.stream(prompts, seeds=seed, threshold=threshold, answer_model="small")
+        with ended(run):
+            for event in run:
+                if event.kind == "error":
+                    raise RuntimeError(f"calibration, {stage}: {event.message}")
+                if event.result is not None:
+                    found[event.sequence] = [
+                        (step.entropy, step.model == "large")
+                        for step in event.result.trace.steps
+                        if step.entropy is not None
+                    ]
+                    done += 1
+                    self.progress(stage, done, len(prompts))
         if not any(found):
             raise ValueError(
                 f"no step was glimpsed in {len(prompts)} prompts ({stage}): all were forced"

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from glimprouter import calibration
+from glimprouter.calibration.pairs import AnyPair
 from glimprouter.cli import options, render
-from glimprouter.cli.errors import clean_exit, require_model_directory
+from glimprouter.cli.engines import is_behind_urls
+from glimprouter.cli.errors import clean_exit
 from glimprouter.cli.options import DEFAULTS
+from glimprouter.cli.pairs import engines_of, pair_of, require_directories
 from glimprouter.cli.prompts import Prompt, read_prompts
 from glimprouter.cli.stages import stages
-from glimprouter.cli.torch_setup import torch_dtype, use_threads
 from glimprouter.config import RouterConfig
-
-if TYPE_CHECKING:
-    from glimprouter.hf import RoutedModel
 
 
 def _run(
-    bars: Console, model: RoutedModel, prompts: list[Prompt], large_share: float, seed: int
+    bars: Console, model: AnyPair, prompts: list[Prompt], large_share: float, seed: int
 ) -> calibration.Calibration:
     """Calibrates with progress; a warning becomes one line below it."""
     with warnings.catch_warnings(record=True) as caught, stages(bars, "prompts") as progress:
@@ -55,10 +54,18 @@ def _print_result(console: Console, result: calibration.Calibration, out: Path) 
 
 
 def calibrate(
-    small: options.Small,
-    large: options.Large,
+    context: typer.Context,
     file: options.PromptFile,
     out: Annotated[Path, typer.Option("--out", help="Write the calibration here, as JSON.")],
+    small: options.SmallOrUrl = None,
+    large: options.LargeOrUrl = None,
+    small_url: options.SmallUrl = None,
+    large_url: options.LargeUrl = None,
+    small_tokenizer: options.SmallTokenizer = None,
+    large_tokenizer: options.LargeTokenizer = None,
+    engine_api_key: options.EngineApiKey = None,
+    engine_timeout: options.EngineTimeout = 120.0,
+    engine_patience: options.EnginePatience = 60.0,
     large_share: Annotated[
         float, typer.Option(help="Wanted share of glimpsed steps by the large model, in (0, 1).")
     ] = 0.25,
@@ -87,34 +94,27 @@ def calibrate(
     no_color: options.NoColor = False,
     plain: options.Plain = False,
 ) -> None:
-    """Find the threshold that sends a wanted share of the steps to the large model."""
+    """Find the threshold that sends a wanted share of the steps to the large model.
+
+    The pair is in two directories, and runs here, or behind the URLs of two servers of vLLM.
+    """
     given = locals()
     names = RouterConfig.__dataclass_fields__.keys() & given.keys()
     with clean_exit():
         config = DEFAULTS.replace(**{name: given[name] for name in names})
         calibration.check_large_share(large_share)
         options.check_output_path("--out", out)
-        require_model_directory("--small", small)
-        require_model_directory("--large", large)
+        urls = is_behind_urls(context)
+        if not urls:
+            require_directories(given)
         prompts = read_prompts(file)
         calibration.distinct_prompts(prompts)  # before a model is loaded
-        memory = options.bytes_of(kv_memory)
-        markers = options.thinking_of(thinking, think_start, think_end)
-        if threads is not None:
-            use_threads(threads)
-        model = options.load_pair(
-            small,
-            large,
-            config,
-            device=device,
-            dtype=torch_dtype(dtype),
-            execution=execution,
-            drafts=0,  # passes that do not follow the clock: a threshold can be found again
-            kv_memory_bytes=memory,
-            thinking=markers,
-            trust_remote_code=trust_remote_code,
-        )
         bars = render.make_console(plain=plain, no_color=no_color, stderr=True)
-        result = _run(bars, model, prompts, large_share, seed)
+        if urls:
+            with engines_of(config, given) as engines:
+                result = _run(bars, engines, prompts, large_share, seed)
+        else:
+            # Without drafts, passes do not follow the clock: a threshold can be found again.
+            result = _run(bars, pair_of(config, given, drafts=0), prompts, large_share, seed)
         result.to_json(out)
         _print_result(render.make_console(plain=plain, no_color=no_color), result, out)

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from glimprouter import tasks
+from glimprouter.calibration.pairs import AnyPair
 from glimprouter.cli import options, render
-from glimprouter.cli.errors import UserError, clean_exit, require_model_directory
+from glimprouter.cli.engines import is_behind_urls
+from glimprouter.cli.errors import UserError, clean_exit
 from glimprouter.cli.options import DEFAULTS
+from glimprouter.cli.pairs import engines_of, pair_of, require_directories
 from glimprouter.cli.stages import stages
-from glimprouter.cli.torch_setup import torch_dtype, use_threads
 from glimprouter.config import RouterConfig
+from glimprouter.evaluation.on_engines import ENGINE_POLICIES, check_plan
 from glimprouter.evaluation.plan import DEFAULT_POLICIES, DEFAULT_SHARES, Plan
 from glimprouter.evaluation.prices import Prices, prices_from_gpu_figures
 from glimprouter.evaluation.probes import rows_needed
@@ -85,8 +89,7 @@ def task_of(name: str, file: Path | None, *, run_code: bool) -> Task:
 
 @evaluate.command()
 def run(
-    small: options.Small,
-    large: options.Large,
+    context: typer.Context,
     task: Annotated[
         str,
         typer.Option(
@@ -94,6 +97,15 @@ def run(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the records; the same call goes on there.")],
+    small: options.SmallOrUrl = None,
+    large: options.LargeOrUrl = None,
+    small_url: options.SmallUrl = None,
+    large_url: options.LargeUrl = None,
+    small_tokenizer: options.SmallTokenizer = None,
+    large_tokenizer: options.LargeTokenizer = None,
+    engine_api_key: options.EngineApiKey = None,
+    engine_timeout: options.EngineTimeout = 120.0,
+    engine_patience: options.EnginePatience = 60.0,
     problems: Annotated[int, typer.Option(help="Report problems.")] = _PLAN.problems,
     development_problems: Annotated[
         int, typer.Option(help="Other problems, to choose thresholds on.")
@@ -150,46 +162,46 @@ def run(
     no_color: options.NoColor = False,
     plain: options.Plain = False,
 ) -> None:
-    """Solve a task's problems under each policy, and record every step."""
+    """Solve a task's problems under each policy, and record every step.
+
+    The pair is in two directories, and runs here, or behind the URLs of two servers of vLLM; those
+    follow the policies random and entropy only, and are not probed.
+    """
     given = locals()
     config_names = RouterConfig.__dataclass_fields__.keys() & given.keys()
     with clean_exit():
+        urls = is_behind_urls(context)
+        probed = context.get_parameter_source("probe_problems")
+        if urls and probed is not None and probed.name == "DEFAULT":
+            given["probe_problems"] = 0
         plan = Plan(
-            policies=tuple(policy or DEFAULT_POLICIES),
+            policies=tuple(policy or (ENGINE_POLICIES if urls else DEFAULT_POLICIES)),
             shares=numbers_of("--shares", shares),
             timing_batches=_sizes(timing_batches),
             **{name: given[name] for name in Plan.__dataclass_fields__.keys() & _WHOLE},
         )
         config = DEFAULTS.replace(**{name: given[name] for name in config_names})
         own_task = task_of(task, task_file, run_code=run_code)
-        require_model_directory("--small", small)
-        require_model_directory("--large", large)
-        memory = options.bytes_of(kv_memory)
-        markers = options.thinking_of(thinking, think_start, think_end)
         rows = max(LEAST_ROWS, plan.batch, rows_needed(plan), plan.rows, *plan.timing_batches)
-        drafted = options.drafts_of(drafts)
-        if threads is not None:
-            use_threads(threads)
-        model = options.load_pair(
-            small,
-            large,
-            config,
-            device=device,
-            dtype=torch_dtype(dtype),
-            execution=execution,
-            drafts=drafted,
-            max_sequences=rows,
-            kv_memory_bytes=memory,
-            thinking=markers,
-            trust_remote_code=trust_remote_code,
-        )
-        from glimprouter import evaluation
-
         bars = render.make_console(plain=plain, no_color=no_color, stderr=True)
-        with stages(bars, "problems") as progress:
-            path = evaluation.evaluate(model, own_task, out, plan, progress=progress)
+        if urls:
+            check_plan(plan)
+            with engines_of(config, given, max_sequences=rows) as engines:
+                path = _evaluated(bars, engines, own_task, out, plan)
+        else:
+            require_directories(given)
+            drafted = options.drafts_of(drafts)
+            model = pair_of(config, given, drafts=drafted, max_sequences=rows)
+            path = _evaluated(bars, model, own_task, out, plan)
         console = render.make_console(plain=plain, no_color=no_color)
         render.write(console, f"records: {path}\n")
+
+
+def _evaluated(bars: Console, model: AnyPair, task: Task, out: Path, plan: Plan) -> Path:
+    from glimprouter import evaluation
+
+    with stages(bars, "problems") as progress:
+        return evaluation.evaluate(model, task, out, plan, progress=progress)
 
 
 _WHOLE = {

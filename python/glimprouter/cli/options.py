@@ -23,6 +23,56 @@ DEFAULTS = RouterConfig()
 
 Small = Annotated[Path, typer.Option("--small", help="Directory of the small model.")]
 Large = Annotated[Path, typer.Option("--large", help="Directory of the large model.")]
+SmallOrUrl = Annotated[
+    Path | None, typer.Option("--small", help="Directory of the small model; or give --small-url.")
+]
+LargeOrUrl = Annotated[
+    Path | None, typer.Option("--large", help="Directory of the large model; or give --large-url.")
+]
+SmallUrl = Annotated[
+    str | None,
+    typer.Option(help="Server of vLLM with the small model and the gate.", metavar="URL"),
+]
+LargeUrl = Annotated[
+    str | None,
+    typer.Option(help="Server of vLLM with the large model and the gate.", metavar="URL"),
+]
+_TOKENIZER_DEFAULT = "what its server serves, where that is on this disk"
+SmallTokenizer = Annotated[
+    str | None,
+    typer.Option(
+        help="Directory of the tokenizer behind --small-url, or a hub name that is on this disk.",
+        metavar="DIR",
+        show_default=_TOKENIZER_DEFAULT,
+    ),
+]
+LargeTokenizer = Annotated[
+    str | None,
+    typer.Option(help="Likewise of --large-url.", metavar="DIR", show_default=_TOKENIZER_DEFAULT),
+]
+EngineApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar="GLIMPROUTER_ENGINE_API_KEY",
+        help="That the servers behind both URLs ask for.",
+        show_envvar=True,
+    ),
+]
+EngineTimeout = Annotated[
+    float,
+    typer.Option(
+        help="Seconds without a token after which a request to a server behind a URL counts as"
+        " lost, and is sent again. A long prompt is silent while it is read.",
+        metavar="SECONDS",
+    ),
+]
+EnginePatience = Annotated[
+    float,
+    typer.Option(
+        help="Seconds that a server behind a URL may stay away before its sequences end.",
+        metavar="SECONDS",
+    ),
+]
 Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help="One user message.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the trace here, as JSON lines.")]
 Threshold = Annotated[

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from glimprouter.cli import options
+from glimprouter.cli.engines import check_calibration, is_behind_urls, open_engines
 from glimprouter.cli.errors import UserError, clean_exit, require_model_directory
 from glimprouter.cli.options import DEFAULTS
 from glimprouter.cli.torch_setup import torch_dtype, use_threads
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
     from glimprouter.hf import RoutedModel
     from glimprouter.serve.options import ServerOptions
+    from glimprouter.serve.pair import ServedPair
+    from glimprouter.vllm import RoutedEngines
 
 
 def _size_of(option: str, text: str) -> int:
@@ -49,7 +53,7 @@ def _address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def run_server(model: RoutedModel, settings: ServerOptions, listener: socket.socket) -> None:
+def run_server(model: ServedPair, settings: ServerOptions, listener: socket.socket) -> None:
     """Serves until a signal ends it.
 
     Args:
@@ -71,10 +75,61 @@ def run_server(model: RoutedModel, settings: ServerOptions, listener: socket.soc
         raise UserError("the server could not start; see above") from None
 
 
+def _loaded(config: RouterConfig, given: Mapping[str, Any]) -> RoutedModel:
+    """The pair in two directories, by the options of the command."""
+    memory = options.bytes_of(given["kv_memory"])
+    for name in ("small", "large"):
+        require_model_directory(f"--{name}", given[name])
+    markers = options.thinking_of(given["thinking"], given["think_start"], given["think_end"])
+    if given["threads"] is not None:
+        use_threads(given["threads"])
+    return options.load_pair(
+        given["small"],
+        given["large"],
+        config,
+        device=given["device"],
+        dtype=torch_dtype(given["dtype"]),
+        execution=given["execution"],
+        drafts=options.drafts_of(given["drafts"]),
+        kv_memory_bytes=memory,
+        thinking=markers,
+        trust_remote_code=given["trust_remote_code"],
+        max_sequences=given["max_sequences"],
+        on_invalid="end",
+    )
+
+
+def _engines(config: RouterConfig, given: Mapping[str, Any]) -> RoutedEngines:
+    """The pair behind two URLs, by the options of the command; checked."""
+    model = open_engines(
+        given["small_url"],
+        given["large_url"],
+        given["small_tokenizer"],
+        given["large_tokenizer"],
+        config,
+        api_key=given["engine_api_key"],
+        trust_remote_code=given["trust_remote_code"],
+        thinking=options.thinking_of(given["thinking"], given["think_start"], given["think_end"]),
+        max_sequences=given["max_sequences"],
+        timeout=given["engine_timeout"],
+        patience=given["engine_patience"],
+        on_invalid="end",
+    )
+    model.check()
+    return model
+
+
 def serve(
     context: typer.Context,
-    small: options.Small,
-    large: options.Large,
+    small: options.SmallOrUrl = None,
+    large: options.LargeOrUrl = None,
+    small_url: options.SmallUrl = None,
+    large_url: options.LargeUrl = None,
+    small_tokenizer: options.SmallTokenizer = None,
+    large_tokenizer: options.LargeTokenizer = None,
+    engine_api_key: options.EngineApiKey = None,
+    engine_timeout: options.EngineTimeout = 120.0,
+    engine_patience: options.EnginePatience = 60.0,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
     model_name: Annotated[str, typer.Option(help="Name that requests give.")] = "glimprouter",
@@ -141,6 +196,7 @@ def serve(
 ) -> None:
     """Serve a pair to OpenAI's clients, with /metrics and a page that shows what is written.
 
+    The pair is in two directories, and runs here, or behind the URLs of two servers of vLLM.
     Options of sampling and routing are what requests have that do not set their own.
     """
     given = locals()
@@ -167,32 +223,19 @@ def serve(
         _check_save_dir(save_dir)
         if api_key is not None and not api_key.strip():
             raise UserError("--api-key (or GLIMPROUTER_API_KEY) is empty; leave it out for none")
-        memory = options.bytes_of(kv_memory)
-        require_model_directory("--small", small)
-        require_model_directory("--large", large)
-        markers = options.thinking_of(thinking, think_start, think_end)
+        urls = is_behind_urls(context)
         listener = listen(host, port)  # before minutes of loading
-        if threads is not None:
-            use_threads(threads)
-        model = options.load_pair(
-            small,
-            large,
-            config,
-            device=device,
-            dtype=torch_dtype(dtype),
-            execution=execution,
-            drafts=options.drafts_of(drafts),
-            kv_memory_bytes=memory,
-            thinking=markers,
-            trust_remote_code=trust_remote_code,
-            max_sequences=max_sequences,
-            on_invalid="end",
-        )
+        engines = _engines(config, given) if urls else None
+        model = engines or _loaded(config, given)
         if settled is not None:
-            settled.check_pair(model)
+            check_calibration(settled, model)
         if not is_loopback(host) and api_key is None:
             typer.echo(
                 f"warning: {host} can be reached from elsewhere, and there is no --api-key",
                 err=True,
             )
-        run_server(model, settings, listener)
+        try:
+            run_server(model, settings, listener)
+        finally:
+            if engines is not None:
+                engines.close()

@@ -7,8 +7,17 @@ scikit-learn); runs need the extra ``hf``.
 
 from __future__ import annotations
 
+from glimprouter.evaluation.on_engines import ENGINE_POLICIES, engines_plan
 from glimprouter.evaluation.plan import Plan
 from glimprouter.evaluation.record_file import Records, read_records
 from glimprouter.evaluation.runner import Progress, evaluate
 
-__all__ = ["Plan", "Progress", "Records", "evaluate", "read_records"]
+__all__ = [
+    "ENGINE_POLICIES",
+    "Plan",
+    "Progress",
+    "Records",
+    "engines_plan",
+    "evaluate",
+    "read_records",
+]

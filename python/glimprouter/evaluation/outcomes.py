@@ -16,8 +16,9 @@ from glimprouter.trace.totals import TraceTotals
 if TYPE_CHECKING:
     from glimprouter.chains import CandidateResult, CandidateRule
     from glimprouter.hf import Result, TokenCounts
+    from glimprouter.trace import Trace
 
-__all__ = ["Outcome", "candidate_outcome", "check_steps", "records_of"]
+__all__ = ["Outcome", "candidate_outcome", "check_steps", "entropies_of", "records_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,6 @@ def candidate_outcome(rule: CandidateRule, one: CandidateResult) -> Outcome:
     if writers:
         written[writers[-1]] += totals.closing_tokens
     written[trace.answer_model] += trace.answer_tokens
-    glimpses = {
-        step.index: Glimpse(trace.seed, trace.substream, step.index, 0, None, entropy=step.entropy)
-        for step in trace.steps
-        if step.entropy is not None
-    }
     drafts: dict[int, Draft] = {}
     for step, choice in zip(trace.steps, one.choices, strict=False):
         score = rule.compared(choice)
@@ -79,12 +75,21 @@ def candidate_outcome(rule: CandidateRule, one: CandidateResult) -> Outcome:
     return Outcome(
         one.result,
         written,
-        glimpses,
+        entropies_of(trace),
         drafts,
         one.dropped,
         one.dropped_tokens,
         one.dropped_seconds,
     )
+
+
+def entropies_of(trace: Trace) -> dict[int, Glimpse]:
+    """What a trace knows of first tokens."""
+    return {
+        step.index: Glimpse(trace.seed, trace.substream, step.index, 0, None, step.entropy)
+        for step in trace.steps
+        if step.entropy is not None
+    }
 
 
 def records_of(

@@ -56,8 +56,20 @@ class Prices:
         return self.small * record.small_passes + self.large * record.large_passes
 
 
-def prices_of_weights(weights: dict[str, Any]) -> Prices:
-    """Prices where nobody gave any: a pass costs as many weights as it reads."""
+def prices_of_weights(weights: dict[str, Any] | None) -> Prices:
+    """Prices where nobody gave any: a pass costs as many weights as it reads.
+
+    Of engines, which do not show their weights, the large model's passes are counted.
+    """
+    if weights is None:
+        return Prices(
+            0.0,
+            1.0,
+            "pass",
+            "passes of the large model",
+            "assumed, since no prices were given, and engines do not show their weights: the small"
+            " model's passes cost nothing",
+        )
     small, large = (float(weights[name]) / 1e6 for name in ("small", "large"))
     return Prices(
         small,

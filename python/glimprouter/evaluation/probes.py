@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
@@ -125,7 +125,7 @@ class _Probing:
         forks = _Forks(self._plan.probe_draws, writer, self._steps)
         others = {p.key for at, p in enumerate(self._chunk) if at not in forks.running}
         with following(self._bench.model, forks.policy):
-            run = begun(self._bench.model, self._chunk, self._seed, others, {})
+            run = cast("Run", begun(self._bench.model, self._chunk, self._seed, others, {}))
             for event in run:
                 forks.take(run, event)
         return forks

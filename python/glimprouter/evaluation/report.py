@@ -90,7 +90,9 @@ def _blocks(records: Records, prices: Prices | None) -> Iterator[Block]:
 def _setting(records: Records) -> Iterator[Block]:
     identity = records.identity
     plan, config = identity["plan"], identity["config"]
-    small, large = (identity["weights"][name] for name in ("small", "large"))
+    weights = "not shown by engines"
+    if identity["weights"] is not None:
+        weights = " and ".join(f"{identity['weights'][name]:,}" for name in ("small", "large"))
     yield Paragraph(
         f"{plan['problems']} report problems and {plan['development_problems']} development"
         f" problems of the task {identity['task']}, which share none; thresholds are chosen on the"
@@ -98,7 +100,7 @@ def _setting(records: Records) -> Iterator[Block]:
         " problems as independent."
     )
     rows = [
-        ["weights", f"{small:,} and {large:,}"],
+        ["weights", weights],
         ["fingerprint of the pair", identity["pair"]],
         ["dtypes", ", ".join(f"{name}: {kind}" for name, kind in identity["dtypes"].items())],
         [
@@ -119,11 +121,14 @@ def _setting(records: Records) -> Iterator[Block]:
         cores = machine.get("logical_processors")
         load = machine.get("load_average_1_minute")
         version = machine.get("glimprouter", {}).get("version")
+        engines = "".join(
+            f"; {name} engine: {what}" for name, what in machine.get("engines", {}).items()
+        )
         rows.append(
             [
                 f"run begun {session.started}",
                 f"{machine.get('processor')}, {cores} logical processors, load {load}; glimprouter"
-                f" {version} ({commit}), torch {machine.get('torch')}",
+                f" {version} ({commit}), torch {machine.get('torch')}{engines}",
             ]
         )
     yield Table(["setting", "value"], rows, "What was run, and where.", frozenset({1}))

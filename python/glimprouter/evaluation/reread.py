@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from glimprouter.calibration.pairs import AnyPair, on_engines
 
 if TYPE_CHECKING:
     import torch
@@ -32,20 +34,20 @@ class ReadStep:
     agrees: str | None
 
 
-def why_not_reread(model: RoutedModel) -> str | None:
+def why_not_reread(model: AnyPair) -> str | None:
     """Why chains of a pair cannot be read by both models; None where they can."""
-    if model.translation is not None:
+    if on_engines(model):
+        return "the models are on engines, whose gates say nothing of tokens within a step"
+    if cast("RoutedModel", model).translation is not None:
         return "the tokenizers differ, so the models do not read the same tokens"
     return None
 
 
-def read_again(
-    model: RoutedModel, prompt: str, result: Result, *, both: bool
-) -> list[ReadStep | None]:
+def read_again(model: AnyPair, prompt: str, result: Result, *, both: bool) -> list[ReadStep | None]:
     """Reads the steps of a result, each model in one pass over all tokens.
 
     Args:
-        model: The pair, of one vocabulary.
+        model: The pair, of one vocabulary, in this process.
         prompt: Of the result.
         result: What was written.
         both: Whether the large model reads it, too.
@@ -58,12 +60,13 @@ def read_again(
     from glimprouter.hf.pair.locks import exclusive
     from glimprouter.hf.pair.prompts import encode_prompt
 
-    encoded = encode_prompt(prompt, model.tokenizer, model.large_tokenizer)
+    own = cast("RoutedModel", model)
+    encoded = encode_prompt(prompt, own.tokenizer, own.large_tokenizer)
     counts = [step.num_tokens for step in result.trace.steps]
     written = result.token_ids[: sum(counts)]
-    with torch.inference_mode(), exclusive(model.small, model.large):
-        small = _Reading.of(model.small, encoded.small, written)
-        large = _Reading.of(model.large, encoded.large, written) if both else None
+    with torch.inference_mode(), exclusive(own.small, own.large):
+        small = _Reading.of(own.small, encoded.small, written)
+        large = _Reading.of(own.large, encoded.large, written) if both else None
     return [_step(small, large, part) for part in _parts(counts)]
 
 

@@ -7,11 +7,18 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from glimprouter.calibration.fingerprint import pair_fingerprint
+from glimprouter.calibration.pairs import AnyPair, on_engines
 from glimprouter.chains import CandidateRule, write_with_candidates
 from glimprouter.evaluation.development import arm_for_share
+from glimprouter.evaluation.on_engines import (
+    check_plan,
+    engine_versions,
+    engines_identity,
+    engines_plan,
+)
 from glimprouter.evaluation.plan import Arm, Plan, PolicySpec
 from glimprouter.evaluation.probes import probe, rows_needed
 from glimprouter.evaluation.record_file import RecordFile
@@ -22,9 +29,6 @@ from glimprouter.evaluation.session import this_session
 from glimprouter.evaluation.solving import Bench, Solver, Solving, following
 from glimprouter.tasks import Problem, Task
 
-if TYPE_CHECKING:
-    from glimprouter.hf import RoutedModel
-
 __all__ = ["Progress", "evaluate"]
 
 # Stage, problems done (0 at its start), problems of the stage.
@@ -32,7 +36,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 
 def evaluate(
-    model: RoutedModel,
+    model: AnyPair,
     task: Task,
     directory: Path,
     plan: Plan | None = None,
@@ -47,10 +51,11 @@ def evaluate(
     all else follows from the seeds, but for rounding.
 
     Args:
-        model: The pair, with ``route="auto"`` and without a policy.
+        model: The pair, with ``route="auto"`` and without a policy. One on engines runs the
+            policies that gates can follow (:data:`.ENGINE_POLICIES`), and no probes.
         task: Where problems come from, and who checks them.
         directory: Folder of the records; made where it does not exist.
-        plan: What to run (default: ``Plan()``).
+        plan: What to run (default: ``Plan()``, on engines what these can do of it).
         progress: Called with the stage, the problems done, and the problems of the stage.
 
     Returns:
@@ -60,17 +65,21 @@ def evaluate(
         TypeError: An argument of another type.
         ValueError: A pair that cannot do this, splits that overlap, or a folder of another pair,
             task or settings.
-        RuntimeError: Another process writes there, or a model gave invalid logits.
+        RuntimeError: Another process writes there, a model gave invalid logits, or an engine
+            stayed away: what it had in hand is not recorded, and the same call goes on.
         OSError: The folder cannot be written.
     """
-    plan = plan or Plan()
+    plan = plan or (engines_plan() if on_engines(model) else Plan())
     _check(model, task, plan)
     report = task.problems(plan.problems, "report", plan.task_seed)
     development = task.problems(plan.development_problems, "development", plan.task_seed)
     _check_disjoint(task, report, development)
     identity = _identity(model, task, plan, [*report, *development])
     with RecordFile(directory, identity) as file:
-        file.append([this_session()])
+        session = this_session()
+        if on_engines(model):
+            session.machine["engines"] = engine_versions(model)
+        file.append([session])
         model.generate([report[0].prompt])  # the first passes allocate, and choose kernels
         _Stages(model, task, plan, file, progress or (lambda stage, done, total: None)).run(
             report, development
@@ -83,7 +92,7 @@ class _Stages:
 
     def __init__(
         self,
-        model: RoutedModel,
+        model: AnyPair,
         task: Task,
         plan: Plan,
         file: RecordFile,
@@ -161,7 +170,7 @@ class _Stages:
             self._progress(self._stage, self._done, self._total)
 
 
-def _check(model: RoutedModel, task: Task, plan: Plan) -> None:
+def _check(model: AnyPair, task: Task, plan: Plan) -> None:
     if not isinstance(task, Task):
         raise TypeError(
             "task must be an object of a class derived from glimprouter.tasks.Task, got"
@@ -182,6 +191,9 @@ def _check(model: RoutedModel, task: Task, plan: Plan) -> None:
             "the pair's first_steps_large must be 0 and its large_tokens None in an evaluation:"
             " what a policy decides about a step would be another thing than who writes it"
         )
+    if on_engines(model):
+        check_plan(plan)
+        model.check()
     needed = rows_needed(plan) if plan.probe_problems else 1
     largest = max([plan.batch, needed, plan.rows, *plan.timing_batches])
     if model.max_sequences < largest:
@@ -189,11 +201,11 @@ def _check(model: RoutedModel, task: Task, plan: Plan) -> None:
             f"the pair has max_sequences={model.max_sequences}, and this plan needs {largest} (its"
             " batches, the forks of a probed problem, and the drafts of a step)"
         )
-    for spec in plan.specs:
+    for spec in () if on_engines(model) else plan.specs:
         _try(model, spec)
 
 
-def _try(model: RoutedModel, spec: PolicySpec) -> None:
+def _try(model: Any, spec: PolicySpec) -> None:
     """Finds out now, not behind other policies, that a pair cannot follow a policy.
 
     Raises:
@@ -224,7 +236,7 @@ def _check_disjoint(task: Task, report: Sequence[Problem], development: Sequence
 
 
 def _identity(
-    model: RoutedModel, task: Task, plan: Plan, problems: Sequence[Problem]
+    model: AnyPair, task: Task, plan: Plan, problems: Sequence[Problem]
 ) -> dict[str, Any]:
     """What all records of a folder have in common."""
     digest = hashlib.sha256()
@@ -233,21 +245,29 @@ def _identity(
     config = dataclasses.asdict(model.config)
     for unused in ("threshold", "comparison", "route"):  # policies have their own
         del config[unused]
+    own = engines_identity(model) if on_engines(model) else _own_identity(model)
+    return {
+        "pair": pair_fingerprint(model),
+        "task": task.name,
+        "checks_steps": bool(task.checks_steps),
+        "problems_digest": digest.hexdigest(),
+        "plan": plan.settings(),
+        "config": config,
+        **own,
+    }
+
+
+def _own_identity(model: Any) -> dict[str, Any]:
+    """Of a pair in this process."""
     drafting = model.drafting
     drafts: int | str = 0
     if drafting is not None:
         drafts = "auto" if drafting.measures else drafting.most
     models = {"small": model.small, "large": model.large}
     return {
-        "pair": pair_fingerprint(model),
         "weights": {name: _weights(each) for name, each in models.items()},
         "dtypes": {name: str(each.dtype).removeprefix("torch.") for name, each in models.items()},
         "one_vocabulary": model.translation is None,
-        "task": task.name,
-        "checks_steps": bool(task.checks_steps),
-        "problems_digest": digest.hexdigest(),
-        "plan": plan.settings(),
-        "config": config,
         "engine": model.engine,
         "execution": model.execution,
         "device": model.device,

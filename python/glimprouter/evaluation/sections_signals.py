@@ -184,7 +184,9 @@ def _agreement(records: Records) -> Iterator[Block]:
     ]
     if not steps:
         why = "the models do not read the same tokens, since their tokenizers differ"
-        if records.identity.get("one_vocabulary"):
+        if records.identity["weights"] is None:
+            why = "the models were on engines, which do not say what they find most likely"
+        elif records.identity.get("one_vocabulary"):
             why = "no chain of the large model alone is recorded"
         yield Paragraph(f"Not computed: {why}.")
         return

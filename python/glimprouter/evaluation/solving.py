@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from glimprouter.calibration.pairs import AnyPair, ended, on_engines
 from glimprouter.chains import CandidateRule, write_with_candidates
-from glimprouter.evaluation.outcomes import Outcome, candidate_outcome, records_of
+from glimprouter.evaluation.outcomes import Outcome, candidate_outcome, entropies_of, records_of
 from glimprouter.evaluation.plan import Arm
 from glimprouter.evaluation.record_file import RecordFile
 from glimprouter.evaluation.recording import Draft, Recording, RecordingSteps, recording
@@ -21,7 +22,8 @@ from glimprouter.policies import Glimpse, Policy
 from glimprouter.tasks import Problem, Split, Task
 
 if TYPE_CHECKING:
-    from glimprouter.hf import Event, Result, RoutedModel, Run
+    from glimprouter.hf import Event, Result, Run
+    from glimprouter.vllm import EngineRun
 
 __all__ = [
     "Bench",
@@ -49,7 +51,7 @@ class Bench:
         scorers: What rules are given besides their parameters, by their names.
     """
 
-    model: RoutedModel
+    model: AnyPair
     task: Task
     file: RecordFile
     advance: Advance
@@ -124,43 +126,49 @@ class Solver:
         """One batch; what is recorded already is not run again.
 
         Raises:
-            RuntimeError: The models gave invalid logits.
+            RuntimeError: The models gave invalid logits, or an engine stayed away.
         """
         chunk, bench = self._chunks[batch], self._bench
         recorded = bench.file.records.problems
         done = {p.key for p in chunk if self._solving.unit(p) in recorded}
         bench.advance(len(done))
         own = self._own
+        policy: Policy | None = None
+        seen: Recording | None = None
         if self._solving.arm.rule == LARGE_ALONE:
-            policy = None
+            pass  # nothing is glimpsed
         elif isinstance(own, CandidateRule):
             if len(done) < len(chunk):
                 self._choose(own, chunk, done)
             return
         else:
             self._remember(own, [p for p in chunk if p.key in done])
-            policy = recording(own)
+            seen = None if on_engines(bench.model) else recording(own)
+            policy = seen or own
         if len(done) == len(chunk):
             return
         with following(bench.model, policy, drafts_of(self._solving.arm.parameters)):
             run = begun(bench.model, chunk, self._solving.seed, done, self._solving.overrides)
-            writing = _Writing(bench, self._solving, chunk, policy)
+            writing = _Writing(bench, self._solving, chunk, seen)
             try:
-                for event in run:
-                    if chunk[event.sequence].key not in done:
-                        writing.take(event)
+                with ended(run):
+                    for event in run:
+                        if chunk[event.sequence].key not in done:
+                            _check_there(run, event)
+                            writing.take(event)
             except RuntimeError as error:
                 raise RuntimeError(f"{self._solving.arm.label}: {error}") from error
 
     def _choose(self, rule: CandidateRule, chunk: Sequence[Problem], done: set[str]) -> None:
         """One batch of a rule that chooses among drafts; all of it, for the same draws."""
         bench, solving = self._bench, self._solving
+        model: Any = bench.model  # a RoutedModel: on engines the rule is refused
         prompts = [problem.prompt for problem in chunk]
         seeds = [problem_seed(solving.seed, problem) for problem in chunk]
-        with following(bench.model, None, drafts_of(solving.arm.parameters)):
+        with following(model, None, drafts_of(solving.arm.parameters)):
             try:
                 found = write_with_candidates(
-                    bench.model, prompts, rule, seeds=seeds, **solving.overrides
+                    model, prompts, rule, seeds=seeds, **solving.overrides
                 )
             except RuntimeError as error:
                 raise RuntimeError(f"{solving.arm.label}: {error}") from error
@@ -180,21 +188,37 @@ class Solver:
                     policy.before(_glimpse(step))
 
 
+def _check_there(run: Run | EngineRun, event: Event) -> None:
+    """A problem whose engine stayed away is not solved wrong: it is not solved yet."""
+    if event.result is not None and event.sequence in getattr(run, "saved", {}):
+        raise RuntimeError(f"{event.result.trace.error}; nothing that is recorded is lost")
+
+
 @contextmanager
-def following(
-    model: RoutedModel, policy: Policy | None, drafts: int | None = None
-) -> Iterator[None]:
+def following(model: AnyPair, policy: Policy | None, drafts: int | None = None) -> Iterator[None]:
     """Lets a pair follow a policy for a while, and draft otherwise where ``drafts`` says so."""
+    policy_before = model.policy
+    model.policy = policy
+    try:
+        with _drafting(model, drafts):
+            yield
+    finally:
+        model.policy = policy_before
+
+
+@contextmanager
+def _drafting(model: Any, drafts: int | None) -> Iterator[None]:
+    if drafts is None:
+        yield
+        return
     from glimprouter.hf.run.drafting import drafting_of  # needs torch
 
-    before = model.policy, model.drafting
-    model.policy = policy
-    if drafts is not None:
-        model.drafting = drafting_of(drafts, possible=model.takes_drafts)
+    before = model.drafting
+    model.drafting = drafting_of(drafts, possible=model.takes_drafts)
     try:
         yield
     finally:
-        model.policy, model.drafting = before
+        model.drafting = before
 
 
 def chunks_of(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]]:
@@ -210,12 +234,12 @@ def problem_seed(seed: int, problem: Problem) -> int:
 
 
 def begun(
-    model: RoutedModel,
+    model: AnyPair,
     chunk: Sequence[Problem],
     seed: int,
     without: set[str],
     overrides: dict[str, Any],
-) -> Run:
+) -> Run | EngineRun:
     """A run over a batch, from which those that need not run have been taken out."""
     seeds = [problem_seed(seed, problem) for problem in chunk]
     run = model.stream([problem.prompt for problem in chunk], seeds=seeds, **overrides)
@@ -245,7 +269,7 @@ class _Writing:
 
     def _write(self, sequence: int, result: Result) -> None:
         key = (result.trace.seed, result.trace.substream)
-        glimpses: dict[int, Glimpse] = {}
+        glimpses = entropies_of(result.trace)
         if self._policy is not None:
             glimpses = self._policy.glimpses.pop(key, {})
         drafts: dict[int, Draft] = {}

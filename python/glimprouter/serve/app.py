@@ -17,16 +17,16 @@ from glimprouter.serve.endpoints import (
     error_response,
     json_response,
 )
+from glimprouter.serve.engine_metrics import metrics_of
 from glimprouter.serve.errors import RequestError
 from glimprouter.serve.front import Front
 from glimprouter.serve.hosts import HostCheck
 from glimprouter.serve.live import PAGE, Feed, LiveView
-from glimprouter.serve.metrics import ServerMetrics
 from glimprouter.serve.options import ServerOptions
 from glimprouter.serve.pair import PairFacts
 
 if TYPE_CHECKING:
-    from glimprouter.hf import RoutedModel
+    from glimprouter.serve.pair import ServedPair
 
 # The page loads nothing, and talks to this server only.
 _PAGE_HEADERS = {
@@ -48,7 +48,7 @@ class Server:
         front: To the engine.
     """
 
-    def __init__(self, model: RoutedModel, options: ServerOptions) -> None:
+    def __init__(self, model: ServedPair, options: ServerOptions) -> None:
         """Nothing runs before the application's start.
 
         Args:
@@ -56,7 +56,7 @@ class Server:
             options: Limits and names.
         """
         self.options = options
-        self.metrics = ServerMetrics()
+        self.metrics = metrics_of(model)
         self.live = LiveView() if options.live_view else None
         self.front = Front(model, options, self.metrics, self.live)
         self.metrics.watch(lambda: self.front.engine.usage, lambda: self.front.in_flight)
@@ -128,9 +128,10 @@ class Server:
         return json_response(own)
 
     async def _health(self, _: Request) -> Response:
-        if self.front.stopping or not self.front.engine.alive:
-            return json_response({"status": "unavailable"}, 503)
-        return json_response({"status": "ok"})
+        more = self.front.engine.health()
+        if self.front.unavailable is not None:
+            return json_response({"status": "unavailable", **more}, 503)
+        return json_response({"status": "ok", **more})
 
     async def _metrics_text(self, request: Request) -> Response:
         check_key(request, self.options.api_key)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from glimprouter.serve.errors import Failure, without_numbers
+from glimprouter.serve.jobs import ACCEPTED, FAILED, STOPPED, STOPS, Delivery, Job
 from glimprouter.serve.saving import save_sequence
 
 if TYPE_CHECKING:
@@ -19,34 +19,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("glimprouter.serve")
 _FAILURES = 3  # of passes in a row, before the sequences in flight are given up
-_STOPS = Failure("the server stops; send the request again later", 503)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A sequence to be written.
-
-    Attributes:
-        name: Of the request and the choice; a saved sequence is called so.
-        prompt: As ``Run.add`` takes it.
-        seed: Likewise.
-        substream: Likewise.
-        overrides: Likewise.
-    """
-
-    name: str
-    prompt: Any
-    seed: int
-    substream: int
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Accepted:
-    """A sequence that the run has taken; it waits for a row, or has one."""
-
-
-ACCEPTED = Accepted()
-Delivery: TypeAlias = "tuple[int, Event | Failure | Accepted]"
 
 
 class EngineThread:
@@ -84,6 +56,15 @@ class EngineThread:
         self._ended: Failure | None = None  # what sequences are told once the thread has ended
         self._ending = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="glimprouter-engine", daemon=True)
+
+    @property
+    def unavailable(self) -> str | None:
+        """Why no sequence is taken now; None where it is."""
+        return None if self.alive else "the engine has stopped"
+
+    def health(self) -> dict[str, Any]:
+        """What else ``/health`` says: nothing."""
+        return {}
 
     def start(self) -> None:
         """Returns once the run has its memory.
@@ -126,12 +107,12 @@ class EngineThread:
             return
         finally:
             self._ready.set()
-        end = _STOPS
+        end = STOPS
         try:
             self._loop(run)
         except BaseException:
             _log.exception("the engine has stopped")
-            end = Failure("the engine has stopped; the server must be started again", 500)
+            end = STOPPED
         finally:
             self.alive = False
             self._refuse_all(end)
@@ -149,7 +130,7 @@ class EngineThread:
                 _log.exception("a pass failed")
                 failures += 1
             if failures == _FAILURES:
-                self._end_all(run, Failure("the engine failed; the request can be sent again", 500))
+                self._end_all(run, FAILED)
                 failures = 0
             self.usage = run.usage()
 
@@ -166,7 +147,7 @@ class EngineThread:
                 self._cancel(run, ticket)
             else:
                 self._stops = True
-                self._end_all(run, _STOPS)
+                self._end_all(run, STOPS)
                 return
 
     def _add(self, run: Run, ticket: int, job: Job) -> None:

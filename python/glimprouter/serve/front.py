@@ -8,14 +8,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from glimprouter.serve.engine_thread import Accepted, Delivery, EngineThread, Job
 from glimprouter.serve.errors import Failure, RequestError
+from glimprouter.serve.jobs import Accepted, Delivery, Job, Writer
 from glimprouter.serve.metrics import ServerMetrics
 
 if TYPE_CHECKING:
-    from glimprouter.hf import Event, RoutedModel
+    from pathlib import Path
+
+    from glimprouter.hf import Event
     from glimprouter.serve.live import LiveView
     from glimprouter.serve.options import ServerOptions
+    from glimprouter.serve.pair import ServedPair
 
 _RETRY_MOST = 60  # seconds that a client is asked to wait
 
@@ -96,7 +99,7 @@ class Front:
 
     def __init__(
         self,
-        model: RoutedModel,
+        model: ServedPair,
         options: ServerOptions,
         metrics: ServerMetrics,
         live: LiveView | None,
@@ -109,7 +112,7 @@ class Front:
             metrics: Told what happens.
             live: Likewise; None where nobody may look on.
         """
-        self.engine = EngineThread(model, self._deliver, options.save_dir)
+        self.engine = _writer_of(model, self._deliver, options.save_dir)
         self.rows = model.max_sequences
         self.in_flight = 0  # reserved, waiting or running
         self.unsent = 0  # ended, but their clients have not read it all
@@ -126,14 +129,18 @@ class Front:
         """What the engine tells is heard in the running loop from now on."""
         self._loop = asyncio.get_running_loop()
 
+    @property
+    def unavailable(self) -> str | None:
+        """Why no sequence is taken now; None where it is."""
+        return "the server stops" if self.stopping else self.engine.unavailable
+
     def reserve(self, count: int) -> None:
         """Room for so many sequences, until they have ended or :meth:`give_back`.
 
         Raises:
-            RequestError: There is none: 429, and when to try again; or the server stops.
+            RequestError: There is none: 429, and when to try again; or nothing is taken now.
         """
-        if self.stopping or not self.engine.alive:
-            what = "the server stops" if self.stopping else "the engine has stopped"
+        if (what := self.unavailable) is not None:
             raise RequestError(what, status=503, code="unavailable")
         if count > self._most:
             raise RequestError(
@@ -207,3 +214,17 @@ class Front:
         """
         join: Callable[..., Any] = self.engine.join
         await asyncio.to_thread(join, seconds)
+
+
+def _writer_of(
+    model: ServedPair, deliver: Callable[[list[Delivery]], None], save_dir: Path | None
+) -> Writer:
+    from glimprouter.hf import RoutedModel
+
+    if isinstance(model, RoutedModel):
+        from glimprouter.serve.engine_thread import EngineThread
+
+        return EngineThread(model, deliver, save_dir)
+    from glimprouter.serve.engines_loop import EnginesLoop
+
+    return EnginesLoop(model, deliver, save_dir)

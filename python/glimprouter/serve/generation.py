@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from glimprouter.serve.answers import Answer, server_sent
 from glimprouter.serve.choice import Choice
-from glimprouter.serve.engine_thread import Job
 from glimprouter.serve.errors import Failure, RequestError, without_numbers
 from glimprouter.serve.front import Front, JobStream
+from glimprouter.serve.jobs import Job
 from glimprouter.serve.pair import PairFacts
 from glimprouter.serve.requests import ChatRequest, GenerationRequest
 from glimprouter.serve.sampling import overrides_of

@@ -17,11 +17,45 @@ _NATS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 
+class DraftMetrics:
+    """Drafts, which only models in this process can verify."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Everything is 0."""
+        self._compared = Counter(
+            "glimprouter_drafts_compared", "Drafts that were verified.", registry=registry
+        )
+        self._accepted = Counter(
+            "glimprouter_drafts_accepted", "Drafts among these that held.", registry=registry
+        )
+        self._counts = [0, 0]  # accepted, compared
+        Gauge(
+            "glimprouter_draft_accept_rate", "Share of drafts that held.", registry=registry
+        ).set_function(self._rate)
+
+    def _rate(self) -> float:
+        accepted, compared = self._counts
+        return accepted / compared if compared else 0.0
+
+    def note(self, result: Result) -> None:
+        """A sequence that has ended."""
+        compared = sum(counts.compared for counts in result.counts.values())
+        accepted = sum(counts.accepted for counts in result.counts.values())
+        self._compared.inc(compared)
+        self._accepted.inc(accepted)
+        self._counts[0] += accepted
+        self._counts[1] += compared
+
+
 class ServerMetrics:
     """Counters of one server, in a registry of their own."""
 
-    def __init__(self) -> None:
-        """Everything is 0."""
+    def __init__(self, *, local: bool = True) -> None:
+        """Everything is 0.
+
+        Args:
+            local: Whether the models are in this process: then there are drafts, and pages.
+        """
         self.registry = registry = CollectorRegistry()
         self._tokens = Counter(
             "glimprouter_tokens", "Tokens written.", ["model"], registry=registry
@@ -39,12 +73,6 @@ class ServerMetrics:
         self._ends = Counter(
             "glimprouter_sequences", "Sequences that have ended.", ["reason"], registry=registry
         )
-        self._compared = Counter(
-            "glimprouter_drafts_compared", "Drafts that were verified.", registry=registry
-        )
-        self._accepted = Counter(
-            "glimprouter_drafts_accepted", "Drafts among these that held.", registry=registry
-        )
         self._answers = Counter(
             "glimprouter_http_answers", "Answers.", ["endpoint", "status"], registry=registry
         )
@@ -59,11 +87,9 @@ class ServerMetrics:
         self._share = Gauge(
             "glimprouter_large_token_share", "Share of the large model.", registry=registry
         )
-        self._accept_rate = Gauge(
-            "glimprouter_draft_accept_rate", "Share of drafts that held.", registry=registry
-        )
+        self._drafts = DraftMetrics(registry) if local else None
+        self._local = local
         self.totals = dict.fromkeys(_MODELS, 0)
-        self._drafts = [0, 0]  # accepted, compared
         for name in _MODELS:  # which are there from the start, as 0
             self._tokens.labels(name)
             self._steps.labels(name)
@@ -98,6 +124,8 @@ class ServerMetrics:
         gauge("glimprouter_rows", "Sequences that may be in flight.", lambda u: u.rows)
         gauge("glimprouter_rows_used", "Rows in use.", lambda u: u.running + u.preempted)
         gauge("glimprouter_sequences_running", "Sequences in memory.", lambda u: u.running)
+        if not self._local:
+            return
         gauge("glimprouter_sequences_preempted", "Out of memory.", lambda u: u.preempted)
         for name, what, read in (
             ("glimprouter_page_bytes", "Size of the arena.", lambda m: m.bytes),
@@ -132,12 +160,8 @@ class ServerMetrics:
 
     def _note_result(self, result: Result) -> None:
         self._ends.labels(result.trace.end_reason).inc()
-        compared = sum(counts.compared for counts in result.counts.values())
-        accepted = sum(counts.accepted for counts in result.counts.values())
-        self._compared.inc(compared)
-        self._accepted.inc(accepted)
-        self._drafts[0] += accepted
-        self._drafts[1] += compared
+        if self._drafts is not None:
+            self._drafts.note(result)
 
     def note_answer(self, endpoint: str, status: int, seconds: float) -> None:
         """An answer that has ended."""
@@ -148,6 +172,4 @@ class ServerMetrics:
         """All of it, in Prometheus' text format."""
         total = sum(self.totals.values())
         self._share.set(self.totals["large"] / total if total else 0.0)
-        accepted, compared = self._drafts
-        self._accept_rate.set(accepted / compared if compared else 0.0)
         return generate_latest(self.registry)

@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from glimprouter.config import RouterConfig
 from glimprouter.serve.errors import RequestError, unsupported, without_numbers
@@ -15,6 +15,9 @@ from glimprouter.serve.templates import Templates
 
 if TYPE_CHECKING:
     from glimprouter.hf import EncodedPrompt, RoutedModel
+    from glimprouter.vllm import RoutedEngines
+
+    ServedPair: TypeAlias = RoutedModel | RoutedEngines
 
 MODELS = ("small", "large")
 _UNKNOWN = "the chat template of a model does not show it"
@@ -36,17 +39,12 @@ class Markers:
 class PairFacts:
     """A pair as the front sees it; its tokenizers are copies, for a thread of their own."""
 
-    def __init__(self, model: RoutedModel) -> None:
-        """Of a loaded pair."""
-        from glimprouter.hf.pair.facts import context_length
-
+    def __init__(self, model: ServedPair) -> None:
+        """Of a loaded pair, or of engines that were checked."""
         own = (model.tokenizer, model.large_tokenizer)
         self.config: RouterConfig = model.config
         self.tokenizers = _copies(*own)
-        self.contexts = {
-            name: context_length(one)
-            for name, one in zip(MODELS, (model.small, model.large), strict=True)
-        }
+        self.contexts = _contexts(model)
         self._most_characters = min(
             self.contexts[name] * max(map(len, tokenizer.get_vocab()))
             for name, tokenizer in zip(MODELS, self.tokenizers, strict=True)
@@ -188,6 +186,16 @@ class PairFacts:
             raise RequestError(str(error)[:1000], param=param, code="invalid_value") from None
 
 
+def _contexts(model: ServedPair) -> dict[str, int]:
+    """Positions of each model, by name; engines have said theirs."""
+    from glimprouter.hf import RoutedModel
+    from glimprouter.hf.pair.facts import context_length
+
+    if not isinstance(model, RoutedModel):
+        return model.contexts
+    return {"small": context_length(model.small), "large": context_length(model.large)}
+
+
 def _copies(small: Any, large: Any) -> list[Any]:
     """For another thread; one for both models where their tokenizers do the same."""
     own = copy.deepcopy(small)
@@ -218,7 +226,7 @@ def _as_templates_take_it(call: dict[str, Any], param: str) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _markers(model: RoutedModel) -> Markers | None:
+def _markers(model: ServedPair) -> Markers | None:
     """Of the pair's thinking; None for a pair that does not think."""
     formats = [format for format in model.thinking_formats if format is not None]
     if not formats:

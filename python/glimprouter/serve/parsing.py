@@ -159,7 +159,7 @@ def _described(error: ValidationError, data: Mapping[str, Any]) -> RequestError:
         if param == "glimprouter.drafts":
             message = (
                 f"{param!r} is refused: drafts are the same for all requests (they change no"
-                " token); start the server with --drafts"
+                " token); where the models are in the server, it is started with --drafts"
             )
         return RequestError(message, param=param, code="unsupported_parameter")
     if fault["type"] == "missing":

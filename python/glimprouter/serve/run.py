@@ -18,7 +18,7 @@ from glimprouter.serve.limits import bounded_protocol
 from glimprouter.serve.options import ServerOptions
 
 if TYPE_CHECKING:
-    from glimprouter.hf import RoutedModel
+    from glimprouter.serve.pair import ServedPair
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LAST_SECONDS = 5.0  # to read how a sequence ended
@@ -81,7 +81,7 @@ class _Uvicorn(uvicorn.Server):
                 connection.transport.abort()
 
 
-def make_server(model: RoutedModel, options: ServerOptions) -> uvicorn.Server:
+def make_server(model: ServedPair, options: ServerOptions) -> uvicorn.Server:
     """A server of a pair, for a listening socket.
 
     Args:
@@ -89,8 +89,14 @@ def make_server(model: RoutedModel, options: ServerOptions) -> uvicorn.Server:
         options: Limits and names.
 
     Raises:
-        ValueError: There is not enough memory for the pair's keys and values.
+        ValueError: There is not enough memory for the pair's keys and values; or engines that
+            cannot serve, as ``RoutedEngines.check`` says.
+        EngineLost: An engine does not answer.
     """
+    from glimprouter.hf import RoutedModel
+
+    if not isinstance(model, RoutedModel):
+        model.check()
     own = Server(model, options)
     own.front.engine.start()
     config = uvicorn.Config(

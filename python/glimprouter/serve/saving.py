@@ -1,4 +1,4 @@
-"""Sequences that are saved when a server stops; ``RoutedModel.resume`` goes on with them."""
+"""Sequences that are saved when a server stops; ``resume`` of a pair goes on with them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from glimprouter.serve.errors import Failure
 
 if TYPE_CHECKING:
     from glimprouter.hf import Run
+    from glimprouter.vllm import EngineRun
 
 _log = logging.getLogger("glimprouter.serve")
 SUFFIX = ".sequence"
 
 
-def save_sequence(run: Run, index: int, name: str, directory: Path) -> Failure | None:
+def save_sequence(run: Run | EngineRun, index: int, name: str, directory: Path) -> Failure | None:
     """Saves a sequence under a name; what its client is told. None where it has not begun.
 
     Args:
@@ -29,12 +30,19 @@ def save_sequence(run: Run, index: int, name: str, directory: Path) -> Failure |
         saved = run.save(index)
     except ValueError:  # it waits for a row, or has ended
         return None
+    if not write_saved(saved, name, directory):
+        return None
+    return Failure(f"the server stops; what there is was saved as {name}", 503)
+
+
+def write_saved(saved: bytes, name: str, directory: Path) -> bool:
+    """Writes a saved sequence to a file of that name; whether that was possible."""
     try:
         _write(directory, f"{name}{SUFFIX}", saved)
     except OSError as error:
         _log.error("cannot save %s: %s", name, error)
-        return None
-    return Failure(f"the server stops; what there is was saved as {name}", 503)
+        return False
+    return True
 
 
 def _write(directory: Path, name: str, content: bytes) -> None:

@@ -6,9 +6,9 @@ Tensors and numbers only: no Python object becomes part of a graph.
 
 - ``glimpse(logits, entropy_top_k=0)`` -> entropy, logsumexp, max_prob, margin (float32 ``[B]``),
   token (int32 ``[B]``), status (uint8 ``[B]``), as in :func:`glimprouter.glimpse`.
-- ``sample(logits, substream, position, seed=0, temperature=1, top_p=1, top_k=0, min_p=0)`` -> token
-  (int32 ``[B]``), as in :func:`glimprouter.sample`; ``substream`` and ``position`` are int64, one
-  value or ``[B]``, ``seed`` lies in [0, 2^63).
+- ``sample(logits, substream, position, seed=0, temperature=1, top_p=1, top_k=0, min_p=0,
+  purpose=0)`` -> token (int32 ``[B]``), as in :func:`glimprouter.sample`; ``substream`` and
+  ``position`` are int64, one value or ``[B]``, ``seed`` lies in [0, 2^63).
 - ``append_kv(arena, slot_mapping, block_table, cu_seqlens, seq_lens, layout, layer, keys, values)``
   writes one layer's keys and values into their pages.
 - ``paged_attention(query, arena, <tables>, layout, layer, scale, window=0, softcap=0, sinks=None,

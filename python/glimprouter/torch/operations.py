@@ -57,6 +57,7 @@ def _sample(
     top_p: float = 1.0,
     top_k: int = 0,
     min_p: float = 0.0,
+    purpose: int = 0,
 ) -> torch.Tensor:
     tokens: torch.Tensor = sample(
         logits.detach(),
@@ -67,6 +68,7 @@ def _sample(
         seed=seed,
         substream=_keys(substream),  # type: ignore[arg-type]
         position=_keys(position),  # type: ignore[arg-type]
+        purpose=purpose,
     )
     return tokens.contiguous()
 
@@ -227,7 +229,7 @@ _define(
 _define(
     "sample",
     "(Tensor logits, Tensor substream, Tensor position, SymInt seed=0, float temperature=1.0,"
-    " float top_p=1.0, int top_k=0, float min_p=0.0) -> Tensor",
+    " float top_p=1.0, int top_k=0, float min_p=0.0, int purpose=0) -> Tensor",
     _sample,
     _fake_sample,
     ("CPU", "CUDA"),

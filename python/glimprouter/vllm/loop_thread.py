@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -22,16 +22,37 @@ class LoopThread:
         )
         self._thread.start()
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is the thread that asks."""
+        return threading.current_thread() is self._thread
+
+    def start(self, coroutine: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
+        """Begins a coroutine, and does not wait for it."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
     def call(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         """What a coroutine returns; it is cancelled where the caller is interrupted."""
-        future: concurrent.futures.Future[_T] = asyncio.run_coroutine_threadsafe(
-            coroutine, self._loop
-        )
+        future = self.start(coroutine)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
+
+    def do(self, act: Callable[[], _T]) -> _T:
+        """What a function returns that is called in the thread, also by the thread itself."""
+        if self.is_here:
+            return act()
+
+        async def called() -> _T:
+            return act()
+
+        return self.call(called())
+
+    def post(self, act: Callable[[], object]) -> None:
+        """Has a function called in the thread, soon."""
+        self._loop.call_soon_threadsafe(act)
 
     def close(self) -> None:
         """Ends the thread, and what is left of iterators that nobody has finished."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,10 @@ from glimprouter.config import RouterConfig
 from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.run.said import read_entries
 from glimprouter.hf.sequence.signals import Signals
+from glimprouter.policies import Policy
 from glimprouter.router import OutputField, Phase, StepRouter
 from glimprouter.vllm.protocol import GateOptions, Written
+from glimprouter.vllm.rules import coin_of, options_of
 
 
 class GateDisagrees(RuntimeError):
@@ -30,7 +33,11 @@ class Mirror:
     """
 
     def __init__(
-        self, boundaries: Sequence[StepBoundary], config: RouterConfig, max_sequences: int
+        self,
+        boundaries: Sequence[StepBoundary],
+        config: RouterConfig,
+        max_sequences: int,
+        policy: Policy | None = None,
     ) -> None:
         """No sequences.
 
@@ -38,8 +45,11 @@ class Mirror:
             boundaries: Of the small and the large model; the same one where they agree.
             config: Options of the run.
             max_sequences: In flight.
+            policy: That gates follow; None for the config's threshold.
         """
         self.config = config
+        self._policy = policy
+        self._coin = coin_of(policy)
         self._router = StepRouter(
             boundaries[0], config, large_boundary=boundaries[1], max_sequences=max_sequences
         )
@@ -53,6 +63,8 @@ class Mirror:
 
     def open(self, options: Mapping[str, Any]) -> int:
         """Starts a sequence; the options are those of ``StepRouter.open``."""
+        if self._policy is not None and options.get("route") == "manual":  # to the router alone
+            options = {**options, "route": "auto", **options_of(self._policy)}
         row = self._router.open(**_deciding(self.config, options))
         changes = {k: v for k, v in options.items() if k not in ("seed", "substream", "start")}
         self._configs[row] = self.config.replace(**changes)
@@ -102,7 +114,8 @@ class Mirror:
         state, config = self._router.state(row), self._configs[row]
         phase, step = Phase(state["phase"]), int(state["step_index"])
         routed = config.route == "auto" and phase != Phase.ANSWER
-        small = self.waits_for(row) == "small"
+        model = self.waits_for(row)
+        small = model == "small"
         given = step + 1 < config.first_steps_large  # the next step is the large model's
         return dataclasses.replace(
             common,
@@ -112,7 +125,8 @@ class Mirror:
             begun=phase != Phase.GLIMPSE,
             decides=routed and small,
             one_step=routed and small == given,
-            threshold=float(config.threshold),
+            threshold=math.inf if self._coin else float(config.threshold),
+            hard_at=self._next_hard(state) if routed and small else None,
             at_least=config.comparison == ">=",
             entropy_top_k=config.entropy_top_k,
             max_step_tokens=config.max_step_tokens,
@@ -123,7 +137,18 @@ class Mirror:
             seed=int(state["seed"]),
             substream=int(state["substream"]),
             position=int(state["position"]),
+            purpose=MODELS.index(model),
         )
+
+    def _next_hard(self, state: Mapping[str, Any]) -> int | None:
+        """How many glimpses from here a coin falls for the large model; None where it does not."""
+        if self._coin is None:
+            return None
+        key = int(state["seed"]), int(state["substream"])
+        first = int(state["step_index"]) + (Phase(state["phase"]) != Phase.GLIMPSE)
+        steps = range(first, first + int(state["room"]))  # a step has a token at least
+        found = next((step for step in steps if self._coin(*key, step)), None)
+        return None if found is None else found - first + 1
 
     def take(self, row: int, model: str, said: Written, handoff: int) -> list[Signals]:
         """Moves a sequence on by what a gate said; what the router says to it.

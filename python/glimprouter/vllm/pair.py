@@ -27,6 +27,7 @@ class EnginePair:
         engines: By name.
         facts: Of each.
         boundaries: Of the small and the large model; the same one where they agree.
+        formats: Of their thinking; None for a model without.
         translation: Of their vocabularies; None where both have the same.
         common: Of each model's requests: boundary and hand-off token.
     """
@@ -34,6 +35,7 @@ class EnginePair:
     engines: Mapping[str, CheckedEngine]
     facts: Mapping[str, EngineFacts]
     boundaries: Sequence[StepBoundary]
+    formats: Sequence[ThinkingFormat | None]
     translation: Translation | None
     common: Mapping[str, GateOptions]
 
@@ -92,7 +94,7 @@ async def pair_of(
             tuple(boundary.eos_ids),
         )
         common[name] = GateOptions(spec, _handoff(tokenizers[0 if shared else place], boundary))
-    pair = EnginePair(engines, facts, boundaries, translation, common)
+    pair = EnginePair(engines, facts, boundaries, formats, translation, common)
     await asyncio.gather(*(_greet(pair, place) for place in range(len(MODELS))))
     return pair
 

@@ -18,7 +18,7 @@ from glimprouter.boundary import StepBoundary
 from glimprouter.config import check_integer, check_random_key, check_sampling
 from glimprouter.glimpse import Status
 
-PROTOCOL = 1  # of requests and answers: rises with every change of either
+PROTOCOL = 2  # of requests and answers: rises with every change of either
 ARGUMENT = "glimprouter"  # name of the extra argument
 LOGPROBS_MODE = "processed_logits"
 
@@ -90,6 +90,8 @@ class GateOptions:
         one_step: Whether the request ends with the step.
         threshold: tau in nats.
         at_least: Whether an entropy equal to it is a hard step, too.
+        hard_at: Which glimpse of the request, 1 for the first, is of a hard step whatever its
+            entropy: where coins decide. None for none.
         entropy_top_k: None for the full entropy.
         max_step_tokens: Tokens of one step.
         temperature: Of the draw, which the gate makes itself; 0 for greedy.
@@ -99,6 +101,7 @@ class GateOptions:
         seed: Seed of the run.
         substream: Random key of the sequence.
         position: Generated tokens of the sequence before the first one of this request.
+        purpose: Of the draws: 0 for the small model's, 1 for the large one's, as the router draws.
     """
 
     spec: BoundarySpec
@@ -112,6 +115,7 @@ class GateOptions:
     one_step: bool = False
     threshold: float = math.inf
     at_least: bool = False
+    hard_at: int | None = None
     entropy_top_k: int | None = None
     max_step_tokens: int = 2**31 - 1
     temperature: float = 0.0
@@ -121,6 +125,7 @@ class GateOptions:
     seed: int = 0
     substream: int = 0
     position: int = 0
+    purpose: int = 0
     protocol: int = field(default=PROTOCOL)
 
     def to_json(self) -> str:
@@ -159,9 +164,11 @@ class GateOptions:
         check_sampling(self.temperature, self.top_p, self.top_k, self.min_p)
         for name in ("handoff", "automaton", "step_tokens", "position"):
             check_integer(name, getattr(self, name), 0)
+        check_integer("purpose", self.purpose, 0, high=2**32 - 1)
         check_integer("max_step_tokens", self.max_step_tokens, 1)
-        if self.entropy_top_k is not None:
-            check_integer("entropy_top_k", self.entropy_top_k, 1)
+        for name in ("entropy_top_k", "hard_at"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 1)
         check_random_key("seed", self.seed)
         check_random_key("substream", self.substream)
         if not isinstance(self.threshold, int | float) or math.isnan(self.threshold):

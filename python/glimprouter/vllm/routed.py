@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from glimprouter.boundary import StepBoundary
 from glimprouter.config import RouterConfig, check_integer
 from glimprouter.hf.pair.prompts import Prompt, TemplateOptions, check_prompts, seeds_of
 from glimprouter.hf.pair.text import MODELS, SharedTokenizer
@@ -13,14 +15,16 @@ from glimprouter.hf.pair.thinking import ThinkingFormat, check_thinking
 from glimprouter.hf.run.begin import Beginnings
 from glimprouter.hf.run.options import run_config
 from glimprouter.hf.sequence.events import Result
-from glimprouter.vllm.engines.base import Engine, EngineUsage
+from glimprouter.policies import Policy
+from glimprouter.vllm.engines.base import Engine, EngineFacts, EngineUsage
 from glimprouter.vllm.engines.checked import CheckedEngine
 from glimprouter.vllm.engines.in_process import InProcessEngine
 from glimprouter.vllm.engines.server import Server
 from glimprouter.vllm.loop_thread import LoopThread
 from glimprouter.vllm.mirror import Mirror
 from glimprouter.vllm.pair import EnginePair, pair_of
-from glimprouter.vllm.run import EngineRun, Opening, opening_of, opening_of_saved
+from glimprouter.vllm.rules import check_policy
+from glimprouter.vllm.run import EngineRun
 
 
 class RoutedEngines:
@@ -46,6 +50,7 @@ class RoutedEngines:
         large_tokenizer: Any = None,
         thinking: str | ThinkingFormat | None = "auto",
         eos_token_ids: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+        policy: Policy | None = None,
         on_invalid: Literal["raise", "end"] = "raise",
         max_sequences: int = 256,
         timeout: float = 120.0,
@@ -59,12 +64,15 @@ class RoutedEngines:
             large: The large model's, likewise.
             tokenizer: Tokenizer of the small model.
             config: Routing, sampling and limits (default: ``RouterConfig()``). ``route="manual"``
-                is not for engines: their gates decide by the threshold.
+                is not for engines: their gates decide.
             large_tokenizer: Tokenizer of the large model (default: ``tokenizer``); another
                 vocabulary is mapped by the bytes of its tokens.
             thinking: As in :class:`glimprouter.hf.RoutedModel`.
             eos_token_ids: Likewise; None for the tokenizers' and those of the generation configs,
                 which servers do not tell: then those beside the tokenizers.
+            policy: None for the config's threshold, or an ``EntropyThreshold`` or ``RandomShare``
+                of :mod:`glimprouter.policies`: gates decide by entropies or by coins. Saved
+                sequences do not hold it.
             on_invalid: What to do when a model gives NaN, +inf or only -inf: ``"raise"``, or
                 ``"end"`` that sequence with an error in its trace while the others go on.
             max_sequences: Sequences in flight; further prompts wait.
@@ -90,6 +98,7 @@ class RoutedEngines:
         run_config(self.config, {}, None)
         self.tokenizer = tokenizer
         self.large_tokenizer = large_tokenizer or tokenizer
+        self.policy = policy
         self.on_invalid = on_invalid
         self.max_sequences = max_sequences
         self.patience = patience
@@ -105,9 +114,90 @@ class RoutedEngines:
         self._asking = asyncio.Lock()
 
     @property
+    def policy(self) -> Policy | None:
+        """What decides, of runs that begin from now on; None for the config's threshold.
+
+        Raises:
+            TypeError: When set, to no policy.
+            ValueError: When set, to one that gates cannot follow.
+        """
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy | None) -> None:
+        check_policy(policy)
+        self._policy = policy
+
+    @property
     def usage(self) -> dict[str, EngineUsage]:
         """What each engine has been asked for, by all runs."""
         return {name: engine.usage for name, engine in self._engines.items()}
+
+    @property
+    def away(self) -> dict[str, float]:
+        """Seconds since engines were lost that have not answered again, by name."""
+        now = time.monotonic()
+        engines = self._engines.items()
+        return {name: now - own.lost_at for name, own in engines if own.lost_at is not None}
+
+    @property
+    def facts(self) -> Mapping[str, EngineFacts]:
+        """What both engines said of themselves, by name.
+
+        Raises:
+            RuntimeError: They were not asked yet.
+        """
+        return self._checked().facts
+
+    @property
+    def contexts(self) -> dict[str, int]:
+        """Positions of each model, by name; like the other facts of the pair, once it was checked.
+
+        Raises:
+            RuntimeError: The engines were not asked yet.
+        """
+        return self._checked().contexts
+
+    @property
+    def boundary(self) -> StepBoundary:
+        """Of the small model."""
+        return self._checked().boundaries[0]
+
+    @property
+    def large_boundary(self) -> StepBoundary:
+        """Of the large model; the same one where both agree."""
+        return self._checked().boundaries[1]
+
+    @property
+    def thinking_formats(self) -> list[ThinkingFormat | None]:
+        """How the models mark their thinking; None for one that does not."""
+        return list(self._checked().formats)
+
+    @property
+    def thread(self) -> LoopThread:
+        """Whose event loop is used by all methods for callers that have none."""
+        if self._thread is None:
+            self._thread = LoopThread()
+        return self._thread
+
+    def check(self) -> None:
+        """As :meth:`acheck`, where the caller is in no event loop."""
+        self.thread.call(self.acheck())
+
+    def check_prompts(self, prompts: Sequence[Prompt], **overrides: Any) -> None:
+        """Raises what :meth:`generate` would say to prompts; nothing is written."""
+        check_prompts(prompts)
+        self.check()
+        self._beginnings(overrides, tokens=False).begin(prompts, seeds_of(0, prompts), None)
+
+    async def aprobe(self) -> None:
+        """Asks both engines whether they answer; :attr:`away` says which do not."""
+        await asyncio.gather(*(engine.probe() for engine in self._engines.values()))
+
+    def _checked(self) -> EnginePair:
+        if self._pair is None:
+            raise RuntimeError("the engines were not asked yet; call check() before")
+        return self._pair
 
     async def acheck(self) -> None:
         """Asks both engines whether they serve, as the first prompts do.
@@ -152,9 +242,14 @@ class RoutedEngines:
         if isinstance(saved, str | bytes) or not isinstance(saved, Sequence):
             raise TypeError("saved must be a list; for one sequence pass [saved]")
         await self.acheck()
-        common = self._beginnings({}, tokens=True)
-        options = dict(common.record_options)
-        return self._run([opening_of_saved(own, options) for own in saved], self.config)
+        run = self._run(self._beginnings({}, tokens=True))
+        try:
+            for own in saved:
+                run.load(own)
+        except BaseException:
+            await run.aclose()
+            raise
+        return run
 
     def generate(
         self,
@@ -185,7 +280,7 @@ class RoutedEngines:
                 gate.
             RuntimeError: Invalid logits with ``on_invalid="raise"``.
         """
-        return self._own_loop().call(
+        return self.thread.call(
             self.agenerate(prompts, seeds, chat_template_kwargs=chat_template_kwargs, **overrides)
         )
 
@@ -197,8 +292,11 @@ class RoutedEngines:
         chat_template_kwargs: TemplateOptions = None,
         **overrides: Any,
     ) -> EngineRun:
-        """As :meth:`generate`, but an iterator over events."""
-        return self._own_loop().call(
+        """As :meth:`generate`, but an iterator over events.
+
+        Without prompts it waits for those that :meth:`EngineRun.add` brings.
+        """
+        return self.thread.call(
             self.astream(prompts, seeds, chat_template_kwargs=chat_template_kwargs, **overrides)
         )
 
@@ -213,7 +311,7 @@ class RoutedEngines:
             TypeError: No list, or an entry is no bytes.
             ValueError: Foreign or damaged bytes, or those of another pair.
         """
-        return self._own_loop().call(self.aresume(saved))
+        return self.thread.call(self.aresume(saved))
 
     async def aclose(self) -> None:
         """Closes connections; engines of this process go on."""
@@ -225,11 +323,6 @@ class RoutedEngines:
             self._thread.call(self.aclose())
             self._thread.close()
             self._thread = None
-
-    def _own_loop(self) -> LoopThread:
-        if self._thread is None:
-            self._thread = LoopThread()
-        return self._thread
 
     async def _start(
         self,
@@ -244,21 +337,20 @@ class RoutedEngines:
         await self.acheck()
         common = self._beginnings(overrides, tokens=tokens)
         records, options = common.begin(prompts, seeds_of(seeds, prompts), template_options)
-        openings = [opening_of(*own) for own in zip(records, options, strict=True)]
-        return self._run(openings, self.config)
+        run = self._run(common)
+        run.begin(records, options)
+        return run
 
-    def _run(self, openings: Sequence[Opening], config: RouterConfig) -> EngineRun:
-        assert self._pair is not None
-        rows = max(1, min(self.max_sequences, len(openings)))
-        mirror = Mirror(self._pair.boundaries, config, rows)
+    def _run(self, common: Beginnings) -> EngineRun:
+        pair, thread = self._checked(), self._thread
         return EngineRun(
-            self._pair,
-            mirror,
-            openings,
-            max_sequences=rows,
+            pair,
+            Mirror(pair.boundaries, self.config, self.max_sequences, self._policy),
+            common,
+            max_sequences=self.max_sequences,
             patience=self.patience,
             raise_on_invalid=self.on_invalid == "raise",
-            thread=self._thread,
+            thread=thread if thread is not None and thread.is_here else None,
         )
 
     async def _results(self, run: EngineRun, count: int) -> list[Result]:
@@ -273,13 +365,12 @@ class RoutedEngines:
         return [results[index] for index in range(count)]
 
     def _beginnings(self, overrides: Mapping[str, Any], *, tokens: bool) -> Beginnings:
-        pair = self._pair
-        assert pair is not None
+        pair = self._checked()
         boundary = pair.boundaries[0]
         return Beginnings(
             self.config,
             dict(overrides),
-            None,
+            self._policy,
             (self.tokenizer, self.large_tokenizer),
             pair.boundaries,
             pair.contexts,

@@ -41,13 +41,14 @@ class RoutedSequence:
 
     Attributes:
         record: What was written.
-        row: Of the mirror.
+        row: Of the mirror; -1 before it has begun.
+        interrupted: Whether nothing more is to be written.
     """
 
     def __init__(
         self,
         record: SequenceRecord,
-        row: int,
+        take_row: Callable[[], int],
         pair: EnginePair,
         mirror: Mirror,
         tell: Callable[[list[Event]], None],
@@ -57,14 +58,16 @@ class RoutedSequence:
 
         Args:
             record: The sequence.
-            row: Of the mirror.
+            take_row: Opens a row of the mirror.
             pair: The engines.
             mirror: Of the run.
             tell: Takes events.
             ledger: Of a saved sequence.
         """
         self.record = record
-        self.row = row
+        self.row = -1
+        self.interrupted = False
+        self._take_row = take_row
         self._pair = pair
         self._mirror = mirror
         self._tell = tell
@@ -74,8 +77,21 @@ class RoutedSequence:
         self._usage = {name: EngineUsage() for name in MODELS}
         self._seen = dict.fromkeys(MODELS, 0)  # tokens that an engine has computed
 
+    def begin(self) -> None:
+        """Takes its row; :meth:`end` gives it back."""
+        self.row = self._take_row()
+
+    def end(self) -> None:
+        """Gives its row back."""
+        self._mirror.close(self.row)
+
+    @property
+    def turn(self) -> str:
+        """Name of the model whose turn it is."""
+        return self._mirror.waits_for(self.row)
+
     async def write(self, patience: float) -> None:
-        """Writes to the end.
+        """Writes to the end, or until it is interrupted.
 
         Args:
             patience: Seconds that an engine may stay away.
@@ -86,8 +102,8 @@ class RoutedSequence:
             SequenceFailed: The sequence cannot go on.
         """
         lost_at, wait = None, _FIRST_WAIT
-        while not self.record.done:
-            model, before = self._mirror.waits_for(self.row), len(self.record.generated)
+        while not (self.record.done or self.interrupted):
+            model, before = self.turn, len(self.record.generated)
             try:
                 await self._ask(model)
                 lost_at, wait = None, _FIRST_WAIT
@@ -118,11 +134,11 @@ class RoutedSequence:
                             wanted = self._take(model, request, token, value, seconds)
                         else:
                             self._count(model, dropped_tokens=1)
-                    if not wanted and not self._ends(request, piece):
+                    if self.interrupted or not (wanted or self._ends(request, piece)):
                         break
         finally:
             self._note(model, request, written, cached)
-        if written == 0:
+        if written == 0 and not self.interrupted:
             raise SequenceFailed(f"the {model} engine ended a request without a token")
 
     @staticmethod
@@ -278,5 +294,6 @@ def load_sequence(
     ledger = None
     if pair.translation is not None:
         ledger = TokenLedger.load(tensor_as_bytes(state.memory[_LEDGER]), pair.translation.map)
-    row = mirror.load(state.router, options)
-    return RoutedSequence(record, row, pair, mirror, tell, ledger)
+    return RoutedSequence(
+        record, lambda: mirror.load(state.router, options), pair, mirror, tell, ledger
+    )

@@ -67,12 +67,14 @@ class EngineFacts:
         context: Positions of the model.
         version: Of vLLM.
         eos_ids: Ids that end a sequence, by its generation config; empty where it is not known.
+        source: Directory or hub name that it has loaded; empty where it is not known.
     """
 
     model: str
     context: int
     version: str
     eos_ids: tuple[int, ...] = ()
+    source: str = ""
 
 
 @dataclass(slots=True)

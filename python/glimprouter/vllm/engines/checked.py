@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 import warnings
 from collections.abc import AsyncGenerator
@@ -27,6 +28,7 @@ class CheckedEngine:
     Attributes:
         name: ``"small"`` or ``"large"``.
         usage: What all sequences have asked it for.
+        lost_at: On the monotonic clock, when it was lost; None while it answers.
     """
 
     def __init__(self, name: str, engine: Engine, timeout: float) -> None:
@@ -39,6 +41,7 @@ class CheckedEngine:
         """
         self.name = name
         self.usage = EngineUsage()
+        self.lost_at: float | None = None
         self._engine = engine
         self._timeout = timeout
         self._hello: GateOptions | None = None
@@ -117,12 +120,30 @@ class CheckedEngine:
                 raise EngineRefused(f"the {self.name} engine ({known.model}): {wrong}")
             self._checked = True
 
+    async def probe(self) -> None:
+        """Asks whether it answers, and serves; one that was lost is asked for its gate."""
+        try:
+            if self._checked:
+                await self._ask_facts()
+            else:
+                await self._check()
+        except (EngineLost, EngineRefused):
+            self._note_lost()
+        else:
+            self.lost_at = None
+
+    def _note_lost(self) -> None:
+        self._checked = False
+        if self.lost_at is None:
+            self.lost_at = time.monotonic()
+
     async def write(self, request: EngineRequest) -> AsyncGenerator[Piece, None]:
         """As :meth:`Engine.write`; an engine that was lost is asked for its gate first."""
         if not self._checked:
             await self._check()
         async with aclosing(self._pieces(request)) as pieces:
             async for piece in pieces:
+                self.lost_at = None
                 yield piece
 
     async def _pieces(self, request: EngineRequest) -> AsyncGenerator[Piece, None]:
@@ -133,12 +154,12 @@ class CheckedEngine:
                 except StopAsyncIteration:
                     return
                 except asyncio.TimeoutError as error:
-                    self._checked = False
+                    self._note_lost()
                     raise EngineLost(
                         f"the {self.name} engine wrote nothing for {self._timeout:g} s"
                     ) from error
                 except EngineLost as error:
-                    self._checked = False
+                    self._note_lost()
                     raise EngineLost(f"the {self.name} engine: {error}") from error
                 except EngineRefused as error:
                     raise EngineRefused(f"the {self.name} engine: {error}") from error

@@ -76,7 +76,8 @@ class InProcessEngine:
         generation = model.try_get_generation_config() or {}
         ends = generation.get("eos_token_id")
         ids = (ends,) if isinstance(ends, int) else tuple(ends or ())
-        return EngineFacts(str(model.model), int(model.max_model_len), vllm.__version__, ids)
+        name = str(model.model)
+        return EngineFacts(name, int(model.max_model_len), vllm.__version__, ids, name)
 
     async def write(self, request: EngineRequest) -> AsyncGenerator[Piece, None]:
         """The answer while it is written."""

@@ -91,7 +91,8 @@ class Server:
         if not isinstance(context, int):
             raise EngineRefused(f"{self.url} does not say max_model_len of {name!r}: is it vLLM?")
         version = (await self._get("/version")).get("version", "")
-        return EngineFacts(str(name), context, str(version))
+        source = str(entry.get("root") or name)
+        return EngineFacts(str(name), context, str(version), source=source)
 
     async def write(self, request: EngineRequest) -> AsyncGenerator[Piece, None]:
         """The answer while it is written."""

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import vllm
 from transformers import AutoTokenizer
-from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
 
 try:
+    from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SecondInterface
 except ImportError as error:
     raise ImportError(

@@ -51,6 +51,7 @@ class GateRow:
         self._state = self.options.automaton
         self._step_tokens = self.options.step_tokens
         self._begun = self.options.begun
+        self._glimpses = 0  # decisions about the followed tokens
         self._over = False
 
     @property
@@ -95,6 +96,7 @@ class GateRow:
         if self.options.answering:
             return
         before = self._state
+        self._glimpses += self.glimpsing and not self._leads(token)
         self._state, hit = self._boundary.effect(before, token)
         self._step_tokens += 1
         if hit or self._step_tokens >= self.options.max_step_tokens:
@@ -131,6 +133,8 @@ class GateRow:
         return self._boundary.precedes_step(token, self._state)
 
     def _is_hard(self, entropy: float) -> bool:
+        if self._glimpses + 1 == self.options.hard_at:
+            return True
         value, threshold = np.float32(entropy), np.float32(self.options.threshold)
         return bool(value >= threshold if self.options.at_least else value > threshold)
 
@@ -182,7 +186,7 @@ def _draw(logits: torch.Tensor, rows: Sequence[GateRow]) -> list[int]:
     """A token for each row; -1 where the logits are invalid."""
     drawn = [-1] * len(rows)
     for options, places in _groups(rows, _filters).items():
-        temperature, top_p, top_k, min_p, seed = options
+        temperature, top_p, top_k, min_p, seed, purpose = options
         found: Any = sample(
             _selected(logits, places),
             temperature=temperature,
@@ -192,6 +196,7 @@ def _draw(logits: torch.Tensor, rows: Sequence[GateRow]) -> list[int]:
             seed=seed,
             substream=[rows[place].options.substream for place in places],
             position=[rows[place].options.position + rows[place].length for place in places],
+            purpose=purpose,
         )
         for place, token in zip(places, found.tolist(), strict=True):
             drawn[place] = token
@@ -236,9 +241,9 @@ def _look(
     return entropies, statuses
 
 
-def _filters(row: GateRow) -> tuple[float, float, int, float, int]:
+def _filters(row: GateRow) -> tuple[float, float, int, float, int, int]:
     own = row.options
-    return own.temperature, own.top_p, own.top_k, own.min_p, own.seed
+    return own.temperature, own.top_p, own.top_k, own.min_p, own.seed, own.purpose
 
 
 def _groups(rows: Sequence[GateRow], key: Any) -> dict[Any, list[int]]:
