@@ -94,6 +94,33 @@ def test_cancelled_sequences_end_and_the_others_do_not_notice() -> None:
     assert [got[place].text for place in (1, 2, 3)] == [want[place].text for place in (1, 2, 3)]
 
 
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_sequence_ends_also_where_its_next_token_is_just_there(closes: bool) -> None:
+    """Python before 3.12 forgets a cancellation that comes at the same moment as a result."""
+    client = engines()
+    engine: Any = client._engines["large"]._engine
+
+    async def main() -> EngineRun:
+        run = await client.astream(PAIR.prompts[:1], route="large", max_think_tokens=400)
+        end = (lambda: ends.append(asyncio.ensure_future(run.aclose()))) if closes else None
+        ends: list[Any] = []
+
+        def change(*_: Any) -> None:
+            if engine.tokens == began + 5:
+                asyncio.get_running_loop().call_soon(end or (lambda: run.cancel(0)))
+
+        began, engine.change = engine.tokens, change
+        async for _ in run:
+            pass
+        await asyncio.gather(*ends)
+        assert engine.tokens - began <= 7
+        return run
+
+    run = asyncio.run(main())
+    if not closes:
+        assert run.trace(0).end_reason == "cancelled"
+
+
 def test_a_sequence_that_was_saved_goes_on_here_and_elsewhere() -> None:
     run = engines().stream(PAIR.prompts[:2], 3, temperature=1.0)
     until_written(run, 1, 9)
