@@ -86,9 +86,8 @@ def open_engines(
         **options: Of :class:`RoutedEngines`.
 
     Raises:
-        UserError: No URL, or a tokenizer that cannot be loaded.
-        EngineLost: A server does not answer.
-        EngineRefused: What answers is no server of vLLM, or serves several models.
+        UserError: No URL, or a tokenizer that cannot be loaded; a server that was asked for it and
+            does not answer, is not of vLLM, or serves several models.
     """
     from glimprouter.vllm import RoutedEngines
 
@@ -100,7 +99,7 @@ def open_engines(
     ):
         server = _server(f"--{name}-url", url, api_key)
         servers.append(server)
-        source = given or asyncio.run(_source(server))
+        source = given or _source(name, server)
         tokenizers.append(_tokenizer(name, source, given is None, trust_remote_code))
     small, large = servers
     return RoutedEngines(
@@ -135,12 +134,20 @@ def _server(option: str, url: str, api_key: str | None) -> Server:
         raise UserError(f"{option}: {error}") from None
 
 
-async def _source(server: Server) -> str:
+def _source(name: str, server: Server) -> str:
     """What a server has loaded, by its own word."""
+    from glimprouter.vllm import EngineLost, EngineRefused
+
+    async def ask() -> str:
+        try:
+            return (await server.facts()).source
+        finally:
+            await server.close()
+
     try:
-        return (await server.facts()).source
-    finally:
-        await server.close()
+        return asyncio.run(ask())
+    except (EngineLost, EngineRefused) as error:
+        raise UserError(f"--{name}-url {error}") from error
 
 
 def _tokenizer(name: str, source: str, named_by_server: bool, trust_remote_code: bool) -> Any:

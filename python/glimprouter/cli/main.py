@@ -21,6 +21,7 @@ EXTRAS = {
         "h11": "uvicorn",
         "prometheus_client": "prometheus-client",
     },
+    "vllm-client": {"httpx": "httpx"},
     "evaluate": {
         "matplotlib": "matplotlib",
         "scipy": "scipy",
