@@ -24,6 +24,7 @@ def parsed(words: list[str]) -> Any:
     return parser.parse_args(["serve", *words])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_a_command_is_vllms(words: list[str]) -> None:
     options = parsed(words)

@@ -68,6 +68,7 @@ def test_most_of_a_prefix_is_not_computed_again(engines: RoutedEngines) -> None:
     assert (after[0] - before[0]) / (after[1] - before[1]) < 32
 
 
+@pytest.mark.long
 def test_an_evaluation_and_a_calibration(
     engines: RoutedEngines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,7 @@ def _metrics(url: str) -> str:
     return httpx.get(f"{url}/metrics").text
 
 
+@pytest.mark.long
 def test_a_stopped_server_saves_what_other_clients_go_on_with(
     servers: Servers, tmp_path: Path
 ) -> None:
@@ -147,6 +148,7 @@ def test_a_stopped_server_saves_what_other_clients_go_on_with(
     assert not differing_texts([(text, result.answer)], [want])
 
 
+@pytest.mark.long
 def test_a_server_that_stays_away_and_comes_back(servers: Servers) -> None:
     chat = [{"role": "user", "content": PROMPTS[0]}]
     (want,) = trained_pair().routed(**CONFIG).generate([chat])
@@ -167,6 +169,7 @@ def test_a_server_that_stays_away_and_comes_back(servers: Servers) -> None:
         assert not differing_texts([text], [want])
 
 
+@pytest.mark.long
 def test_a_server_without_a_gate_ends_the_start(servers: Servers, tmp_path: Path) -> None:
     from glimprouter.demo_pair import large_path
 
