@@ -24,7 +24,7 @@ from plain_engines import ENVIRONMENT, OPTIONS, GatedServer, InProcess, OverHttp
 os.environ.update(ENVIRONMENT)
 
 import torch
-from published_flow import Answer, TwoRequestsAStep
+from published_flow import Answer, AsItsClientDoes, TwoRequestsAStep
 from transformers import AutoTokenizer
 
 from glimprouter import RouterConfig, demo_pair
@@ -44,9 +44,10 @@ CONFIG = RouterConfig(
 PATHS = {"small": demo_pair.small_path(), "large": demo_pair.large_path()}
 AT_ONCE = (1, 16)
 GATE, PUBLISHED, LARGE, MODEL = "gate", "two requests a step", "large alone", "RoutedModel"
+CLIENT = "published client"  # two requests a step, as text
 GOALS = (  # way, against which, where, at once, ratio at most
-    (GATE, PUBLISHED, "HTTP", 1, 0.5),
-    (GATE, PUBLISHED, "HTTP", 16, 0.5),
+    (GATE, CLIENT, "HTTP", 1, 0.5),
+    (GATE, CLIENT, "HTTP", 16, 0.5),
     (GATE, PUBLISHED, "in process", 1, 0.8),
     (GATE, PUBLISHED, "in process", 16, 0.9),
     (MODEL, PUBLISHED, "in process", 1, 0.3),
@@ -127,20 +128,30 @@ class Comparison:
             asked = sum(usage.requests for usage in routed.usage.values()) - before
             return [(result.answer, result.trace.total_tokens) for result in results], asked
 
-        def by(solve: Callable[[str], Awaitable[Answer]]) -> Solve:
-            async def all_of_them(at_once: int) -> tuple[list[Answer], int]:
-                rows, before = asyncio.Semaphore(at_once), plain.requests
+        return {
+            GATE: gate,
+            PUBLISHED: self.by(plain, plain.published),
+            LARGE: self.by(plain, plain.alone),
+        }
 
-                async def one(question: str) -> Answer:
-                    async with rows:
-                        return await solve(question)
+    def by(
+        self,
+        asking: TwoRequestsAStep | AsItsClientDoes,
+        solve: Callable[[str], Awaitable[Answer]],
+    ) -> Solve:
+        """A way that solves one problem after another, some at once."""
 
-                answers = await asyncio.gather(*map(one, self._questions))
-                return list(answers), plain.requests - before
+        async def all_of_them(at_once: int) -> tuple[list[Answer], int]:
+            rows, before = asyncio.Semaphore(at_once), asking.requests
 
-            return all_of_them
+            async def one(question: str) -> Answer:
+                async with rows:
+                    return await solve(question)
 
-        return {GATE: gate, PUBLISHED: by(plain.published), LARGE: by(plain.alone)}
+            answers = await asyncio.gather(*map(one, self._questions))
+            return list(answers), asking.requests - before
+
+        return all_of_them
 
     async def in_process(self, tokenizer: Any) -> None:
         """Two engines of this process, and RoutedModel."""
@@ -181,6 +192,8 @@ class Comparison:
             routed = RoutedEngines(urls["small"], urls["large"], tokenizer, CONFIG)
             await routed.agenerate(self._questions[:1])
             ways = self.on_engines(routed, TwoRequestsAStep(http, tokenizer, CONFIG))
+            client = AsItsClientDoes(urls, PATHS, CONFIG)
+            ways |= {CLIENT: self.by(client, client.published)}
             await self.measure("HTTP", ways, http.forget)
             await routed.aclose()
         finally:

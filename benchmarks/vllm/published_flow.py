@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from plain_engines import PlainEngine
@@ -15,8 +16,8 @@ Answer = tuple[str, int]  # text, generated tokens
 class TwoRequestsAStep:
     """Engines without gates, asked twice a step.
 
-    Kinder to it than the published client (https://github.com/Zengwh02/GlimpRouter) is: prompts and
-    answers are token ids, so nothing is tokenized again, and no chat template runs at each step.
+    Kinder to it than the published client is (:class:`AsItsClientDoes`): prompts and answers are
+    token ids, so nothing is tokenized again, and no chat template runs at each step.
 
     Attributes:
         requests: Asked so far.
@@ -41,9 +42,7 @@ class TwoRequestsAStep:
         stops = [*self._ends, self._think_end]
         while len(ids) - start < config.max_think_tokens:
             probe = await self._engine.ask("small", ids, 1, candidates=20)
-            weights = [math.exp(value - max(probe.logprobs)) for value in probe.logprobs]
-            shares = [weight / sum(weights) for weight in weights]
-            entropy = -sum(share * math.log(share) for share in shares if share > 0)
+            entropy = renormalised_entropy(probe.logprobs)
             model = "large" if entropy > config.threshold else "small"
             step = await self._engine.ask(model, ids, config.max_step_tokens, stops=stops)
             self.requests += 2
@@ -67,3 +66,75 @@ class TwoRequestsAStep:
         reply = await self._engine.ask("large", self._prompt(question), 400)
         text = self._tokenizer.decode(reply.ids, skip_special_tokens=True)
         return text.split("</think>")[-1].strip(), len(reply.ids)
+
+
+class AsItsClientDoes:
+    """The same flow as the published client asks for it: text, in chats, by OpenAI's package.
+
+    Before each step the template is rendered and all of the text tokenized, twice.
+
+    Attributes:
+        requests: Asked so far.
+    """
+
+    def __init__(self, urls: dict[str, str], paths: dict[str, Path], config: RouterConfig) -> None:
+        from openai import AsyncOpenAI
+
+        self._paths, self._config = paths, config
+        self._clients = {
+            name: AsyncOpenAI(base_url=f"{url}/v1", api_key="none") for name, url in urls.items()
+        }
+        self.requests = 0
+
+    async def _ask(self, model: str, question: str, begun: str, **options: Any) -> Any:
+        self.requests += 1
+        messages = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": begun},
+        ]
+        answer = await self._clients[model].chat.completions.create(
+            model=str(self._paths[model]),
+            messages=messages,
+            temperature=0.0,
+            extra_body={"add_generation_prompt": False, "continue_final_message": True},
+            **options,
+        )
+        return answer.choices[0]
+
+    async def published(self, question: str) -> Answer:
+        """A probe of one token, then the step, by either model."""
+        steps: list[str] = []
+        config, written = self._config, 0
+        while written < config.max_think_tokens:
+            begun = "<think>\n" + "".join(f"{step}\n\n" for step in steps)
+            probe = await self._ask(
+                "small", question, begun, max_tokens=1, logprobs=True, top_logprobs=20
+            )
+            found = [one.logprob for one in probe.logprobs.content[0].top_logprobs]
+            model = "large" if renormalised_entropy(found) > config.threshold else "small"
+            step = await self._ask(
+                model,
+                question,
+                begun,
+                max_tokens=config.max_step_tokens,
+                stop=["\n\n"],
+                logprobs=True,
+            )
+            written += len(step.logprobs.content)
+            text, end, _ = step.message.content.partition("</think>")
+            if text:
+                steps.append(text)
+            if end:
+                break
+        begun = "<think>\n" + "".join(f"{step}\n\n" for step in steps) + "</think>\n\n"
+        answer = await self._ask(
+            "large", question, begun, max_tokens=config.max_answer_tokens, logprobs=True
+        )
+        return answer.message.content.strip(), written + len(answer.logprobs.content)
+
+
+def renormalised_entropy(logprobs: list[float]) -> float:
+    """Nats, of the candidates that were told."""
+    weights = [math.exp(value - max(logprobs)) for value in logprobs]
+    shares = [weight / sum(weights) for weight in weights]
+    return -sum(share * math.log(share) for share in shares if share > 0)
