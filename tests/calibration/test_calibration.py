@@ -90,6 +90,7 @@ class FakeModel:
 
     def __init__(self, entropies: Callable[[int, float], list[float]], **config: Any) -> None:
         self.config = gr.RouterConfig(**config)
+        self.policy = None
         self._entropies = entropies
         self.thresholds: list[float] = []
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import glimprouter as gr
-import hf_pairs
 from evaluation_runs import LIMITS, evaluated, pair, task, without_clock
 from glimprouter.chains import ArbitrageOracle, CandidateResult, SpecCoT, write_with_candidates
 from glimprouter.demo_pair import large_path, small_path
@@ -22,6 +21,7 @@ from glimprouter.evaluation.report import write_report
 from glimprouter.evaluation.solving import following, problem_seed
 from glimprouter.hf import RoutedModel
 from glimprouter.policies import Glimpse, Policy
+from hf_runs import routed
 
 SIZES = {"timing_batches": [], "probe_problems": 0, "problems": 8, "batch": 8}
 POLICIES = ["spec-cot:candidates=3", "arbitrage-oracle"]
@@ -162,7 +162,7 @@ def test_what_a_pair_cannot_do_is_said_before_anything_runs(tmp_path: Path) -> N
     assert "policy spec-cot: 4 drafts at temperature 0" in refused(greedy, "spec-cot", where)
     message = refused(greedy, "spec-cot:candidates=9", where)
     assert "max_sequences=8, and this plan needs 10" in message
-    two = hf_pairs.pair_of("two tokenizers").routed(**own, temperature=0.7)
+    two, _ = routed("two tokenizers", max_sequences=8)
     assert "the tokenizers of this pair differ" in refused(two, "spec-cot", where)
     assert "spec-cot has no parameter 'large_tokens'" in refused(
         greedy, "spec-cot:large_tokens=1", where

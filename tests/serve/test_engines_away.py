@@ -122,6 +122,22 @@ def test_a_stopped_server_saves_its_sequences_where_asked(tmp_path: Path) -> Non
     assert got.trace.seed == 3
 
 
+def test_an_engine_that_refuses_a_request() -> None:
+    """That is said as it is: nothing would come of sending it again."""
+    model = engines()
+
+    def fault(_: int) -> None:
+        raise EngineRefused("http://10.1.2.3:8002 answered 413")
+
+    with running(model) as server:
+        played(model, "large").fault = fault
+        with pytest.raises(openai.InternalServerError, match="engine refused the") as told:
+            server.chat(PROMPTS[1])
+        assert told.value.status_code == 502
+        assert "10.1.2.3" not in str(told.value)
+        assert "later" not in str(told.value)
+
+
 def test_engines_that_cannot_serve_are_found_at_the_start() -> None:
     model = engines()
     played(model, "large").gate = False

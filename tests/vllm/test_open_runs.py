@@ -10,6 +10,7 @@ import pytest
 import glimprouter as gr
 from glimprouter.hf import Result
 from glimprouter.vllm import EngineLost, EngineRun, RoutedEngines
+from glimprouter.vllm import sequence as sequence_module
 from hf_pairs import trained_pair
 from played_engines import PlayedEngine
 
@@ -221,3 +222,28 @@ def test_facts_are_known_once_the_engines_were_asked() -> None:
     assert client.contexts == {"small": 2048, "large": 2048}
     assert client.boundary is client.large_boundary
     assert [format.end for format in client.thinking_formats if format] == ["</think>"] * 2
+
+
+def test_what_no_gate_says_ends_its_sequence_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that lost its gate for one answer: the others go on, and this one is kept."""
+    want = engines().generate(PAIR.prompts[:3], 3)
+    meant, strange = sequence_module.meaning_of, [5]
+
+    def meaning_of(*told: Any) -> Any:
+        strange[0] -= 1
+        if strange[0] == 0:
+            return meant(told[0], -7.5, told[2])
+        return meant(*told)
+
+    client = engines()
+    client.check()
+    monkeypatch.setattr(sequence_module, "meaning_of", meaning_of)
+    run = client.stream(PAIR.prompts[:3], 3)
+    got = results_of(run)
+    (ended,) = run.saved
+    assert run.refused == set(run.saved)
+    assert "no gate says" in str(got[ended].trace.error)
+    assert [got[k].text for k in got if k != ended] == [want[k].text for k in got if k != ended]
+    again = results_of(client.resume([run.saved[ended]]))
+    assert [result.text for result in again.values()] == [want[ended].text]
+    client.close()

@@ -167,7 +167,8 @@ class ProblemRecord:
         glimpsed_steps: Those that were glimpsed.
         small_tokens, large_tokens: Written by each model, answer included.
         small_passes, large_passes: Forward passes of each model that the problem was part of,
-            prompt included.
+            prompt included. Of steps that are chosen among drafts each draft's are counted, also
+            where one pass computed several.
         rewritten_tokens: That the small model wrote and the large one then wrote anew.
         small_unused, large_unused: Further tokens that each model computed and that are not in the
             chain: drafts of the large model's tokens that did not hold, questions and steps that it

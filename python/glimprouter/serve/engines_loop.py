@@ -198,18 +198,21 @@ class EnginesLoop:
             self._deliver(told)
 
     def _missed(self, index: int, ticket: int) -> Failure | None:
-        """What the client is told of a sequence whose engine stayed away; None for another end.
+        """What the client is told where an engine stayed away, or would not; None for another end.
 
         It is not told where that engine is.
         """
         if index not in self._run.missed:
             return None
-        message = f"{_away(self._run.missed[index])}; send the request again later"
+        model, refused = self._run.missed[index], index in self._run.refused
+        message = f"{_away(model)}; send the request again later"
+        if refused:
+            message = f"the {model} model's engine refused the request"
         _log.warning("%s", self._run.trace(index).error)
         name = self._jobs[ticket].name
         if self._save_dir and write_saved(self._run.saved[index], name, self._save_dir):
             message = f"{message}; what there is was saved as {name}"
-        return Failure(message, 503)
+        return Failure(message, 502 if refused else 503)
 
     def _end_all(self, failure: Failure) -> None:
         """Ends all sequences; those that have begun are saved first where the server stops."""

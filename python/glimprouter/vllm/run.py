@@ -49,6 +49,7 @@ class EngineRun:
         saved: By index, the sequences that ended because an engine stayed away, or would not: for
             :meth:`RoutedEngines.resume`.
         missed: Of these, the model whose engine it was.
+        refused: Of these, the ones whose engine answered, and would not.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class EngineRun:
         """
         self.saved: dict[int, bytes] = {}
         self.missed: dict[int, str] = {}
+        self.refused: set[int] = set()
         self.pair, self.mirror = pair, mirror
         self._common = common
         self._max_sequences = max_sequences
@@ -202,6 +204,7 @@ class EngineRun:
         del self._sequences[sequence]
         self.saved.pop(sequence, None)
         self.missed.pop(sequence, None)
+        self.refused.discard(sequence)
 
     @_in_its_loop
     def usage(self) -> RunUsage:
@@ -249,7 +252,10 @@ class EngineRun:
         except BaseException as error:
             self._fail_all(error)
             return
-        self._end(index, sequence)
+        try:
+            self._end(index, sequence)
+        except Exception as error:  # else whoever waits for its end waits for ever
+            self._fail_all(error)
 
     def _end(self, index: int, sequence: RoutedSequence) -> None:
         if not sequence.record.done:
@@ -264,6 +270,8 @@ class EngineRun:
         except (EngineLost, EngineRefused) as error:
             self.saved[record.index] = sequence.save()
             self.missed[record.index] = sequence.turn
+            if isinstance(error, EngineRefused):
+                self.refused.add(record.index)
             self._fail(record, str(error))
         except InvalidLogits as error:
             if self._raises:

@@ -18,7 +18,13 @@ from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.hf.sequence.record_state import record_from_state, state_of
 from glimprouter.hf.sequence.saved import SavedSequence, bytes_as_tensor, tensor_as_bytes
 from glimprouter.kv import TokenLedger
-from glimprouter.vllm.engines.base import EngineLost, EngineRequest, EngineUsage, Piece
+from glimprouter.vllm.engines.base import (
+    EngineLost,
+    EngineRefused,
+    EngineRequest,
+    EngineUsage,
+    Piece,
+)
 from glimprouter.vllm.mirror import Mirror
 from glimprouter.vllm.pair import EnginePair
 from glimprouter.vllm.protocol import Written, meaning_of
@@ -195,7 +201,10 @@ class RoutedSequence:
     ) -> bool:
         """Takes over a token that came; whether more of this answer is wanted."""
         record, handoff = self.record, request.gate.handoff
-        said = meaning_of(token, value, handoff)
+        try:
+            said = meaning_of(token, value, handoff)
+        except ValueError as error:  # a server that lost its gate, say: not the others' fault
+            raise EngineRefused(f"{model} engine: {error}") from error
         self._check(model, said)
         if said.token is None and said.entropy is None:
             return False
