@@ -17,9 +17,9 @@ __all__ = ["AnyPair", "ended", "on_engines"]
 
 def on_engines(model: AnyPair) -> TypeGuard[RoutedEngines]:
     """Whether a pair is on engines. Needs torch."""
-    from glimprouter.hf import RoutedModel
+    from glimprouter.vllm.routed import RoutedEngines
 
-    return not isinstance(model, RoutedModel)
+    return isinstance(model, RoutedEngines)
 
 
 @contextmanager
