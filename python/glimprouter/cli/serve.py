@@ -5,26 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from glimprouter.cli import options
-from glimprouter.cli.engines import check_calibration, is_behind_urls, open_engines
-from glimprouter.cli.errors import UserError, clean_exit, require_model_directory
+from glimprouter.cli.engines import check_calibration, is_behind_urls
+from glimprouter.cli.errors import UserError, clean_exit
 from glimprouter.cli.options import DEFAULTS
-from glimprouter.cli.torch_setup import torch_dtype, use_threads
+from glimprouter.cli.pairs import engines_of, pair_of, require_directories
 from glimprouter.config import RouterConfig
 
 if TYPE_CHECKING:
     import socket
 
-    from glimprouter.hf import RoutedModel
     from glimprouter.serve.options import ServerOptions
     from glimprouter.serve.pair import ServedPair
-    from glimprouter.vllm import RoutedEngines
 
 
 def _size_of(option: str, text: str) -> int:
@@ -73,50 +71,6 @@ def run_server(model: ServedPair, settings: ServerOptions, listener: socket.sock
         asyncio.run(server.serve(sockets=[listener]))
     except SystemExit:
         raise UserError("the server could not start; see above") from None
-
-
-def _loaded(config: RouterConfig, given: Mapping[str, Any]) -> RoutedModel:
-    """The pair in two directories, by the options of the command."""
-    memory = options.bytes_of(given["kv_memory"])
-    for name in ("small", "large"):
-        require_model_directory(f"--{name}", given[name])
-    markers = options.thinking_of(given["thinking"], given["think_start"], given["think_end"])
-    if given["threads"] is not None:
-        use_threads(given["threads"])
-    return options.load_pair(
-        given["small"],
-        given["large"],
-        config,
-        device=given["device"],
-        dtype=torch_dtype(given["dtype"]),
-        execution=given["execution"],
-        drafts=options.drafts_of(given["drafts"]),
-        kv_memory_bytes=memory,
-        thinking=markers,
-        trust_remote_code=given["trust_remote_code"],
-        max_sequences=given["max_sequences"],
-        on_invalid="end",
-    )
-
-
-def _engines(config: RouterConfig, given: Mapping[str, Any]) -> RoutedEngines:
-    """The pair behind two URLs, by the options of the command; checked."""
-    model = open_engines(
-        given["small_url"],
-        given["large_url"],
-        given["small_tokenizer"],
-        given["large_tokenizer"],
-        config,
-        api_key=given["engine_api_key"],
-        trust_remote_code=given["trust_remote_code"],
-        thinking=options.thinking_of(given["thinking"], given["think_start"], given["think_end"]),
-        max_sequences=given["max_sequences"],
-        timeout=given["engine_timeout"],
-        patience=given["engine_patience"],
-        on_invalid="end",
-    )
-    model.check()
-    return model
 
 
 def serve(
@@ -225,17 +179,19 @@ def serve(
             raise UserError("--api-key (or GLIMPROUTER_API_KEY) is empty; leave it out for none")
         urls = is_behind_urls(context)
         listener = listen(host, port)  # before minutes of loading
-        engines = _engines(config, given) if urls else None
-        model = engines or _loaded(config, given)
-        if settled is not None:
-            check_calibration(settled, model)
-        if not is_loopback(host) and api_key is None:
-            typer.echo(
-                f"warning: {host} can be reached from elsewhere, and there is no --api-key",
-                err=True,
-            )
-        try:
+        own = {"max_sequences": max_sequences, "on_invalid": "end"}
+        with ExitStack() as stack:
+            if urls:
+                model: ServedPair = stack.enter_context(engines_of(config, given, **own))
+            else:
+                require_directories(given)
+                drafted = options.drafts_of(drafts)
+                model = pair_of(config, given, drafts=drafted, **own)
+            if settled is not None:
+                check_calibration(settled, model)
+            if not is_loopback(host) and api_key is None:
+                typer.echo(
+                    f"warning: {host} can be reached from elsewhere, and there is no --api-key",
+                    err=True,
+                )
             run_server(model, settings, listener)
-        finally:
-            if engines is not None:
-                engines.close()

@@ -133,20 +133,17 @@ class Solver:
         done = {p.key for p in chunk if self._solving.unit(p) in recorded}
         bench.advance(len(done))
         own = self._own
-        policy: Policy | None = None
-        seen: Recording | None = None
-        if self._solving.arm.rule == LARGE_ALONE:
-            pass  # nothing is glimpsed
-        elif isinstance(own, CandidateRule):
+        if isinstance(own, CandidateRule):
             if len(done) < len(chunk):
                 self._choose(own, chunk, done)
             return
-        else:
+        glimpses = self._solving.arm.rule != LARGE_ALONE
+        if glimpses:
             self._remember(own, [p for p in chunk if p.key in done])
-            seen = None if on_engines(bench.model) else recording(own)
-            policy = seen or own
         if len(done) == len(chunk):
             return
+        seen = recording(own) if glimpses and not on_engines(bench.model) else None
+        policy = (seen or own) if glimpses else None
         with following(bench.model, policy, drafts_of(self._solving.arm.parameters)):
             run = begun(bench.model, chunk, self._solving.seed, done, self._solving.overrides)
             writing = _Writing(bench, self._solving, chunk, seen)
