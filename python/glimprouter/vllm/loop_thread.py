@@ -55,8 +55,21 @@ class LoopThread:
         self._loop.call_soon_threadsafe(act)
 
     def close(self) -> None:
-        """Ends the thread, and what is left of iterators that nobody has finished."""
+        """Ends the thread, and what is left of tasks and iterators that nobody has finished.
+
+        A task of an engine that outlived its loop would be told so by the garbage collector, at
+        whatever moment of whichever thread.
+        """
+        self.call(_cancel_others())
         self.call(self._loop.shutdown_asyncgens())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _cancel_others() -> None:
+    """Cancels every other task of this loop, and waits until all have ended."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
