@@ -3,10 +3,10 @@
     python benchmarks/pairs/make.py --out PAIRS          # once: trains the pairs
     python benchmarks/routing/report.py --pairs PAIRS --records RECORDS --out OUT
 
-Each pair is evaluated with all policies, and on fewer problems with those that write steps several
-times; the other small models of its task, and other temperatures, with some. What is recorded in
-RECORDS is not run again. OUT gets the report of the four pairs (report.html, report.md) and a
-summary over all that ran (summary.md, summary.json).
+Each pair is evaluated with all policies, and on fewer problems with rules that are dear and with
+systems around the chain; the other small models of its task, and other temperatures, with some.
+What is recorded in RECORDS is not run again. OUT gets the report of the four pairs (report.html,
+report.md), once for each of these two, and a summary over all that ran (summary.md, summary.json).
 """
 
 from __future__ import annotations
@@ -43,14 +43,28 @@ ALL = (
     "step-perplexity:large_tokens=1",
     "learned",
     "wanted-share",
+    "hysteresis",
     "mixture",
     "reward",
     "reward:large_tokens=1",
 )
-CHOSEN = ("random", "entropy", "spec-cot", "arbitrage-oracle")  # dear: each step several times
-# The large model reads a question behind each step; no model trained here understands one, which is
-# shown on one pair.
-JUDGED = (*CHOSEN, "spec-reason:expected=1")
+# Dear: steps are written several times, questions are read, chains are written one by one. No model
+# that is trained here understands a question (spec-reason) or the solutions of others (a2r).
+DEAR = (
+    "random",
+    "entropy",
+    "spec-cot",
+    "arbitrage-oracle",
+    "spec-reason:expected=1",
+    "do-stop-me-now",
+    "self-route",
+    "laser",
+    "a2r",
+    "fractured",
+    "spirit",
+    "ari",
+    "ftp",
+)
 DRAFTS = 8  # they change passes and time, no text: a fixed number, so that no clock is followed
 TEMPERATURES = (0.0, 1.0)  # beside the default, 0.6
 LIMITS = ("--max-step-tokens", "64", "--max-think-tokens", "400", "--max-answer-tokens", "24")
@@ -80,8 +94,13 @@ class Job:
 
     @property
     def whole(self) -> bool:
-        """Whether all policies run, with probes and more seeds."""
+        """Whether all policies run, with probes."""
         return self.policies is ALL
+
+    @property
+    def dear(self) -> bool:
+        """Whether those run that are dear."""
+        return self.policies is DEAR
 
     def command(self, records: Path, problems: int, seeds: int) -> list[str]:
         """Of the evaluation."""
@@ -90,7 +109,7 @@ class Job:
             "--problems": problems if self.whole else few,
             "--development-problems": max(problems * 2 // 5, 2),
             "--probe-problems": few if self.whole else 0,
-            "--seeds": seeds if self.whole else 1,
+            "--seeds": seeds if self.whole or self.dear else 1,
             "--batch": 32,
             "--temperature": self.temperature,
             "--drafts": DRAFTS,
@@ -113,14 +132,14 @@ def jobs_of(pairs: Path) -> Iterator[Job]:
     known = json.loads((pairs / "pairs.json").read_text())
     embedded = str(small_path()), str(large_path())
     yield Job("embedded", "list_reduction", *embedded, ALL, batches="1,8")
-    others = [Job("embedded-candidates", "list_reduction", *embedded, JUDGED)]
+    others = [Job("embedded-dear", "list_reduction", *embedded, DEAR)]
     for task, pair in known.items():
         large = pair["large"]["path"]
         for seed, small in pair["small_seeds"].items():
             name = f"{task}-small-{seed}"
             if seed == str(pair["chosen_seed"]) and task != "list_reduction":
                 yield Job(name, task, small["path"], large, ALL)
-                others.append(Job(f"{name}-candidates", task, small["path"], large, CHOSEN))
+                others.append(Job(f"{name}-dear", task, small["path"], large, DEAR))
             else:
                 others.append(Job(name, task, small["path"], large))
     for temperature in TEMPERATURES:
@@ -164,8 +183,10 @@ def main() -> None:
     started = time.monotonic()
     sizes = arguments.problems, arguments.seeds
     run_all(jobs, arguments.records, *sizes, arguments.processes)
-    whole = [arguments.records / job.name for job in jobs if job.whole]
-    paths = write_report(whole, arguments.out)
+    paths: list[Path] = []
+    for kind, folder in (("whole", arguments.out), ("dear", arguments.out / "dear")):
+        chosen = [arguments.records / job.name for job in jobs if getattr(job, kind)]
+        paths += write_report(chosen, folder)
     folders = {job.name: arguments.records / job.name for job in jobs}
     paths += write_summary(folders, arguments.out)
     for path in paths:

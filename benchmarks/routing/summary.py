@@ -27,6 +27,7 @@ RULES = (
     "step-perplexity",
     "learned",
     "wanted-share",
+    "hysteresis",
     "entropy large_tokens=1",
     "entropy large_tokens=2",
     "entropy large_tokens=4",
@@ -39,6 +40,14 @@ RULES = (
     "spec-cot",
     "arbitrage-oracle",
     "spec-reason",
+    "do-stop-me-now",
+    "self-route",
+    "laser",
+    "a2r",
+    "fractured",
+    "spirit",
+    "ari",
+    "ftp",
 )
 ALONE = ("small-alone", "large-alone")
 

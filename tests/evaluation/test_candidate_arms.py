@@ -11,7 +11,13 @@ import pytest
 
 import glimprouter as gr
 from evaluation_runs import LIMITS, evaluated, pair, task, without_clock
-from glimprouter.chains import ArbitrageOracle, CandidateResult, SpecCoT, write_with_candidates
+from glimprouter.chains import (
+    ArbitrageOracle,
+    CandidateResult,
+    CandidateRule,
+    SpecCoT,
+    write_with_candidates,
+)
 from glimprouter.demo_pair import large_path, small_path
 from glimprouter.evaluation import Plan, evaluate, read_records
 from glimprouter.evaluation.prices import Prices
@@ -52,9 +58,11 @@ def test_records_are_those_of_the_chains(records: Records) -> None:
         trace = one.result.trace
         assert record.answer == one.result.answer
         assert [step.text for step in steps] == [step.text for step in trace.steps]
-        for name, passes in (("small", record.small_passes), ("large", record.large_passes)):
-            assert passes == one.result.counts[name].passes + one.dropped[name].passes
+        assert (record.small_passes, record.large_passes) == tuple(one.passes.values())
         assert record.small_unused >= one.dropped_tokens["small"] > 0
+        # What the large model read in vain: drafts that were dropped.
+        assert record.large_unused == one.dropped_tokens["large"] + one.dropped_read
+        assert one.dropped_read == one.dropped_tokens["small"]
         assert record.seconds > sum(step.seconds for step in steps)
         writers |= {step.writer for step in steps}
     assert writers == {"small", "large"}
@@ -67,6 +75,27 @@ def chains(records: Records) -> list[CandidateResult]:
     rule = SpecCoT(3, threshold_of(records))
     seeds = [problem_seed(0, problem) for problem in problems]
     return write_with_candidates(pair(), prompts, rule, seeds=seeds)
+
+
+@pytest.mark.parametrize(
+    "rule", [SpecCoT(3, -0.05), ArbitrageOracle(lambda *_: 0.0)], ids=["drafts", "both"]
+)
+def test_passes_are_counted_once_for_all_drafts(rule: CandidateRule) -> None:
+    """One problem alone: every forward pass of either model is one of its own."""
+    model = pair()
+    seen: Counter[str] = Counter()
+    hooks = [
+        each.register_forward_hook(lambda *_, name=name: seen.update([name]))
+        for name, each in (("small", model.small), ("large", model.large))
+    ]
+    try:
+        problem = task().problems(1, "report")[0]
+        (one,) = write_with_candidates(model, [problem.prompt], rule, seeds=[5])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert one.passes == dict(seen)
+    assert one.dropped["small"].passes > 0
 
 
 def reward(question: str | None, previous: Sequence[str], text: str) -> float:
@@ -154,15 +183,15 @@ def refused(model: RoutedModel, policy: str, directory: Path) -> str:
 
 
 def test_what_a_pair_cannot_do_is_said_before_anything_runs(tmp_path: Path) -> None:
-    own = {"drafts": 0, "max_sequences": 8}
+    own = {"drafts": 0, "max_sequences": 16}
     greedy = RoutedModel.from_pretrained(
         small_path(), large_path(), config=gr.RouterConfig(**LIMITS, temperature=0.0), **own
     )
     where = tmp_path / "never"
     assert "policy spec-cot: 4 drafts at temperature 0" in refused(greedy, "spec-cot", where)
     message = refused(greedy, "spec-cot:candidates=9", where)
-    assert "max_sequences=8, and this plan needs 10" in message
-    two, _ = routed("two tokenizers", max_sequences=8)
+    assert "max_sequences=16, and this plan needs 20" in message
+    two, _ = routed("two tokenizers", max_sequences=16)
     assert "the tokenizers of this pair differ" in refused(two, "spec-cot", where)
     assert "spec-cot has no parameter 'large_tokens'" in refused(
         greedy, "spec-cot:large_tokens=1", where

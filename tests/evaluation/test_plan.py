@@ -23,7 +23,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "negative": ({"policies": ["entropy:threshold=-1"]}, "policy entropy: threshold must lie in"),
     "no equals sign": ({"policies": ["entropy:1.0"]}, "give parameters as NAME=NUMBER, got '1.0'"),
     "twice": ({"policies": ["entropy:threshold=1,threshold=2"]}, "gives 'threshold' twice"),
-    "missing": ({"policies": ["hysteresis:low=1"]}, "policy hysteresis needs the parameter 'high'"),
+    "ratio": (
+        {"policies": ["hysteresis:ratio=2"]},
+        r"policy hysteresis: ratio must lie in \[0, 1\]",
+    ),
     "no large tokens": ({"policies": ["entropy:large_tokens=0"]}, "large_tokens must lie in"),
     "half a token": ({"policies": ["entropy:large_tokens=0.5"]}, "must be a whole number, got 0.5"),
     "many drafts": ({"policies": ["entropy:drafts=17"]}, r"drafts must lie in \[0, 16\], got 17"),
@@ -57,12 +60,17 @@ def test_what_cannot_be_run_is_refused(values: dict[str, Any], message: str) -> 
 
 
 def test_policies_with_a_threshold_of_their_own_need_no_share() -> None:
-    plan = Plan(policies=["entropy:threshold=1", "hysteresis:low=0.2,high=0.4"], shares=[])
+    plan = Plan(policies=["entropy:threshold=1", "hysteresis:threshold=0.4,ratio=0.2"], shares=[])
     assert [spec.takes_share for spec in plan.specs] == [False, False]
     assert [dict(spec.parameters) for spec in plan.specs] == [
         {"threshold": 1.0},
-        {"low": 0.2, "high": 0.4},
+        {"threshold": 0.4, "ratio": 0.2},
     ]
+
+
+def test_a_rule_says_what_it_lacks() -> None:
+    with pytest.raises(ValueError, match="policy entropy needs the parameter 'threshold'"):
+        RULES["entropy"].build({})
 
 
 def test_a_policy_that_is_named_twice_runs_once() -> None:
@@ -74,7 +82,8 @@ def test_every_rule_is_built_from_a_share_or_threshold(name: str) -> None:
     spec = PolicySpec.parse(name)
     value = RULES[name].least + 0.25
     policy = RULES[name].build(spec.parameters_at(value))
-    assert getattr(policy, str(RULES[name].set_by)) == value
+    set_by = "high" if name == "hysteresis" else str(RULES[name].set_by)
+    assert getattr(policy, set_by) == value
 
 
 @pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.signal])

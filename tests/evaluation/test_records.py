@@ -93,7 +93,7 @@ DAMAGED = {
     "line lost": (lambda lines: [*lines[:4], *lines[5:]], "line 6 does not fit the lines before"),
     "twice": (lambda lines: [*lines, *lines[-4:]], "line 15 does not fit"),
     "other file": (_line(1, '{"kind": "glimprouter.trace"}'), "holds no records of an evaluation"),
-    "other version": (_field(1, schema_version=99), "has schema version 99; this .* reads 1"),
+    "other version": (_field(1, schema_version=99), "has schema version 99; this .* reads 2"),
     "no identity": (_field(1, identity=3), "line 1: 'identity' must be an object"),
     "empty": (lambda lines: [], "is empty: no evaluation was written to it"),
     "blank": (lambda lines: ["\n", " \n"], "is empty"),

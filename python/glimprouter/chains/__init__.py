@@ -22,7 +22,11 @@ from glimprouter.chains.candidates import (
     Choice,
     write_with_candidates,
 )
-from glimprouter.chains.explorers import Exploration, explore_and_synthesize
+from glimprouter.chains.explorers import (
+    Exploration,
+    explore_and_synthesize,
+    explore_and_synthesize_each,
+)
 from glimprouter.chains.first_token import FirstTokenNeighbours, first_token_logprobs
 from glimprouter.chains.fractured import Fracture, FracturedSampling, fractured_sampling
 from glimprouter.chains.length_reward import length_harmonizing_rewards
@@ -63,6 +67,7 @@ __all__ = [
     "TokenFeatures",
     "Vote",
     "explore_and_synthesize",
+    "explore_and_synthesize_each",
     "first_token_logprobs",
     "fractured_sampling",
     "last_token_self_reward",

@@ -70,14 +70,18 @@ class CandidateResult:
         choices: Of each step that had drafts, in order; the end of the thinking is one.
         dropped: What both models computed beside it, for steps that were not kept: by model.
         dropped_tokens: Tokens of these steps, by who wrote them.
+        dropped_read: Among the small model's, those that the large one read for the rule.
         dropped_seconds: Of their passes.
+        passes: Forward passes of each model in which the chain or any of its drafts was.
     """
 
     result: Result
     choices: list[Choice]
     dropped: dict[str, TokenCounts]
     dropped_tokens: dict[str, int]
+    dropped_read: int
     dropped_seconds: float
+    passes: dict[str, int]
 
 
 class _Writers(Policy):
@@ -111,6 +115,7 @@ class _Branch:
         key: Its random key.
         before: Its counts when it began.
         began: Its seconds then.
+        passes: Of each model, as far as they are in those of the chain.
         written: The step, once it has ended.
         answering: Whether its thinking has ended.
         result: Where all of it has ended.
@@ -120,6 +125,7 @@ class _Branch:
     key: int
     before: Mapping[str, TokenCounts]
     began: float = 0.0
+    passes: dict[str, int] = field(default_factory=dict)
     written: WrittenStep | None = None
     answering: bool = False
     result: Result | None = None
@@ -136,7 +142,7 @@ class _Chain:
         drafts: Of the step.
         writing: Branches that have not ended their step.
         choices: So far.
-        dropped: So far, as the next two.
+        dropped: So far, as all that follow.
     """
 
     place: int
@@ -147,7 +153,9 @@ class _Chain:
     choices: list[Choice] = field(default_factory=list)
     dropped: dict[str, TokenCounts] = field(default_factory=dict)
     dropped_tokens: dict[str, int] = field(default_factory=lambda: {"small": 0, "large": 0})
+    dropped_read: int = 0
     dropped_seconds: float = 0.0
+    passes: dict[str, int] = field(default_factory=lambda: {"small": 0, "large": 0})
 
 
 def write_with_candidates(
@@ -218,6 +226,8 @@ class _Candidates:
                 self._chains.append(_Chain(place, seed, _Branch(sequence, place, {})))
             events = self._run.step()
             ended = {event.sequence: event for event in events if event.result is not None}
+            for chain in self._chains:
+                self._count(chain, ended)
             stirred = any([self._go_on(chain, events, ended) for chain in list(self._chains)])
             if not events and not stirred:
                 raise RuntimeError(
@@ -225,6 +235,24 @@ class _Candidates:
                     " larger kv_memory_bytes, or a smaller max_sequences"
                 )
         return [self._done[place] for place in range(count)]
+
+    def _count(self, chain: _Chain, ended: Mapping[int, Event]) -> None:
+        """Adds the passes since the last time: branches that run together are in the same ones."""
+        more = {"small": 0, "large": 0}
+        for branch in {id(b): b for b in (chain.base, *chain.drafts)}.values():
+            if branch.result is not None or not self._run.has_begun(branch.sequence):
+                continue
+            if branch.sequence in ended:
+                result = ended[branch.sequence].result
+                assert result is not None
+                counts = result.counts
+            else:
+                counts = self._run.counts(branch.sequence)
+            for name, own in counts.items():
+                more[name] = max(more[name], own.passes - branch.passes.get(name, 0))
+                branch.passes[name] = own.passes
+        for name, count in more.items():
+            chain.passes[name] += count
 
     def _go_on(self, chain: _Chain, events: Sequence[Event], ended: Mapping[int, Event]) -> bool:
         """What follows from a pass for a chain; whether something does."""
@@ -260,6 +288,7 @@ class _Candidates:
             return False
         if self._rule.aside is not None and self._rule.candidates > 1 and not chain.choices:
             run.catch_up(base.sequence)  # else each draft has the large model read the prompt
+            self._count(chain, {})  # a pass of its own, before those of the drafts
         base.before = run.counts(base.sequence)
         base.began = run.trace(base.sequence).seconds
         for number in range(self._rule.candidates):
@@ -267,9 +296,14 @@ class _Candidates:
             sequence = run.fork(base.sequence, substream=None if number else chain.place)
             run.go_on(sequence, one_step=True)
             key = run.trace(sequence).substream
-            chain.drafts.append(_Branch(sequence, key, base.before, base.began))
+            chain.drafts.append(
+                _Branch(sequence, key, base.before, base.began, self._passes(sequence))
+            )
         chain.writing = {branch.sequence: branch for branch in chain.drafts}
         return True
+
+    def _passes(self, sequence: int) -> dict[str, int]:
+        return {name: counts.passes for name, counts in self._run.counts(sequence).items()}
 
     def _choose(self, chain: _Chain) -> None:
         usable = [branch for branch in chain.drafts if branch.written is not None]
@@ -312,8 +346,15 @@ class _Candidates:
             self._run.hold(sequence)
             self._run.cancel(kept.sequence)
             self._run.release(kept.sequence)
-        answering, result = kept.answering, kept.result
-        return _Branch(sequence, chain.place, {}, answering=answering, result=result)
+        passes = kept.passes if sequence == kept.sequence else self._passes(sequence)
+        return _Branch(
+            sequence,
+            chain.place,
+            {},
+            passes=passes,
+            answering=kept.answering,
+            result=kept.result,
+        )
 
     def _drop(self, chain: _Chain, branch: _Branch) -> None:
         """Cancels a branch and counts what it has cost."""
@@ -328,7 +369,10 @@ class _Candidates:
             chain.dropped[name] = type(counts)(**spent)
         chain.dropped_seconds += result.trace.seconds - branch.began
         if branch.written is not None:
-            chain.dropped_tokens[branch.written.model] += len(branch.written.token_ids)
+            tokens = len(branch.written.token_ids)
+            chain.dropped_tokens[branch.written.model] += tokens
+            if branch.written.aside is not None:
+                chain.dropped_read += tokens
 
     def _finish(self, chain: _Chain) -> None:
         assert chain.base.result is not None
@@ -339,5 +383,7 @@ class _Candidates:
             chain.choices,
             chain.dropped,
             chain.dropped_tokens,
+            chain.dropped_read,
             chain.dropped_seconds,
+            chain.passes,
         )

@@ -62,11 +62,47 @@ def explore_and_synthesize(
         TypeError: A number that is no integer.
         ValueError: Out of range, or a message that leaves no room for an answer.
     """
-    check_integer("explorers", explorers, 1)
     check_random_key("seed", seed)
-    seeds = [(seed + each) % 2**64 for each in range(explorers)]
-    solutions = model.generate([problem] * explorers, seeds, route="small", answer_model="small")
-    candidates = [solution.text if whole else solution.answer for solution in solutions]
-    message = compose(problem, candidates)
-    (synthesis,) = model.generate([message], seed, route="large", answer_model="large")
-    return Exploration(solutions, majority(s.answer for s in solutions), synthesis)
+    (found,) = explore_and_synthesize_each(
+        model, [problem], [seed], explorers=explorers, compose=compose, whole=whole
+    )
+    return found
+
+
+def explore_and_synthesize_each(
+    model: RoutedModel,
+    problems: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    explorers: int = 4,
+    compose: Callable[[str, Sequence[str]], str] = candidate_list,
+    whole: bool = False,
+) -> list[Exploration]:
+    """Answers several problems, the explorers of all at once, then all synthesizers.
+
+    Args:
+        model: A pair.
+        problems: The user's messages.
+        seeds: One a problem, in [0, 2^64); explorer ``n`` of a problem has ``n`` more.
+        explorers: N, >= 1.
+        compose: As in :func:`explore_and_synthesize`.
+        whole: Likewise.
+
+    Raises:
+        TypeError: A number that is no integer.
+        ValueError: Out of range, or a message that leaves no room for an answer.
+    """
+    check_integer("explorers", explorers, 1)
+    prompts = [problem for problem in problems for _ in range(explorers)]
+    own = [(seed + each) % 2**64 for seed in seeds for each in range(explorers)]
+    every = model.generate(prompts, own, route="small", answer_model="small")
+    groups = [every[n : n + explorers] for n in range(0, len(every), explorers)]
+    messages = [
+        compose(problem, [one.text if whole else one.answer for one in solutions])
+        for problem, solutions in zip(problems, groups, strict=True)
+    ]
+    syntheses = model.generate(messages, list(seeds), route="large", answer_model="large")
+    return [
+        Exploration(solutions, majority(one.answer for one in solutions), synthesis)
+        for solutions, synthesis in zip(groups, syntheses, strict=True)
+    ]

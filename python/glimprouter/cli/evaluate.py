@@ -182,7 +182,7 @@ def run(
         )
         config = DEFAULTS.replace(**{name: given[name] for name in config_names})
         own_task = task_of(task, task_file, run_code=run_code)
-        rows = max(LEAST_ROWS, plan.batch, rows_needed(plan), plan.rows, *plan.timing_batches)
+        rows = max(LEAST_ROWS, rows_needed(plan), plan.rows)
         bars = render.make_console(plain=plain, no_color=no_color, stderr=True)
         if urls:
             check_plan(plan)

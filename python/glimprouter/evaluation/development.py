@@ -52,11 +52,11 @@ def arm_for_share(
 
     def routed(_: int, score: float) -> Entropies:
         arm = Arm(rule.name, spec.parameters_at(rule.threshold(score)))
-        return _scores(bench, rule, solved(arm), problems)
+        return _scores(bench, rule, spec, solved(arm), problems)
 
     found = find_fixed_point(
         routed,
-        _scores(bench, rule, solved(_unrouted(rule, spec)), problems),
+        _scores(bench, rule, spec, solved(_unrouted(rule, spec)), problems),
         wanted,
         ">",
         max_rounds=rounds,
@@ -79,16 +79,19 @@ def _unrouted(rule: Rule, spec: PolicySpec) -> Arm:
     return Arm(SMALL_ALONE, glimpsed)
 
 
-def _scores(bench: Bench, rule: Rule, solving: Solving, problems: Sequence[Problem]) -> Entropies:
+def _scores(
+    bench: Bench, rule: Rule, spec: PolicySpec, solving: Solving, problems: Sequence[Problem]
+) -> Entropies:
     """What a rule compares, of all glimpsed steps of a run, ascending."""
     assert rule.signal is not None
-    steps = (
-        step
-        for problem in problems
-        for step in bench.file.records.steps.get(solving.unit(problem), [])
-    )
-    values = (getattr(step, rule.signal) for step in steps)
-    scores = [rule.score(value) for value in values if value is not None]
+    scores: list[float] = []
+    for problem in problems:
+        steps = bench.file.records.steps.get(solving.unit(problem), [])
+        values = (getattr(step, rule.signal) for step in steps)
+        own = [rule.score(value) for value in values if value is not None]
+        if rule.along is not None:
+            own = rule.along(own, spec.parameters)
+        scores += own
     if not scores:
         raise ValueError(
             f"policy {rule.name}: no step of {len(problems)} development problems was glimpsed, so"

@@ -30,9 +30,13 @@ class Outcome:
         written: Tokens by writer, answer included.
         glimpses: Of steps, as far as known.
         drafts: What a rule that reads steps saw of them.
-        dropped: What both models computed for steps that were not chosen.
+        dropped: What both models computed for steps, or chains, that were not chosen.
         dropped_tokens: Tokens of these, by writer.
+        dropped_read: Further tokens of these that the large model read.
         dropped_seconds: Of their passes.
+        all_passes: Forward passes of each model in which any of the problem's sequences was; None
+            where it had but one.
+        decision: Of a system around the chain, in [0, 1].
     """
 
     result: Result
@@ -41,19 +45,27 @@ class Outcome:
     drafts: Mapping[int, Draft]
     dropped: Mapping[str, TokenCounts] = field(default_factory=dict)
     dropped_tokens: Mapping[str, int] = field(default_factory=dict)
+    dropped_read: int = 0
     dropped_seconds: float = 0.0
+    all_passes: Mapping[str, int] | None = None
+    decision: float | None = None
 
     def passes(self, model: str) -> int:
         """Forward passes of a model that the problem was part of."""
-        dropped = self.dropped[model].passes if model in self.dropped else 0
-        return self.result.counts[model].passes + dropped
+        own = self.result.counts[model].passes
+        return own if self.all_passes is None else self.all_passes[model]
 
     def unused(self, model: str) -> int:
-        """Tokens that a model computed, but for rewritten ones, and that are not in the chain."""
-        every = [self.result.counts[model]]
-        every += [self.dropped[model]] if model in self.dropped else []
-        in_vain = sum(c.drafted - c.accepted + c.aside_tokens for c in every)
-        return in_vain + self.dropped_tokens.get(model, 0)
+        """Tokens that a model computed, but for rewritten ones, beside those that it wrote."""
+        other = "large" if model == "small" else "small"
+        tokens = self.dropped_tokens.get(model, 0)
+        tokens += self.dropped_read if model == "large" else 0
+        for counts in (self.result.counts, self.dropped):
+            if model in counts:
+                drafts, compared = counts[model], counts[other]  # of the other one's tokens, by it
+                tokens += drafts.drafted + drafts.aside_tokens
+                tokens += compared.drafted - compared.accepted
+        return tokens
 
 
 def candidate_outcome(rule: CandidateRule, one: CandidateResult) -> Outcome:
@@ -79,7 +91,9 @@ def candidate_outcome(rule: CandidateRule, one: CandidateResult) -> Outcome:
         drafts,
         one.dropped,
         one.dropped_tokens,
+        one.dropped_read,
         one.dropped_seconds,
+        one.passes,
     )
 
 
@@ -134,6 +148,7 @@ def records_of(
         error=trace.error,
         small_unused=outcome.unused("small"),
         large_unused=outcome.unused("large"),
+        decision=outcome.decision,
     )
     return steps, closing
 

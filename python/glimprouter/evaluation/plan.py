@@ -182,8 +182,10 @@ class Plan:
 
     @property
     def rows(self) -> int:
-        """Sequences that a policy has in flight for one problem, at most."""
-        return max((rule_of(spec.rule).rows(spec.example) for spec in self.specs), default=1)
+        """Sequences that are in flight, at most."""
+        batch = max([self.batch, *self.timing_batches])
+        own = (rule_of(spec.rule).rows(spec.example, batch) for spec in self.specs)
+        return max(own, default=batch)
 
     def settings(self) -> dict[str, Any]:
         """What the records of one folder have in common."""

@@ -28,7 +28,7 @@ from glimprouter.trace import json_fields
 __all__ = ["FILE_NAME", "SCHEMA_VERSION", "RecordFile", "Records", "read_records"]
 
 FILE_NAME = "records.jsonl"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _KIND = "glimprouter.evaluation"
 _OPEN_KINDS = ("step", "probe")  # a line of another kind must follow and close them
 

@@ -167,15 +167,16 @@ class ProblemRecord:
         glimpsed_steps: Those that were glimpsed.
         small_tokens, large_tokens: Written by each model, answer included.
         small_passes, large_passes: Forward passes of each model that the problem was part of,
-            prompt included. Of steps that are chosen among drafts each draft's are counted, also
-            where one pass computed several.
+            prompt included.
         rewritten_tokens: That the small model wrote and the large one then wrote anew.
-        small_unused, large_unused: Further tokens that each model computed and that are not in the
-            chain: drafts of the large model's tokens that did not hold, questions and steps that it
-            read for a policy, steps that were not chosen.
+        small_unused, large_unused: Further tokens that each model computed beside those that it
+            wrote of the chain: the small model's drafts, and those that the large one compared and
+            that did not hold; questions and steps that were read for a policy; steps and chains
+            that were not chosen.
         seconds: Of its passes; in a batch, the sequence's share.
         end_reason: Why the chain ended.
         error: What went wrong, or None.
+        decision: Of a system around the chain, in [0, 1]: what its docstring says; else None.
     """
 
     kind: ClassVar[str] = "problem"
@@ -199,6 +200,7 @@ class ProblemRecord:
     error: str | None = None
     small_unused: int = 0
     large_unused: int = 0
+    decision: float | None = None
 
     @property
     def unit(self) -> Unit:

@@ -13,6 +13,7 @@ from glimprouter.evaluation.report_html import to_html
 from glimprouter.evaluation.report_markdown import to_markdown
 from glimprouter.evaluation.sections_arms import arm_sections
 from glimprouter.evaluation.sections_signals import signal_sections
+from glimprouter.evaluation.sections_systems import system_sections
 from glimprouter.files import write_atomically
 
 __all__ = ["write_report"]
@@ -84,6 +85,7 @@ def _renamed(blocks: Sequence[Block], prefix: str) -> Iterator[Block]:
 def _blocks(records: Records, prices: Prices | None) -> Iterator[Block]:
     yield from _setting(records)
     yield from arm_sections(records, prices or prices_of_weights(records.identity["weights"]))
+    yield from system_sections(records)
     yield from signal_sections(records)
 
 

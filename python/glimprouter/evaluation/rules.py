@@ -6,14 +6,19 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from glimprouter import policies
 from glimprouter.chains import ArbitrageOracle, CandidateRule, SpecCoT
+from glimprouter.evaluation import chain_systems
+from glimprouter.evaluation.chain_systems import ChainSystem
 from glimprouter.evaluation.settings import SETTINGS, check_settings
 from glimprouter.policies import Policy
+from glimprouter.policies.checks import check_probability
 
-__all__ = ["LARGE_ALONE", "RULES", "SMALL_ALONE", "Rule", "rule_of"]
+__all__ = ["LARGE_ALONE", "RULES", "SMALL_ALONE", "Decider", "Rule", "rule_of"]
+
+Decider: TypeAlias = Policy | CandidateRule | ChainSystem
 
 SMALL_ALONE = "small-alone"
 LARGE_ALONE = "large-alone"
@@ -25,26 +30,35 @@ class Rule:
 
     Attributes:
         name: On the command line, and in records.
-        policy: Its class, or that of a rule that chooses among drafts of a step.
+        policy: Its class, or that of a rule that chooses among drafts of a step, or of a system
+            around the chain.
         set_by: What a wanted share of large steps sets: ``"threshold"``, chosen on development
             problems; ``"share"``, given to the policy as it is; None: it takes parameters only.
         signal: Recorded field of a step that a threshold is compared with.
         falling: Whether *small* values of the signal go to the large model.
         least: Least threshold that the policy takes.
         most: Largest.
-        given: Argument of the policy that an evaluation makes: ``"reward"`` or ``"router"``.
+        given: Argument of the policy that an evaluation makes: ``"reward"``, ``"router"`` or
+            ``"chains"``.
         settings: Of an arm that it may have (:mod:`glimprouter.evaluation.settings`).
+        along: Makes of a chain's values of the signal what the threshold is compared with, with
+            the parameters; None: the values themselves.
+        decision: What a system around the chain decides, in words: records have its share.
+        priced: Whether passes and tokens of its records are those of the pair's two models.
     """
 
     name: str
-    policy: Callable[..., Policy | CandidateRule]
+    policy: Callable[..., Decider]
     set_by: Literal["threshold", "share"] | None = None
     signal: str | None = None
     falling: bool = False
     least: float = 0.0
     most: float = math.inf
-    given: Literal["reward", "router"] | None = None
+    given: Literal["reward", "router", "chains"] | None = None
     settings: Sequence[str] = SETTINGS
+    along: Callable[[Sequence[float], Mapping[str, float]], list[float]] | None = None
+    decision: str = ""
+    priced: bool = True
 
     @property
     def reads_steps(self) -> bool:
@@ -61,7 +75,7 @@ class Rule:
             return min(max(self.most - score, self.least), self.most)
         return min(max(score, self.least), self.most)
 
-    def build(self, parameters: Mapping[str, float], given: Any = None) -> Policy | CandidateRule:
+    def build(self, parameters: Mapping[str, float], given: Any = None) -> Decider:
         """The policy, from its own parameters; settings of the arm are checked.
 
         Args:
@@ -94,10 +108,12 @@ class Rule:
         except (TypeError, ValueError) as error:
             raise ValueError(f"policy {self.name}: {error}") from error
 
-    def rows(self, parameters: Mapping[str, float]) -> int:
-        """Sequences that one problem has in flight, parameters as for :meth:`build`."""
+    def rows(self, parameters: Mapping[str, float], batch: int) -> int:
+        """Sequences that ``batch`` problems have in flight, parameters as for :meth:`build`."""
         made = self.build(parameters)
-        return made.candidates + 1 if isinstance(made, CandidateRule) else 1
+        if isinstance(made, CandidateRule):
+            return batch * (made.candidates + 1)
+        return made.rows(batch) if isinstance(made, ChainSystem) else batch
 
 
 class _Untrained:
@@ -119,6 +135,26 @@ def _arbitrage(reward: Any, tau: float = 0.0) -> CandidateRule:
     return ArbitrageOracle(reward, tau)
 
 
+def _hysteresis(threshold: float, ratio: float = 0.5) -> Policy:
+    """Up above the threshold, down at ``ratio`` times it."""
+    check_probability("ratio", ratio)
+    return policies.Hysteresis(ratio * threshold, threshold)
+
+
+def _highest_that_holds(entropies: Sequence[float], parameters: Mapping[str, float]) -> list[float]:
+    """For each step the threshold below which hysteresis gives it to the large model.
+
+    A threshold h does so where an entropy of the chain exceeded h and none since was at most
+    ``ratio h``: ``s_t = max(H_t, min(s_{t-1}, H_t / ratio))``.
+    """
+    ratio = parameters.get("ratio", 0.5)
+    found: list[float] = []
+    for entropy in entropies:
+        held = entropy / ratio if ratio else (math.inf if entropy > 0 else 0.0)
+        found.append(max(entropy, min(found[-1], held) if found else 0.0))
+    return found
+
+
 def _spec_reason(threshold: float = 7.0, expected: int = 0) -> Policy:
     if expected not in (0, 1):
         raise ValueError(f"expected must be 0 or 1, got {expected!r}")
@@ -138,7 +174,7 @@ _RULES = (
     Rule("step-entropy", policies.StepEntropy, "threshold", "step_entropy"),
     Rule("step-perplexity", policies.StepPerplexity, "threshold", "step_perplexity", least=1.0),
     Rule("wanted-share", policies.WantedShare, "share"),
-    Rule("hysteresis", policies.Hysteresis),
+    Rule("hysteresis", _hysteresis, "threshold", "entropy", along=_highest_that_holds),
     Rule("mixture", policies.MixtureThreshold),
     Rule("learned", policies.LearnedRouter, "threshold", "step_score", most=1.0, given="router"),
     Rule("reward", policies.Reward, given="reward"),
@@ -154,6 +190,33 @@ _RULES = (
         settings=("drafts",),
     ),
     Rule("arbitrage-oracle", _arbitrage, given="reward", settings=("drafts",)),
+    *(
+        Rule(name, system, given="chains", settings=(), decision=decision)
+        for name, system, decision in (
+            ("do-stop-me-now", chain_systems.DoStopMeNow, "problems by the large model"),
+            ("self-route", chain_systems.SelfRoute, "problems by the large model"),
+            ("laser", chain_systems.LaSeR, "problems by the large model"),
+        )
+    ),
+    Rule("a2r", chain_systems.A2R, settings=(), decision="explorers that agree"),
+    Rule("fractured", chain_systems.Fractured, settings=(), decision="votes for the answer"),
+    Rule("spirit", chain_systems.Spirit, settings=(), decision="steps that stay"),
+    Rule(
+        "ari",
+        chain_systems.ARI,
+        given="chains",
+        settings=(),
+        decision="tokens in full precision",
+        priced=False,
+    ),
+    Rule(
+        "ftp",
+        chain_systems.FTP,
+        given="chains",
+        settings=(),
+        decision="blocks that were skipped",
+        priced=False,
+    ),
 )
 RULES: dict[str, Rule] = {rule.name: rule for rule in _RULES}
 

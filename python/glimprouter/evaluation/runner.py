@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from glimprouter.calibration.fingerprint import pair_fingerprint
 from glimprouter.calibration.pairs import AnyPair, on_engines
 from glimprouter.chains import CandidateRule, write_with_candidates
+from glimprouter.evaluation.chain_systems import ChainSystem
 from glimprouter.evaluation.development import arm_for_share
 from glimprouter.evaluation.on_engines import (
     check_plan,
@@ -112,10 +113,11 @@ class _Stages:
             self._bench.scorers[name] = made
         arms = [Arm(SMALL_ALONE), Arm(LARGE_ALONE), *self._arms(development)]
         labels = {arm.label: arm for arm in arms}  # two shares may have led to one threshold
-        seeds = range(self._plan.seeds)
-        self._begin("report", len(labels) * len(seeds) * len(report))
-        for seed in seeds:
-            self._in_turns(labels.values(), seed, self._plan.batch, report)
+        drawn = {label: arm for label, arm in labels.items() if not self._is_greedy(arm)}
+        by_seed = [labels, *[drawn] * (self._plan.seeds - 1)]
+        self._begin("report", sum(map(len, by_seed)) * len(report))
+        for seed, own in enumerate(by_seed):
+            self._in_turns(own.values(), seed, self._plan.batch, report)
         if probed := report[: self._plan.probe_problems]:
             self._begin("probes", len(probed))
             probe(self._bench, self._plan, probed, 0)
@@ -124,6 +126,11 @@ class _Stages:
         for size in sizes:
             self._begin(f"batch {size}", len(labels) * len(timed))
             self._in_turns(labels.values(), 0, size, timed)
+
+    def _is_greedy(self, arm: Arm) -> bool:
+        """Whether an arm does the same whatever the seed."""
+        own = self._bench.policy_of(arm)
+        return isinstance(own, ChainSystem) and own.greedy
 
     def _in_turns(
         self, arms: Iterable[Arm], seed: int, batch: int, problems: Sequence[Problem]
@@ -195,11 +202,11 @@ def _check(model: AnyPair, task: Task, plan: Plan) -> None:
         check_plan(plan)
         model.check()
     needed = rows_needed(plan) if plan.probe_problems else 1
-    largest = max([plan.batch, needed, plan.rows, *plan.timing_batches])
+    largest = max(needed, plan.rows)
     if model.max_sequences < largest:
         raise ValueError(
             f"the pair has max_sequences={model.max_sequences}, and this plan needs {largest} (its"
-            " batches, the forks of a probed problem, and the drafts of a step)"
+            " batches, with all drafts of a step of each problem, and the forks of a probed one)"
         )
     for spec in () if on_engines(model) else plan.specs:
         _try(model, spec)
@@ -213,7 +220,9 @@ def _try(model: Any, spec: PolicySpec) -> None:
     """
     policy = rule_of(spec.rule).build(spec.example)
     try:
-        if isinstance(policy, CandidateRule):
+        if isinstance(policy, ChainSystem):
+            policy.check(model)
+        elif isinstance(policy, CandidateRule):
             write_with_candidates(model, [], policy)
         elif policy.aside is not None:
             with following(model, policy):

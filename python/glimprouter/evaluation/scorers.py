@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from glimprouter.evaluation.chain_systems import DevelopmentChains
 from glimprouter.evaluation.outcomes import check_steps
 from glimprouter.evaluation.solving import Bench, begun, chunks_of, following
 from glimprouter.policies import StepScore, WrittenStep, step_features
@@ -24,7 +25,7 @@ def scorer_of(name: str, bench: Bench, problems: Sequence[Problem], batch: int) 
     """What a rule is given besides its parameters.
 
     Args:
-        name: ``"reward"`` or ``"router"``.
+        name: ``"reward"``, ``"router"`` or ``"chains"``.
         bench: Pair and task.
         problems: Of the development split.
         batch: In flight.
@@ -32,6 +33,9 @@ def scorer_of(name: str, bench: Bench, problems: Sequence[Problem], batch: int) 
     Raises:
         ValueError: The task cannot check steps, or nothing can be learnt from these problems.
     """
+    if name == "chains":
+        model: Any = bench.model  # a RoutedModel: on engines these systems are refused
+        return DevelopmentChains(model, bench.task, problems, batch)
     if not bench.task.checks_steps:
         raise ValueError(
             f"task {bench.task.name} has no checker of steps, which policies with a {name} need"

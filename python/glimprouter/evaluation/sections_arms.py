@@ -216,7 +216,8 @@ def _costs(arms: Sequence[ArmResults], prices: Prices) -> Iterator[Block]:
     large = next(alone, None)
     rows = []
     for arm in arms:
-        total = arm.mean(prices.of).estimate
+        priced = rule_of(arm.arm.rule).priced
+        total = arm.mean(prices.of).estimate if priced else math.nan
         relative = seconds = math.nan
         if large is not None and (price := large.mean(prices.of).estimate):
             relative = total / price
@@ -246,7 +247,8 @@ def _costs(arms: Sequence[ArmResults], prices: Prices) -> Iterator[Block]:
         rows,
         f"Means of a problem. Price: {formats.number(prices.small, 4)} a {prices.per} of the small"
         f" model, {formats.number(prices.large, 4)} of the large one, in {prices.unit}"
-        f" ({prices.source}). Counted, not timed; the seconds are measured here.",
+        f" ({prices.source}). Counted, not timed; the seconds are measured here. No price where"
+        " what ran is not the pair's two models as they are.",
     )
     yield from _paper()
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glimprouter.calibration.pairs import AnyPair, ended, on_engines
 from glimprouter.chains import CandidateRule, write_with_candidates
+from glimprouter.evaluation.chain_systems import ChainSystem
 from glimprouter.evaluation.outcomes import Outcome, candidate_outcome, entropies_of, records_of
 from glimprouter.evaluation.plan import Arm
 from glimprouter.evaluation.record_file import RecordFile
 from glimprouter.evaluation.recording import Draft, Recording, RecordingSteps, recording
 from glimprouter.evaluation.records import StepRecord, Unit
 from glimprouter.evaluation.reread import read_again, why_not_reread
-from glimprouter.evaluation.rules import LARGE_ALONE, SMALL_ALONE, rule_of
+from glimprouter.evaluation.rules import LARGE_ALONE, SMALL_ALONE, Decider, rule_of
 from glimprouter.evaluation.settings import config_of, drafts_of
 from glimprouter.policies import Glimpse, Policy
 from glimprouter.tasks import Problem, Split, Task
@@ -58,8 +59,8 @@ class Bench:
     by_prompt: Mapping[str, Problem] = dataclasses.field(default_factory=dict)
     scorers: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def policy_of(self, arm: Arm) -> Policy | CandidateRule:
-        """The policy of an arm, or its rule that chooses among drafts.
+    def policy_of(self, arm: Arm) -> Decider:
+        """The policy of an arm, its rule that chooses among drafts, or its system.
 
         Raises:
             ValueError: It refuses its parameters.
@@ -133,9 +134,9 @@ class Solver:
         done = {p.key for p in chunk if self._solving.unit(p) in recorded}
         bench.advance(len(done))
         own = self._own
-        if isinstance(own, CandidateRule):
+        if isinstance(own, CandidateRule | ChainSystem):
             if len(done) < len(chunk):
-                self._choose(own, chunk, done)
+                self._record(chunk, done, self._outcomes(own, chunk))
             return
         glimpses = self._solving.arm.rule != LARGE_ALONE
         if glimpses:
@@ -156,23 +157,31 @@ class Solver:
             except RuntimeError as error:
                 raise RuntimeError(f"{self._solving.arm.label}: {error}") from error
 
-    def _choose(self, rule: CandidateRule, chunk: Sequence[Problem], done: set[str]) -> None:
-        """One batch of a rule that chooses among drafts; all of it, for the same draws."""
-        bench, solving = self._bench, self._solving
-        model: Any = bench.model  # a RoutedModel: on engines the rule is refused
+    def _outcomes(
+        self, own: CandidateRule | ChainSystem, chunk: Sequence[Problem]
+    ) -> list[Outcome]:
+        """Of one batch without a policy; all of it, for the same draws."""
+        solving = self._solving
+        model: Any = self._bench.model  # a RoutedModel: on engines such an arm is refused
         prompts = [problem.prompt for problem in chunk]
         seeds = [problem_seed(solving.seed, problem) for problem in chunk]
         with following(model, None, drafts_of(solving.arm.parameters)):
             try:
-                found = write_with_candidates(
-                    model, prompts, rule, seeds=seeds, **solving.overrides
-                )
+                if isinstance(own, ChainSystem):
+                    return own.solve(model, chunk, seeds)
+                found = write_with_candidates(model, prompts, own, seeds, **solving.overrides)
+                return [candidate_outcome(own, one) for one in found]
             except RuntimeError as error:
                 raise RuntimeError(f"{solving.arm.label}: {error}") from error
-        for problem, one in zip(chunk, found, strict=True):
+
+    def _record(
+        self, chunk: Sequence[Problem], done: set[str], outcomes: Sequence[Outcome]
+    ) -> None:
+        """Writes down what is not recorded yet."""
+        bench = self._bench
+        for problem, outcome in zip(chunk, outcomes, strict=True):
             if problem.key not in done:
-                unit = solving.unit(problem)
-                outcome = candidate_outcome(rule, one)
+                unit = self._solving.unit(problem)
                 steps, record = records_of(bench.task, problem, unit, outcome)
                 bench.file.append([*steps, record])
                 bench.advance(1)

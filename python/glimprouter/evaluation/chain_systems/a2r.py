@@ -1,0 +1,60 @@
+"""A2R (arXiv 2509.22044) as an arm: small explorers, and a large synthesizer that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from glimprouter.chains import explore_and_synthesize_each
+from glimprouter.config import check_integer
+from glimprouter.evaluation.chain_systems.base import ChainSystem, outcome_of
+from glimprouter.evaluation.outcomes import Outcome
+from glimprouter.tasks import Problem
+
+if TYPE_CHECKING:
+    from glimprouter.hf import RoutedModel
+
+__all__ = ["A2R"]
+
+
+class A2R(ChainSystem):
+    """N small chains of each problem at once, then one large chain that has read their answers.
+
+    The decision is the share of the explorers that agree on an answer. A synthesizer has to
+    understand a message with other solutions in it; a model that has only seen bare problems, as
+    those that are trained here, does not.
+    """
+
+    def __init__(self, explorers: int = 4) -> None:
+        """The rule.
+
+        Args:
+            explorers: N, >= 1.
+
+        Raises:
+            TypeError: No integer.
+            ValueError: Out of range.
+        """
+        check_integer("explorers", explorers, 1)
+        self._explorers = explorers
+
+    def rows(self, batch: int) -> int:
+        """All explorers of a batch."""
+        return batch * self._explorers
+
+    def solve(
+        self, model: RoutedModel, problems: Sequence[Problem], seeds: Sequence[int]
+    ) -> list[Outcome]:
+        """By the synthesizer."""
+        prompts = [problem.prompt for problem in problems]
+        explored = explore_and_synthesize_each(model, prompts, seeds, explorers=self._explorers)
+        return [
+            outcome_of(
+                one.synthesis,
+                "large",
+                {"small": one.solutions},
+                decision=one.vote.votes / self._explorers,
+                more_passes={},
+            )
+            for one in explored
+        ]

@@ -1,0 +1,55 @@
+"""Systems that choose one of the two models for a whole problem."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from glimprouter.evaluation.chain_systems.base import ChainSystem, alone, outcome_of
+from glimprouter.evaluation.outcomes import Outcome
+from glimprouter.tasks import Problem
+
+if TYPE_CHECKING:
+    from glimprouter.hf import RoutedModel
+
+__all__ = ["ChoosesModel"]
+
+
+class ChoosesModel(ChainSystem):
+    """Reads the problem with the small model, then has one of the two solve it.
+
+    The decision is 1 for a problem of the large model, else 0.
+    """
+
+    passes: int = 1  # of the small model over the problem, for the choice
+
+    @abstractmethod
+    def large(self, model: RoutedModel, problems: Sequence[Problem]) -> list[bool]:
+        """Whether each problem is the large model's."""
+
+    def solve(
+        self, model: RoutedModel, problems: Sequence[Problem], seeds: Sequence[int]
+    ) -> list[Outcome]:
+        """The chains of the models that were chosen."""
+        began = time.perf_counter()
+        large = self.large(model, problems)
+        seconds = (time.perf_counter() - began) / len(problems)
+        found: dict[str, Outcome] = {}
+        for writer in ("small", "large"):
+            mine = [n for n in range(len(problems)) if large[n] == (writer == "large")]
+            if not mine:
+                continue
+            own = [problems[n] for n in mine]
+            results = alone(model, own, [seeds[n] for n in mine], writer)
+            for problem, result in zip(own, results, strict=True):
+                found[problem.key] = outcome_of(
+                    result,
+                    writer,
+                    {},
+                    decision=float(writer == "large"),
+                    more_passes={"small": self.passes},
+                    more_seconds=seconds,
+                )
+        return [found[problem.key] for problem in problems]

@@ -1,0 +1,108 @@
+"""SPIRIT (arXiv 2502.13260) as an arm: the large model answers from a chain without idle steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from glimprouter.chains import pruned, step_importance
+from glimprouter.evaluation.chain_systems.base import ChainSystem, alone, outcome_of, prompt_ids
+from glimprouter.evaluation.chain_systems.ftp import greedy
+from glimprouter.evaluation.chain_systems.plain_chain import check_thinking, text_of
+from glimprouter.evaluation.outcomes import Outcome
+from glimprouter.policies.checks import check_score
+from glimprouter.tasks import Problem
+
+if TYPE_CHECKING:
+    from glimprouter.hf import Result, RoutedModel
+
+__all__ = ["Spirit"]
+
+
+class Spirit(ChainSystem):
+    """The large model's chain loses steps that its answer does not miss, and is answered anew.
+
+    It costs more than it saves: what comes of it is whether the answer still stands, which a model
+    that is trained on pruned chains would profit from. That training is the source's, and not done
+    here. The decision is the share of the steps that stay.
+    """
+
+    def __init__(self, most: float = 0.01) -> None:
+        """The rule.
+
+        Args:
+            most: Steps whose absence raises the answer's log-perplexity by at most so much are
+                dropped, nats a token.
+
+        Raises:
+            TypeError: No number.
+            ValueError: NaN.
+        """
+        check_score("most", most)
+        self._most = most
+
+    def check(self, model: RoutedModel) -> None:
+        """Refuses thinking without an end."""
+        check_thinking(model)
+
+    def solve(
+        self, model: RoutedModel, problems: Sequence[Problem], seeds: Sequence[int]
+    ) -> list[Outcome]:
+        """By the large model, twice."""
+        results = alone(model, problems, seeds, "large")
+        prompts = prompt_ids(model, (problem.prompt for problem in problems), "large")
+        return [self._pruned(model, *each) for each in zip(results, prompts, strict=True)]
+
+    def _pruned(self, model: RoutedModel, result: Result, prompt: list[int]) -> Outcome:
+        from glimprouter.hf.pair.locks import exclusive
+
+        trace, parts = result.trace, _parts(model, result)
+        if not parts.answer or not parts.steps:  # it has not come to an answer: nothing to prune
+            return outcome_of(result, "large", {}, decision=1.0, more_passes={})
+        began = time.perf_counter()
+        with exclusive(model.large):
+            rises = step_importance(
+                model.large, prompt, parts.steps, [*parts.closing, *parts.answer]
+            )
+            names = [str(rise.index) for rise in rises]
+            stay = [int(name) for name in pruned(names, rises, self._most)]
+            chain = [token for place in stay for token in parts.steps[place]]
+            again = greedy(model, [*prompt, *chain, *parts.closing], trace.answer_limit)
+        seconds = time.perf_counter() - began
+        answer = text_of(model, again).strip()
+        steps = [dataclasses.replace(trace.steps[n], index=i) for i, n in enumerate(stay)]
+        kept = dataclasses.replace(trace, steps=steps, answer=answer, answer_tokens=len(again))
+        outcome = outcome_of(
+            dataclasses.replace(result, trace=kept, answer=answer),
+            "large",
+            {},
+            decision=len(stay) / len(trace.steps),
+            more_passes={"large": len(rises) + 1 + len(again)},
+            more_seconds=seconds + trace.seconds - kept.seconds,
+        )
+        again_too = {"large": len(again)}
+        return dataclasses.replace(outcome, dropped_tokens=again_too)
+
+
+class _Parts(NamedTuple):
+    """Ids of a chain."""
+
+    steps: list[list[int]]
+    closing: list[int]
+    answer: list[int]
+
+
+def _parts(model: RoutedModel, result: Result) -> _Parts:
+    """Steps, the end of the thinking, and the answer; empty where it has not ended."""
+    ends, ids = set(model.large_boundary.think_end_ids), result.token_ids
+    place = next((n for n, token in enumerate(ids) if token in ends), None)
+    if place is None:
+        return _Parts([], [], [])
+    steps, first = [], 0
+    for step in result.trace.steps:
+        last = min(first + step.num_tokens, place)
+        steps.append(ids[first:last])
+        first += step.num_tokens
+    return _Parts(steps, ids[min(first, place) : place + 1], ids[place + 1 :])
