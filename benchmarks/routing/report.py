@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from summary import write_summary
+from summary import SYSTEMS, write_summary
 
 from glimprouter.demo_pair import large_path, small_path
 from glimprouter.evaluation.report import write_report
@@ -56,14 +56,7 @@ DEAR = (
     "spec-cot",
     "arbitrage-oracle",
     "spec-reason:expected=1",
-    "do-stop-me-now",
-    "self-route",
-    "laser",
-    "a2r",
-    "fractured",
-    "spirit",
-    "ari",
-    "ftp",
+    *SYSTEMS,
 )
 DRAFTS = 8  # they change passes and time, no text: a fixed number, so that no clock is followed
 TEMPERATURES = (0.0, 1.0)  # beside the default, 0.6

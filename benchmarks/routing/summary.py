@@ -16,6 +16,7 @@ from glimprouter.evaluation.report_markdown import to_markdown
 from glimprouter.evaluation.sections_arms import compare
 from glimprouter.evaluation.sections_signals import LABELS, aurocs_of
 
+SYSTEMS = ("do-stop-me-now", "self-route", "laser", "a2r", "fractured", "spirit", "ari", "ftp")
 RULES = (
     "random",
     "entropy",
@@ -40,14 +41,7 @@ RULES = (
     "spec-cot",
     "arbitrage-oracle",
     "spec-reason",
-    "do-stop-me-now",
-    "self-route",
-    "laser",
-    "a2r",
-    "fractured",
-    "spirit",
-    "ari",
-    "ftp",
+    *SYSTEMS,
 )
 ALONE = ("small-alone", "large-alone")
 
@@ -64,7 +58,7 @@ def write_summary(folders: Mapping[str, Path], out: Path) -> tuple[Path, Path]:
     blocks: list[Block] = [
         Paragraph(
             "Made by benchmarks/routing/report.py. Intervals are 95 %, over problems. Large tokens"
-            " are of all written ones, answers (always by the large model) included."
+            " are of all written ones, answers (of policies always by the large model) included."
         )
     ]
     blocks += _accuracies(every, arms)
@@ -122,6 +116,7 @@ def _comparisons(arms: Mapping[str, Sequence[ArmResults]]) -> Iterator[Block]:
     yield Heading("Differences in points over the same problems")
     pairs = [
         ("entropy", "random"),
+        ("hysteresis", "entropy"),
         ("entropy", "step-entropy"),
         ("entropy", "step-perplexity"),
         ("entropy", "margin"),
