@@ -64,7 +64,7 @@ Solve: TypeAlias = Callable[[int], Awaitable[tuple[list[Answer], int]]]
 
 @dataclass
 class Row:
-    """A way at a number of problems at once."""
+    """A way at a number of problems at once; the floor has no answers that could be right."""
 
     way: str
     where: str
@@ -72,7 +72,7 @@ class Row:
     seconds_a_problem: float
     ms_a_token: float
     requests_a_problem: float
-    right: int
+    right: int | None
     problems: int
 
 
@@ -111,7 +111,7 @@ class Comparison:
                     f"{row.way:20s} {where:11s} {at_once:3d} at once:"
                     f" {row.seconds_a_problem:.3f} s a problem, {row.ms_a_token:.2f} ms a token,"
                     f" {row.requests_a_problem:.1f} requests a problem,"
-                    f" right {row.right}/{row.problems}",
+                    f" right {'-' if row.right is None else row.right}/{row.problems}",
                     flush=True,
                 )
 
@@ -121,8 +121,9 @@ class Comparison:
         count, tokens = len(answers), sum(tokens for _, tokens in answers)
         pairs = zip(answers, self._problems, strict=True)
         right = sum(text == problem.answer for (text, _), problem in pairs)
+        known = None if way == FLOOR else right
         a_token = 1e3 * seconds / tokens
-        return Row(way, where, at_once, seconds / count, a_token, asked / count, right, count)
+        return Row(way, where, at_once, seconds / count, a_token, asked / count, known, count)
 
     def on_engines(self, routed: RoutedEngines, plain: TwoRequestsAStep) -> dict[str, Solve]:
         """The ways that run on vLLM."""
