@@ -84,9 +84,14 @@ class CheckedEngine:
                 f"the {self.name} engine did not answer for {self._timeout:g} s"
             ) from error
         except EngineLost as error:
-            raise EngineLost(f"the {self.name} engine: {error}") from error
+            raise EngineLost(self._named(error)) from error
         except EngineRefused as error:
-            raise EngineRefused(f"the {self.name} engine: {error}") from error
+            raise EngineRefused(self._named(error)) from error
+
+    def _named(self, error: Exception) -> str:
+        """The message, with the engine's name once: a check within a request has it already."""
+        name, message = f"the {self.name} engine", str(error)
+        return message if message.startswith(name) else f"{name}: {message}"
 
     async def expect(self, hello: GateOptions) -> None:
         """Asks for the gate, with the client's boundary.
@@ -178,9 +183,9 @@ class CheckedEngine:
                     ) from error
                 except EngineLost as error:
                     self._note_lost()
-                    raise EngineLost(f"the {self.name} engine: {error}") from error
+                    raise EngineLost(self._named(error)) from error
                 except EngineRefused as error:
-                    raise EngineRefused(f"the {self.name} engine: {error}") from error
+                    raise EngineRefused(self._named(error)) from error
                 if piece is None:
                     break
                 self._heard_at = time.monotonic()
