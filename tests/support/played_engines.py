@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ Fault = Callable[[int], None]
 
 
 class PlayedEngine:
-    """Computes one request at a time, a token a piece, as vLLM's runners call a gate.
+    """Computes one request at a time, as vLLM's runners call a gate; a token a piece, or a whole.
 
     Attributes:
         requests: All that were sent, in order.
@@ -60,7 +61,18 @@ class PlayedEngine:
         return EngineFacts(self.name, self._context, self.version)
 
     async def write(self, request: EngineRequest) -> AsyncGenerator[Piece, None]:
-        """The answer while it is written."""
+        """The answer while it is written, or as a whole."""
+        async with aclosing(self._pieces(request)) as pieces:
+            if not request.whole:
+                async for piece in pieces:
+                    yield piece
+                return
+            all_of_it = [piece async for piece in pieces]
+            tokens = [token for piece in all_of_it for token in piece.tokens]
+            values = [value for piece in all_of_it for value in piece.values]
+            yield Piece(tokens, values, 0, all_of_it[-1].finished)
+
+    async def _pieces(self, request: EngineRequest) -> AsyncGenerator[Piece, None]:
         self.requests.append(request)
         row = self._boundaries.row(request.gate)
         written: list[int] = []

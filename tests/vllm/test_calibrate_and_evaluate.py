@@ -190,6 +190,20 @@ def test_it_goes_on_where_an_engine_stayed_away(tmp_path: Path) -> None:
     client.close()
 
 
+def test_it_ends_where_a_gate_disagrees(tmp_path: Path) -> None:
+    """What was written then is not what routing gives: it counts neither as right nor as wrong."""
+    plan = Plan(**{**SIZES, "policies": ["random:share=0.5"], "batch": 2})
+    client = played()
+    client.check()
+    boundaries: Any = client._engines["small"]._engine._boundaries  # type: ignore[attr-defined]
+    row = boundaries.row
+    boundaries.row = lambda options: row(dataclasses.replace(options, decides=False))
+    with pytest.raises(RuntimeError, match=r"small-alone: .*a step starts.*nothing that is"):
+        evaluate(client, task(), tmp_path / "out", plan)
+    assert not read_records(tmp_path / "out").problems
+    client.close()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -16,9 +16,11 @@ import hf_translated
 from close_draws import assert_at_an_edge, first_difference
 from glimprouter.hf import Result
 from glimprouter.vllm import EngineLost, EngineRefused, RoutedEngines
+from glimprouter.vllm import sequence as sequence_module
 from glimprouter.vllm.engines.base import EngineRequest
 from hf_pairs import random_pair, trained_pair
 from played_engines import CONFIG, PlayedEngine, played, same
+from serving_engines import done
 
 
 @pytest.mark.parametrize(
@@ -194,26 +196,6 @@ def test_an_engine_that_stays_away_ends_its_sequences_which_are_resumed_later() 
     assert not again.saved
 
 
-def test_an_engine_that_writes_nothing_for_too_long_is_lost() -> None:
-    pair = trained_pair()
-    want = pair.routed().generate(pair.prompts[:1])
-    client, small, _ = played(pair, timeout=0.2)
-    client.generate(pair.prompts[:1])
-    write, silent = small.write, [True]
-
-    async def silent_write(request: Any) -> Any:
-        if silent:
-            silent.clear()
-            await asyncio.sleep(30.0)
-        async for piece in write(request):
-            yield piece
-
-    small.write = silent_write  # type: ignore[method-assign]
-    client._engines["small"]._timeout = 5.0 if torch.get_num_threads() > 1 else 2.0
-    same(client.generate(pair.prompts[:1]), want)
-    assert client.usage["small"].retries == 1
-
-
 def test_a_server_that_comes_back_as_another_model_is_refused() -> None:
     pair = trained_pair()
     client, small, _ = played(pair, patience=0.5)
@@ -318,6 +300,20 @@ def test_repeated_steps_close_the_thinking_and_the_rest_is_dropped() -> None:
     ended = [step.end_reason for result in results for step in result.trace.steps[-1:]]
     assert "repetition" in ended
     same(results, pair.routed(**options).generate(pair.prompts))
+
+
+def test_answers_come_as_a_whole_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written behind repeated steps, which only the client sees, is no more than a part."""
+    monkeypatch.setattr(sequence_module, "_MOST_AT_ONCE", 7)
+    pair = random_pair("qwen3")
+    options = {"repetition_guard": True, "threshold": math.inf, "max_think_tokens": 300}
+    client, small, _ = played(pair, **options)
+    same(client.generate(pair.prompts), pair.routed(**options).generate(pair.prompts))
+    assert 0 < client.usage["small"].dropped_tokens <= 6 * len(pair.prompts)
+    written = small.requests[1:]
+    assert all(request.whole and request.max_tokens <= 7 for request in written)
+    done(client.stream(pair.prompts[:1]))
+    assert not any(request.whole for request in small.requests[1 + len(written) :])
 
 
 def test_many_at_once_and_one_at_a_time() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from glimprouter.vllm.protocol import ARGUMENT, BoundarySpec, GateOptions
 
 OPTIONS = GateOptions(BoundarySpec(None, None, None, (2,)), 7)
 REQUEST = EngineRequest("name", [4, 5], 9, OPTIONS, [2, 7], replica=5)
+WHOLE = dataclasses.replace(REQUEST, whole=True)
 MODELS = {"data": [{"id": "m", "max_model_len": 99}]}
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -48,9 +50,9 @@ def facts(handler: Handler, **options: Any) -> EngineFacts:
     return asyncio.run(server_of(handler, **options).facts())
 
 
-def pieces(handler: Handler, **options: Any) -> list[Piece]:
+def pieces(handler: Handler, request: EngineRequest = REQUEST, **options: Any) -> list[Piece]:
     async def collect() -> list[Piece]:
-        return [piece async for piece in server_of(handler, **options).write(REQUEST)]
+        return [piece async for piece in server_of(handler, **options).write(request)]
 
     return asyncio.run(collect())
 
@@ -88,6 +90,46 @@ def test_a_request() -> None:
         1,
         [2, 7],
     )
+
+
+def test_a_whole_answer() -> None:
+    """Not streamed: one piece, with what was cached."""
+    seen: list[Any] = []
+    choice = {"token_ids": [5, 7], "logprobs": {"token_logprobs": [1.5, 1029.0]}}
+    told = {
+        "choices": [{**choice, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens_details": {"cached_tokens": 32}},
+    }
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(json.loads(request.content))
+        return httpx.Response(200, json=told)
+
+    assert pieces(handler, WHOLE) == [Piece([5, 7], [1.5, 1029.0], 32, "stop")]
+    assert "stream" not in seen[0]
+    assert "stream_options" not in seen[0]
+
+
+@pytest.mark.parametrize(
+    ("handler", "error", "message"),
+    [
+        (answering("full", 503), EngineLost, "503"),
+        (answering("bad", 400), EngineRefused, "400: bad"),
+        (answering("{nonsense"), EngineLost, "nonsense"),
+        (answering("[]"), EngineLost, "answered"),
+        (answering('{"error": {"message": "dead"}}'), EngineLost, "dead"),
+        (
+            answering('{"choices": [{"token_ids": [4], "logprobs": null}]}'),
+            EngineRefused,
+            "log-probabilities",
+        ),
+    ],
+)
+def test_whole_answers_that_are_none(
+    handler: Handler, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        pieces(handler, WHOLE)
 
 
 @pytest.mark.parametrize(

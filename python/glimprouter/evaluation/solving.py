@@ -195,8 +195,14 @@ class Solver:
 
 
 def _check_there(run: Run | EngineRun, event: Event) -> None:
-    """A problem whose engine stayed away is not solved wrong: it is not solved yet."""
-    if event.result is not None and event.sequence in getattr(run, "saved", {}):
+    """A problem that an engine has failed is not solved wrong: it is not solved yet.
+
+    One that stayed away, or a gate that is not at the place where the router is.
+    """
+    if event.result is None:
+        return
+    failed = {*getattr(run, "saved", {}), *getattr(run, "disagreed", ())}
+    if event.sequence in failed:
         raise RuntimeError(f"{event.result.trace.error}; nothing that is recorded is lost")
 
 

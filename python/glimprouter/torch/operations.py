@@ -66,8 +66,8 @@ def _sample(
         top_k=top_k,
         min_p=min_p,
         seed=seed,
-        substream=_keys(substream),  # type: ignore[arg-type]
-        position=_keys(position),  # type: ignore[arg-type]
+        substream=_keys(substream),
+        position=_keys(position),
         purpose=purpose,
     )
     return tokens.contiguous()

@@ -77,7 +77,9 @@ class RoutedEngines:
                 ``"end"`` that sequence with an error in its trace while the others go on.
             max_sequences: Sequences in flight; further prompts wait.
             timeout: Seconds without a token after which a request counts as lost, > 0. A long
-                prompt is silent while it is read, and so is one that waits for a full engine.
+                prompt is silent while it is read, and so is one that waits for a full engine. Where
+                nobody reads tokens as they come (``generate``) answers come as a whole: then an
+                engine that has said nothing for so long is asked for a token.
             patience: Seconds that an engine may stay away, >= 0, while requests that were lost are
                 sent again, from where the sequence stands. Then its sequences end with an error,
                 and are kept in ``saved``.

@@ -50,6 +50,7 @@ class EngineRun:
             :meth:`RoutedEngines.resume`.
         missed: Of these, the model whose engine it was.
         refused: Of these, the ones whose engine answered, and would not.
+        disagreed: Sequences that ended because gate and router were at different places.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class EngineRun:
         self.saved: dict[int, bytes] = {}
         self.missed: dict[int, str] = {}
         self.refused: set[int] = set()
+        self.disagreed: set[int] = set()
         self.pair, self.mirror = pair, mirror
         self._common = common
         self._max_sequences = max_sequences
@@ -205,6 +207,7 @@ class EngineRun:
         self.saved.pop(sequence, None)
         self.missed.pop(sequence, None)
         self.refused.discard(sequence)
+        self.disagreed.discard(sequence)
 
     @_in_its_loop
     def usage(self) -> RunUsage:
@@ -280,7 +283,10 @@ class EngineRun:
                     " sequences without an exception"
                 ) from error
             self._fail(record, str(error))
-        except (SequenceFailed, GateDisagrees) as error:
+        except GateDisagrees as error:
+            self.disagreed.add(record.index)
+            self._fail(record, str(error))
+        except SequenceFailed as error:
             self._fail(record, str(error))
 
     def _fail(self, record: SequenceRecord, message: str) -> None:

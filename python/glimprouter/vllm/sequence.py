@@ -32,6 +32,9 @@ from glimprouter.vllm.protocol import Written, meaning_of
 ENGINE = "vllm"  # name of the engine in saved sequences
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 5.0  # seconds before a request is sent again
 _LEDGER = "ledger"
+# Of a request whose answer comes as a whole: what is written behind an end that only the client
+# knows (repeated steps) or is lost with its engine is no more than this.
+_MOST_AT_ONCE = 512
 
 
 class SequenceFailed(RuntimeError):
@@ -80,6 +83,7 @@ class RoutedSequence:
         self._ledger = ledger
         if ledger is None and pair.translation is not None:
             self._ledger = TokenLedger(pair.translation.map)
+        self._whole = not record.stream_tokens  # whether nobody reads tokens as they come
         self._usage = {name: EngineUsage() for name in MODELS}
         self._seen = dict.fromkeys(MODELS, 0)  # tokens that an engine has computed
 
@@ -111,7 +115,9 @@ class RoutedSequence:
         while not (self.record.done or self.interrupted):
             model, before = self.turn, len(self.record.generated)
             try:
-                await self._ask(model)
+                # One that was lost is streamed: where engines are lost often, whole answers of long
+                # requests would never come.
+                await self._ask(model, whole=self._whole and lost_at is None)
                 lost_at, wait = None, _FIRST_WAIT
             except EngineLost as error:
                 now = time.monotonic()
@@ -123,9 +129,9 @@ class RoutedSequence:
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)
 
-    async def _ask(self, model: str) -> None:
+    async def _ask(self, model: str, *, whole: bool) -> None:
         """One request, from where the sequence stands: asked again, it goes on there."""
-        request = self._request(model)
+        request = self._request(model, whole)
         written, cached, wanted = 0, None, True
         clock = time.perf_counter()
         try:
@@ -144,8 +150,6 @@ class RoutedSequence:
                         break
         finally:
             self._note(model, request, written, cached)
-        if written == 0 and not self.interrupted:
-            raise SequenceFailed(f"the {model} engine ended a request without a token")
 
     @staticmethod
     def _ends(request: EngineRequest, piece: Piece) -> bool:
@@ -155,7 +159,7 @@ class RoutedSequence:
         """
         return not piece.tokens or piece.tokens[-1] in request.stop_token_ids
 
-    def _request(self, model: str) -> EngineRequest:
+    def _request(self, model: str, whole: bool) -> EngineRequest:
         prompt = self._ids(model)
         context = self._pair.contexts[model]
         room = min(self._mirror.room(self.row), context - len(prompt))
@@ -169,10 +173,11 @@ class RoutedSequence:
         return EngineRequest(
             f"glimprouter-{uuid.uuid4().hex}",
             prompt,
-            room,
+            min(room, _MOST_AT_ONCE) if whole else room,
             self._mirror.ask(self.row, self._pair.common[model]),
             self._pair.stop_token_ids(model, answering=answering),
             self.record.index,
+            whole,
         )
 
     def _ids(self, model: str) -> list[int]:

@@ -31,6 +31,7 @@ class EngineRequest:
         stop_token_ids: Ids that end it; the hand-off token is one of them.
         replica: Which of the engine's replicas (data parallel ranks) has the sequence's prefix;
             taken modulo their number.
+        whole: Whether the answer may come in one piece, at its end: nobody reads it before.
     """
 
     request_id: str
@@ -39,6 +40,7 @@ class EngineRequest:
     gate: GateOptions
     stop_token_ids: Sequence[int]
     replica: int = 0
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

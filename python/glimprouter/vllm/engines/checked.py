@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
 import warnings
@@ -37,7 +38,8 @@ class CheckedEngine:
         Args:
             name: Of the model.
             engine: The engine.
-            timeout: Seconds without a token after which a request counts as lost.
+            timeout: Seconds without a token after which a request counts as lost. One whose answer
+                comes as a whole is waited for as long as the engine answers others.
         """
         self.name = name
         self.usage = EngineUsage()
@@ -47,10 +49,11 @@ class CheckedEngine:
         self._hello: GateOptions | None = None
         self._facts: EngineFacts | None = None
         self._checked = False
-        self._asking = asyncio.Lock()
+        self._checking: asyncio.Task[None] | None = None
+        self._heard_at = -math.inf  # on the monotonic clock
 
     async def facts(self) -> EngineFacts:
-        """What it is, as it said the first time.
+        """What it is, as it said when it was last asked for its gate.
 
         Raises:
             EngineLost: It does not answer.
@@ -61,14 +64,17 @@ class CheckedEngine:
         """
         if self._facts is None:
             self._facts = await self._ask_facts()
-            if not self._facts.version.startswith(tuple(f"{own}." for own in VERSIONS)):
-                warnings.warn(
-                    f"the {self.name} engine is vLLM {self._facts.version or '(unknown)'}; the"
-                    f" gate was tried with {', '.join(VERSIONS)}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+            self._warn_of_version(self._facts)
         return self._facts
+
+    def _warn_of_version(self, facts: EngineFacts) -> None:
+        if not facts.version.startswith(tuple(f"{own}." for own in VERSIONS)):
+            warnings.warn(
+                f"the {self.name} engine is vLLM {facts.version or '(unknown)'}; the gate was"
+                f" tried with {', '.join(VERSIONS)}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     async def _ask_facts(self) -> EngineFacts:
         try:
@@ -78,9 +84,14 @@ class CheckedEngine:
                 f"the {self.name} engine did not answer for {self._timeout:g} s"
             ) from error
         except EngineLost as error:
-            raise EngineLost(f"the {self.name} engine: {error}") from error
+            raise EngineLost(self._named(error)) from error
         except EngineRefused as error:
-            raise EngineRefused(f"the {self.name} engine: {error}") from error
+            raise EngineRefused(self._named(error)) from error
+
+    def _named(self, error: Exception) -> str:
+        """The message, with the engine's name once: a check within a request has it already."""
+        name, message = f"the {self.name} engine", str(error)
+        return message if message.startswith(name) else f"{name}: {message}"
 
     async def expect(self, hello: GateOptions) -> None:
         """Asks for the gate, with the client's boundary.
@@ -96,37 +107,50 @@ class CheckedEngine:
         await self._check()
 
     async def _check(self) -> None:
-        async with self._asking:
-            if self._checked:
-                return
-            known, hello = await self.facts(), self._hello
-            assert hello is not None
-            now = await self._ask_facts()
-            if (now.model, now.context) != (known.model, known.context):
-                raise EngineRefused(
-                    f"the {self.name} engine was {known.model} with a context of"
-                    f" {known.context}, and is {now.model} with {now.context} now"
-                )
-            request = EngineRequest(
-                f"glimprouter-hello-{uuid.uuid4().hex}", [hello.handoff], 1, hello, [hello.handoff]
+        """One check serves all who wait for it: each gets what came of it, at the same time."""
+        if self._checked:
+            return
+        if self._checking is None:
+            self._checking = asyncio.ensure_future(self._greet())
+            self._checking.add_done_callback(self._end_of_check)
+        await asyncio.shield(self._checking)
+
+    def _end_of_check(self, check: asyncio.Task[None]) -> None:
+        self._checking = None
+        if not check.cancelled():
+            check.exception()  # whoever waited has it; asyncio would tell of one that nobody saw
+
+    async def _greet(self) -> None:
+        known, hello = await self.facts(), self._hello
+        assert hello is not None
+        now = await self._ask_facts()
+        if (now.model, now.context) != (known.model, known.context):
+            raise EngineRefused(
+                f"the {self.name} engine was {known.model} with a context of"
+                f" {known.context}, and is {now.model} with {now.context} now"
             )
-            heard: list[tuple[int, float]] = []
-            async with aclosing(self._pieces(request)) as pieces:
-                async for piece in pieces:
-                    heard += zip(piece.tokens, piece.values, strict=True)
-            if not heard:
-                raise EngineRefused(f"the {self.name} engine ({known.model}) wrote nothing")
-            if (wrong := read_greeting(*heard[0], hello.handoff)) is not None:
-                raise EngineRefused(f"the {self.name} engine ({known.model}): {wrong}")
-            self._checked = True
+        request = EngineRequest(
+            f"glimprouter-hello-{uuid.uuid4().hex}", [hello.handoff], 1, hello, [hello.handoff]
+        )
+        heard: list[tuple[int, float]] = []
+        async with aclosing(self._pieces(request)) as pieces:
+            async for piece in pieces:
+                heard += zip(piece.tokens, piece.values, strict=True)
+        if (wrong := read_greeting(*heard[0], hello.handoff)) is not None:
+            raise EngineRefused(f"the {self.name} engine ({known.model}): {wrong}")
+        self._facts, self._checked = now, True  # the gate was asked, and is the same
+        if now.version != known.version:
+            self._warn_of_version(now)
 
     async def probe(self) -> None:
-        """Asks whether it answers, and serves; one that was lost is asked for its gate."""
+        """Asks whether it answers, and serves; one that was lost is asked for its gate.
+
+        So is one that is not what it was: it was gone, and has come back as something else.
+        """
         try:
-            if self._checked:
-                await self._ask_facts()
-            else:
-                await self._check()
+            if self._checked and await self._ask_facts() != self._facts:
+                self._checked = False
+            await self._check()
         except (EngineLost, EngineRefused):
             self._note_lost()
         else:
@@ -147,12 +171,11 @@ class CheckedEngine:
                 yield piece
 
     async def _pieces(self, request: EngineRequest) -> AsyncGenerator[Piece, None]:
+        written = False
         async with aclosing(self._engine.write(request)) as pieces:
             while True:
                 try:
-                    piece = await asyncio.wait_for(anext(pieces), self._timeout)
-                except StopAsyncIteration:
-                    return
+                    piece = await self._next(request, pieces)
                 except asyncio.TimeoutError as error:
                     self._note_lost()
                     raise EngineLost(
@@ -160,10 +183,46 @@ class CheckedEngine:
                     ) from error
                 except EngineLost as error:
                     self._note_lost()
-                    raise EngineLost(f"the {self.name} engine: {error}") from error
+                    raise EngineLost(self._named(error)) from error
                 except EngineRefused as error:
-                    raise EngineRefused(f"the {self.name} engine: {error}") from error
+                    raise EngineRefused(self._named(error)) from error
+                if piece is None:
+                    break
+                self._heard_at = time.monotonic()
+                written = written or bool(piece.tokens)
                 yield piece
+        if not written:  # vLLM aborts what it cannot finish, when it is told to stop, say
+            self._note_lost()
+            raise EngineLost(f"the {self.name} engine ended a request without a token")
+
+    async def _next(
+        self, request: EngineRequest, pieces: AsyncGenerator[Piece, None]
+    ) -> Piece | None:
+        """The next piece; None behind the last one.
+
+        Raises:
+            TimeoutError: It does not come.
+        """
+        if not request.whole:
+            return await asyncio.wait_for(anext(pieces, None), self._timeout)
+        coming = asyncio.ensure_future(anext(pieces, None))
+        try:
+            for _ in range(request.max_tokens):
+                await asyncio.wait([coming], timeout=self._timeout)
+                if coming.done():
+                    return coming.result()
+                await self._hear()
+        finally:
+            if not coming.done():
+                coming.cancel()
+                await asyncio.wait([coming])
+        raise asyncio.TimeoutError
+
+    async def _hear(self) -> None:
+        """Asks for the gate, by a token, where nothing has come of any request for too long."""
+        if time.monotonic() - self._heard_at >= self._timeout:
+            self._checked = False
+            await self._check()
 
     async def close(self) -> None:
         """Lets go of connections."""

@@ -80,10 +80,11 @@ class InProcessEngine:
         return EngineFacts(name, int(model.max_model_len), vllm.__version__, ids, name)
 
     async def write(self, request: EngineRequest) -> AsyncGenerator[Piece, None]:
-        """The answer while it is written."""
+        """The answer while it is written, or as a whole."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        kinds = RequestOutputKind
         params = SamplingParams(
             temperature=0.0,
             max_tokens=request.max_tokens,
@@ -91,7 +92,7 @@ class InProcessEngine:
             ignore_eos=True,
             logprobs=0,
             detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
+            output_kind=kinds.FINAL_ONLY if request.whole else kinds.DELTA,
             extra_args={ARGUMENT: request.gate.to_json()},
         )
         prompt = {"prompt_token_ids": list(request.prompt)}

@@ -95,7 +95,7 @@ class Server:
         return EngineFacts(str(name), context, str(version), source=source)
 
     async def write(self, request: EngineRequest) -> AsyncGenerator[Piece, None]:
-        """The answer while it is written."""
+        """The answer while it is written, or as a whole."""
         headers = {"X-Request-Id": request.request_id}
         if self._replicas > 1:
             headers["X-data-parallel-rank"] = str(request.replica % self._replicas)
@@ -106,6 +106,9 @@ class Server:
                 if response.status_code != 200:
                     await response.aread()
                     self._refuse(response)
+                if request.whole:
+                    yield self._whole(await response.aread())
+                    return
                 async for piece in self._pieces(response):
                     yield piece
         except self._httpx.TransportError as error:
@@ -113,7 +116,9 @@ class Server:
 
     def _body(self, request: EngineRequest) -> dict[str, Any]:
         """Every option that a model's generation config could set otherwise is given."""
+        streamed = {"stream": True, "stream_options": {"include_usage": True}}
         return {
+            **({} if request.whole else streamed),
             "model": self._model,
             "prompt": list(request.prompt),
             "max_tokens": request.max_tokens,
@@ -129,8 +134,6 @@ class Server:
             "logprobs": 0,
             "return_token_ids": True,
             "skip_special_tokens": False,
-            "stream": True,
-            "stream_options": {"include_usage": True},
             "vllm_xargs": {ARGUMENT: request.gate.to_json()},
         }
 
@@ -152,6 +155,15 @@ class Server:
             yield self._piece(chunk)
         if not ended:
             raise EngineLost(f"{self.url} broke off in the middle of an answer")
+
+    def _whole(self, body: bytes) -> Piece:
+        try:
+            answer = json.loads(body)
+        except ValueError as error:
+            raise EngineLost(f"{self.url} answered {body!r:.80}") from error
+        if not isinstance(answer, dict) or not answer.get("choices"):
+            raise EngineLost(f"{self.url} answered {body!r:.80}")
+        return self._piece(answer)
 
     def _piece(self, chunk: dict[str, Any]) -> Piece:
         details = (chunk.get("usage") or {}).get("prompt_tokens_details") or {}

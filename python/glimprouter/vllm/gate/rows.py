@@ -162,24 +162,27 @@ def leave_one_token(logits: torch.Tensor, rows: Sequence[tuple[int, GateRow]]) -
     """
     if not rows:
         return
-    places = torch.tensor([place for place, _ in rows], device=logits.device)
-    own = logits if len(rows) == len(logits) else logits.index_select(0, places)
-    if own is logits:
-        rows = sorted(rows, key=lambda entry: entry[0])
-        places = torch.arange(len(rows), device=logits.device)
+    full = len(rows) == len(logits)
+    if full:
+        rows, own = sorted(rows, key=lambda entry: entry[0]), logits
+    else:
+        places = torch.tensor([place for place, _ in rows], device=logits.device)
+        own = logits.index_select(0, places)
     requests = [row for _, row in rows]
     own = own[:, : requests[0].vocabulary]  # a model may have more columns than tokens
     tokens = _draw(own, requests)
     said = _say(own, requests, tokens)
     last = logits.shape[1] - 1
     left = [min(token, last) for token, _ in said]  # a stranger's hand-off token may lie outside
-    values = [value for _, value in said]
     for row, token in zip(requests, left, strict=True):
         row.remember(token)
-    logits.index_fill_(0, places, float("-inf"))
-    logits[places, torch.tensor(left, device=logits.device)] = torch.tensor(
-        values, dtype=logits.dtype, device=logits.device
-    )
+    ids = torch.tensor(left, device=logits.device)
+    values = torch.tensor([value for _, value in said], dtype=logits.dtype, device=logits.device)
+    if full:  # without places: half of the calls, each of which costs more than its work
+        logits.fill_(-torch.inf).scatter_(1, ids[:, None], values[:, None])
+    else:
+        logits.index_fill_(0, places, -torch.inf)
+        logits[places, ids] = values
 
 
 def _draw(logits: torch.Tensor, rows: Sequence[GateRow]) -> list[int]:
@@ -187,6 +190,7 @@ def _draw(logits: torch.Tensor, rows: Sequence[GateRow]) -> list[int]:
     drawn = [-1] * len(rows)
     for options, places in _groups(rows, _filters).items():
         temperature, top_p, top_k, min_p, seed, purpose = options
+        chosen = [rows[place] for place in places]
         found: Any = sample(
             _selected(logits, places),
             temperature=temperature,
@@ -194,8 +198,8 @@ def _draw(logits: torch.Tensor, rows: Sequence[GateRow]) -> list[int]:
             top_k=top_k,
             min_p=min_p,
             seed=seed,
-            substream=[rows[place].options.substream for place in places],
-            position=[rows[place].options.position + rows[place].length for place in places],
+            substream=np.array([row.options.substream for row in chosen], np.uint64),
+            position=np.array([row.options.position + row.length for row in chosen], np.uint64),
             purpose=purpose,
         )
         for place, token in zip(places, found.tolist(), strict=True):
