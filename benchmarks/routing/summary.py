@@ -13,6 +13,7 @@ from glimprouter.evaluation.document import Block, Document, Heading, Paragraph,
 from glimprouter.evaluation.formats import interval, percent_interval, points_interval
 from glimprouter.evaluation.record_file import Records, read_records
 from glimprouter.evaluation.report_markdown import to_markdown
+from glimprouter.evaluation.rules import rule_of
 from glimprouter.evaluation.sections_arms import compare
 from glimprouter.evaluation.sections_signals import LABELS, aurocs_of
 
@@ -100,7 +101,8 @@ def _accuracies(
             if arm is None:
                 row.append("")
                 continue
-            row.append(f"{percent_interval(arm.accuracy)}, {100 * arm.token_share:.0f} %")
+            share = f", {100 * arm.token_share:.0f} %" if arm.priced else ""
+            row.append(percent_interval(arm.accuracy) + share)
         rows.append(row)
     problems = {name: len(each[0].runs) if each else 0 for name, each in arms.items()}
     seeds = {name: len(each[0].seeds) if each else 0 for name, each in arms.items()}
@@ -175,7 +177,9 @@ def _data(every: Mapping[str, Records], arms: Mapping[str, Sequence[ArmResults]]
                     "accuracy": list(arm.accuracy),
                     "by_seed": arm.seed_accuracies,
                     "step_share": None if arm.step_share is None else arm.step_share.share,
-                    "token_share": arm.token_share,
+                    "token_share": arm.token_share if arm.priced else None,
+                    "decision": rule_of(arm.arm.rule).decision,
+                    "decided": arm.mean(lambda r: r.decision or 0.0).estimate,
                     "small_passes": arm.mean(lambda r: r.small_passes).estimate,
                     "large_passes": arm.mean(lambda r: r.large_passes).estimate,
                     "seconds": arm.mean(lambda r: r.seconds).estimate,

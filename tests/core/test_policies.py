@@ -131,6 +131,16 @@ def test_a_wanted_share_is_obtained(share: float) -> None:
         assert abs(np.mean(large) - share) < 0.03
 
 
+def test_a_wanted_share_stays_within_its_bounds() -> None:
+    policy = WantedShare(0.5, warm_up=2, low=0.4, high=0.6)
+    for entropy in (0.0, 0.1, 0.2):
+        policy.before(glimpse(entropy))
+    assert policy.threshold == 0.4
+    for entropy in (2.0, 2.1, 2.2, 2.3, 2.4):
+        policy.before(glimpse(entropy))
+    assert policy.threshold == 0.6
+
+
 def test_until_the_warm_up_a_wanted_share_is_a_threshold() -> None:
     policy = WantedShare(0.5, start=2.0, warm_up=4)
     assert [is_large(policy, entropy) for entropy in (1.9, 2.1, 0.0, 5.0)] == [0, 1, 0, 1]
@@ -155,6 +165,7 @@ def test_until_the_warm_up_a_wanted_share_is_a_threshold() -> None:
         (lambda: WantedShare(2.0), ValueError, r"share must lie in \[0, 1\]"),
         (lambda: WantedShare(0.2, start=-1.0), ValueError, "threshold"),
         (lambda: WantedShare(0.2, warm_up=0), ValueError, "warm_up"),
+        (lambda: WantedShare(0.2, low=2.0, high=1.0), ValueError, "high must be at least low"),
         (lambda: WantedShare(0.2, warm_up=9, window=8), ValueError, "window"),
     ],
 )

@@ -17,10 +17,19 @@ from evaluation_runs import LIMITS, evaluated, pair, task
 from glimprouter.chains import AdaptiveResolution, fractured_sampling, reduced_copy
 from glimprouter.demo_pair import large_path, small_path
 from glimprouter.evaluation import Plan, evaluate, read_records
+from glimprouter.evaluation.chain_systems.fractured import Fractured
+from glimprouter.evaluation.chain_systems.plain_chain import (
+    Budgets,
+    Written,
+    greedy,
+    outcome_of_tokens,
+    within_budgets,
+)
 from glimprouter.evaluation.chain_systems.spirit import Spirit
 from glimprouter.evaluation.record_file import Records
 from glimprouter.evaluation.records import ProblemRecord, StepRecord
 from glimprouter.evaluation.report import write_report
+from glimprouter.evaluation.rules import RULES
 from glimprouter.evaluation.solving import problem_seed
 from glimprouter.hf import Result, RoutedModel
 from hf_runs import routed
@@ -160,7 +169,8 @@ def test_the_lowest_self_rewards_are_solved_anew(records: Records) -> None:
     bound = np.quantile(known[:, token], 0.25)
     for logprob, record in zip(behind("report")[:, token], of(records, "laser"), strict=True):
         assert record.decision == float(logprob < bound)
-        assert record.small_unused == (record.decision and record.small_passes - 1)
+        # It was read once more, and written in vain where the large model solved the problem.
+        assert record.small_unused == (record.small_passes - 1) * (1 + (record.decision or 0))
 
 
 def test_a_synthesizer_reads_the_answers_of_all(records: Records) -> None:
@@ -192,6 +202,8 @@ def test_cuts_vote(records: Records) -> None:
             answer_model="small",
         )
         assert record.answer == one.vote.answer
+        assert record.large_passes == record.large_unused == 0
+        assert record.small_passes == max(f.result.counts["small"].passes for f in one.fractures)
         assert record.decision == one.vote.votes / one.vote.cast
         written = sum(fracture.written for fracture in one.fractures)
         assert record.small_tokens + record.small_unused == written
@@ -206,7 +218,11 @@ def test_idle_steps_are_left_out(records: Records) -> None:
         assert 0 < len(kept) < len(whole)
         rest = iter(whole)
         assert all(text in rest for text in kept)  # in their order
-        assert record.large_passes > alone("large")[place].counts["large"].passes + len(whole)
+        first = alone("large")[place].counts["large"].passes
+        again = record.large_passes - first - len(whole) - 1
+        assert 0 < again <= LIMITS["max_answer_tokens"]
+        kept_tokens = sum(step.tokens for step in steps_of(records, record))
+        assert record.large_tokens == kept_tokens + 1 + again  # with the end of the thinking
 
 
 def test_nothing_is_left_out_below_every_rise() -> None:
@@ -243,6 +259,7 @@ def test_two_precisions_write_what_their_loop_writes(records: Records) -> None:
         assert record.answer.isdigit()
         assert record.small_tokens + record.large_tokens == len(resolved.tokens)
         assert record.decision == record.large_tokens / len(resolved.tokens)
+        assert record.small_unused == record.large_tokens
         assert record.steps == text.count("\n\n")
         assert record.small_passes > 0
 
@@ -250,25 +267,69 @@ def test_two_precisions_write_what_their_loop_writes(records: Records) -> None:
 def test_skipped_blocks(records: Records) -> None:
     for record in of(records, "ftp"):
         assert record.decision is not None
-        assert 0.0 < record.decision < 1 / pair().large.config.num_hidden_layers
+        assert 0.0 < record.decision <= 1 / pair().large.config.num_hidden_layers
         assert record.small_passes == record.small_tokens == 0
-        assert record.large_passes == record.large_tokens
+        closed = record.large_tokens - record.large_passes  # by force, in no passes of their own
+        assert closed in (0, len(pair().boundary.close_ids))
+
+
+def test_thinking_that_reaches_its_budget_is_closed() -> None:
+    """As a run closes it: the answer is what the model says behind the closing ids."""
+    model, ids = pair(), prompts_of()[0]
+
+    def write(before: list[int], most: int, ends: list[int]) -> Written:
+        tokens = greedy(model.large, before, most, ends)
+        return Written(tokens, ["large"] * len(tokens))
+
+    tokens, writers = within_budgets(model, ids, Budgets(20, 3), write)
+    closed = model.boundary.close_ids
+    assert tokens[20 : 20 + len(closed)] == closed
+    assert len(tokens) == len(writers) <= 20 + len(closed) + 3
+    with torch.inference_mode():
+        given = torch.tensor([[*ids, *tokens[: 20 + len(closed)]]])
+        answer = model.large.generate(given, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert tokens[20 + len(closed) :] == answer[0, given.shape[1] :].tolist()
+    outcome = outcome_of_tokens(
+        model,
+        task().problems(1, "report")[0],
+        Written(tokens, writers),
+        passes={"small": 0, "large": len(tokens)},
+        seconds=1.0,
+        decision=0.0,
+    )
+    assert "</think>" not in outcome.result.answer
+    assert sum(step.num_tokens for step in outcome.result.trace.steps) <= 20
+
+
+def test_a_vote_is_by_what_the_task_takes_for_the_same_answer() -> None:
+    class Doubled(type(task())):  # type: ignore[misc]
+        def vote_key(self, answer: str) -> str:
+            return "the same"
+
+    system = Fractured(chains=2, depths=2)
+    system.prepare(Doubled())
+    problem = task().problems(1, "report")[0]
+    (outcome,) = system.solve(pair(), [problem], [problem_seed(0, problem)])
+    assert outcome.decision == 1.0
 
 
 def test_they_are_reported(records: Records, tmp_path: Path) -> None:
     text = write_report([records.path.parent], tmp_path)[1].read_text()
     for rule in SYSTEMS:
         assert text.count(f"| {rule}") >= 4  # frontier, costs, systems, lengths
+        assert RULES[rule].trained in text
     costs = text[text.index("What it costs") : text.index("the paper's figures")]
     unpriced = [line for line in costs.splitlines() if line.startswith(("| ari", "| ftp"))]
     assert len(unpriced) == 2
-    assert all("| - | - |" in line for line in unpriced)
+    assert all("| - | - | - | - |" in line for line in unpriced)
 
 
 def test_a_run_that_was_cut_off_goes_on(records: Records, tmp_path: Path) -> None:
     lines = records.path.read_text().splitlines(keepends=True)
     ends = [place for place, line in enumerate(lines) if '"kind": "problem"' in line]
     (tmp_path / records.path.name).write_text("".join(lines[: ends[-3] + 1]))
+    for kept in records.path.parent.glob("development-*.json"):
+        (tmp_path / kept.name).write_text(kept.read_text())
     again = read_records(evaluated(tmp_path, policies=ARMS, **SIZES))
     for unit, record in records.problems.items():
         clockless = dataclasses.replace(again.problems[unit], seconds=record.seconds)

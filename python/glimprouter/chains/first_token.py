@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glimprouter.chains.forward import ids_of
+from glimprouter.chains.forward import ids_of, last_logits
 
 
 class FirstTokenNeighbours:
@@ -88,6 +88,6 @@ def first_token_logprobs(model: Any, prompts: Sequence[Sequence[int]]) -> npt.ND
     rows = []
     with torch.inference_mode():
         for ids in ids_of(model, prompts):
-            logits = model(ids).logits[0, -1]
+            logits = last_logits(model, ids, 1)[0]
             rows.append(torch.log_softmax(logits.float(), -1).cpu().numpy())
     return np.stack(rows)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+
+def last_logits(model: Any, ids: torch.Tensor, count: int) -> torch.Tensor:
+    """Logits behind the last ``count`` tokens of one text, ``[count, V]``; no others are made."""
+    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    options = {"logits_to_keep": count} if keeps else {}
+    logits: torch.Tensor = model(ids, **options).logits
+    return logits[0, -count:]
 
 
 def ids_of(model: Any, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:

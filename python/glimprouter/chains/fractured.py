@@ -145,7 +145,8 @@ def _cut(
     cuts[chain] = _Cut(first + chain, depths, length, 0)
     if chain not in run.sequences:
         return
-    run.catch_up(chain)  # once, and not by each of the forks
+    if trace.answer_model == "large":
+        run.catch_up(chain)  # once, and not by each of the forks
     there = len(run.generated(chain))
     thought = there - trace.answer_tokens  # closing ids included; the answer may have begun
     for depth in range(1, depths + 1):

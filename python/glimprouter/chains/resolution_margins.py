@@ -51,9 +51,13 @@ class ResolutionMargins(NamedTuple):
 
 
 def resolution_margins(
-    reduced: Any, full: Any, texts: Sequence[Sequence[int]]
+    reduced: Any,
+    full: Any,
+    texts: Sequence[Sequence[int]],
+    *,
+    starts: Sequence[int] | None = None,
 ) -> ResolutionMargins:
-    """Margins behind every token of texts, one text at a time.
+    """Margins before every token of texts that a model would write, one text at a time.
 
     Each model reads with keys and values of its own, so what the hand-over by casting changes is
     not in here. The threshold is good for texts like these: give what the models write.
@@ -62,9 +66,12 @@ def resolution_margins(
         reduced: As in :class:`AdaptiveResolution`.
         full: Likewise.
         texts: Ids; none empty.
+        starts: Of each text, the place of the first token that is written, >= 1: prompts are not
+            decided. None: behind every token of the texts, the last one included.
 
     Raises:
-        ValueError: No text, an empty one, an id outside the vocabulary, or two architectures.
+        ValueError: No text, an empty one, an id outside the vocabulary, starts that leave nothing
+            of a text, or two architectures.
         RuntimeError: Logits that hold NaN or +inf.
     """
     import torch
@@ -73,12 +80,19 @@ def resolution_margins(
     listed = [check_ids(full, ids) for ids in texts]
     if not listed:
         raise ValueError("give at least one text")
+    if starts is not None:
+        if len(starts) != len(listed):
+            raise ValueError(f"{len(listed)} texts have {len(starts)} starts")
+        for ids, start in zip(listed, starts, strict=True):
+            if not 1 <= start < len(ids):
+                raise ValueError(f"a start must lie in [1, {len(ids)}), got {start}")
     margins, agree = [], []
     with torch.inference_mode():
-        for ids in listed:
+        for place, ids in enumerate(listed):
+            kept = slice(None) if starts is None else slice(starts[place] - 1, -1)
             rows = []
             for model in (reduced, full):
-                logits = model(torch.tensor([ids], device=model.device)).logits[0]
+                logits = model(torch.tensor([ids], device=model.device)).logits[0, kept]
                 rows.append(glimpse(logits.float().contiguous()))
                 if not bool((rows[-1].status == int(Status.OK)).all()):
                     raise RuntimeError("a model gave logits that are no distribution")

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from glimprouter.chains.forward import ids_of
+from glimprouter.chains.forward import ids_of, last_logits
 from glimprouter.glimpse import glimpse
 
 ACCEPTED = 0.5
@@ -61,7 +61,7 @@ def last_token_self_reward(
     rewards = []
     with torch.inference_mode():
         for ids in ids_of(model, sequences):
-            logits = model(ids).logits[:, -1]
+            logits = last_logits(model, ids, 1)
             logprobs = glimpse(logits.float().contiguous(), logprob_ids=[token]).logprobs
             rewards.append(self_reward(float(logprobs[0, 0]), beta=beta, reference=reference))
     return rewards

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from glimprouter.chains.forward import last_logits
+
 
 @dataclass(frozen=True, slots=True)
 class StepImportance:
@@ -59,7 +61,7 @@ def _log_perplexity(
     chain = [token for step in steps for token in step]
     ids = torch.tensor([[*prompt, *chain, *answer]], device=model.device)
     with torch.inference_mode():
-        logits = model(ids).logits[0, -len(answer) - 1 : -1].double()
+        logits = last_logits(model, ids, len(answer) + 1)[:-1].double()
     targets = ids[0, -len(answer) :]
     return float(torch.nn.functional.cross_entropy(logits, targets))
 

@@ -88,8 +88,18 @@ class ArmResults:
         return share_interval(large, glimpsed)
 
     @property
+    def priced(self) -> bool:
+        """Whether its passes and tokens are those of the pair's two models."""
+        return rule_of(self.arm.rule).priced
+
+    @property
     def token_share(self) -> float:
-        """Share of all written tokens, the answers' included, that the large model wrote."""
+        """Share of all written tokens, the answers' included, that the large model wrote.
+
+        NaN where it is not the pair's large model as it is.
+        """
+        if not self.priced:
+            return math.nan
         large = sum(record.large_tokens for record in self.records)
         every = large + sum(record.small_tokens for record in self.records)
         return large / every if every else math.nan

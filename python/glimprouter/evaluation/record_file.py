@@ -116,7 +116,8 @@ def _header(path: Path, line: bytes, *, whole: bool) -> dict[str, Any]:
     if header.get("schema_version") != SCHEMA_VERSION:
         version = json_fields.shown(header.get("schema_version"))
         raise ValueError(
-            f"{path} has schema version {version}; this glimprouter reads {SCHEMA_VERSION}"
+            f"{path} has schema version {version}; this glimprouter reads {SCHEMA_VERSION};"
+            " evaluate into another folder"
         )
     identity = header.get("identity")
     if not isinstance(identity, dict):
@@ -209,9 +210,13 @@ class RecordFile:
 
         Raises:
             OSError: The file cannot be written.
+            ValueError: A value that no record can have; nothing is written.
         """
         group = list(records)
-        self._append([to_line(record) for record in group])
+        lines = [to_line(record) for record in group]
+        for line in lines:
+            to_record(line, "a record that was to be written")  # or the file could not be read
+        self._append(lines)
         for record in group:
             self.records.add(record)
 

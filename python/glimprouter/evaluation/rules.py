@@ -44,6 +44,7 @@ class Rule:
         along: Makes of a chain's values of the signal what the threshold is compared with, with
             the parameters; None: the values themselves.
         decision: What a system around the chain decides, in words: records have its share.
+        trained: What of such a system is trained here, in words.
         priced: Whether passes and tokens of its records are those of the pair's two models.
     """
 
@@ -58,12 +59,18 @@ class Rule:
     settings: Sequence[str] = SETTINGS
     along: Callable[[Sequence[float], Mapping[str, float]], list[float]] | None = None
     decision: str = ""
+    trained: str = ""
     priced: bool = True
 
     @property
     def reads_steps(self) -> bool:
         """Whether it compares what the small model has written, and not the glimpse."""
         return self.signal is not None and self.signal.startswith("step_")
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether problems of a batch follow one another."""
+        return bool(getattr(self.policy, "one_at_a_time", False))
 
     def score(self, value: float) -> float:
         """A value of the signal as a number >= 0 that grows with the wish for the large model."""
@@ -161,6 +168,68 @@ def _spec_reason(threshold: float = 7.0, expected: int = 0) -> Policy:
     return policies.SpecReason(threshold, expected=bool(expected))
 
 
+_BY_PROBLEM = "problems by the large model"
+# Name, class, what it is given, whether it runs the pair's two models as they are, what it decides,
+# and what of it is trained here.
+_SYSTEMS: tuple[tuple[str, type[ChainSystem], Literal["chains"] | None, bool, str, str], ...] = (
+    (
+        "do-stop-me-now",
+        chain_systems.DoStopMeNow,
+        "chains",
+        True,
+        _BY_PROBLEM,
+        "nothing: the references are development problems",
+    ),
+    (
+        "self-route",
+        chain_systems.SelfRoute,
+        "chains",
+        True,
+        _BY_PROBLEM,
+        "the logistic router, on development problems",
+    ),
+    (
+        "laser",
+        chain_systems.LaSeR,
+        "chains",
+        True,
+        _BY_PROBLEM,
+        "its bound only; the source trains the model",
+    ),
+    (
+        "a2r",
+        chain_systems.A2R,
+        None,
+        True,
+        "explorers that agree",
+        "nothing; the synthesizer has not seen such messages",
+    ),
+    ("fractured", chain_systems.Fractured, None, True, "votes for the answer", "nothing to train"),
+    (
+        "spirit",
+        chain_systems.Spirit,
+        None,
+        True,
+        "steps that stay",
+        "nothing; the source also trains on pruned chains",
+    ),
+    (
+        "ari",
+        chain_systems.ARI,
+        "chains",
+        False,
+        "tokens in full precision",
+        "its threshold, on development chains",
+    ),
+    (
+        "ftp",
+        chain_systems.FTP,
+        "chains",
+        False,
+        "blocks that were skipped",
+        "the order of the blocks only; the source trains a router",
+    ),
+)
 _RULES = (
     Rule(SMALL_ALONE, _all_small),
     Rule(LARGE_ALONE, _all_small),  # never asked: the route is forced, nothing is glimpsed
@@ -191,31 +260,8 @@ _RULES = (
     ),
     Rule("arbitrage-oracle", _arbitrage, given="reward", settings=("drafts",)),
     *(
-        Rule(name, system, given="chains", settings=(), decision=decision)
-        for name, system, decision in (
-            ("do-stop-me-now", chain_systems.DoStopMeNow, "problems by the large model"),
-            ("self-route", chain_systems.SelfRoute, "problems by the large model"),
-            ("laser", chain_systems.LaSeR, "problems by the large model"),
-        )
-    ),
-    Rule("a2r", chain_systems.A2R, settings=(), decision="explorers that agree"),
-    Rule("fractured", chain_systems.Fractured, settings=(), decision="votes for the answer"),
-    Rule("spirit", chain_systems.Spirit, settings=(), decision="steps that stay"),
-    Rule(
-        "ari",
-        chain_systems.ARI,
-        given="chains",
-        settings=(),
-        decision="tokens in full precision",
-        priced=False,
-    ),
-    Rule(
-        "ftp",
-        chain_systems.FTP,
-        given="chains",
-        settings=(),
-        decision="blocks that were skipped",
-        priced=False,
+        Rule(name, system, given=given, settings=(), decision=decision, trained=trained, priced=own)
+        for name, system, given, own, decision, trained in _SYSTEMS
     ),
 )
 RULES: dict[str, Rule] = {rule.name: rule for rule in _RULES}

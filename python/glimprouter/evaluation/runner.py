@@ -113,6 +113,7 @@ class _Stages:
             self._bench.scorers[name] = made
         arms = [Arm(SMALL_ALONE), Arm(LARGE_ALONE), *self._arms(development)]
         labels = {arm.label: arm for arm in arms}  # two shares may have led to one threshold
+        self._prepare(labels.values())
         drawn = {label: arm for label, arm in labels.items() if not self._is_greedy(arm)}
         by_seed = [labels, *[drawn] * (self._plan.seeds - 1)]
         self._begin("report", sum(map(len, by_seed)) * len(report))
@@ -126,6 +127,19 @@ class _Stages:
         for size in sizes:
             self._begin(f"batch {size}", len(labels) * len(timed))
             self._in_turns(labels.values(), 0, size, timed)
+
+    def _prepare(self, arms: Iterable[Arm]) -> None:
+        """Fits the systems around the chain, and finds out now what their problems do not tell."""
+        made = {arm.label: self._bench.policy_of(arm) for arm in arms}
+        systems = {k: system for k, system in made.items() if isinstance(system, ChainSystem)}
+        if systems:
+            self._begin("systems", len(systems))
+        for label, system in systems.items():
+            try:
+                system.prepare(self._bench.task)
+            except ValueError as error:
+                raise ValueError(f"policy {label}: {error}") from error
+            self._advance(1)
 
     def _is_greedy(self, arm: Arm) -> bool:
         """Whether an arm does the same whatever the seed."""

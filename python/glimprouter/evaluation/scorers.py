@@ -35,7 +35,7 @@ def scorer_of(name: str, bench: Bench, problems: Sequence[Problem], batch: int) 
     """
     if name == "chains":
         model: Any = bench.model  # a RoutedModel: on engines these systems are refused
-        return DevelopmentChains(model, bench.task, problems, batch)
+        return DevelopmentChains(model, bench.task, problems, batch, bench.file.records.path.parent)
     if not bench.task.checks_steps:
         raise ValueError(
             f"task {bench.task.name} has no checker of steps, which policies with a {name} need"

@@ -20,6 +20,7 @@ from glimprouter.evaluation.statistics import Interval, PairedTest, paired_test
 __all__ = ["arm_sections"]
 
 RIVALS = ("random", "step-entropy")  # at matched share, as in the paper's ablation
+OTHER_MODELS = "not the pair as it is: see Systems"
 UNLIKE = 0.05  # shares of large tokens further apart than this are not matched
 
 
@@ -66,7 +67,7 @@ def _frontier(
         )
         yield Figure(
             "frontier",
-            figures.frontier(arms),
+            figures.frontier([arm for arm in arms if arm.priced]),
             "Right answers against what they cost. Error bars reach from the worst to the best"
             " seed; the uncertainty over problems is in the table.",
         )
@@ -77,15 +78,17 @@ def _frontier(
 def _frontier_row(arm: ArmResults) -> list[str]:
     share = arm.step_share
     errors = sum(record.error is not None for record in arm.records)
+    one = rule_of(arm.arm.rule).one_at_a_time
     remarks = [arm.sends or "", f"{errors} runs failed" if errors else ""]
+    remarks += ["one problem at a time" if one else "", "" if arm.priced else OTHER_MODELS]
+    passes = [arm.mean(lambda r: r.small_passes), arm.mean(lambda r: r.large_passes)]
     return [
         arm.title,
         formats.percent_interval(arm.accuracy),
         ", ".join(map(formats.percent, arm.seed_accuracies)),
         formats.percent(math.nan if share is None else share.share),
         formats.percent(arm.token_share),
-        f"{arm.mean(lambda r: r.small_passes).estimate:.1f}",
-        f"{arm.mean(lambda r: r.large_passes).estimate:.1f}",
+        *(f"{each.estimate:.1f}" if arm.priced else "-" for each in passes),
         formats.number_interval(arm.mean(lambda r: r.seconds)),
         "; ".join(filter(None, remarks)),
     ]
@@ -216,8 +219,8 @@ def _costs(arms: Sequence[ArmResults], prices: Prices) -> Iterator[Block]:
     large = next(alone, None)
     rows = []
     for arm in arms:
-        priced = rule_of(arm.arm.rule).priced
-        total = arm.mean(prices.of).estimate if priced else math.nan
+        total = arm.mean(prices.of).estimate if arm.priced else math.nan
+        tokens = [arm.mean(lambda r: r.small_tokens), arm.mean(lambda r: r.large_tokens)]
         relative = seconds = math.nan
         if large is not None and (price := large.mean(prices.of).estimate):
             relative = total / price
@@ -226,8 +229,7 @@ def _costs(arms: Sequence[ArmResults], prices: Prices) -> Iterator[Block]:
         rows.append(
             [
                 arm.title,
-                f"{arm.mean(lambda r: r.small_tokens).estimate:.1f}",
-                f"{arm.mean(lambda r: r.large_tokens).estimate:.1f}",
+                *(f"{each.estimate:.1f}" if arm.priced else "-" for each in tokens),
                 formats.number(total, 4),
                 formats.percent(relative),
                 formats.percent(seconds),
@@ -281,7 +283,11 @@ def _batches(records: Records) -> Iterator[Block]:
     columns: dict[int, dict[str, str]] = {}
     for size in sorted([main, *sizes]):
         arms, _ = arms_of(records, size, keys)
-        columns[size] = {arm.title: _first_seed_seconds(arm) for arm in arms}
+        columns[size] = {
+            arm.title: _first_seed_seconds(arm)
+            for arm in arms
+            if not rule_of(arm.arm.rule).one_at_a_time
+        }
     titles = dict.fromkeys(title for column in columns.values() for title in column)
     yield Table(
         ["arm", *(f"batch {size}" for size in columns)],

@@ -50,6 +50,7 @@ class Bench:
         advance: Told of each finished problem, or of several that were found finished.
         by_prompt: The problems of both splits.
         scorers: What rules are given besides their parameters, by their names.
+        systems: Those around the chain, by the labels of their arms: each is prepared once.
     """
 
     model: AnyPair
@@ -58,6 +59,7 @@ class Bench:
     advance: Advance
     by_prompt: Mapping[str, Problem] = dataclasses.field(default_factory=dict)
     scorers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    systems: dict[str, ChainSystem] = dataclasses.field(default_factory=dict)
 
     def policy_of(self, arm: Arm) -> Decider:
         """The policy of an arm, its rule that chooses among drafts, or its system.
@@ -66,7 +68,12 @@ class Bench:
             ValueError: It refuses its parameters.
         """
         rule = rule_of(arm.rule)
-        return rule.build(arm.parameters, self.scorers.get(rule.given or ""))
+        if arm.label not in self.systems:
+            made = rule.build(arm.parameters, self.scorers.get(rule.given or ""))
+            if not isinstance(made, ChainSystem):
+                return made
+            self.systems[arm.label] = made
+        return self.systems[arm.label]
 
 
 class Solving(NamedTuple):

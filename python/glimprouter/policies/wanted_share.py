@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import numpy as np
@@ -20,7 +21,14 @@ class WantedShare(Policy):
     """
 
     def __init__(
-        self, share: float, *, start: float = 1.0, warm_up: int = 32, window: int = 4096
+        self,
+        share: float,
+        *,
+        start: float = 1.0,
+        warm_up: int = 32,
+        low: float = 0.0,
+        high: float = math.inf,
+        window: int = 4096,
     ) -> None:
         """The rule.
 
@@ -28,6 +36,8 @@ class WantedShare(Policy):
             share: Of the steps that the large model writes, in [0, 1].
             start: Threshold until ``warm_up`` glimpses have been seen, nats.
             warm_up: Glimpses, >= 1.
+            low: Least threshold after that, nats.
+            high: Largest, at least ``low``.
             window: Glimpses that are remembered, at least ``warm_up``.
 
         Raises:
@@ -35,12 +45,16 @@ class WantedShare(Policy):
             ValueError: One out of range.
         """
         check_probability("share", share)
-        RouterConfig(threshold=start)  # the same checks
+        for threshold in (start, low, high):
+            RouterConfig(threshold=threshold)  # the same checks
+        if high < low:
+            raise ValueError(f"high must be at least low, got low={low:g} and high={high:g}")
         check_integer("warm_up", warm_up, 1)
         check_integer("window", window, warm_up)
         self.share = share
         self.start = start
         self.warm_up = warm_up
+        self.low, self.high = low, high
         self._seen: deque[float] = deque(maxlen=window)
 
     @property
@@ -48,12 +62,13 @@ class WantedShare(Policy):
         """Tau in force, nats."""
         if len(self._seen) < self.warm_up:
             return self.start
-        return float(np.quantile(self._seen, 1.0 - self.share))
+        return min(max(float(np.quantile(self._seen, 1.0 - self.share)), self.low), self.high)
 
     def before(self, glimpse: Glimpse) -> ModelName:
         """By the entropy, which is remembered."""
         large = glimpse.entropy > self.threshold
-        if len(self._seen) >= self.warm_up and self.share in (0.0, 1.0):
+        unbounded = self.low == 0.0 and self.high == math.inf
+        if len(self._seen) >= self.warm_up and self.share in (0.0, 1.0) and unbounded:
             large = self.share == 1.0  # no quantile is above, or below, everything
         self._seen.append(glimpse.entropy)
         return "large" if large else "small"

@@ -54,6 +54,10 @@ class Task(ABC):
     def is_correct(self, problem: Problem, answer: str) -> bool:
         """Whether an answer, the text behind the thinking, is right."""
 
+    def vote_key(self, answer: str) -> str:
+        """What two answers have in common that are the same answer, for a vote; empty for none."""
+        return answer.strip()
+
     def check_steps(self, problem: Problem, steps: Sequence[str]) -> list[bool | None]:
         """Whether each step is right, given those before it.
 

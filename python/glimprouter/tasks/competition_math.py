@@ -8,9 +8,11 @@ from glimprouter.tasks.base import Problem
 from glimprouter.tasks.from_file import FileTask, Record, field
 from glimprouter.tasks.math_answers import (
     has_math_verify,
+    normalised,
     same_by_math_verify,
     same_text,
     stated_answer,
+    value_of,
 )
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -53,6 +55,12 @@ class CompetitionMath(FileTask):
         question = field(record, ("problem", "Problem", "question"), where)
         answer = field(record, ("answer", "Answer"), where)
         return Problem(key, f"{question}\n\n{INSTRUCTION}", answer)
+
+    def vote_key(self, answer: str) -> str:
+        """What the answer states, and of a number its value."""
+        stated = normalised(stated_answer(answer))
+        value = value_of(stated)
+        return stated if value is None else str(value)
 
     def is_correct(self, problem: Problem, answer: str) -> bool:
         r"""Whether the last box of the answer, or what it states else, equals the right one."""

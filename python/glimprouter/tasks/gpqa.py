@@ -55,6 +55,10 @@ class GpqaDiamond(FileTask):
         """Whether the letter in the last box, or else the last that is named, is the right one."""
         return chosen_letter(answer) == problem.answer
 
+    def vote_key(self, answer: str) -> str:
+        """The letter."""
+        return chosen_letter(answer) or ""
+
 
 def chosen_letter(answer: str) -> str | None:
     """The letter that an answer chooses; None if it names none.

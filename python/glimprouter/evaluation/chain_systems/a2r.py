@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from glimprouter.chains import explore_and_synthesize_each
+from glimprouter.chains import Exploration, explore_and_synthesize_each, majority
 from glimprouter.config import check_integer
 from glimprouter.evaluation.chain_systems.base import ChainSystem, outcome_of
 from glimprouter.evaluation.outcomes import Outcome
@@ -53,8 +53,12 @@ class A2R(ChainSystem):
                 one.synthesis,
                 "large",
                 {"small": one.solutions},
-                decision=one.vote.votes / self._explorers,
+                decision=self._agreeing(one),
                 more_passes={},
             )
             for one in explored
         ]
+
+    def _agreeing(self, one: Exploration) -> float:
+        vote = majority(self.task.vote_key(solution.answer) for solution in one.solutions)
+        return vote.votes / self._explorers

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from glimprouter.chains import AdaptiveResolution, resolution_margins
-from glimprouter.config import ModelName
 from glimprouter.evaluation.chain_systems.base import ChainSystem, DevelopmentChains, prompt_ids
 from glimprouter.evaluation.chain_systems.plain_chain import (
+    Budgets,
+    Written,
+    budgets_of,
     check_thinking,
-    ends_of,
-    most_tokens,
     outcome_of_tokens,
+    within_budgets,
 )
 from glimprouter.evaluation.outcomes import Outcome
 from glimprouter.policies.checks import check_probability
-from glimprouter.tasks import Problem
+from glimprouter.tasks import Problem, Task
 
 if TYPE_CHECKING:
     from glimprouter.hf import RoutedModel
@@ -35,6 +37,7 @@ class ARI(ChainSystem):
     """
 
     greedy = True
+    one_at_a_time = True
 
     def __init__(self, chains: DevelopmentChains, share: float = 1.0) -> None:
         """The rule.
@@ -51,51 +54,60 @@ class ARI(ChainSystem):
         self._chains, self._share = chains, share
 
     def check(self, model: RoutedModel) -> None:
-        """Refuses models whose cache is of another kind, and thinking without an end."""
+        """Refuses quantized models, caches of another kind, and thinking without an end."""
         from glimprouter.chains.plain_cache import plain_cache
 
         check_thinking(model)
         plain_cache(model.large)
+        if getattr(model.large, "is_quantized", False):
+            raise ValueError("the large model is quantized, and has no full weights to round")
+
+    def prepare(self, task: Task) -> None:
+        """Makes the rounded copy, and calibrates T."""
+        super().prepare(task)
+        _ = self._resolution
 
     @cached_property
     def _resolution(self) -> AdaptiveResolution:
         from glimprouter.hf.pair.locks import exclusive
 
-        model, known = self._chains.model, self._chains.large
-        prompts = prompt_ids(model, (each.problem.prompt for each in known), "large")
-        texts = [[*p, *k.result.token_ids] for p, k in zip(prompts, known, strict=True)]
-        with exclusive(model.large):
-            margins = resolution_margins(self._chains.reduced, model.large, texts)
-        threshold = margins.threshold(self._share)
-        return AdaptiveResolution(self._chains.reduced, model.large, threshold)
+        large, reduced = self._chains.model.large, self._chains.reduced
+        texts, starts = self._chains.texts("large")
+        with exclusive(large):
+            margins = resolution_margins(reduced, large, texts, starts=starts)
+        return AdaptiveResolution(reduced, large, margins.threshold(self._share))
 
     def solve(
         self, model: RoutedModel, problems: Sequence[Problem], seeds: Sequence[int]
     ) -> list[Outcome]:
         """By both precisions; seeds change nothing."""
+        prompts = prompt_ids(model, (problem.prompt for problem in problems), "large")
+        every = zip(problems, prompts, budgets_of(model, problems), strict=True)
+        return [self._solved(model, *each) for each in every]
+
+    def _solved(
+        self, model: RoutedModel, problem: Problem, ids: Sequence[int], budgets: Budgets
+    ) -> Outcome:
         from glimprouter.hf.pair.locks import exclusive
 
-        resolution, most = self._resolution, most_tokens(self._chains)
-        found = []
-        prompts = prompt_ids(model, (problem.prompt for problem in problems), "large")
-        for problem, ids in zip(problems, prompts, strict=True):
-            began = time.perf_counter()
-            with exclusive(model.large):
-                text = resolution.generate(ids, most, ends_of(model))
-            seconds = time.perf_counter() - began
-            writers: list[ModelName] = ["large" if full else "small" for full in text.by_full]
-            found.append(
-                outcome_of_tokens(
-                    model,
-                    problem,
-                    text.tokens,
-                    writers,
-                    passes={
-                        "small": text.counts.reduced_passes,
-                        "large": text.counts.full_passes,
-                    },
-                    seconds=seconds,
-                    decision=sum(text.by_full) / len(text.by_full),
-                )
-            )
-        return found
+        passes = Counter(small=0, large=0)
+
+        def write(before: list[int], most: int, ends: list[int]) -> Written:
+            text = self._resolution.generate(before, most, ends)
+            passes["small"] += text.counts.reduced_passes
+            passes["large"] += text.counts.full_passes
+            return Written(text.tokens, ["large" if full else "small" for full in text.by_full])
+
+        began = time.perf_counter()
+        with exclusive(model.large):
+            written = within_budgets(model, ids, budgets, write)
+        full = sum(writer == "large" for writer in written.writers)
+        return outcome_of_tokens(
+            model,
+            problem,
+            written,
+            passes=passes,
+            seconds=time.perf_counter() - began,
+            decision=full / len(written.tokens),
+            dropped_tokens={"small": full},  # it had computed them, too
+        )

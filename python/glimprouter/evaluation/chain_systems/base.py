@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glimprouter.config import ModelName
 from glimprouter.evaluation.outcomes import Outcome
+from glimprouter.files import write_atomically
 from glimprouter.tasks import Problem, Task
 
 if TYPE_CHECKING:
@@ -23,13 +27,31 @@ class ChainSystem(ABC):
 
     Attributes:
         greedy: Whether it draws nothing, so that one run of it is all.
+        one_at_a_time: Whether problems of a batch follow one another, so that its seconds are not
+            those of a batch.
+        task: Of the problems, once it is prepared.
     """
+
+    task: Task
 
     greedy: bool = False
 
     def rows(self, batch: int) -> int:
         """Sequences that ``batch`` problems have in flight, at most."""
         return batch
+
+    one_at_a_time: bool = False
+
+    def prepare(self, task: Task) -> None:
+        """Fits and calibrates what it needs; again, it does nothing.
+
+        Args:
+            task: Of the problems.
+
+        Raises:
+            ValueError: The development problems tell too little.
+        """
+        self.task = task
 
     @abstractmethod
     def solve(
@@ -59,24 +81,31 @@ class Solved(NamedTuple):
 
     Attributes:
         problem: The problem.
-        result: Of one model alone.
-        right: Whether its answer is.
+        token_ids: That were written.
+        right: Whether the answer is.
     """
 
     problem: Problem
-    result: Result
+    token_ids: list[int]
     right: bool
 
 
 class DevelopmentChains:
     """Chains of each model alone on the development problems, written once somebody asks.
 
+    They are kept in the folder of the evaluation, whose pair and settings are always the same.
+
     Attributes:
         model: The pair.
     """
 
     def __init__(
-        self, model: RoutedModel, task: Task, problems: Sequence[Problem], batch: int
+        self,
+        model: RoutedModel,
+        task: Task,
+        problems: Sequence[Problem],
+        batch: int,
+        folder: Path,
     ) -> None:
         """Nothing is written yet.
 
@@ -85,9 +114,11 @@ class DevelopmentChains:
             task: Checks the answers.
             problems: Of the development split.
             batch: In flight.
+            folder: Where they are kept.
         """
         self.model = model
         self._task, self._problems, self._batch = task, problems, batch
+        self._folder = folder
 
     @cached_property
     def small(self) -> list[Solved]:
@@ -106,15 +137,31 @@ class DevelopmentChains:
 
         return reduced_copy(self.model.large, "int8")
 
+    def texts(self, writer: ModelName) -> tuple[list[list[int]], list[int]]:
+        """Each prompt with a model's chain behind it, and where the chain begins."""
+        known = self.small if writer == "small" else self.large
+        prompts = prompt_ids(self.model, (each.problem.prompt for each in known), writer)
+        texts = [[*p, *k.token_ids] for p, k in zip(prompts, known, strict=True)]
+        return texts, [len(prompt) for prompt in prompts]
+
     def _solved(self, writer: ModelName) -> list[Solved]:
-        found = []
+        path = self._folder / f"development-{writer}.json"
+        known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         for start in range(0, len(self._problems), self._batch):
             chunk = self._problems[start : start + self._batch]
+            if all(problem.key in known for problem in chunk):
+                continue
             seeds = list(range(start, start + len(chunk)))
-            for problem, result in zip(chunk, alone(self.model, chunk, seeds, writer), strict=True):
+            results = alone(self.model, chunk, seeds, writer)
+            for problem, result in zip(chunk, results, strict=True):
                 right = self._task.is_correct(problem, result.answer)
-                found.append(Solved(problem, result, right))
-        return found
+                right = right and result.trace.error is None
+                known[problem.key] = {"right": right, "token_ids": result.token_ids}
+            write_atomically(path, json.dumps(known))
+        return [
+            Solved(problem, known[problem.key]["token_ids"], known[problem.key]["right"])
+            for problem in self._problems
+        ]
 
 
 def alone(
@@ -141,6 +188,7 @@ def outcome_of(
     decision: float,
     more_passes: Mapping[str, int],
     more_seconds: float = 0.0,
+    more_tokens: Mapping[str, int] | None = None,
 ) -> Outcome:
     """A chain of one model, and all that was computed beside it.
 
@@ -151,6 +199,7 @@ def outcome_of(
         decision: Of the system.
         more_passes: Forward passes besides those of chains, by model.
         more_seconds: Of these.
+        more_tokens: That were computed in them.
     """
     passes = {name: counts.passes for name, counts in result.counts.items()}
     for name in passes:
@@ -158,16 +207,17 @@ def outcome_of(
             passes[name] += max((chain.counts[name].passes for chain in chains), default=0)
         passes[name] += more_passes.get(name, 0)
     every = [chain for chains in others.values() for chain in chains]
-    written = {"small": 0, "large": 0, writer: len(result.token_ids)}
+    dropped = Counter(more_tokens or {})
+    for name, chains in others.items():
+        dropped[name] += sum(chain.trace.total_tokens for chain in chains)
+    written = {"small": 0, "large": 0, writer: result.trace.total_tokens}
     return Outcome(
         result,
         written,
         {},
         {},
         dropped=_summed(every),
-        dropped_tokens={
-            name: sum(len(chain.token_ids) for chain in chains) for name, chains in others.items()
-        },
+        dropped_tokens=dropped,
         dropped_seconds=sum(chain.trace.seconds for chain in every) + more_seconds,
         all_passes=passes,
         decision=decision,

@@ -10,7 +10,7 @@ from glimprouter.chains import FirstTokenNeighbours, first_token_logprobs
 from glimprouter.config import check_integer
 from glimprouter.evaluation.chain_systems.base import DevelopmentChains, prompt_ids
 from glimprouter.evaluation.chain_systems.choosing import ChoosesModel
-from glimprouter.tasks import Problem
+from glimprouter.tasks import Problem, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,9 +45,18 @@ class DoStopMeNow(ChoosesModel):
     @cached_property
     def _vote(self) -> FirstTokenNeighbours:
         known = self._chains.small
+        if len(known) < self._neighbours:
+            raise ValueError(
+                f"{self._neighbours} neighbours need as many development problems, got {len(known)}"
+            )
         points = _logprobs(self._chains.model, [each.problem for each in known])
         labels = ["small" if each.right else "large" for each in known]
         return FirstTokenNeighbours(points, labels, neighbours=self._neighbours)
+
+    def prepare(self, task: Task) -> None:
+        """Reads the reference set."""
+        super().prepare(task)
+        _ = self._vote
 
     def large(self, model: RoutedModel, problems: Sequence[Problem]) -> list[bool]:
         """By the vote."""

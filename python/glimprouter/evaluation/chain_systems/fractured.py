@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from glimprouter.chains import FracturedSampling, fractured_sampling
+from glimprouter.chains import FracturedSampling, fractured_sampling, majority
 from glimprouter.config import check_integer
 from glimprouter.evaluation.chain_systems.base import ChainSystem
 from glimprouter.evaluation.outcomes import Outcome
-from glimprouter.tasks import Problem
+from glimprouter.tasks import Problem, Task
 
 if TYPE_CHECKING:
     from glimprouter.hf import RoutedModel
@@ -22,8 +22,11 @@ __all__ = ["Fractured"]
 class Fractured(ChainSystem):
     """One problem at a time; the decision is the share of the votes that the answer got.
 
-    Its seconds are those of the clock, since cuts share what their chain has computed.
+    Its seconds are those of the clock, since cuts share what their chain has computed. Answers are
+    alike where the task says so (:meth:`glimprouter.tasks.Task.vote_key`).
     """
+
+    one_at_a_time = True
 
     def __init__(self, chains: int = 4, depths: int = 2, answers: int = 1) -> None:
         """The rule.
@@ -60,18 +63,20 @@ class Fractured(ChainSystem):
                 answer_model="small",
                 **self._sizes,
             )
-            found.append(_outcome(one, time.perf_counter() - began))
+            found.append(_outcome(self.task, one, time.perf_counter() - began))
         return found
 
 
-def _outcome(one: FracturedSampling, seconds: float) -> Outcome:
+def _outcome(task: Task, one: FracturedSampling, seconds: float) -> Outcome:
     """The first chain that came to the answer; all that was written beside it was dropped."""
     results = [fracture.result for fracture in one.fractures]
-    agree = (r for r in results if r.answer.strip() == one.vote.answer)
-    result = next(agree, results[0])
-    # All run in the same passes, and a cut has the counts of its chain up to there.
+    keys = [task.vote_key(result.answer) for result in results]
+    vote = majority(keys)
+    result = results[keys.index(vote.answer)] if vote.cast else results[0]
+    # All run in the same passes, and a cut has the counts of its chain up to there. The large model
+    # is in none of them.
     passes = {name: max(r.counts[name].passes for r in results) for name in ("small", "large")}
-    own = len(result.token_ids)
+    own = result.trace.total_tokens
     every = sum(fracture.written for fracture in one.fractures)
     return Outcome(
         result,
@@ -81,5 +86,5 @@ def _outcome(one: FracturedSampling, seconds: float) -> Outcome:
         dropped_tokens={"small": every - own},
         dropped_seconds=seconds - result.trace.seconds,
         all_passes=passes,
-        decision=one.vote.votes / max(one.vote.cast, 1),
+        decision=vote.votes / max(vote.cast, 1),
     )

@@ -11,21 +11,26 @@ from glimprouter.chains import BlockSkipping, EntropySkips, record_blocks
 from glimprouter.config import check_integer
 from glimprouter.evaluation.chain_systems.base import ChainSystem, DevelopmentChains, prompt_ids
 from glimprouter.evaluation.chain_systems.plain_chain import (
+    Budgets,
+    Written,
+    budgets_of,
     check_thinking,
-    ends_of,
-    most_tokens,
+    greedy,
     outcome_of_tokens,
+    within_budgets,
 )
 from glimprouter.evaluation.outcomes import Outcome
 from glimprouter.policies.checks import check_at_least
-from glimprouter.tasks import Problem
+from glimprouter.tasks import Problem, Task
 
 if TYPE_CHECKING:
     from glimprouter.hf import RoutedModel
 
 __all__ = ["FTP"]
 
-TEXTS = 8  # development chains on which blocks are ranked: each token of them counts
+# Development chains on which blocks are ranked, and tokens of each: every token counts, and so does
+# the square of the length, in memory.
+TEXTS, LENGTH = 8, 1024
 
 
 class FTP(ChainSystem):
@@ -34,11 +39,12 @@ class FTP(ChainSystem):
     A pass skips the more blocks the surer the model was of the token before
     (:class:`glimprouter.chains.EntropySkips`): those first that turn hidden states least, on the
     large model's development chains. The router that the source trains is another; in passes of
-    one token it could skip whole blocks only, as this does. The decision is the share of tokens
-    times blocks that were skipped.
+    one token it could skip whole blocks only, as this does. The decision is the share of written
+    tokens times blocks that were skipped.
     """
 
     greedy = True
+    one_at_a_time = True
 
     def __init__(
         self, chains: DevelopmentChains, blocks: int = 1, low: float = 0.05, high: float = 0.5
@@ -72,9 +78,8 @@ class FTP(ChainSystem):
     def _scorer(self) -> EntropySkips:
         from glimprouter.hf.pair.locks import exclusive
 
-        model, known = self._chains.model, self._chains.large[:TEXTS]
-        prompts = prompt_ids(model, (each.problem.prompt for each in known), "large")
-        texts = [[*p, *k.result.token_ids] for p, k in zip(prompts, known, strict=True)]
+        model = self._chains.model
+        texts = [text[:LENGTH] for text in self._chains.texts("large")[0][:TEXTS]]
         attention = model.large.config._attn_implementation
         with exclusive(model.large):
             model.large.set_attn_implementation("eager")  # recording reads attention weights
@@ -84,47 +89,42 @@ class FTP(ChainSystem):
                 model.large.set_attn_implementation(attention)
         return EntropySkips(order[: self._blocks], low=self._low, high=self._high)
 
+    def prepare(self, task: Task) -> None:
+        """Ranks the blocks."""
+        super().prepare(task)
+        _ = self._scorer
+
     def solve(
         self, model: RoutedModel, problems: Sequence[Problem], seeds: Sequence[int]
     ) -> list[Outcome]:
         """By the large model; seeds change nothing."""
+        prompts = prompt_ids(model, (problem.prompt for problem in problems), "large")
+        every = zip(problems, prompts, budgets_of(model, problems), strict=True)
+        return [self._solved(model, *each) for each in every]
+
+    def _solved(
+        self, model: RoutedModel, problem: Problem, ids: Sequence[int], budgets: Budgets
+    ) -> Outcome:
         from glimprouter.hf.pair.locks import exclusive
 
-        scorer, most = self._scorer, most_tokens(self._chains)
-        found = []
-        prompts = prompt_ids(model, (problem.prompt for problem in problems), "large")
-        for problem, ids in zip(problems, prompts, strict=True):
-            skipping = BlockSkipping(model.large, scorer)
-            began = time.perf_counter()
-            with exclusive(model.large), skipping:
-                tokens = greedy(model, ids, most)
-            found.append(
-                outcome_of_tokens(
-                    model,
-                    problem,
-                    tokens,
-                    ["large"] * len(tokens),
-                    passes={"small": 0, "large": len(tokens)},
-                    seconds=time.perf_counter() - began,
-                    decision=skipping.counts.share,
-                )
-            )
-        return found
+        passes = 0
 
+        def write(before: list[int], most: int, ends: list[int]) -> Written:
+            nonlocal passes
+            tokens = greedy(model.large, before, most, ends)
+            passes += len(tokens)
+            return Written(tokens, ["large"] * len(tokens))
 
-def greedy(model: RoutedModel, ids: Sequence[int], most: int) -> list[int]:
-    """What the large model goes on with, by the ``generate`` of transformers."""
-    import torch
-
-    prompt = torch.tensor([list(ids)], device=model.large.device)
-    with torch.inference_mode():
-        text = model.large.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=most,
-            do_sample=False,
-            eos_token_id=ends_of(model),
-            pad_token_id=ends_of(model)[0],
+        skipping = BlockSkipping(model.large, self._scorer)
+        began = time.perf_counter()
+        with exclusive(model.large), skipping:
+            written = within_budgets(model, ids, budgets, write)
+        blocks = len(skipping.counts.skipped)
+        return outcome_of_tokens(
+            model,
+            problem,
+            written,
+            passes={"small": 0, "large": passes},
+            seconds=time.perf_counter() - began,
+            decision=float(skipping.counts.skipped.sum()) / (blocks * len(written.tokens)),
         )
-    written: list[int] = text[0, len(ids) :].tolist()
-    return written

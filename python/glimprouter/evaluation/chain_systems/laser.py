@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,7 +20,7 @@ from glimprouter.evaluation.chain_systems.base import (
 )
 from glimprouter.evaluation.outcomes import Outcome
 from glimprouter.policies.checks import check_probability
-from glimprouter.tasks import Problem
+from glimprouter.tasks import Problem, Task
 
 if TYPE_CHECKING:
     from glimprouter.hf import Result, RoutedModel
@@ -47,7 +48,7 @@ class LaSeR(ChainSystem):
 
         Args:
             chains: Where z_c, c_ref and the bound come from.
-            share: Of the problems that the large model is to solve, in [0, 1].
+            share: Of the development problems that the large model would solve, in [0, 1].
 
         Raises:
             TypeError: No number.
@@ -65,14 +66,22 @@ class LaSeR(ChainSystem):
     def _reference(self) -> _Reference:
         from glimprouter.hf.pair.locks import exclusive
 
-        model, known = self._chains.model, self._chains.small
-        ids = _ids(model, [k.problem for k in known], [k.result for k in known])
+        model = self._chains.model
+        ids, _ = self._chains.texts("small")
         with exclusive(model.small):
             logprobs = first_token_logprobs(model.small, ids).astype(np.float64)
         token = int(logprobs.mean(axis=0).argmin())
         mean = float(logprobs[:, token].mean())
         rewards = 0.1 * (logprobs[:, token] - mean)
-        return _Reference(token, mean, float(np.quantile(rewards, self._share)))
+        bound = float(np.quantile(rewards, self._share))
+        if self._share in (0.0, 1.0):  # nothing, or everything, also beyond what was seen
+            bound = -math.inf if self._share == 0.0 else math.inf
+        return _Reference(token, mean, bound)
+
+    def prepare(self, task: Task) -> None:
+        """Chooses token, reference and bound."""
+        super().prepare(task)
+        _ = self._reference
 
     def solve(
         self, model: RoutedModel, problems: Sequence[Problem], seeds: Sequence[int]
@@ -90,7 +99,8 @@ class LaSeR(ChainSystem):
         seconds = (time.perf_counter() - began) / len(problems)
 
         def outcome(result: Result, anew: Result | None = None) -> Outcome:
-            more: Any = {"more_passes": {"small": 1}, "more_seconds": seconds}
+            read = {"small": result.trace.total_tokens}  # once more, by the small model
+            more: Any = {"more_passes": {"small": 1}, "more_seconds": seconds, "more_tokens": read}
             if anew is None:
                 return outcome_of(result, "small", {}, decision=0.0, **more)
             return outcome_of(anew, "large", {"small": [result]}, decision=1.0, **more)

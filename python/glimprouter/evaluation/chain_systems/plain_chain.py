@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glimprouter.config import ModelName
-from glimprouter.evaluation.chain_systems.base import DevelopmentChains
 from glimprouter.evaluation.outcomes import Outcome
 from glimprouter.router import EndReason
 from glimprouter.tasks import Problem
@@ -15,25 +14,50 @@ from glimprouter.trace import Trace, TraceStep
 if TYPE_CHECKING:
     from glimprouter.hf import RoutedModel
 
-__all__ = ["check_thinking", "ends_of", "most_tokens", "outcome_of_tokens", "text_of"]
+__all__ = [
+    "Budgets",
+    "Written",
+    "budgets_of",
+    "check_thinking",
+    "ends_of",
+    "greedy",
+    "outcome_of_tokens",
+    "text_of",
+    "within_budgets",
+]
 
-DELIMITER = "\n\n"
+
+class Budgets(NamedTuple):
+    """Tokens that a chain may have."""
+
+    think: int
+    answer: int
+
+
+class Written(NamedTuple):
+    """A chain, token by token."""
+
+    tokens: list[int]
+    writers: list[ModelName]
 
 
 def check_thinking(model: RoutedModel) -> None:
-    """Refuses a large model whose thinking has no end that could be found.
+    """Refuses a large model whose thinking, or whose text, has no end that could be found.
 
     Raises:
-        ValueError: No single token ends its thinking.
+        ValueError: No single token ends its thinking, or none its text.
     """
     if not model.large_boundary.think_end_ids:
         raise ValueError("no single token ends the large model's thinking")
+    if not model.large_boundary.eos_ids:
+        raise ValueError("no token ends the large model's text")
 
 
-def most_tokens(chains: DevelopmentChains) -> int:
-    """Tokens that a chain of the large model may have, answer included."""
-    trace = chains.large[0].result.trace
-    return trace.think_limit + trace.answer_limit
+def budgets_of(model: RoutedModel, problems: Sequence[Problem]) -> list[Budgets]:
+    """Those that a run of the pair would give each problem."""
+    run = model.stream([p.prompt for p in problems], route="large", answer_model="large")
+    traces = [run.trace(place) for place in range(len(problems))]
+    return [Budgets(trace.think_limit, trace.answer_limit) for trace in traces]
 
 
 def ends_of(model: RoutedModel) -> list[int]:
@@ -48,29 +72,75 @@ def text_of(model: RoutedModel, tokens: Sequence[int]) -> str:
     return decode(model.large_tokenizer, tokens, skip_special=True)
 
 
+def greedy(model: Any, ids: Sequence[int], most: int, ends: Sequence[int]) -> list[int]:
+    """What a model goes on with, the likeliest token each time, and nothing else about it."""
+    import torch
+
+    from glimprouter.chains.adaptive_resolution import decided
+    from glimprouter.chains.resolution_pair import CachedModel
+
+    cached, written = CachedModel(model), list[int]()
+    with torch.inference_mode():
+        read = list(ids)
+        while len(written) < most:
+            token, _ = decided(cached.read(read))
+            written.append(token)
+            if token in ends:
+                break
+            read = [token]
+    return written
+
+
+def within_budgets(
+    model: RoutedModel,
+    prompt: Sequence[int],
+    budgets: Budgets,
+    write: Callable[[list[int], int, list[int]], Written],
+) -> Written:
+    """A chain as a run would have it: thinking that reaches its budget is closed by force.
+
+    Args:
+        model: The pair; the chain is the large model's.
+        prompt: Ids.
+        budgets: Of the prompt.
+        write: Goes on behind ids with at most so many tokens, up to one of some ends.
+    """
+    ends, closing = ends_of(model), list(model.large_boundary.think_end_ids)
+    first = write(list(prompt), budgets.think, [*ends, *closing])
+    tokens, writers = list(first.tokens), list(first.writers)
+    if tokens[-1] in ends:
+        return Written(tokens, writers)
+    if tokens[-1] not in closing:
+        closed = list(model.large_boundary.close_ids)
+        tokens, writers = [*tokens, *closed], [*writers, *writers[-1:] * len(closed)]
+    answer = write([*prompt, *tokens], budgets.answer, ends)
+    return Written([*tokens, *answer.tokens], [*writers, *answer.writers])
+
+
 def outcome_of_tokens(
     model: RoutedModel,
     problem: Problem,
-    tokens: Sequence[int],
-    writers: Sequence[ModelName],
+    written: Written,
     *,
     passes: Mapping[str, int],
     seconds: float,
     decision: float,
+    dropped_tokens: Mapping[str, int] | None = None,
 ) -> Outcome:
     """What came of a problem; a step's writer is that of its first token.
 
     Args:
         model: The pair; the tokens are of the large model's vocabulary.
         problem: The problem.
-        tokens: What was written.
-        writers: Who wrote each.
+        written: The chain.
         passes: Of each model.
         seconds: Of all of them.
         decision: Of the system.
+        dropped_tokens: That each model computed beside those that it wrote.
     """
     from glimprouter.hf import Result, TokenCounts
 
+    tokens, writers = written
     thought = _thought(model, tokens)
     answer = text_of(model, tokens[thought + 1 :]).strip()
     trace = Trace(problem.prompt, answer=answer, total_tokens=len(tokens))
@@ -78,9 +148,8 @@ def outcome_of_tokens(
     trace.answer_tokens = len(tokens) - thought
     ended = tokens[-1] in ends_of(model)
     trace.end_reason = (EndReason.EOS if ended else EndReason.ANSWER_BUDGET).name.lower()
-    shares = seconds / len(tokens)
-    for first, last, text in _steps(model, tokens[:thought]):
-        reason = EndReason.DELIMITER if text.endswith(DELIMITER) else EndReason.THINK_END
+    share = seconds / len(tokens)
+    for first, last, text, reason in _steps(model, tokens[:thought]):
         trace.steps.append(
             TraceStep(
                 index=len(trace.steps),
@@ -89,39 +158,41 @@ def outcome_of_tokens(
                 threshold=float("nan"),
                 text=text,
                 num_tokens=last - first,
-                seconds=shares * (last - first),
+                seconds=share * (last - first),
                 end_reason=reason.name.lower(),
             )
         )
-    trace.answer_seconds = shares * trace.answer_tokens
-    counts = {name: TokenCounts(len(tokens), 0, 0, passes=count) for name, count in passes.items()}
+    trace.answer_seconds = share * trace.answer_tokens
+    counts = {name: TokenCounts(len(tokens), 0, 0, passes=n) for name, n in passes.items()}
     result = Result(text_of(model, tokens), answer, list(tokens), trace, counts)
-    written = {name: sum(writer == name for writer in writers) for name in passes}
-    return Outcome(result, written, {}, {}, decision=decision)
+    own = {name: sum(writer == name for writer in writers) for name in passes}
+    return Outcome(
+        result, own, {}, {}, dropped_tokens=dict(dropped_tokens or {}), decision=decision
+    )
 
 
 def _thought(model: RoutedModel, tokens: Sequence[int]) -> int:
-    """Tokens before the end of the thinking; none of what has none is an answer."""
+    """Tokens before the end of the thinking; all where it has not ended."""
     ends = set(model.large_boundary.think_end_ids)
     return next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
 
 
-def _steps(model: RoutedModel, tokens: Sequence[int]) -> list[tuple[int, int, str]]:
-    """First token, the one behind the last, and text of each step."""
+def _steps(model: RoutedModel, tokens: Sequence[int]) -> list[tuple[int, int, str, EndReason]]:
+    """First token, the one behind the last, text and end of each step."""
     from glimprouter.hf.pair.text import SharedTokenizer
 
-    decoder: Any = SharedTokenizer(model.large_tokenizer).incremental()
-    starts = set(model.large_boundary.think_start_ids)
-    found: list[tuple[int, int, str]] = []
+    boundary = model.large_boundary
+    decoder = SharedTokenizer(model.large_tokenizer).incremental()
+    found: list[tuple[int, int, str, EndReason]] = []
     first, text = 0, ""
     for place, token in enumerate(tokens):
-        if token in starts:
+        if token in boundary.think_start_ids:
             first, text = place + 1, ""
             continue
         text += decoder.push(token, 1)
-        if DELIMITER in text.lstrip():
-            found.append((first, place + 1, text))
+        if any(delimiter in text.lstrip() for delimiter in boundary.delimiters):
+            found.append((first, place + 1, text, EndReason.DELIMITER))
             first, text = place + 1, ""
     if text.strip():
-        found.append((first, len(tokens), text + decoder.flush()))
+        found.append((first, len(tokens), text + decoder.flush(), EndReason.THINK_END))
     return found
