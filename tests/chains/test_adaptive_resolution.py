@@ -276,6 +276,19 @@ def test_calibrated_on_what_it_writes_it_decides_as_the_full_model() -> None:
     assert 0 < margins.full_share(threshold) < 1
 
 
+def test_prompts_are_not_decided() -> None:
+    """From the logits before the first written token to those before the last one."""
+    full, reduced = full_model(), reduced_model("int8")
+    texts, starts = [[*PROMPT, 3, 4, 5], [9, 8, 7]], [len(PROMPT), 1]
+    every = [resolution_margins(reduced, full, [text]).margins for text in texts]
+    found = resolution_margins(reduced, full, texts, starts=starts).margins
+    want = [each[start - 1 : -1] for each, start in zip(every, starts, strict=True)]
+    assert found.tolist() == np.concatenate(want).tolist()
+    for wrong in ([len(PROMPT)], [0, 1], [len(PROMPT), 3]):
+        with pytest.raises(ValueError, match="start"):
+            resolution_margins(reduced, full, texts, starts=wrong)
+
+
 def test_where_the_models_agree_everywhere_the_threshold_is_zero() -> None:
     margins = resolution_margins(full_model(), full_model(), [PROMPT])
     assert margins.agree.all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -56,6 +57,18 @@ def test_an_unfinished_record_is_cut_and_the_rest_goes_on(tmp_path: Path, lost: 
         unit = unit_of("random share=0.5", 1)
         steps = [step(unit, index) for index in range(3)]
         file.append([*steps, problem(unit, steps)])
+    assert path.read_bytes() == whole
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    path = two_problems(tmp_path)
+    whole = path.read_bytes()
+    with RecordFile(tmp_path, identity()) as file:
+        unit = unit_of("random share=0.5", 2)
+        wrong = dataclasses.replace(problem(unit, []), small_unused=-1)
+        with pytest.raises(ValueError, match="small_unused"):
+            file.append([wrong])
+        assert len(file.records.problems) == 2
     assert path.read_bytes() == whole
 
 

@@ -100,6 +100,12 @@ def test_aime(tmp_path: Path, record: dict[str, Any], ending: str) -> None:
     assert not task.is_correct(problem, "so \\boxed{2040}")
 
 
+def test_votes_in_gpqa_are_for_letters(tmp_path: Path) -> None:
+    task = task_of("gpqa_diamond", write_lines(tmp_path / "gpqa.jsonl", GPQA[:1]))
+    answers = ["The answer is C.", "\\boxed{C}", "(C)", "I cannot tell."]
+    assert [task.vote_key(answer) for answer in answers] == ["C", "C", "C", ""]
+
+
 def test_gpqa_from_its_csv(tmp_path: Path) -> None:
     path = tmp_path / "gpqa_diamond.csv"
     with path.open("w", newline="") as file:

@@ -92,6 +92,13 @@ def one_problem(tmp_path: Path, answer: str, use_math_verify: bool | None) -> Co
     return CompetitionMath("math500", path, use_math_verify)
 
 
+def test_votes_are_for_values(tmp_path: Path) -> None:
+    task = one_problem(tmp_path, "2", use_math_verify=False)
+    same = ["The answer is 0.5.", "So it is \\boxed{\\frac{1}{2}}, which is plain.", "x = 1/2"]
+    assert {task.vote_key(answer) for answer in same} == {"1/2"}
+    assert task.vote_key("\\boxed{\\sqrt{3}}") != task.vote_key("\\boxed{\\sqrt{2}}")
+
+
 def test_who_compares_is_said(tmp_path: Path) -> None:
     assert one_problem(tmp_path, "2", use_math_verify=False).checker == "normalised text"
     expected = "math-verify" if has_math_verify() else "normalised text"
