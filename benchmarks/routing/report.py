@@ -53,6 +53,7 @@ ALL = (
 DEAR = (
     "random",
     "entropy",
+    "step-entropy",
     "spec-cot",
     "arbitrage-oracle",
     "spec-reason:expected=1",

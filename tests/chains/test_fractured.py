@@ -35,8 +35,8 @@ def test_each_is_what_a_budget_of_its_prefix_comes_to() -> None:
         assert fracture.result.token_ids == want.token_ids
         alone = len(want.token_ids) - (fracture.prefix if fracture.depth < 5 else 0)
         assert fracture.written == alone
-    answers = [fracture.result.answer for fracture in sampling.fractures]
-    assert sampling.vote == majority(answers)
+    deepest = sorted(sampling.fractures, key=lambda fracture: -fracture.depth)
+    assert sampling.vote == majority(fracture.result.answer for fracture in deepest)
     assert sampling.vote_of(1, [5]) == majority([whole.answer])
 
 

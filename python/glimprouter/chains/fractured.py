@@ -9,7 +9,7 @@ up to the cut are shared pages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glimprouter.chains.vote import Vote, majority
@@ -43,7 +43,7 @@ class FracturedSampling(NamedTuple):
 
     Attributes:
         fractures: By chain, depth and answer.
-        vote: Over all answers.
+        vote: Over all answers; of equally frequent ones the one from the deepest cut.
     """
 
     fractures: list[Fracture]
@@ -51,8 +51,8 @@ class FracturedSampling(NamedTuple):
 
     def vote_of(self, chains: int, depths: Sequence[int]) -> Vote:
         """The vote of fewer of them, of which the same run tells: the first chains, some depths."""
-        return majority(
-            fracture.result.answer
+        return _vote(
+            fracture
             for fracture in self.fractures
             if fracture.chain < chains and fracture.depth in depths
         )
@@ -110,7 +110,13 @@ def fractured_sampling(
         run = model.stream([prompt] * count, seeds, **overrides)
         fractures += _of_run(run, first, count, depths, answers)
     fractures.sort(key=lambda fracture: (fracture.chain, fracture.depth))
-    return FracturedSampling(fractures, majority(fracture.result.answer for fracture in fractures))
+    return FracturedSampling(fractures, _vote(fractures))
+
+
+def _vote(fractures: Iterable[Fracture]) -> Vote:
+    """Of equally frequent answers the one that has seen most of a chain."""
+    deepest = sorted(fractures, key=lambda fracture: -fracture.depth)
+    return majority(fracture.result.answer for fracture in deepest)
 
 
 def _of_run(run: Run, first: int, count: int, depths: int, answers: int) -> list[Fracture]:

@@ -142,6 +142,12 @@ def _arbitrage(reward: Any, tau: float = 0.0) -> CandidateRule:
     return ArbitrageOracle(reward, tau)
 
 
+def _entropy(threshold: float, at_least: int = 0) -> Policy:
+    if at_least not in (0, 1):
+        raise ValueError(f"at_least must be 0 or 1, got {at_least!r}")
+    return policies.EntropyThreshold(threshold, ">=" if at_least else ">")
+
+
 def _hysteresis(threshold: float, ratio: float = 0.5) -> Policy:
     """Up above the threshold, down at ``ratio`` times it."""
     check_probability("ratio", ratio)
@@ -234,7 +240,7 @@ _RULES = (
     Rule(SMALL_ALONE, _all_small),
     Rule(LARGE_ALONE, _all_small),  # never asked: the route is forced, nothing is glimpsed
     Rule("random", policies.RandomShare, "share"),
-    Rule("entropy", policies.EntropyThreshold, "threshold", "entropy"),
+    Rule("entropy", _entropy, "threshold", "entropy"),
     Rule(
         "max-probability", policies.MaxProbability, "threshold", "max_prob", falling=True, most=1.0
     ),

@@ -142,8 +142,12 @@ class Solver:
         bench.advance(len(done))
         own = self._own
         if isinstance(own, CandidateRule | ChainSystem):
-            if len(done) < len(chunk):
-                self._record(chunk, done, self._outcomes(own, chunk))
+            parts = [chunk]
+            if isinstance(own, ChainSystem) and own.one_at_a_time:
+                parts = [[problem] for problem in chunk]
+            for part in parts:
+                if any(problem.key not in done for problem in part):
+                    self._record(part, done, self._outcomes(own, part))
             return
         glimpses = self._solving.arm.rule != LARGE_ALONE
         if glimpses:

@@ -32,8 +32,9 @@ class ARI(ChainSystem):
     """Greedy, one problem at a time, and without the pair's small model.
 
     In its records "small" is the large model with its weights rounded to 8 bits, "large" the same
-    in full. T is calibrated on the large model's development chains. The decision is the share of
-    the tokens that the full model decided.
+    in full. T is calibrated on the large model's development chains. A chain whose thinking is
+    closed by force is read anew for its answer. The decision is the share of the tokens that the
+    full model decided.
     """
 
     greedy = True
@@ -90,24 +91,26 @@ class ARI(ChainSystem):
     ) -> Outcome:
         from glimprouter.hf.pair.locks import exclusive
 
-        passes = Counter(small=0, large=0)
+        passes, full = Counter(small=0, large=0), 0
 
         def write(before: list[int], most: int, ends: list[int]) -> Written:
+            nonlocal full
             text = self._resolution.generate(before, most, ends)
+            full += sum(text.by_full)
             passes["small"] += text.counts.reduced_passes
             passes["large"] += text.counts.full_passes
             return Written(text.tokens, ["large" if full else "small" for full in text.by_full])
 
         began = time.perf_counter()
         with exclusive(model.large):
-            written = within_budgets(model, ids, budgets, write)
-        full = sum(writer == "large" for writer in written.writers)
+            written, _ = within_budgets(model, ids, budgets, write)
+        own = sum(writer == "large" for writer in written.writers)
         return outcome_of_tokens(
             model,
             problem,
             written,
             passes=passes,
             seconds=time.perf_counter() - began,
-            decision=full / len(written.tokens),
+            decision=own / len(written.tokens),
             dropped_tokens={"small": full},  # it had computed them, too
         )

@@ -146,7 +146,7 @@ class DevelopmentChains:
 
     def _solved(self, writer: ModelName) -> list[Solved]:
         path = self._folder / f"development-{writer}.json"
-        known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        known = _known(path)
         for start in range(0, len(self._problems), self._batch):
             chunk = self._problems[start : start + self._batch]
             if all(problem.key in known for problem in chunk):
@@ -162,6 +162,23 @@ class DevelopmentChains:
             Solved(problem, known[problem.key]["token_ids"], known[problem.key]["right"])
             for problem in self._problems
         ]
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """Chains that were kept.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        known = json.loads(path.read_text())
+        if all(set(each) == {"right", "token_ids"} for each in known.values()):
+            return dict(known)
+    except (ValueError, AttributeError, TypeError):
+        pass
+    raise ValueError(f"{path} holds no chains; remove it, and they are written anew")
 
 
 def alone(

@@ -69,7 +69,8 @@ class Fractured(ChainSystem):
 
 def _outcome(task: Task, one: FracturedSampling, seconds: float) -> Outcome:
     """The first chain that came to the answer; all that was written beside it was dropped."""
-    results = [fracture.result for fracture in one.fractures]
+    deepest = sorted(one.fractures, key=lambda fracture: -fracture.depth)  # ties are its
+    results = [fracture.result for fracture in deepest]
     keys = [task.vote_key(result.answer) for result in results]
     vote = majority(keys)
     result = results[keys.index(vote.answer)] if vote.cast else results[0]

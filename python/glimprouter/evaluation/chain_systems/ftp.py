@@ -12,10 +12,10 @@ from glimprouter.config import check_integer
 from glimprouter.evaluation.chain_systems.base import ChainSystem, DevelopmentChains, prompt_ids
 from glimprouter.evaluation.chain_systems.plain_chain import (
     Budgets,
+    Greedy,
     Written,
     budgets_of,
     check_thinking,
-    greedy,
     outcome_of_tokens,
     within_budgets,
 )
@@ -107,18 +107,18 @@ class FTP(ChainSystem):
     ) -> Outcome:
         from glimprouter.hf.pair.locks import exclusive
 
-        passes = 0
+        passes, greedy = 0, Greedy(model.large)
 
         def write(before: list[int], most: int, ends: list[int]) -> Written:
             nonlocal passes
-            tokens = greedy(model.large, before, most, ends)
+            tokens = greedy.write(before, most, ends)
             passes += len(tokens)
             return Written(tokens, ["large"] * len(tokens))
 
         skipping = BlockSkipping(model.large, self._scorer)
         began = time.perf_counter()
         with exclusive(model.large), skipping:
-            written = within_budgets(model, ids, budgets, write)
+            written, closed = within_budgets(model, ids, budgets, write)
         blocks = len(skipping.counts.skipped)
         return outcome_of_tokens(
             model,
@@ -126,5 +126,6 @@ class FTP(ChainSystem):
             written,
             passes={"small": 0, "large": passes},
             seconds=time.perf_counter() - began,
-            decision=float(skipping.counts.skipped.sum()) / (blocks * len(written.tokens)),
+            decision=float(skipping.counts.skipped.sum()) / (blocks * passes),
+            dropped_tokens={"large": passes + closed - len(written.tokens)},
         )

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Budgets",
+    "Greedy",
     "Written",
     "budgets_of",
     "check_thinking",
     "ends_of",
-    "greedy",
     "outcome_of_tokens",
     "text_of",
     "within_budgets",
@@ -72,23 +72,50 @@ def text_of(model: RoutedModel, tokens: Sequence[int]) -> str:
     return decode(model.large_tokenizer, tokens, skip_special=True)
 
 
-def greedy(model: Any, ids: Sequence[int], most: int, ends: Sequence[int]) -> list[int]:
-    """What a model goes on with, the likeliest token each time, and nothing else about it."""
-    import torch
+class Greedy:
+    """Goes on with texts, the likeliest token each time, and nothing else about it.
 
-    from glimprouter.chains.adaptive_resolution import decided
-    from glimprouter.chains.resolution_pair import CachedModel
+    What it has read of a text it keeps.
+    """
 
-    cached, written = CachedModel(model), list[int]()
-    with torch.inference_mode():
-        read = list(ids)
-        while len(written) < most:
-            token, _ = decided(cached.read(read))
-            written.append(token)
-            if token in ends:
-                break
-            read = [token]
-    return written
+    def __init__(self, model: Any) -> None:
+        """Nothing is read.
+
+        Args:
+            model: Of transformers, whose layers keep keys and values only.
+        """
+        from glimprouter.chains.resolution_pair import CachedModel
+
+        self._cached = CachedModel(model)
+        self._read: list[int] = []
+
+    def write(self, ids: Sequence[int], most: int, ends: Sequence[int]) -> list[int]:
+        """At most so many tokens, up to one of some ends.
+
+        Args:
+            ids: The text so far; where it is not what was read, that is forgotten.
+            most: Tokens, >= 1.
+            ends: Ids.
+        """
+        import torch
+
+        from glimprouter.chains.adaptive_resolution import decided
+
+        pairs = zip(ids[:-1], self._read, strict=False)
+        same = next((n for n, (a, b) in enumerate(pairs) if a != b), None)
+        kept = min(len(ids) - 1, len(self._read)) if same is None else same
+        if kept < self._cached.length:
+            self._cached.cache.crop(kept - self._cached.length)
+        self._read, unread, written = list(ids[:kept]), list(ids[kept:]), list[int]()
+        with torch.inference_mode():
+            while len(written) < most:
+                token, _ = decided(self._cached.read(unread))
+                self._read += unread
+                written.append(token)
+                if token in ends:
+                    break
+                unread = [token]
+        return written
 
 
 def within_budgets(
@@ -96,25 +123,33 @@ def within_budgets(
     prompt: Sequence[int],
     budgets: Budgets,
     write: Callable[[list[int], int, list[int]], Written],
-) -> Written:
-    """A chain as a run would have it: thinking that reaches its budget is closed by force.
+) -> tuple[Written, int]:
+    """A chain with the budgets of a run: thinking that reaches its own is closed by force.
+
+    A run's cap on steps, and its guard of repeated ones, are not here.
 
     Args:
         model: The pair; the chain is the large model's.
         prompt: Ids.
         budgets: Of the prompt.
         write: Goes on behind ids with at most so many tokens, up to one of some ends.
+
+    Returns:
+        The chain, and how many of its tokens nobody wrote.
     """
-    ends, closing = ends_of(model), list(model.large_boundary.think_end_ids)
-    first = write(list(prompt), budgets.think, [*ends, *closing])
-    tokens, writers = list(first.tokens), list(first.writers)
-    if tokens[-1] in ends:
-        return Written(tokens, writers)
-    if tokens[-1] not in closing:
-        closed = list(model.large_boundary.close_ids)
-        tokens, writers = [*tokens, *closed], [*writers, *writers[-1:] * len(closed)]
+    ends = ends_of(model)
+    tokens, writers = write(list(prompt), budgets.think + budgets.answer, ends)
+    thought = _thought(model, tokens)
+    if thought < budgets.think:
+        whole = thought + 1 + budgets.answer
+        return Written(tokens[:whole], writers[:whole]), 0
+    if len(tokens) <= budgets.think and tokens[-1] in ends:
+        return Written(tokens, writers), 0
+    closed = list(model.large_boundary.close_ids)
+    tokens, writers = tokens[: budgets.think], writers[: budgets.think]
+    tokens, writers = [*tokens, *closed], [*writers, *writers[-1:] * len(closed)]
     answer = write([*prompt, *tokens], budgets.answer, ends)
-    return Written([*tokens, *answer.tokens], [*writers, *answer.writers])
+    return Written([*tokens, *answer.tokens], [*writers, *answer.writers]), len(closed)
 
 
 def outcome_of_tokens(

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from glimprouter.chains import pruned, step_importance
 from glimprouter.evaluation.chain_systems.base import ChainSystem, alone, outcome_of, prompt_ids
 from glimprouter.evaluation.chain_systems.plain_chain import (
+    Greedy,
     check_thinking,
     ends_of,
-    greedy,
     text_of,
 )
 from glimprouter.evaluation.outcomes import Outcome
@@ -73,23 +73,24 @@ class Spirit(ChainSystem):
             names = [str(rise.index) for rise in rises]
             stay = [int(name) for name in pruned(names, rises, self._most)]
             chain = [token for place in stay for token in parts.steps[place]]
-            again = greedy(model.large, [*before, *chain, *parts.closing], trace.answer_limit, ends)
+            kept = [*before, *chain, *parts.closing]
+            again = Greedy(model.large).write(kept, trace.answer_limit, ends)
         seconds = time.perf_counter() - began
         steps = [dataclasses.replace(trace.steps[n], index=i) for i, n in enumerate(stay)]
         text = text_of(model, again).strip()
-        kept = dataclasses.replace(trace, steps=steps, answer=text, answer_tokens=len(again))
-        kept.total_tokens = len(parts.opening) + len(chain) + len(parts.closing) + len(again)
+        shorter = dataclasses.replace(trace, steps=steps, answer=text, answer_tokens=len(again))
+        shorter.total_tokens = len(parts.opening) + len(chain) + len(parts.closing) + len(again)
         # What was written first and is not kept, and the chain once for each of its steps.
-        dropped = trace.total_tokens - kept.total_tokens + len(again)
+        dropped = trace.total_tokens - shorter.total_tokens + len(again)
         whole = sum(map(len, parts.steps)) + len(answer)
         read = (len(rises) + 1) * whole - sum(map(len, parts.steps))
         return outcome_of(
-            dataclasses.replace(result, trace=kept, answer=text),
+            dataclasses.replace(result, trace=shorter, answer=text),
             "large",
             {},
             decision=len(stay) / len(trace.steps),
             more_passes={"large": len(rises) + 1 + len(again)},
-            more_seconds=seconds + trace.seconds - kept.seconds,
+            more_seconds=seconds + trace.seconds - shorter.seconds,
             more_tokens={"large": dropped + read},
         )
 
