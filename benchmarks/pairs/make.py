@@ -1,9 +1,10 @@
-"""Makes all pairs: for each task three small models and a large one, then chooses the small one.
+"""Makes all pairs: for each some small models and a large one, then chooses the small one.
 
-    python benchmarks/pairs/make.py --out DIR [--tasks arithmetic search] [--seeds 1 2 3]
+    python benchmarks/pairs/make.py --out DIR [--pairs arithmetic search] [--jobs 2]
 
-What is finished is kept: a run that was stopped goes on with the model that it was at. The pair of
-a task is then in DIR/pairs.json, with the accuracies of all its models on both splits.
+Each task has a pair of its name; further ones vary one thing (recipes.py). What is finished is
+kept: a run that was stopped goes on with the models that it was at. A pair is then in
+DIR/pairs.json, with the accuracies of all its models on both splits.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import argparse
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 from accuracy import accuracy_of
-from recipes import TASKS
+from recipes import GAPS, PAIRS
 
 from glimprouter.demo_pair import large_path
+from glimprouter.files import write_atomically
 from glimprouter.tasks import Task, task_of
 
 WANTED_ACCURACY = 0.625  # of the small model: it errs often enough, and not always
@@ -27,12 +31,12 @@ PROBLEMS = {"development": 200, "report": 400}
 TRAIN = Path(__file__).parent / "train.py"
 
 
-def trained(out: Path, task: str, model: str, seed: int, threads: int) -> Path:
+def trained(out: Path, name: str, model: str, seed: int) -> Path:
     """The folder of a model, which is trained unless it is finished."""
-    folder = out / task / f"{model}-{seed}"
+    folder = out / name / f"{model}-{seed}"
     if not (folder / "accuracy.json").exists():
-        command = [sys.executable, str(TRAIN), "--task", task, "--model", model]
-        command += ["--seed", str(seed), "--out", str(out), "--threads", str(threads)]
+        command = [sys.executable, str(TRAIN), "--pair", name, "--model", model]
+        command += ["--seed", str(seed), "--out", str(out)]
         subprocess.run(command, check=True)
     return folder
 
@@ -47,25 +51,30 @@ def accuracies(folder: Path, task: Task, cache: dict[str, Any]) -> dict[str, Any
     return cache
 
 
-def make_pair(
-    out: Path, name: str, small_seeds: list[int], threads: int, known: dict[str, Any]
-) -> dict[str, Any]:
-    """Trains and measures the models of a task; the small one is chosen on development problems."""
-    task = task_of(name)
+def make_pair(out: Path, name: str, known: dict[str, Any]) -> dict[str, Any]:
+    """Trains and measures the models of a pair; the small one is chosen on development problems."""
+    recipe = PAIRS[name]
+    task = task_of(recipe.task)
     seeds = known.get("small_seeds", {})
     small = {}
-    for seed in map(str, small_seeds):
-        folder = trained(out, name, "small", int(seed), threads)
-        small[seed] = accuracies(folder, task, seeds.get(seed, {}))
+    for seed in range(1, recipe.small_seeds + 1):
+        folder = trained(out, name, "small", seed)
+        small[str(seed)] = accuracies(folder, task, seeds.get(str(seed), {}))
     # The large model of the embedded pair is shipped: its recipe takes the longest of all.
-    folder = large_path() if name == "list_reduction" else trained(out, name, "large", 0, threads)
+    folder = large_path() if name == "list_reduction" else trained(out, name, "large", 0)
     large = accuracies(folder, task, known.get("large", {}))
     chosen = min(small, key=lambda seed: abs(small[seed]["development"] - WANTED_ACCURACY))
+    gaps = known.get("gaps", {})
     return {
+        "task": recipe.task,
         "small": small[chosen],
         "large": large,
         "chosen_seed": int(chosen),
         "small_seeds": small,
+        "gaps": {
+            model: accuracies(trained(out, name, model, int(chosen)), task, gaps.get(model, {}))
+            for model in (GAPS if recipe.gaps else ())
+        },
     }
 
 
@@ -79,20 +88,23 @@ def main() -> None:
     """Parses the command line and makes the pairs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=TASKS)
-    parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3], help="small models")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pairs", nargs="*", choices=PAIRS, default=list(PAIRS))
+    parser.add_argument("--jobs", type=int, default=1, help="pairs that are made at a time")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    index = out / "pairs.json"
-    for name in arguments.tasks:
-        known = read_index(index).get(name, {})
-        made = make_pair(out, name, arguments.seeds, arguments.threads, known)
-        # Read anew: another process may have made another pair meanwhile.
-        index.write_text(json.dumps({**read_index(index), name: made}, indent=1) + "\n")
+    index, writing = out / "pairs.json", Lock()
+
+    def make(name: str) -> None:
+        made = make_pair(out, name, read_index(index).get(name, {}))
+        with writing:
+            write_atomically(index, json.dumps({**read_index(index), name: made}, indent=1) + "\n")
         print(f"{name}: {json.dumps(made)}", flush=True)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for done in [pool.submit(make, name) for name in arguments.pairs]:
+            done.result()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 HEAD_SIZE = 32  # in every model, so that every serving engine takes the pairs
 
@@ -36,17 +36,62 @@ class Recipe:
 
 
 SMALL_IS_ENOUGH, LARGE_IS_ENOUGH = 0.6, 0.985
+WEAK_IS_ENOUGH, STRONG_IS_ENOUGH = 0.3, 0.85  # for pairs with another gap
+GAPS = ("weak", "strong")
 
-RECIPES: dict[tuple[str, str], Recipe] = {
-    ("list_reduction", "small"): Recipe(64, 2, 4, 128, 1100, SMALL_IS_ENOUGH),
-    ("list_reduction", "large"): Recipe(
-        192, 8, 6, 448, 1600, LARGE_IS_ENOUGH, 3e-3, 2e-3, bfloat16=True
+
+@dataclass(frozen=True, slots=True)
+class PairRecipe:
+    """The models of a pair.
+
+    Attributes:
+        task: That they are trained on.
+        small: Of the small model.
+        large: Of the large one.
+        digits: Of a number in one token of their tokenizer, at most.
+        small_seeds: How many small models are made, of seeds 1, 2, ...
+        gaps: Whether a weaker and a stronger small model are made, too.
+    """
+
+    task: str
+    small: Recipe
+    large: Recipe
+    digits: int = 1
+    small_seeds: int = 3
+    gaps: bool = False
+
+    def recipe(self, model: str) -> Recipe:
+        """Of one of its models: ``"small"``, ``"large"``, or one of GAPS.
+
+        The weak one is the small one, stopped earlier; the strong one has twice the steps.
+        """
+        if model == "large":
+            return self.large
+        if model == "weak":
+            return replace(self.small, enough=WEAK_IS_ENOUGH)
+        if model == "strong":
+            return replace(self.small, enough=STRONG_IS_ENOUGH, steps=2 * self.small.steps)
+        return self.small
+
+
+_SMALL = Recipe(64, 2, 4, 128, 1000, SMALL_IS_ENOUGH)
+_LARGE_ARITHMETIC = Recipe(128, 4, 4, 352, 1200, LARGE_IS_ENOUGH, 3e-3, 2e-3)
+_LARGE_REPAIR = Recipe(128, 4, 4, 352, 1500, LARGE_IS_ENOUGH, 3e-3, 2e-3)
+
+# By name; those of a task's own name are its pair, the others vary one thing.
+PAIRS: dict[str, PairRecipe] = {
+    "list_reduction": PairRecipe(
+        "list_reduction",
+        Recipe(64, 2, 4, 128, 1100, SMALL_IS_ENOUGH),
+        Recipe(192, 8, 6, 448, 1600, LARGE_IS_ENOUGH, 3e-3, 2e-3, bfloat16=True),
     ),
-    ("arithmetic", "small"): Recipe(64, 2, 4, 128, 1000, SMALL_IS_ENOUGH),
-    ("arithmetic", "large"): Recipe(128, 4, 4, 352, 1200, LARGE_IS_ENOUGH, 3e-3, 2e-3),
-    ("search", "small"): Recipe(64, 2, 4, 128, 1000, SMALL_IS_ENOUGH),
-    ("search", "large"): Recipe(128, 6, 4, 352, 1500, LARGE_IS_ENOUGH, 3e-3, 2e-3),
-    ("repair", "small"): Recipe(64, 2, 4, 128, 1000, SMALL_IS_ENOUGH),
-    ("repair", "large"): Recipe(128, 4, 4, 352, 1500, LARGE_IS_ENOUGH, 3e-3, 2e-3),
+    "arithmetic": PairRecipe("arithmetic", _SMALL, _LARGE_ARITHMETIC, gaps=True),
+    "search": PairRecipe(
+        "search", _SMALL, Recipe(128, 6, 4, 352, 1500, LARGE_IS_ENOUGH, 3e-3, 2e-3)
+    ),
+    "repair": PairRecipe("repair", _SMALL, _LARGE_REPAIR, gaps=True),
+    "arithmetic-result-first": PairRecipe(
+        "arithmetic_result_first", _SMALL, _LARGE_ARITHMETIC, small_seeds=2
+    ),
+    "repair-digit-pairs": PairRecipe("repair", _SMALL, _LARGE_REPAIR, digits=2, small_seeds=2),
 }
-TASKS = tuple(dict.fromkeys(task for task, _ in RECIPES))

@@ -1,4 +1,4 @@
-"""The tokenizer of a pair: byte-level BPE of 302 ids with Qwen's pre-tokenizer."""
+"""The tokenizer of a pair: byte-level BPE with Qwen's pre-tokenizer, 302 ids for single digits."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from training_texts import TrainingTexts
 from transformers import PreTrainedTokenizerFast
 
-VOCABULARY = 302
+VOCABULARY = {1: 302, 2: 402}  # ids, by the digits that a token may have
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 THINK = ("<think>", "</think>")
-# Qwen's expression: single digits, letters with one leading mark, marks with trailing newlines.
+# Qwen's expression: single digits (or a few), letters with one leading mark, marks with trailing
+# newlines.
 PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,DIGITS}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CHAT_TEMPLATE = (
@@ -34,18 +35,24 @@ def corpus(family: TrainingTexts, count: int, seed: int) -> list[str]:
     return texts
 
 
-def build(family: TrainingTexts, seed: int = 0) -> PreTrainedTokenizerFast:
-    """Learns the merges; the same seed gives the same ids."""
+def build(family: TrainingTexts, digits: int = 1, seed: int = 0) -> PreTrainedTokenizerFast:
+    """Learns the merges; the same seed gives the same ids.
+
+    Args:
+        family: What the texts are of.
+        digits: Of a number in one token, at most; numbers are cut from the left.
+        seed: Of the texts.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.Split(Regex(PATTERN.replace("DIGITS", str(digits))), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(SPECIAL) - len(THINK),
+        vocab_size=VOCABULARY[digits] - len(SPECIAL) - len(THINK),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -63,10 +70,12 @@ def build(family: TrainingTexts, seed: int = 0) -> PreTrainedTokenizerFast:
     return fast
 
 
-def load_or_build(directory: Path, family: TrainingTexts) -> PreTrainedTokenizerFast:
+def load_or_build(
+    directory: Path, family: TrainingTexts, digits: int = 1
+) -> PreTrainedTokenizerFast:
     """The tokenizer saved in the directory, or a new one saved there."""
     if (directory / "tokenizer.json").exists():
         return PreTrainedTokenizerFast.from_pretrained(directory)
-    tokenizer = build(family)
+    tokenizer = build(family, digits)
     tokenizer.save_pretrained(directory)
     return tokenizer

@@ -1,11 +1,11 @@
 """Trains one model of a pair on texts drawn as it goes.
 
-    python benchmarks/pairs/train.py --task search --model small --seed 1 --out DIR
+    python benchmarks/pairs/train.py --pair search --model small --seed 1 --out DIR
 
 The model is written to DIR/search/small-1 (the large one of seed 0 to large-0), with its accuracy
 on development problems in accuracy.json; copies under way lie in a folder ``checkpoints`` there.
 Training ends at the first copy that is good enough (recipes.py), ``--all-steps`` goes on: with it
-``--task list_reduction`` trains the embedded pair (small: seed 1, large: seed 0, two threads).
+``--pair list_reduction`` trains the embedded pair (small: seed 1, large: seed 0, two threads).
 Needs glimprouter with the extra ``hf``.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 import tokenizer as pair_tokenizer
 import torch
 from accuracy import accuracy_alone
-from recipes import HEAD_SIZE, RECIPES, TASKS, Recipe
+from recipes import GAPS, HEAD_SIZE, PAIRS, Recipe
 from training_texts import TRAINING_TEXTS, TrainingTexts
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -173,12 +173,13 @@ def train(arguments: argparse.Namespace) -> Path:
     """Trains, with a copy and its development accuracy every ``--every`` steps."""
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads)
-    task, family = task_of(arguments.task), TRAINING_TEXTS[arguments.task]
-    recipe = RECIPES[arguments.task, arguments.model]
-    out: Path = arguments.out / arguments.task / f"{arguments.model}-{arguments.seed}"
+    pair = PAIRS[arguments.pair]
+    task, family = task_of(pair.task), TRAINING_TEXTS[pair.task]
+    recipe = pair.recipe(arguments.model)
+    out: Path = arguments.out / arguments.pair / f"{arguments.model}-{arguments.seed}"
     # Models of list_reduction pair up with those that are shipped.
-    known = small_path() if arguments.task == "list_reduction" else out.parent / "tokenizer"
-    tokenizer = pair_tokenizer.load_or_build(known, family)
+    known = small_path() if arguments.pair == "list_reduction" else out.parent / "tokenizer"
+    tokenizer = pair_tokenizer.load_or_build(known, family, pair.digits)
     problems = task.problems(arguments.problems, "development")
     model = build_model(recipe, tokenizer)
     print(f"{out}: {sum(p.numel() for p in model.parameters())} parameters", flush=True)
@@ -219,8 +220,8 @@ def train(arguments: argparse.Namespace) -> Path:
 def main() -> None:
     """Parses the command line and trains."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", choices=TASKS, required=True)
-    parser.add_argument("--model", choices=("small", "large"), required=True)
+    parser.add_argument("--pair", choices=PAIRS, required=True)
+    parser.add_argument("--model", choices=("small", "large", *GAPS), required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--all-steps", action="store_true", help="go on when it is good enough")

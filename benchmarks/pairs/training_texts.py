@@ -13,7 +13,7 @@ from typing import Any
 
 import list_reduction_texts
 
-from glimprouter.tasks.arithmetic import Arithmetic
+from glimprouter.tasks.arithmetic import Arithmetic, ArithmeticResultFirst
 from glimprouter.tasks.base import Problem
 from glimprouter.tasks.generated import GeneratedTask
 from glimprouter.tasks.repair import Repair
@@ -126,6 +126,7 @@ def wrong_in_repair(chain: Any, right: str, generator: random.Random) -> str | N
 TRAINING_TEXTS: dict[str, TrainingTexts] = {
     "list_reduction": ListReductionTexts(),
     "arithmetic": GeneratedTexts(Arithmetic(), never_wrong),
+    "arithmetic_result_first": GeneratedTexts(ArithmeticResultFirst(), never_wrong),
     "search": GeneratedTexts(Search(), wrong_in_search),
     "repair": RepairTexts(Repair(), wrong_in_repair),
 }

@@ -6,7 +6,9 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from causes import causes, found
 
 from glimprouter.evaluation.arms import ArmResults, arms_of
 from glimprouter.evaluation.document import Block, Document, Heading, Paragraph, Table
@@ -16,6 +18,9 @@ from glimprouter.evaluation.report_markdown import to_markdown
 from glimprouter.evaluation.rules import rule_of
 from glimprouter.evaluation.sections_arms import compare
 from glimprouter.evaluation.sections_signals import LABELS, aurocs_of
+
+if TYPE_CHECKING:
+    from jobs import Job
 
 SYSTEMS = ("do-stop-me-now", "self-route", "laser", "a2r", "fractured", "spirit", "ari", "ftp")
 RULES = (
@@ -42,19 +47,21 @@ RULES = (
     "spec-cot",
     "arbitrage-oracle",
     "spec-reason",
+    "spec-reason expected=1",
     *SYSTEMS,
 )
 ALONE = ("small-alone", "large-alone")
 
 
-def write_summary(folders: Mapping[str, Path], out: Path) -> tuple[Path, Path]:
+def write_summary(jobs: Sequence[Job], records: Path, out: Path) -> tuple[Path, Path]:
     """Writes ``summary.md`` and ``summary.json``.
 
     Args:
-        folders: Of the evaluations, by the names that the tables give them.
+        jobs: The evaluations.
+        records: Folder of all of theirs.
         out: Where to write.
     """
-    every = {name: read_records(folder) for name, folder in folders.items()}
+    every = {job.name: read_records(records / job.name) for job in jobs}
     arms = {name: arms_of(records)[0] for name, records in every.items()}
     blocks: list[Block] = [
         Paragraph(
@@ -62,6 +69,7 @@ def write_summary(folders: Mapping[str, Path], out: Path) -> tuple[Path, Path]:
             " are of all written ones, answers (of policies always by the large model) included."
         )
     ]
+    blocks += causes(jobs, every, arms)
     blocks += _accuracies(every, arms)
     blocks += _comparisons(arms)
     blocks += _signals(every)
@@ -69,10 +77,6 @@ def write_summary(folders: Mapping[str, Path], out: Path) -> tuple[Path, Path]:
     markdown.write_text(to_markdown(Document("Does routing pay? A summary", blocks), "figures"))
     data.write_text(json.dumps(_data(every, arms), indent=1) + "\n")
     return markdown, data
-
-
-def _found(arms: Sequence[ArmResults], kind: str, wanted: float | None) -> ArmResults | None:
-    return next((a for a in arms if a.kind == kind and a.arm.wanted == wanted), None)
 
 
 def _places(arms: Mapping[str, Sequence[ArmResults]]) -> list[tuple[str, float | None]]:
@@ -97,7 +101,7 @@ def _accuracies(
     for kind, wanted in _places(arms):
         row = [_title(kind, wanted)]
         for each in arms.values():
-            arm = _found(each, kind, wanted)
+            arm = found(each, kind, wanted)
             if arm is None:
                 row.append("")
                 continue
@@ -125,6 +129,7 @@ def _comparisons(arms: Mapping[str, Sequence[ArmResults]]) -> Iterator[Block]:
         ("entropy", "learned"),
         ("entropy", "spec-cot"),
         ("entropy", "spec-reason"),
+        ("entropy", "spec-reason expected=1"),
         ("entropy large_tokens=1", "entropy"),
         ("entropy large_tokens=1", "random"),
         ("step-perplexity large_tokens=1", "step-perplexity"),
@@ -135,7 +140,7 @@ def _comparisons(arms: Mapping[str, Sequence[ArmResults]]) -> Iterator[Block]:
         for one, other in pairs:
             row = [f"{one}, minus {other}, {100 * wanted:g} % wanted"]
             for each in arms.values():
-                first, second = _found(each, one, wanted), _found(each, other, wanted)
+                first, second = found(each, one, wanted), found(each, other, wanted)
                 known = first is not None and second is not None
                 row.append(points_interval(compare(first, second).difference) if known else "")
             rows.append(row)

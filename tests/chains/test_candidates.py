@@ -57,6 +57,28 @@ def test_the_chains_own_draft_is_the_small_model_alone(name: str, kept: int | No
         assert small.tokens > 0
 
 
+def test_each_result_is_told_when_it_ends() -> None:
+    """While others are still written: a caller that stops has those that were told."""
+    model, prompts = routed("qwen3", max_sequences=4)  # two chains of two sequences at a time
+    told: list[tuple[int, CandidateResult]] = []
+
+    class Stopped(Exception):
+        pass
+
+    def stop(place: int, one: CandidateResult) -> None:
+        told.append((place, one))
+        if len(told) == len(prompts) - 1:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        write_with_candidates(model, prompts, First(1), seeds=3, finished=stop)
+    every: dict[int, CandidateResult] = {}
+    got = write_with_candidates(model, prompts, First(1), seeds=3, finished=every.__setitem__)
+    assert [every[place] for place in range(len(prompts))] == got
+    for place, one in told:
+        assert written(one.result) == written(got[place].result)
+
+
 def test_spec_cot_against_whole_passes() -> None:
     """Each draft's score, and which one was kept, from a pass over the text without cache."""
     pair = hf_pairs.pair_of("qwen3")

@@ -81,16 +81,19 @@ def test_shares_at_the_ends() -> None:
     assert all(is_large(RandomShare(1), step=step) for step in range(200))
 
 
-@given(st.lists(NATS, min_size=1, max_size=40), NATS, NATS)
-def test_hysteresis_keeps_its_writer(entropies: list[float], one: float, other: float) -> None:
+@given(st.lists(NATS, min_size=1, max_size=40), NATS, NATS, st.integers(0, 3))
+def test_hysteresis_keeps_its_writer(
+    entropies: list[float], one: float, other: float, warm_up: int
+) -> None:
+    """But not in its warm-up, where the high threshold alone decides."""
     low, high = sorted((one, other))
-    policy = Hysteresis(low, high)
+    policy = Hysteresis(low, high, warm_up=warm_up)
     writer = None
-    for entropy in entropies:
-        large = is_large(policy, entropy, previous=writer)
+    for step, entropy in enumerate(entropies):
+        large = is_large(policy, entropy, previous=writer, step=step)
         if entropy > high:
             assert large
-        elif entropy <= low:
+        elif entropy <= low or step < warm_up:
             assert not large
         else:
             assert large == (writer == "large")
@@ -155,6 +158,8 @@ def test_until_the_warm_up_a_wanted_share_is_a_threshold() -> None:
         (lambda: EntropyThreshold(1.0, "<"), ValueError, "comparison"),  # type: ignore[arg-type]
         (lambda: Hysteresis(2.0, 1.0), ValueError, "high must be at least low"),
         (lambda: Hysteresis(math.nan, 1.0), ValueError, "threshold"),
+        (lambda: Hysteresis(0.5, 1.0, warm_up=-1), ValueError, "warm_up"),
+        (lambda: Hysteresis(0.5, 1.0, warm_up=0.5), TypeError, "warm_up"),  # type: ignore[arg-type]
         (lambda: MaxProbability(1.1), ValueError, r"threshold must lie in \[0, 1\]"),
         (lambda: Margin(math.nan), ValueError, r"threshold must lie in \[0, 1\]"),
         (lambda: Margin(True), TypeError, "must be a number"),

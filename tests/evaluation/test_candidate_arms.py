@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from glimprouter.demo_pair import large_path, small_path
 from glimprouter.evaluation import Plan, evaluate, read_records
 from glimprouter.evaluation.prices import Prices
 from glimprouter.evaluation.record_file import Records
-from glimprouter.evaluation.records import ProblemRecord, StepRecord, to_line
+from glimprouter.evaluation.records import ProblemRecord, Record, StepRecord, to_line
 from glimprouter.evaluation.report import write_report
 from glimprouter.evaluation.solving import following, problem_seed
 from glimprouter.hf import RoutedModel
@@ -196,3 +196,33 @@ def test_what_a_pair_cannot_do_is_said_before_anything_runs(tmp_path: Path) -> N
     assert "spec-cot has no parameter 'large_tokens'" in refused(
         greedy, "spec-cot:large_tokens=1", where
     )
+
+
+def test_a_problem_is_recorded_when_its_chain_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is interrupted later, in the same batch, does not take it along."""
+    from glimprouter.evaluation import record_file
+
+    own = record_file.RecordFile.append
+    chosen: list[str] = []
+
+    def stop(self: record_file.RecordFile, group: Iterable[Record]) -> None:
+        kept = list(group)
+        own(self, kept)
+        last = kept[-1]
+        if isinstance(last, ProblemRecord) and last.arm.startswith("arbitrage"):
+            chosen.append(last.problem)
+            if len(chosen) == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(record_file.RecordFile, "append", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(tmp_path, policies=POLICIES[1:], **SIZES)
+    monkeypatch.undo()
+    found = read_records(tmp_path)
+    assert [u.problem for u in found.problems if u.arm.startswith("arbitrage")] == chosen
+    evaluated(tmp_path, policies=POLICIES[1:], **SIZES)
+    again = [u.problem for u in read_records(tmp_path).problems if u.arm.startswith("arbitrage")]
+    assert again[:3] == chosen
+    assert len(again) == len(set(again)) == 8

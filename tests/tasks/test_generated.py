@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from glimprouter.demo_pair import task as demo
 from glimprouter.tasks import GeneratedTask, Problem, task_names, task_of
 
-DRAWN = ("list_reduction", "arithmetic", "search", "repair")
+DRAWN = ("list_reduction", "arithmetic", "arithmetic_result_first", "search", "repair")
 TASKS = [task for task in map(task_of, DRAWN) if isinstance(task, GeneratedTask)]
 each_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 seeds = st.integers(0, 2**32 - 1)
@@ -185,6 +185,26 @@ def test_arithmetic_and_every_opener() -> None:
         for step in steps:
             if match := re.fullmatch(r"We get (.*)=(\d\d)\.", step):
                 assert eval(match[1]) == int(match[2])
+
+
+def test_arithmetic_with_the_result_first_is_the_same_calculation() -> None:
+    """Step by step, with what comes out moved to the beginning and the openers left out."""
+    plain, moved = task_of("arithmetic"), task_of("arithmetic_result_first")
+    assert isinstance(plain, GeneratedTask)
+    assert isinstance(moved, GeneratedTask)
+    for problem in plain.problems(50, "development"):
+        pairs = zip(plain.right_steps(problem), moved.right_steps(problem), strict=True)
+        for step, other in pairs:
+            if match := re.fullmatch(r"We get (.*)=(\d\d)\.", step):
+                assert other == f"{match[2]}={match[1]}."
+            elif match := re.fullmatch(r"We have (\d+)\.", step):
+                assert other == f"{match[1]} so far."
+            else:
+                assert other == step.removeprefix("We take ").removesuffix(".") + " next."
+    assert moved.check_steps(
+        Problem("47*6+25", "", "307"),
+        ["47*6 next.", "52=7*6+0.", "29=4*6+5.", "We have 292.", "292 so far."],
+    ) == [True, False, True, False, None]
 
 
 def test_arithmetic_goes_on_from_what_is_written() -> None:

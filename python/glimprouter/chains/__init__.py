@@ -16,12 +16,8 @@ from glimprouter.chains.adaptive_resolution import (
 from glimprouter.chains.arbitrage import ArbitrageOracle
 from glimprouter.chains.block_scorer import BlockScorer, TokenFeatures
 from glimprouter.chains.block_skipping import BlockSkipping, SkipCounts
-from glimprouter.chains.candidates import (
-    CandidateResult,
-    CandidateRule,
-    Choice,
-    write_with_candidates,
-)
+from glimprouter.chains.candidate_rule import CandidateResult, CandidateRule, Choice
+from glimprouter.chains.candidates import write_with_candidates
 from glimprouter.chains.explorers import (
     Exploration,
     explore_and_synthesize,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from glimprouter.chains.candidates import CandidateRule, Choice
+from glimprouter.chains.candidate_rule import CandidateRule, Choice
 from glimprouter.policies import WrittenStep
 from glimprouter.policies.checks import check_function, check_score
 from glimprouter.policies.reward import RewardFunction

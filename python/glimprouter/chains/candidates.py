@@ -9,79 +9,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from glimprouter.chains.candidate_rule import CandidateResult, CandidateRule, Choice
 from glimprouter.config import ModelName, check_integer
-from glimprouter.policies import Aside, Glimpse, Policy, Verdict, WrittenStep
+from glimprouter.policies import Glimpse, Policy, Verdict, WrittenStep
 
 if TYPE_CHECKING:
     from glimprouter.hf import Event, Result, RoutedModel, Run, TokenCounts
-
-
-class Choice(NamedTuple):
-    """What a rule says of the drafts of a step.
-
-    Attributes:
-        kept: Index of the draft that stays; None for a step of the large model.
-        scores: What it thinks of each draft, and of the large model's step behind them if that is
-            among what it has compared.
-    """
-
-    kept: int | None
-    scores: Sequence[float]
-
-
-class CandidateRule(ABC):
-    """Chooses among drafts of one step.
-
-    Attributes:
-        candidates: Drafts of the small model, each with random numbers of its own; the first one
-            with those of the chain.
-        aside: What the large model reads of each draft (:class:`glimprouter.policies.Aside`).
-    """
-
-    candidates: int = 1
-    aside: Aside | None = None
-
-    @abstractmethod
-    def choose(self, drafts: Sequence[WrittenStep]) -> Choice | None:
-        """One of the drafts; None: the large model writes the step, too (:meth:`settle`)."""
-
-    def settle(self, drafts: Sequence[WrittenStep], large: WrittenStep) -> Choice:
-        """One of the drafts, or the large model's step."""
-        return Choice(None, ())
-
-    def compared(self, choice: Choice) -> float:
-        """The number that decided; NaN where there is none."""
-        return math.nan
-
-
-@dataclass(frozen=True, slots=True)
-class CandidateResult:
-    """What came of a problem.
-
-    Attributes:
-        result: The chain of the steps that were kept. Its counts are those of this chain.
-        choices: Of each step that had drafts, in order; the end of the thinking is one.
-        dropped: What both models computed beside it, for steps that were not kept: by model.
-        dropped_tokens: Tokens of these steps, by who wrote them.
-        dropped_read: Among the small model's, those that the large one read for the rule.
-        dropped_seconds: Of their passes.
-        passes: Forward passes of each model in which the chain or any of its drafts was.
-    """
-
-    result: Result
-    choices: list[Choice]
-    dropped: dict[str, TokenCounts]
-    dropped_tokens: dict[str, int]
-    dropped_read: int
-    dropped_seconds: float
-    passes: dict[str, int]
 
 
 class _Writers(Policy):
@@ -163,6 +101,8 @@ def write_with_candidates(
     prompts: Sequence[Any],
     rule: CandidateRule,
     seeds: int | Sequence[int] | None = None,
+    *,
+    finished: Callable[[int, CandidateResult], None] | None = None,
     **overrides: Any,
 ) -> list[CandidateResult]:
     """Answers some prompts, choosing each step of the thinking among drafts of it.
@@ -173,6 +113,7 @@ def write_with_candidates(
         prompts: As for :meth:`RoutedModel.generate`.
         rule: Who chooses.
         seeds: One for all, one a prompt, or None for 0.
+        finished: Called with each result once it is there, and the index of its prompt.
         **overrides: Fields of :class:`RouterConfig`, such as ``temperature``.
 
     Raises:
@@ -205,7 +146,12 @@ def write_with_candidates(
     own_pair.policy = writers
     run = own_pair.stream([], **overrides)
     waiting = deque(zip(range(len(prompts)), prompts, seeds_of(seeds, prompts), strict=True))
-    return _Candidates(run, rule, writers).write(waiting, together)
+    found: dict[int, CandidateResult] = {}
+    for place, result in _Candidates(run, rule, writers).write(waiting, together):
+        found[place] = result
+        if finished is not None:
+            finished(place, result)
+    return [found[place] for place in range(len(prompts))]
 
 
 class _Candidates:
@@ -214,11 +160,13 @@ class _Candidates:
     def __init__(self, run: Run, rule: CandidateRule, writers: _Writers) -> None:
         self._run, self._rule, self._writers = run, rule, writers
         self._chains: list[_Chain] = []
-        self._done: dict[int, CandidateResult] = {}
+        self._done: list[tuple[int, CandidateResult]] = []
 
-    def write(self, waiting: deque[tuple[int, Any, int]], together: int) -> list[CandidateResult]:
-        count = len(waiting)
-        while len(self._done) < count:
+    def write(
+        self, waiting: deque[tuple[int, Any, int]], together: int
+    ) -> Iterator[tuple[int, CandidateResult]]:
+        """The results as they end, each with the place of its prompt."""
+        while waiting or self._chains:
             while waiting and len(self._chains) < together:
                 place, prompt, seed = waiting.popleft()
                 sequence = self._run.add(prompt, seed, substream=place)
@@ -234,7 +182,8 @@ class _Candidates:
                     "the drafts of a step have no room in memory; make the RoutedModel with a"
                     " larger kv_memory_bytes, or a smaller max_sequences"
                 )
-        return [self._done[place] for place in range(count)]
+            yield from self._done
+            self._done = []
 
     def _count(self, chain: _Chain, ended: Mapping[int, Event]) -> None:
         """Adds the passes since the last time: branches that run together are in the same ones."""
@@ -378,7 +327,7 @@ class _Candidates:
         assert chain.base.result is not None
         self._run.release(chain.base.sequence)
         self._chains.remove(chain)
-        self._done[chain.place] = CandidateResult(
+        result = CandidateResult(
             chain.base.result,
             chain.choices,
             chain.dropped,
@@ -387,3 +336,4 @@ class _Candidates:
             chain.dropped_seconds,
             chain.passes,
         )
+        self._done.append((chain.place, result))

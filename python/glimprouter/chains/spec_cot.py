@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from glimprouter.chains.candidates import CandidateRule, Choice
+from glimprouter.chains.candidate_rule import CandidateRule, Choice
 from glimprouter.config import check_integer
 from glimprouter.policies import Aside, WrittenStep
 from glimprouter.policies.checks import check_score

@@ -55,9 +55,8 @@ class ArmResults:
 
     @property
     def kind(self) -> str:
-        """Rule and settings: what arms of other shares have in common."""
-        settings = settings_of(self.arm.parameters).items()
-        return " ".join([self.arm.rule, *(f"{name}={value}" for name, value in settings)])
+        """Rule and parameters but for what sets its share: what arms of other shares share."""
+        return _described(self.arm)
 
     @property
     def records(self) -> list[ProblemRecord]:
@@ -121,10 +120,14 @@ class ArmResults:
 def title_of(arm: ArmRecord) -> str:
     """For tables: the rule, with the share that was wanted or what was given."""
     if arm.wanted is not None:
-        set_by = rule_of(arm.rule).set_by
-        given = (f"{k}={v:g}" for k, v in sorted(arm.parameters.items()) if k != set_by)
-        return " ".join([arm.rule, *given]) + f", {100 * arm.wanted:g} % wanted"
+        return _described(arm) + f", {100 * arm.wanted:g} % wanted"
     return " ".join([arm.rule, *(f"{k}={v:g}" for k, v in sorted(arm.parameters.items()))])
+
+
+def _described(arm: ArmRecord) -> str:
+    set_by = rule_of(arm.rule).set_by
+    given = (f"{k}={v:g}" for k, v in sorted(arm.parameters.items()) if k != set_by)
+    return " ".join([arm.rule, *given])
 
 
 def arms_of(
@@ -173,6 +176,7 @@ def _in_order(arms: Sequence[ArmRecord]) -> list[ArmRecord]:
         key=lambda arm: (
             rules.index(arm.rule),
             sorted(settings_of(arm.parameters).items()),
+            _described(arm),
             arm.wanted or 0.0,
         ),
     )

@@ -23,12 +23,15 @@ class ReadStep:
     """What a model says of a step that stands there.
 
     Attributes:
+        first_entropy: Entropy of the small model before the step's first token, nats at temperature
+            1: what a glimpse would have seen.
         entropy: Mean entropy of the small model over the step's tokens, nats at temperature 1.
         perplexity: ``exp(-mean ln p)`` of the small model over them, at temperature 1.
         agrees: For each token ``1`` where both models find the same token most likely; None where
             the large model was not asked.
     """
 
+    first_entropy: float
     entropy: float
     perplexity: float
     agrees: str | None
@@ -84,8 +87,8 @@ def _step(small: _Reading, large: _Reading | None, part: slice) -> ReadStep | No
     if large is not None:
         same = small.likeliest[part] == large.likeliest[part]
         agrees = "".join("1" if each else "0" for each in same.tolist())
-    loss = -small.log_probs[part].mean()
-    return ReadStep(float(small.entropies[part].mean()), float(loss.exp()), agrees)
+    entropies, loss = small.entropies[part], -small.log_probs[part].mean()
+    return ReadStep(float(entropies[0]), float(entropies.mean()), float(loss.exp()), agrees)
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,23 +148,24 @@ def _entropy(threshold: float, at_least: int = 0) -> Policy:
     return policies.EntropyThreshold(threshold, ">=" if at_least else ">")
 
 
-def _hysteresis(threshold: float, ratio: float = 0.5) -> Policy:
+def _hysteresis(threshold: float, ratio: float = 0.5, warm_up: int = 0) -> Policy:
     """Up above the threshold, down at ``ratio`` times it."""
     check_probability("ratio", ratio)
-    return policies.Hysteresis(ratio * threshold, threshold)
+    return policies.Hysteresis(ratio * threshold, threshold, warm_up=warm_up)
 
 
 def _highest_that_holds(entropies: Sequence[float], parameters: Mapping[str, float]) -> list[float]:
     """For each step the threshold below which hysteresis gives it to the large model.
 
     A threshold h does so where an entropy of the chain exceeded h and none since was at most
-    ``ratio h``: ``s_t = max(H_t, min(s_{t-1}, H_t / ratio))``.
+    ``ratio h``: ``s_t = max(H_t, min(s_{t-1}, H_t / ratio))``. In the warm-up ``s_t = H_t``.
     """
-    ratio = parameters.get("ratio", 0.5)
+    ratio, warm_up = parameters.get("ratio", 0.5), parameters.get("warm_up", 0)
     found: list[float] = []
-    for entropy in entropies:
+    for step, entropy in enumerate(entropies):
         held = entropy / ratio if ratio else (math.inf if entropy > 0 else 0.0)
-        found.append(max(entropy, min(found[-1], held) if found else 0.0))
+        follows = found and step >= warm_up
+        found.append(max(entropy, min(found[-1], held) if follows else 0.0))
     return found
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from glimprouter.evaluation import figures, formats
+from glimprouter.evaluation.agreement import (
+    agreement_by_position,
+    agreement_of,
+    hard_steps,
+    read_steps,
+)
 from glimprouter.evaluation.document import Block, Figure, Heading, Paragraph, Table
 from glimprouter.evaluation.labels import (
     Observations,
@@ -16,15 +22,10 @@ from glimprouter.evaluation.labels import (
     small_steps,
     wrong_steps,
 )
-from glimprouter.evaluation.plan import Arm
 from glimprouter.evaluation.record_file import Records
-from glimprouter.evaluation.records import StepRecord
-from glimprouter.evaluation.rules import LARGE_ALONE
 from glimprouter.evaluation.statistics import (
-    Interval,
     SignalScores,
     aurocs,
-    mean_interval,
     peaks_of,
 )
 
@@ -174,14 +175,7 @@ def _entropies(records: Records) -> Iterator[Block]:
 
 def _agreement(records: Records) -> Iterator[Block]:
     yield Heading("Where the two models agree")
-    label, batch = Arm(LARGE_ALONE).label, records.identity["plan"]["batch"]
-    steps = [
-        step
-        for unit, own in records.steps.items()
-        if (unit.split, unit.arm, unit.batch) == ("report", label, batch)
-        for step in own
-        if step.agrees is not None
-    ]
+    steps = read_steps(records)
     if not steps:
         why = "the models do not read the same tokens, since their tokenizers differ"
         if records.identity["weights"] is None:
@@ -190,43 +184,37 @@ def _agreement(records: Records) -> Iterator[Block]:
             why = "no chain of the large model alone is recorded"
         yield Paragraph(f"Not computed: {why}.")
         return
-    points = _by_position(steps)
     yield Figure(
         "agreement",
-        figures.agreement(points),
+        figures.agreement(agreement_by_position(steps, LEAST_TOKENS)),
         "Share of tokens whose most likely token is the same for both models, on the large model's"
         f" own chains, by position; positions with at least {LEAST_TOKENS} tokens; 95 % over"
         " problems.",
     )
-    first = _share_by_problem([(step.problem, step.agrees[:1]) for step in steps if step.agrees])
-    later = _share_by_problem([(step.problem, step.agrees[1:]) for step in steps if step.agrees])
-    whole = sum("0" not in step.agrees[1:] for step in steps if step.agrees)
-    yield Paragraph(
-        f"First tokens: {formats.percent_interval(first)} %; later tokens:"
-        f" {formats.percent_interval(later)} % (mean of the problems' shares, 95 % over problems)."
-        f" In {formats.percent(whole / len(steps))} % of the {len(steps)} steps the models agree on"
-        " every token behind the first."
-    )
-
-
-def _by_position(steps: Sequence[StepRecord]) -> list[tuple[int, Interval]]:
-    tokens: dict[int, list[tuple[str, str]]] = {}
-    for step in steps:
-        for position, agrees in enumerate(step.agrees or ""):
-            tokens.setdefault(position, []).append((step.problem, agrees))
-    return [
-        (position, _share_by_problem(own))
-        for position, own in sorted(tokens.items())
-        if len(own) >= LEAST_TOKENS
+    groups = {"all": agreement_of(steps)}
+    for wanted in sorted({arm.wanted for arm in records.arms if arm.wanted is not None}):
+        hard = hard_steps(records, wanted)
+        if hard is not None:
+            groups[f"H_init above its threshold for {100 * wanted:g} %"] = agreement_of(hard)
+    rows = [
+        [
+            name,
+            str(own.steps),
+            formats.percent_interval(own.first),
+            formats.percent_interval(own.later),
+            formats.percent(own.whole),
+        ]
+        for name, own in groups.items()
+        if own.steps
     ]
-
-
-def _share_by_problem(tokens: Sequence[tuple[str, str]]) -> Interval:
-    by_problem: dict[str, list[str]] = {}
-    for problem, agrees in tokens:
-        by_problem.setdefault(problem, []).append(agrees)
-    joined = ("".join(parts) for parts in by_problem.values())
-    return mean_interval([text.count("1") / len(text) for text in joined if text], shares=True)
+    yield Table(
+        ["steps", "how many", "first tokens, %", "later tokens, %", "all later tokens, %"],
+        rows,
+        "Tokens on which both models agree (mean of the problems' shares, 95 % over problems), and"
+        " steps in which they agree on every token behind the first. Above a threshold are steps"
+        " that the small model, reading these chains again, would have given to the large one.",
+        frozenset({0}),
+    )
 
 
 def _surprising(records: Records) -> Iterator[Block]:

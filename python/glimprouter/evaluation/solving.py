@@ -147,7 +147,7 @@ class Solver:
                 parts = [[problem] for problem in chunk]
             for part in parts:
                 if any(problem.key not in done for problem in part):
-                    self._record(part, done, self._outcomes(own, part))
+                    self._solve_part(own, part, done)
             return
         glimpses = self._solving.arm.rule != LARGE_ALONE
         if glimpses:
@@ -168,34 +168,42 @@ class Solver:
             except RuntimeError as error:
                 raise RuntimeError(f"{self._solving.arm.label}: {error}") from error
 
-    def _outcomes(
-        self, own: CandidateRule | ChainSystem, chunk: Sequence[Problem]
-    ) -> list[Outcome]:
-        """Of one batch without a policy; all of it, for the same draws."""
+    def _solve_part(
+        self, own: CandidateRule | ChainSystem, part: Sequence[Problem], done: set[str]
+    ) -> None:
+        """What runs without a policy; all of it, for the same draws, whatever is recorded."""
         solving = self._solving
         model: Any = self._bench.model  # a RoutedModel: on engines such an arm is refused
-        prompts = [problem.prompt for problem in chunk]
-        seeds = [problem_seed(solving.seed, problem) for problem in chunk]
+        prompts = [problem.prompt for problem in part]
+        seeds = [problem_seed(solving.seed, problem) for problem in part]
+
+        def record(place: int, outcome: Outcome) -> None:
+            if part[place].key not in done:
+                self._record(part[place], outcome)
+
         with following(model, None, drafts_of(solving.arm.parameters)):
             try:
                 if isinstance(own, ChainSystem):
-                    return own.solve(model, chunk, seeds)
-                found = write_with_candidates(model, prompts, own, seeds, **solving.overrides)
-                return [candidate_outcome(own, one) for one in found]
+                    for place, outcome in enumerate(own.solve(model, part, seeds)):
+                        record(place, outcome)
+                    return
+                write_with_candidates(
+                    model,
+                    prompts,
+                    own,
+                    seeds,
+                    finished=lambda place, one: record(place, candidate_outcome(own, one)),
+                    **solving.overrides,
+                )
             except RuntimeError as error:
                 raise RuntimeError(f"{solving.arm.label}: {error}") from error
 
-    def _record(
-        self, chunk: Sequence[Problem], done: set[str], outcomes: Sequence[Outcome]
-    ) -> None:
-        """Writes down what is not recorded yet."""
-        bench = self._bench
-        for problem, outcome in zip(chunk, outcomes, strict=True):
-            if problem.key not in done:
-                unit = self._solving.unit(problem)
-                steps, record = records_of(bench.task, problem, unit, outcome)
-                bench.file.append([*steps, record])
-                bench.advance(1)
+    def _record(self, problem: Problem, outcome: Outcome) -> None:
+        """Writes down a problem."""
+        unit = self._solving.unit(problem)
+        steps, closing = records_of(self._bench.task, problem, unit, outcome)
+        self._bench.file.append([*steps, closing])
+        self._bench.advance(1)
 
     def _remember(self, policy: Policy, problems: Sequence[Problem]) -> None:
         """Shows a policy that learns as it goes what it has seen in an earlier session."""
@@ -321,6 +329,7 @@ class _Writing:
             if one is None
             else dataclasses.replace(
                 step,
+                entropy=one.first_entropy if step.entropy is None else step.entropy,
                 step_entropy=one.entropy,
                 step_perplexity=one.perplexity,
                 agrees=one.agrees,

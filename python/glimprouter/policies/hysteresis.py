@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glimprouter.config import ModelName, RouterConfig
+from glimprouter.config import ModelName, RouterConfig, check_integer
 from glimprouter.policies.base import Glimpse, Policy
 
 
@@ -13,12 +13,14 @@ class Hysteresis(Policy):
     one threshold in the middle. The rule is that of a Schmitt trigger.
     """
 
-    def __init__(self, low: float, high: float) -> None:
+    def __init__(self, low: float, high: float, *, warm_up: int = 0) -> None:
         """The rule; the first step is the small model's unless its entropy is above ``high``.
 
         Args:
             low: Nats, >= 0.
             high: Nats, at least ``low``.
+            warm_up: Steps at the beginning of each chain that ``high`` alone decides, >= 0: the
+                first ones are the least sure, and one of them would hold the large model for long.
 
         Raises:
             TypeError: No numbers.
@@ -28,13 +30,15 @@ class Hysteresis(Policy):
             RouterConfig(threshold=threshold)  # the same checks
         if high < low:
             raise ValueError(f"high must be at least low, got low={low:g} and high={high:g}")
+        check_integer("warm_up", warm_up, 0)
         self.low = low
         self.high = high
+        self.warm_up = warm_up
 
     def before(self, glimpse: Glimpse) -> ModelName:
         """By the entropy and the writer of the step before."""
         if glimpse.entropy > self.high:
             return "large"
-        if glimpse.entropy <= self.low:
+        if glimpse.entropy <= self.low or glimpse.step < self.warm_up:
             return "small"
         return glimpse.previous or "small"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from glimprouter.tasks.arithmetic import Arithmetic
+from glimprouter.tasks.arithmetic import Arithmetic, ArithmeticResultFirst
 from glimprouter.tasks.base import Task
 from glimprouter.tasks.competition_math import CompetitionMath
 from glimprouter.tasks.gpqa import GpqaDiamond
@@ -15,7 +15,7 @@ from glimprouter.tasks.repair import Repair
 from glimprouter.tasks.search import Search
 
 GENERATED: dict[str, Callable[[], Task]] = {
-    task.name: task for task in (ListReduction, Arithmetic, Search, Repair)
+    task.name: task for task in (ListReduction, Arithmetic, ArithmeticResultFirst, Search, Repair)
 }
 FROM_FILES: dict[str, Callable[[str | Path], Task]] = {
     "aime24": lambda path: CompetitionMath("aime24", path),

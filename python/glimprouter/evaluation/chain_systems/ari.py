@@ -9,12 +9,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from glimprouter.chains import AdaptiveResolution, resolution_margins
-from glimprouter.evaluation.chain_systems.base import ChainSystem, DevelopmentChains, prompt_ids
+from glimprouter.evaluation.chain_systems.base import DevelopmentChains
+from glimprouter.evaluation.chain_systems.one_by_one import OneByOne
 from glimprouter.evaluation.chain_systems.plain_chain import (
     Budgets,
     Written,
-    budgets_of,
-    check_thinking,
     outcome_of_tokens,
     within_budgets,
 )
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["ARI"]
 
 
-class ARI(ChainSystem):
+class ARI(OneByOne):
     """Greedy, one problem at a time, and without the pair's small model.
 
     In its records "small" is the large model with its weights rounded to 8 bits, "large" the same
@@ -36,9 +35,6 @@ class ARI(ChainSystem):
     closed by force is read anew for its answer. The decision is the share of the tokens that the
     full model decided.
     """
-
-    greedy = True
-    one_at_a_time = True
 
     def __init__(self, chains: DevelopmentChains, share: float = 1.0) -> None:
         """The rule.
@@ -58,7 +54,7 @@ class ARI(ChainSystem):
         """Refuses quantized models, caches of another kind, and thinking without an end."""
         from glimprouter.chains.plain_cache import plain_cache
 
-        check_thinking(model)
+        super().check(model)
         plain_cache(model.large)
         if getattr(model.large, "is_quantized", False):
             raise ValueError("the large model is quantized, and has no full weights to round")
@@ -78,17 +74,10 @@ class ARI(ChainSystem):
             margins = resolution_margins(reduced, large, texts, starts=starts)
         return AdaptiveResolution(reduced, large, margins.threshold(self._share))
 
-    def solve(
-        self, model: RoutedModel, problems: Sequence[Problem], seeds: Sequence[int]
-    ) -> list[Outcome]:
-        """By both precisions; seeds change nothing."""
-        prompts = prompt_ids(model, (problem.prompt for problem in problems), "large")
-        every = zip(problems, prompts, budgets_of(model, problems), strict=True)
-        return [self._solved(model, *each) for each in every]
-
-    def _solved(
-        self, model: RoutedModel, problem: Problem, ids: Sequence[int], budgets: Budgets
+    def solve_one(
+        self, model: RoutedModel, problem: Problem, prompt: Sequence[int], budgets: Budgets
     ) -> Outcome:
+        """By both precisions."""
         from glimprouter.hf.pair.locks import exclusive
 
         passes, full = Counter(small=0, large=0), 0
@@ -103,7 +92,7 @@ class ARI(ChainSystem):
 
         began = time.perf_counter()
         with exclusive(model.large):
-            written, _ = within_budgets(model, ids, budgets, write)
+            written, _ = within_budgets(model, prompt, budgets, write)
         own = sum(writer == "large" for writer in written.writers)
         return outcome_of_tokens(
             model,

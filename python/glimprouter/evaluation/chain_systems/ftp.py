@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 from glimprouter.chains import BlockSkipping, EntropySkips, record_blocks
 from glimprouter.config import check_integer
-from glimprouter.evaluation.chain_systems.base import ChainSystem, DevelopmentChains, prompt_ids
+from glimprouter.evaluation.chain_systems.base import DevelopmentChains
+from glimprouter.evaluation.chain_systems.one_by_one import OneByOne
 from glimprouter.evaluation.chain_systems.plain_chain import (
     Budgets,
     Greedy,
     Written,
-    budgets_of,
-    check_thinking,
     outcome_of_tokens,
     within_budgets,
 )
@@ -33,7 +32,7 @@ __all__ = ["FTP"]
 TEXTS, LENGTH = 8, 1024
 
 
-class FTP(ChainSystem):
+class FTP(OneByOne):
     """Greedy, one problem at a time, by the large model alone.
 
     A pass skips the more blocks the surer the model was of the token before
@@ -42,9 +41,6 @@ class FTP(ChainSystem):
     one token it could skip whole blocks only, as this does. The decision is the share of written
     tokens times blocks that were skipped.
     """
-
-    greedy = True
-    one_at_a_time = True
 
     def __init__(
         self, chains: DevelopmentChains, blocks: int = 1, low: float = 0.05, high: float = 0.5
@@ -69,7 +65,7 @@ class FTP(ChainSystem):
 
     def check(self, model: RoutedModel) -> None:
         """Refuses decoders of another form, and thinking without an end."""
-        check_thinking(model)
+        super().check(model)
         BlockSkipping(model.large, EntropySkips([0], low=self._low, high=self._high))
         if self._blocks >= (count := model.large.config.get_text_config().num_hidden_layers):
             raise ValueError(f"the large model has {count} blocks, not all can be skipped")
@@ -94,17 +90,10 @@ class FTP(ChainSystem):
         super().prepare(task)
         _ = self._scorer
 
-    def solve(
-        self, model: RoutedModel, problems: Sequence[Problem], seeds: Sequence[int]
-    ) -> list[Outcome]:
-        """By the large model; seeds change nothing."""
-        prompts = prompt_ids(model, (problem.prompt for problem in problems), "large")
-        every = zip(problems, prompts, budgets_of(model, problems), strict=True)
-        return [self._solved(model, *each) for each in every]
-
-    def _solved(
-        self, model: RoutedModel, problem: Problem, ids: Sequence[int], budgets: Budgets
+    def solve_one(
+        self, model: RoutedModel, problem: Problem, prompt: Sequence[int], budgets: Budgets
     ) -> Outcome:
+        """By the large model."""
         from glimprouter.hf.pair.locks import exclusive
 
         passes, greedy = 0, Greedy(model.large)
@@ -118,7 +107,7 @@ class FTP(ChainSystem):
         skipping = BlockSkipping(model.large, self._scorer)
         began = time.perf_counter()
         with exclusive(model.large), skipping:
-            written, closed = within_budgets(model, ids, budgets, write)
+            written, closed = within_budgets(model, prompt, budgets, write)
         blocks = len(skipping.counts.skipped)
         return outcome_of_tokens(
             model,
