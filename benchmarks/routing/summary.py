@@ -70,13 +70,27 @@ def write_summary(jobs: Sequence[Job], records: Path, out: Path) -> tuple[Path, 
         )
     ]
     blocks += causes(jobs, every, arms)
-    blocks += _accuracies(every, arms)
-    blocks += _comparisons(arms)
-    blocks += _signals(every)
+    for title, group in _groups(jobs).items():
+        own = {job.name: arms[job.name] for job in group}
+        records_of_group = {name: every[name] for name in own}
+        blocks.append(Heading(title))
+        blocks += _accuracies(records_of_group, own)
+        blocks += _comparisons(own)
+        blocks += _signals(records_of_group)
     markdown, data = out / "summary.md", out / "summary.json"
     markdown.write_text(to_markdown(Document("Does routing pay? A summary", blocks), "figures"))
     data.write_text(json.dumps(_data(every, arms), indent=1) + "\n")
     return markdown, data
+
+
+def _groups(jobs: Sequence[Job]) -> dict[str, list[Job]]:
+    """What the tables are of; no table where nothing ran."""
+    groups = {
+        "The pairs": [job for job in jobs if job.whole],
+        "What is dear": [job for job in jobs if job.dear],
+        "Variations": [job for job in jobs if not job.whole and not job.dear],
+    }
+    return {title: group for title, group in groups.items() if group}
 
 
 def _places(arms: Mapping[str, Sequence[ArmResults]]) -> list[tuple[str, float | None]]:
@@ -96,7 +110,7 @@ def _title(kind: str, wanted: float | None) -> str:
 def _accuracies(
     every: Mapping[str, Records], arms: Mapping[str, Sequence[ArmResults]]
 ) -> Iterator[Block]:
-    yield Heading("Right answers, %, and the large model's share of the tokens")
+    yield Heading("Right answers, %, and the large model's share of the tokens", 3)
     rows = []
     for kind, wanted in _places(arms):
         row = [_title(kind, wanted)]
@@ -119,7 +133,7 @@ def _accuracies(
 
 
 def _comparisons(arms: Mapping[str, Sequence[ArmResults]]) -> Iterator[Block]:
-    yield Heading("Differences in points over the same problems")
+    yield Heading("Differences in points over the same problems", 3)
     pairs = [
         ("entropy", "random"),
         ("hysteresis", "entropy"),
@@ -143,18 +157,19 @@ def _comparisons(arms: Mapping[str, Sequence[ArmResults]]) -> Iterator[Block]:
                 first, second = found(each, one, wanted), found(each, other, wanted)
                 known = first is not None and second is not None
                 row.append(points_interval(compare(first, second).difference) if known else "")
-            rows.append(row)
+            if any(row[1:]):
+                rows.append(row)
     yield Table(["arms", *arms], rows, "Paired by problem and seed.", frozenset({0}))
 
 
 def _signals(every: Mapping[str, Records]) -> Iterator[Block]:
-    yield Heading("AUROC of each signal")
+    yield Heading("AUROC of each signal", 3)
     for title, read in LABELS.items():
         scores = {name: aurocs_of(read(records))[1] for name, records in every.items()}
         scores = {name: each for name, each in scores.items() if each.positives}
         if not scores:
             continue
-        yield Heading(title, 3)
+        yield Heading(title, 4)
         names = list(dict.fromkeys(n for each in scores.values() for n in each.aurocs))
         rows = [
             [n, *(interval(s.aurocs[n]) if n in s.aurocs else "" for s in scores.values())]
