@@ -90,8 +90,9 @@ PAIRS: dict[str, PairRecipe] = {
         "search", _SMALL, Recipe(128, 6, 4, 352, 1500, LARGE_IS_ENOUGH, 3e-3, 2e-3)
     ),
     "repair": PairRecipe("repair", _SMALL, _LARGE_REPAIR, gaps=True),
+    # With single digits the first token would be the ten's, which is the easier one.
     "arithmetic-result-first": PairRecipe(
-        "arithmetic_result_first", _SMALL, _LARGE_ARITHMETIC, small_seeds=2
+        "arithmetic_result_first", _SMALL, _LARGE_ARITHMETIC, digits=2, small_seeds=2
     ),
     "repair-digit-pairs": PairRecipe("repair", _SMALL, _LARGE_REPAIR, digits=2, small_seeds=2),
 }

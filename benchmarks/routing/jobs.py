@@ -26,13 +26,11 @@ ALL = (
     "margin",
     "varentropy",
     "step-perplexity",
-    "step-perplexity:large_tokens=1",
     "learned",
     "wanted-share",
     "hysteresis",
     "mixture",
     "reward",
-    "reward:large_tokens=1",
 )
 # Dear: steps are written several times, questions are read, chains are written one by one. No model
 # that is trained here understands a question (spec-reason) or the solutions of others (a2r).

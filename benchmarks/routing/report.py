@@ -17,7 +17,7 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 from jobs import Job, jobs_of
@@ -47,6 +47,16 @@ def run_all(jobs: Sequence[Job], records: Path, problems: int, seeds: int, proce
             future.result()
 
 
+def written(jobs: Sequence[Job], records: Path, out: Path, processes: int) -> list[Path]:
+    """The files of both reports and of the summary, each made by a process of its own."""
+    with ProcessPoolExecutor(processes) as pool:
+        made = [pool.submit(write_summary, jobs, records, out)]
+        for kind, folder in (("whole", out), ("dear", out / "dear")):
+            chosen = [records / job.name for job in jobs if getattr(job, kind)]
+            made.append(pool.submit(write_report, chosen, folder))
+        return [path for each in made for path in each.result()]
+
+
 def main() -> None:
     """Parses the command line, runs what is missing, and writes both."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -61,12 +71,7 @@ def main() -> None:
     started = time.monotonic()
     sizes = arguments.problems, arguments.seeds
     run_all(jobs, arguments.records, *sizes, arguments.processes)
-    paths: list[Path] = []
-    for kind, folder in (("whole", arguments.out), ("dear", arguments.out / "dear")):
-        chosen = [arguments.records / job.name for job in jobs if getattr(job, kind)]
-        paths += write_report(chosen, folder)
-    paths += write_summary(jobs, arguments.records, arguments.out)
-    for path in paths:
+    for path in written(jobs, arguments.records, arguments.out, arguments.processes):
         print(path)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes for what was not recorded before")
 

@@ -38,11 +38,9 @@ RULES = (
     "entropy large_tokens=1",
     "entropy large_tokens=2",
     "entropy large_tokens=4",
-    "step-perplexity large_tokens=1",
     "entropy drafts=0",
     "mixture",
     "reward",
-    "reward large_tokens=1",
     "large-alone drafts=0",
     "spec-cot",
     "arbitrage-oracle",
@@ -88,8 +86,10 @@ def _groups(jobs: Sequence[Job]) -> dict[str, list[Job]]:
     groups = {
         "The pairs": [job for job in jobs if job.whole],
         "What is dear": [job for job in jobs if job.dear],
-        "Variations": [job for job in jobs if not job.whole and not job.dear],
     }
+    for family in dict.fromkeys(job.family for job in jobs):
+        own = [job for job in jobs if job.family == family and not (job.whole or job.dear)]
+        groups[f"Variations of {family}"] = own
     return {title: group for title, group in groups.items() if group}
 
 
@@ -146,7 +146,6 @@ def _comparisons(arms: Mapping[str, Sequence[ArmResults]]) -> Iterator[Block]:
         ("entropy", "spec-reason expected=1"),
         ("entropy large_tokens=1", "entropy"),
         ("entropy large_tokens=1", "random"),
-        ("step-perplexity large_tokens=1", "step-perplexity"),
     ]
     rows = []
     shares = sorted({a.arm.wanted for each in arms.values() for a in each if a.arm.wanted})
@@ -181,10 +180,10 @@ def _signals(every: Mapping[str, Records]) -> Iterator[Block]:
 
 def _data(every: Mapping[str, Records], arms: Mapping[str, Sequence[ArmResults]]) -> dict[str, Any]:
     """The same for programs: by evaluation, who ran it where, and what each arm did."""
-    found: dict[str, Any] = {}
+    data: dict[str, Any] = {}
     for name, records in every.items():
         identity = records.identity
-        found[name] = {
+        data[name] = {
             "task": identity["task"],
             "config": identity["config"],
             "plan": identity["plan"],
@@ -207,4 +206,4 @@ def _data(every: Mapping[str, Records], arms: Mapping[str, Sequence[ArmResults]]
                 for arm in arms[name]
             ],
         }
-    return found
+    return data

@@ -61,6 +61,9 @@ def test_hard_steps_are_those_above_the_threshold(records: Records) -> None:
     assert hard == [s for s in every if (s.entropy or 0.0) > arm.parameters["threshold"]]
     assert 0 < len(hard) < len(every)
     assert hard_steps(records, 0.123) is None
+    config = {**records.identity["config"], "entropy_top_k": 20}
+    other = dataclasses.replace(records, identity={**records.identity, "config": config})
+    assert hard_steps(other, arm.wanted) is None, "its threshold is of another number"
 
 
 def test_shares_by_hand(records: Records) -> None:

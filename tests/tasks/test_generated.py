@@ -201,6 +201,7 @@ def test_arithmetic_with_the_result_first_is_the_same_calculation() -> None:
                 assert other == f"{match[1]} so far."
             else:
                 assert other == step.removeprefix("We take ").removesuffix(".") + " next."
+    assert moved.problems(20, "report", 3) == plain.problems(20, "report", 3)
     assert moved.check_steps(
         Problem("47*6+25", "", "307"),
         ["47*6 next.", "52=7*6+0.", "29=4*6+5.", "We have 292.", "292 so far."],

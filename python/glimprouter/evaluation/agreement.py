@@ -47,8 +47,11 @@ def hard_steps(records: Records, wanted: float) -> list[StepRecord] | None:
     """Those of :func:`read_steps` that H_init gives to the large model at a wanted share.
 
     Returns:
-        None where the arm ``entropy`` was not run for this share.
+        None where the arm ``entropy`` was not run for this share, or compared the entropy of a
+        renormalised top k, which was not read.
     """
+    if records.identity["config"].get("entropy_top_k"):
+        return None
     thresholds = [
         arm.parameters["threshold"]
         for arm in records.arms

@@ -11,7 +11,7 @@ __all__ = ["Block", "Document", "Figure", "Heading", "Paragraph", "Table"]
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """A heading of level 2 or 3."""
+    """A heading of level 2, 3 or 4."""
 
     text: str
     level: int = 2

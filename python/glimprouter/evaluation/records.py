@@ -108,8 +108,9 @@ class StepRecord:
         split, arm, seed, batch, problem: The unit.
         index: From 0.
         writer: ``"small"`` or ``"large"``.
-        entropy: Of the glimpse, nats; None where nothing was glimpsed, but that of a chain of the
-            large model alone is what the small model, reading it again, would have glimpsed.
+        entropy: Of the glimpse, nats; None, with the next three, where nothing was glimpsed. But
+            for a chain of the large model alone it is what the small model, reading it again,
+            would have glimpsed.
         max_prob: Largest probability of the first token.
         margin: Of the two largest.
         varentropy: Square nats.

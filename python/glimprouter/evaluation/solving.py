@@ -329,7 +329,7 @@ class _Writing:
             if one is None
             else dataclasses.replace(
                 step,
-                entropy=one.first_entropy if step.entropy is None else step.entropy,
+                entropy=one.first_entropy if rule == LARGE_ALONE else step.entropy,
                 step_entropy=one.entropy,
                 step_perplexity=one.perplexity,
                 agrees=one.agrees,

@@ -19,8 +19,7 @@ class Hysteresis(Policy):
         Args:
             low: Nats, >= 0.
             high: Nats, at least ``low``.
-            warm_up: Steps at the beginning of each chain that ``high`` alone decides, >= 0: the
-                first ones are the least sure, and one of them would hold the large model for long.
+            warm_up: Steps at the beginning of each chain that ``high`` alone decides, >= 0.
 
         Raises:
             TypeError: No numbers.

@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Mapping
 
-from glimprouter.tasks.base import Problem
+from glimprouter.tasks.base import Problem, Split
 from glimprouter.tasks.generated import Chain, GeneratedTask
 
 # How each kind of step is written: with which opener, or with the result at the beginning.
@@ -134,9 +134,14 @@ class Arithmetic(GeneratedTask):
 class ArithmeticResultFirst(Arithmetic):
     """The same calculations, and each step begins with what comes out of it.
 
-    So the first token is the first digit that can be wrong: beside :class:`Arithmetic` it tells
-    whether a glimpse fails because of the calculations or because of how steps begin.
+    So a step begins with what can be wrong in it (all of it, where a tokenizer has pairs of
+    digits): beside :class:`Arithmetic`, whose problems these are, it tells whether a glimpse fails
+    because of how steps begin. That the operands stand behind the result makes it harder, too.
     """
 
     name = "arithmetic_result_first"
     forms = RESULT_FIRST_FORMS
+
+    def problems(self, count: int, split: Split, seed: int = 0) -> list[Problem]:
+        """Those of :class:`Arithmetic`."""
+        return Arithmetic().problems(count, split, seed)
