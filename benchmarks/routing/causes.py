@@ -72,7 +72,7 @@ def causes(
                 keys = list(others[0][0].runs)
                 rows.append(_row(job, records[job.name], _some(records[job.name], keys)))
         yield Heading(family, 3)
-        yield Table(list(COLUMNS), rows, "Small models alike have the same seed.", frozenset({0}))
+        yield Table(list(COLUMNS), rows, "", frozenset({0}))
 
 
 def _some(records: Records, keys: Sequence[str]) -> list[ArmResults]:

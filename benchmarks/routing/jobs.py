@@ -78,12 +78,12 @@ class Job:
     @property
     def whole(self) -> bool:
         """Whether all policies run, with probes."""
-        return self.policies is ALL
+        return self.policies == ALL
 
     @property
     def dear(self) -> bool:
         """Whether those run that are dear."""
-        return self.policies is DEAR
+        return self.policies == DEAR
 
     def command(self, records: Path, problems: int, seeds: int) -> list[str]:
         """Of the evaluation."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 import sys
 from collections import Counter
 from pathlib import Path
@@ -54,6 +55,8 @@ def test_each_pair_and_each_variation_once(jobs: Any, tmp_path: Path) -> None:
         every
     )
     kinds = [(job.whole, job.dear) for job in every]
+    sent = pickle.loads(pickle.dumps(every))  # to the process that writes the summary
+    assert [(job.whole, job.dear) for job in sent] == kinds
     assert kinds == sorted(kinds, reverse=True), "the long ones first"
     assert Counter(kinds) == {(True, False): 2, (False, True): 2, (False, False): 3 + 2 + 4 + 4}
     assert {job.family for job in every} == {"list_reduction", "arithmetic"}
