@@ -49,6 +49,7 @@ def run_all(jobs: Sequence[Job], records: Path, problems: int, seeds: int, proce
 
 def written(jobs: Sequence[Job], records: Path, out: Path, processes: int) -> list[Path]:
     """The files of both reports and of the summary, each made by a process of its own."""
+    out.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(processes) as pool:
         made = [pool.submit(write_summary, jobs, records, out)]
         for kind, folder in (("whole", out), ("dear", out / "dear")):
