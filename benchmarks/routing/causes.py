@@ -17,7 +17,6 @@ from glimprouter.evaluation.labels import small_steps, wrong_steps
 from glimprouter.evaluation.record_file import Records
 from glimprouter.evaluation.sections_arms import compare
 from glimprouter.evaluation.sections_signals import aurocs_of
-from glimprouter.evaluation.statistics import Interval
 
 if TYPE_CHECKING:
     from jobs import Job
@@ -95,12 +94,10 @@ def _row(job: Job, records: Records, arms: Sequence[ArmResults]) -> list[str]:
     row.append(", ".join("" if a is None else formats.percent(a.accuracy.estimate) for a in alone))
     row += [formats.percent_interval(entropy.accuracy), formats.percent(entropy.token_share)]
     for other in (found(arms, "random", WANTED), found(arms, "step-entropy", WANTED)):
-        row.append("" if other is None else formats.points_interval(_difference(entropy, other)))
+        row.append(
+            "" if other is None else formats.points_interval(compare(entropy, other).difference)
+        )
     return row + _signals(records, set(entropy.runs), set(entropy.seeds))
-
-
-def _difference(one: ArmResults, other: ArmResults) -> Interval:
-    return compare(one, other).difference
 
 
 def _signals(records: Records, problems: set[str], seeds: set[int]) -> list[str]:
