@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from glimprouter.evaluation import Plan, evaluate, read_records
 from glimprouter.evaluation.chain_systems import DevelopmentChains
 from glimprouter.evaluation.chain_systems.fractured import Fractured
 from glimprouter.evaluation.chain_systems.spirit import Spirit
-from glimprouter.evaluation.record_file import Records
-from glimprouter.evaluation.records import ProblemRecord, StepRecord
+from glimprouter.evaluation.outcomes import Outcome
+from glimprouter.evaluation.record_file import RecordFile, Records
+from glimprouter.evaluation.records import ProblemRecord, Record, StepRecord
 from glimprouter.evaluation.report import write_report
 from glimprouter.evaluation.rules import RULES
 from glimprouter.evaluation.solving import problem_seed
@@ -223,9 +225,10 @@ def test_nothing_is_left_out_below_every_rise() -> None:
     """Then the answer is the greedy one behind the whole chain."""
     problems = task().problems(2, "report")
     seeds = [problem_seed(0, problem) for problem in problems]
-    for outcome, chain in zip(
-        Spirit(most=-1e9).solve(pair(), problems, seeds), alone("large"), strict=False
-    ):
+    found: dict[int, Outcome] = {}
+    Spirit(most=-1e9).solve(pair(), problems, seeds, found.__setitem__)
+    assert list(found) == [0, 1]
+    for outcome, chain in zip(found.values(), alone("large"), strict=False):
         assert outcome.decision == 1.0
         assert outcome.result.answer == chain.answer
         assert [s.text for s in outcome.result.trace.steps] == [s.text for s in chain.trace.steps]
@@ -283,8 +286,45 @@ def test_a_vote_is_by_what_the_task_takes_for_the_same_answer() -> None:
     system = Fractured(chains=2, depths=2)
     system.prepare(Doubled())
     problem = task().problems(1, "report")[0]
-    (outcome,) = system.solve(pair(), [problem], [problem_seed(0, problem)])
-    assert outcome.decision == 1.0
+    found: dict[int, Outcome] = {}
+    system.solve(pair(), [problem], [problem_seed(0, problem)], found.__setitem__)
+    assert found[0].decision == 1.0
+
+
+def test_a_problem_is_recorded_when_it_is_solved(
+    records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each system is interrupted in a pass within its batch: what it had solved is there."""
+    batched = [arm for arm in ARMS if arm.split(":")[0] not in ("fractured", "ari", "ftp")]
+    append, told, stopped = RecordFile.append, Counter[str](), set[str]()
+
+    def count(self: RecordFile, group: Iterable[Record]) -> None:
+        kept = list(group)
+        append(self, kept)
+        told.update(r.arm for r in kept if isinstance(r, ProblemRecord) and r.split == "report")
+
+    def stop(*_: Any) -> None:
+        for arm in told.keys() - stopped:
+            if arm.split()[0] in SYSTEMS and 0 < told[arm] < PROBLEMS:
+                stopped.add(arm)
+                raise KeyboardInterrupt
+
+    hooks = [each.register_forward_hook(stop) for each in (pair().small, pair().large)]
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordFile, "append", count)
+        for number in range(1, 1 + len(batched)):
+            with pytest.raises(KeyboardInterrupt):
+                evaluated(tmp_path, policies=batched, **SIZES)
+            assert len(stopped) == number
+            found = Counter(u.arm for u in read_records(tmp_path).problems if u.arm in stopped)
+            assert found == Counter({arm: told[arm] for arm in stopped})
+    for hook in hooks:
+        hook.remove()
+    again = read_records(evaluated(tmp_path, policies=batched, **SIZES)).problems
+    assert {unit.arm for unit in again} > stopped
+    for unit, record in again.items():
+        whole = records.problems[unit]
+        assert (record.answer, record.decision) == (whole.answer, whole.decision)
 
 
 def test_they_are_reported(records: Records, tmp_path: Path) -> None:

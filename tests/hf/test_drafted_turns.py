@@ -57,12 +57,13 @@ def test_a_pass_has_rows_and_nobody_waits_longer_than_he_must(
         if turn is None:
             assert not small
             assert not large
+            waited = kept_waiting = 0  # nobody did
             continue
         assert all(large[place].takes_more for place in turn.drafting)
         if turn.model == "large":
             assert large
             waited = 0
-            kept_waiting += small > 0
+            kept_waiting = kept_waiting + 1 if small else 0
         else:
             kept_waiting = 0
             assert small or turn.drafting

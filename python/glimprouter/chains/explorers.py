@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from glimprouter.chains.vote import Vote, majority
+from glimprouter.chains.whole_chains import write_alone
 from glimprouter.config import check_integer, check_random_key
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def explore_and_synthesize_each(
     explorers: int = 4,
     compose: Callable[[str, Sequence[str]], str] = candidate_list,
     whole: bool = False,
+    finished: Callable[[int, Exploration], None] | None = None,
 ) -> list[Exploration]:
     """Answers several problems, the explorers of all at once, then all synthesizers.
 
@@ -87,6 +89,7 @@ def explore_and_synthesize_each(
         explorers: N, >= 1.
         compose: As in :func:`explore_and_synthesize`.
         whole: Likewise.
+        finished: Called with each one once it is there, and the index of its problem.
 
     Raises:
         TypeError: A number that is no integer.
@@ -95,14 +98,20 @@ def explore_and_synthesize_each(
     check_integer("explorers", explorers, 1)
     prompts = [problem for problem in problems for _ in range(explorers)]
     own = [(seed + each) % 2**64 for seed in seeds for each in range(explorers)]
-    every = model.generate(prompts, own, route="small", answer_model="small")
+    every = write_alone(model, prompts, own, "small")
     groups = [every[n : n + explorers] for n in range(0, len(every), explorers)]
     messages = [
         compose(problem, [one.text if whole else one.answer for one in solutions])
         for problem, solutions in zip(problems, groups, strict=True)
     ]
-    syntheses = model.generate(messages, list(seeds), route="large", answer_model="large")
-    return [
-        Exploration(solutions, majority(one.answer for one in solutions), synthesis)
-        for solutions, synthesis in zip(groups, syntheses, strict=True)
-    ]
+    found: dict[int, Exploration] = {}
+
+    def synthesized(place: int, synthesis: Result) -> None:
+        solutions = groups[place]
+        vote = majority(one.answer for one in solutions)
+        found[place] = Exploration(solutions, vote, synthesis)
+        if finished is not None:
+            finished(place, found[place])
+
+    write_alone(model, messages, seeds, "large", synthesized)
+    return [found[place] for place in range(len(groups))]

@@ -184,8 +184,7 @@ class Solver:
         with following(model, None, drafts_of(solving.arm.parameters)):
             try:
                 if isinstance(own, ChainSystem):
-                    for place, outcome in enumerate(own.solve(model, part, seeds)):
-                        record(place, outcome)
+                    own.solve(model, part, seeds, record)
                     return
                 write_with_candidates(
                     model,

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from glimprouter.chains import Exploration, explore_and_synthesize_each, majority
 from glimprouter.config import check_integer
-from glimprouter.evaluation.chain_systems.base import ChainSystem, outcome_of
-from glimprouter.evaluation.outcomes import Outcome
+from glimprouter.evaluation.chain_systems.base import ChainSystem, Finished, outcome_of
 from glimprouter.tasks import Problem
 
 if TYPE_CHECKING:
@@ -43,21 +42,26 @@ class A2R(ChainSystem):
         return batch * self._explorers
 
     def solve(
-        self, model: RoutedModel, problems: Sequence[Problem], seeds: Sequence[int]
-    ) -> list[Outcome]:
+        self,
+        model: RoutedModel,
+        problems: Sequence[Problem],
+        seeds: Sequence[int],
+        finished: Finished,
+    ) -> None:
         """By the synthesizer."""
         prompts = [problem.prompt for problem in problems]
-        explored = explore_and_synthesize_each(model, prompts, seeds, explorers=self._explorers)
-        return [
-            outcome_of(
+
+        def tell(place: int, one: Exploration) -> None:
+            outcome = outcome_of(
                 one.synthesis,
                 "large",
                 {"small": one.solutions},
                 decision=self._agreeing(one),
                 more_passes={},
             )
-            for one in explored
-        ]
+            finished(place, outcome)
+
+        explore_and_synthesize_each(model, prompts, seeds, explorers=self._explorers, finished=tell)
 
     def _agreeing(self, one: Exploration) -> float:
         vote = majority(self.task.vote_key(solution.answer) for solution in one.solutions)

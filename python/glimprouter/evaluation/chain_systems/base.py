@@ -6,11 +6,12 @@ import dataclasses
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from glimprouter.chains.whole_chains import write_alone
 from glimprouter.config import ModelName
 from glimprouter.evaluation.outcomes import Outcome
 from glimprouter.files import write_atomically
@@ -19,7 +20,18 @@ from glimprouter.tasks import Problem, Task
 if TYPE_CHECKING:
     from glimprouter.hf import Result, RoutedModel, TokenCounts
 
-__all__ = ["ChainSystem", "DevelopmentChains", "Solved", "alone", "outcome_of", "prompt_ids"]
+__all__ = [
+    "ChainSystem",
+    "DevelopmentChains",
+    "Finished",
+    "Solved",
+    "alone",
+    "outcome_of",
+    "prompt_ids",
+]
+
+# Told of a problem as soon as it is solved: its place among those in flight, and what came of it.
+Finished: TypeAlias = Callable[[int, Outcome], None]
 
 
 class ChainSystem(ABC):
@@ -55,14 +67,19 @@ class ChainSystem(ABC):
 
     @abstractmethod
     def solve(
-        self, model: RoutedModel, problems: Sequence[Problem], seeds: Sequence[int]
-    ) -> list[Outcome]:
-        """What came of each problem, :attr:`Outcome.decision` among it.
+        self,
+        model: RoutedModel,
+        problems: Sequence[Problem],
+        seeds: Sequence[int],
+        finished: Finished,
+    ) -> None:
+        """Solves some problems, and tells what came of each, :attr:`Outcome.decision` among it.
 
         Args:
             model: The pair, without a policy.
             problems: In flight together, where the system can.
             seeds: One a problem.
+            finished: Called once with each problem, as soon as it is solved.
 
         Raises:
             RuntimeError: A model gave invalid logits.
@@ -182,11 +199,14 @@ def _known(path: Path) -> dict[str, Any]:
 
 
 def alone(
-    model: RoutedModel, problems: Sequence[Problem], seeds: Sequence[int], writer: ModelName
+    model: RoutedModel,
+    problems: Sequence[Problem],
+    seeds: Sequence[int],
+    writer: ModelName,
+    finished: Callable[[int, Result], None] | None = None,
 ) -> list[Result]:
-    """Chains and answers of one model."""
-    prompts = [problem.prompt for problem in problems]
-    return model.generate(prompts, list(seeds), route=writer, answer_model=writer)
+    """Chains and answers of one model; ``finished`` is told of each as it ends."""
+    return write_alone(model, [problem.prompt for problem in problems], seeds, writer, finished)
 
 
 def prompt_ids(model: RoutedModel, prompts: Iterable[str], reader: ModelName) -> list[list[int]]:

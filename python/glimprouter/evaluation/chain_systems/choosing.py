@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from glimprouter.evaluation.chain_systems.base import ChainSystem, alone, outcome_of
-from glimprouter.evaluation.outcomes import Outcome
+from glimprouter.config import ModelName
+from glimprouter.evaluation.chain_systems.base import ChainSystem, Finished, alone, outcome_of
 from glimprouter.tasks import Problem
 
 if TYPE_CHECKING:
-    from glimprouter.hf import RoutedModel
+    from glimprouter.hf import Result, RoutedModel
 
 __all__ = ["ChoosesModel"]
 
@@ -30,26 +30,38 @@ class ChoosesModel(ChainSystem):
         """Whether each problem is the large model's."""
 
     def solve(
-        self, model: RoutedModel, problems: Sequence[Problem], seeds: Sequence[int]
-    ) -> list[Outcome]:
+        self,
+        model: RoutedModel,
+        problems: Sequence[Problem],
+        seeds: Sequence[int],
+        finished: Finished,
+    ) -> None:
         """The chains of the models that were chosen."""
         began = time.perf_counter()
         large = self.large(model, problems)
         seconds = (time.perf_counter() - began) / len(problems)
-        found: dict[str, Outcome] = {}
+        writer: ModelName
         for writer in ("small", "large"):
             mine = [n for n in range(len(problems)) if large[n] == (writer == "large")]
             if not mine:
                 continue
-            own = [problems[n] for n in mine]
-            results = alone(model, own, [seeds[n] for n in mine], writer)
-            for problem, result in zip(own, results, strict=True):
-                found[problem.key] = outcome_of(
-                    result,
-                    writer,
-                    {},
-                    decision=float(writer == "large"),
-                    more_passes={"small": self.passes},
-                    more_seconds=seconds,
-                )
-        return [found[problem.key] for problem in problems]
+            tell = self._telling(mine, writer, seconds, finished)
+            alone(model, [problems[n] for n in mine], [seeds[n] for n in mine], writer, tell)
+
+    def _telling(
+        self, places: Sequence[int], writer: ModelName, seconds: float, finished: Finished
+    ) -> Callable[[int, Result], None]:
+        """Tells of a model's problems, which lie at these places among all."""
+
+        def tell(own: int, result: Result) -> None:
+            outcome = outcome_of(
+                result,
+                writer,
+                {},
+                decision=float(writer == "large"),
+                more_passes={"small": self.passes},
+                more_seconds=seconds,
+            )
+            finished(places[own], outcome)
+
+        return tell

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from glimprouter.chains import FracturedSampling, fractured_sampling, majority
 from glimprouter.config import check_integer
-from glimprouter.evaluation.chain_systems.base import ChainSystem
+from glimprouter.evaluation.chain_systems.base import ChainSystem, Finished
 from glimprouter.evaluation.outcomes import Outcome
 from glimprouter.tasks import Problem, Task
 
@@ -49,11 +49,14 @@ class Fractured(ChainSystem):
         return math.prod(self._sizes.values())
 
     def solve(
-        self, model: RoutedModel, problems: Sequence[Problem], seeds: Sequence[int]
-    ) -> list[Outcome]:
+        self,
+        model: RoutedModel,
+        problems: Sequence[Problem],
+        seeds: Sequence[int],
+        finished: Finished,
+    ) -> None:
         """By the vote."""
-        found = []
-        for problem, seed in zip(problems, seeds, strict=True):
+        for place, (problem, seed) in enumerate(zip(problems, seeds, strict=True)):
             began = time.perf_counter()
             one = fractured_sampling(
                 model,
@@ -63,8 +66,7 @@ class Fractured(ChainSystem):
                 answer_model="small",
                 **self._sizes,
             )
-            found.append(_outcome(self.task, one, time.perf_counter() - began))
-        return found
+            finished(place, _outcome(self.task, one, time.perf_counter() - began))
 
 
 def _outcome(task: Task, one: FracturedSampling, seconds: float) -> Outcome:

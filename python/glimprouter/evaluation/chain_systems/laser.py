@@ -14,6 +14,7 @@ from glimprouter.chains import first_token_logprobs, last_token_self_reward
 from glimprouter.evaluation.chain_systems.base import (
     ChainSystem,
     DevelopmentChains,
+    Finished,
     alone,
     outcome_of,
     prompt_ids,
@@ -84,8 +85,12 @@ class LaSeR(ChainSystem):
         _ = self._reference
 
     def solve(
-        self, model: RoutedModel, problems: Sequence[Problem], seeds: Sequence[int]
-    ) -> list[Outcome]:
+        self,
+        model: RoutedModel,
+        problems: Sequence[Problem],
+        seeds: Sequence[int],
+        finished: Finished,
+    ) -> None:
         """By the small model, and where it doubts by the large one."""
         from glimprouter.hf.pair.locks import exclusive
 
@@ -106,13 +111,16 @@ class LaSeR(ChainSystem):
             return outcome_of(anew, "large", {"small": [result]}, decision=1.0, **more)
 
         doubted = [n for n, reward in enumerate(rewards) if reward < known.bound]
-        found = [outcome(result) for result in first]
+        for n, result in enumerate(first):
+            if n not in doubted:
+                finished(n, outcome(result))
+
+        def tell(own: int, anew: Result) -> None:
+            finished(doubted[own], outcome(first[doubted[own]], anew))
+
         if doubted:
-            anew = [problems[n] for n in doubted]
-            results = alone(model, anew, [seeds[n] for n in doubted], "large")
-            for n, result in zip(doubted, results, strict=True):
-                found[n] = outcome(first[n], result)
-        return found
+            again = [problems[n] for n in doubted]
+            alone(model, again, [seeds[n] for n in doubted], "large", tell)
 
 
 def _ids(

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from glimprouter.evaluation.chain_systems.base import ChainSystem, prompt_ids
+from glimprouter.evaluation.chain_systems.base import ChainSystem, Finished, prompt_ids
 from glimprouter.evaluation.chain_systems.plain_chain import Budgets, budgets_of, check_thinking
 from glimprouter.evaluation.outcomes import Outcome
 from glimprouter.tasks import Problem
@@ -28,18 +28,23 @@ class OneByOne(ChainSystem):
         check_thinking(model)
 
     def solve(
-        self, model: RoutedModel, problems: Sequence[Problem], seeds: Sequence[int]
-    ) -> list[Outcome]:
+        self,
+        model: RoutedModel,
+        problems: Sequence[Problem],
+        seeds: Sequence[int],
+        finished: Finished,
+    ) -> None:
         """Each problem by itself, with the budgets that a run would give it."""
         prompts = prompt_ids(model, (problem.prompt for problem in problems), "large")
         every = zip(problems, prompts, budgets_of(model, problems), strict=True)
-        return [self.solve_one(model, *each) for each in every]
+        for place, each in enumerate(every):
+            finished(place, self.solve_one(model, *each))
 
     @abstractmethod
     def solve_one(
         self, model: RoutedModel, problem: Problem, prompt: Sequence[int], budgets: Budgets
     ) -> Outcome:
-        """What came of one problem, as for :meth:`solve`.
+        """What came of one problem, as :meth:`solve` tells it.
 
         Args:
             model: The pair.

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from glimprouter.chains import pruned, step_importance
-from glimprouter.evaluation.chain_systems.base import ChainSystem, alone, outcome_of, prompt_ids
+from glimprouter.evaluation.chain_systems.base import (
+    ChainSystem,
+    Finished,
+    alone,
+    outcome_of,
+    prompt_ids,
+)
 from glimprouter.evaluation.chain_systems.plain_chain import (
     Greedy,
     check_thinking,
@@ -52,12 +58,17 @@ class Spirit(ChainSystem):
         check_thinking(model)
 
     def solve(
-        self, model: RoutedModel, problems: Sequence[Problem], seeds: Sequence[int]
-    ) -> list[Outcome]:
+        self,
+        model: RoutedModel,
+        problems: Sequence[Problem],
+        seeds: Sequence[int],
+        finished: Finished,
+    ) -> None:
         """By the large model, twice."""
         results = alone(model, problems, seeds, "large")
         prompts = prompt_ids(model, (problem.prompt for problem in problems), "large")
-        return [self._pruned(model, *each) for each in zip(results, prompts, strict=True)]
+        for place, each in enumerate(zip(results, prompts, strict=True)):
+            finished(place, self._pruned(model, *each))
 
     def _pruned(self, model: RoutedModel, result: Result, prompt: list[int]) -> Outcome:
         from glimprouter.hf.pair.locks import exclusive

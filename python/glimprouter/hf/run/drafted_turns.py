@@ -65,7 +65,9 @@ class DraftedTurns:
         self._costs = costs
         self._patience = patience
         self._passes = 0  # of the small model in this round
-        self._kept_waiting = 0  # passes of the large one since, while rows waited for the small one
+        self._kept_waiting = (
+            0  # passes of the large one in a row, while rows waited for the small one
+        )
         self._written = self._cost = 0.0  # by them
 
     def note(self, model: str, tokens: int, written: int, seconds: float) -> None:
@@ -97,6 +99,7 @@ class DraftedTurns:
         """
         if not large:
             self._begin_round()
+            self._kept_waiting = 0
             return Turn("small", []) if small else None
         verified = sum(1 + row.drafts for row in large)
         cost = self._cost + self._costs.of("large", verified)
@@ -109,7 +112,7 @@ class DraftedTurns:
         if (small or drafting) and (waited or (pays and self._passes < self._patience)):
             self._kept_waiting = 0
             return Turn("small", drafting)
-        self._kept_waiting += small > 0
+        self._kept_waiting = self._kept_waiting + 1 if small else 0
         return Turn("large", [])
 
     def worth_drafting(self, large: Sequence[WaitingRow]) -> list[int]:
