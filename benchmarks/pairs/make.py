@@ -53,9 +53,16 @@ def accuracies(folder: Path, task: Task, cache: dict[str, Any]) -> dict[str, Any
     return cache
 
 
-def make_pair(out: Path, name: str, known: dict[str, Any]) -> dict[str, Any]:
-    """Trains and measures the models of a pair; the small one is chosen on development problems."""
-    recipe = PAIRS[name]
+def make_pair(out: Path, name: str, index: dict[str, Any]) -> dict[str, Any]:
+    """Trains and measures the models of a pair; the small one is chosen on development problems.
+
+    Args:
+        out: Where models go.
+        name: Of the pair.
+        index: What is known of all pairs.
+    """
+    recipe, known = PAIRS[name], index.get(name, {})
+    owner = recipe.large_of or name
     task = task_of(recipe.task)
     seeds = known.get("small_seeds", {})
     small = {}
@@ -63,8 +70,8 @@ def make_pair(out: Path, name: str, known: dict[str, Any]) -> dict[str, Any]:
         folder = trained(out, name, "small", seed)
         small[str(seed)] = accuracies(folder, task, seeds.get(str(seed), {}))
     # The large model of the embedded pair is shipped: its recipe takes the longest of all.
-    folder = large_path() if name == "list_reduction" else trained(out, name, "large", 0)
-    large = accuracies(folder, task, known.get("large", {}))
+    folder = large_path() if owner == "list_reduction" else trained(out, owner, "large", 0)
+    large = accuracies(folder, task, index.get(owner, {}).get("large", {}))
     chosen = min(small, key=lambda seed: abs(small[seed]["development"] - WANTED_ACCURACY))
     gaps = known.get("gaps", {})
     return {
@@ -99,14 +106,17 @@ def main() -> None:
     index, writing = out / "pairs.json", Lock()
 
     def make(name: str) -> None:
-        made = make_pair(out, name, read_index(index).get(name, {}))
+        made = make_pair(out, name, read_index(index))
         with writing:
             write_atomically(index, json.dumps({**read_index(index), name: made}, indent=1) + "\n")
         print(f"{name}: {json.dumps(made)}", flush=True)
 
+    borrowing = [name for name in arguments.pairs if PAIRS[name].large_of is not None]
+    owning = [name for name in arguments.pairs if name not in borrowing]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for done in [pool.submit(make, name) for name in arguments.pairs]:
-            done.result()
+        for names in (owning, borrowing):  # two would train the same large model
+            for done in [pool.submit(make, name) for name in names]:
+                done.result()
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ class PairRecipe:
         digits: Of a number in one token of their tokenizer, at most.
         small_seeds: How many small models are made, of seeds 1, 2, ...
         gaps: Whether a weaker and a stronger small model are made, too.
+        texts: Other training texts than the task's own, by name; None for these.
+        large_of: Pair whose large model, and so its tokenizer, it takes; None for its own.
     """
 
     task: str
@@ -59,6 +61,8 @@ class PairRecipe:
     digits: int = 1
     small_seeds: int = 3
     gaps: bool = False
+    texts: str | None = None
+    large_of: str | None = None
 
     def recipe(self, model: str) -> Recipe:
         """Of one of its models: ``"small"``, ``"large"``, or one of GAPS.
@@ -96,4 +100,13 @@ PAIRS: dict[str, PairRecipe] = {
         "arithmetic_result_first", _SMALL, _LARGE_ARITHMETIC, digits=2, small_seeds=2
     ),
     "repair-digit-pairs": PairRecipe("repair", _SMALL, _LARGE_REPAIR, digits=2, small_seeds=2),
+    # A model that has never seen a slip of its own has no reason to expect one.
+    "repair-texts-without-slips": PairRecipe(
+        "repair",
+        _SMALL,
+        _LARGE_REPAIR,
+        small_seeds=2,
+        texts="repair without slips",
+        large_of="repair",
+    ),
 }

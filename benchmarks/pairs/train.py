@@ -174,12 +174,13 @@ def train(arguments: argparse.Namespace) -> Path:
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads)
     pair = PAIRS[arguments.pair]
-    task, family = task_of(pair.task), TRAINING_TEXTS[pair.task]
+    task, family = task_of(pair.task), TRAINING_TEXTS[pair.texts or pair.task]
     recipe = pair.recipe(arguments.model)
     out: Path = arguments.out / arguments.pair / f"{arguments.model}-{arguments.seed}"
     # Models of list_reduction pair up with those that are shipped.
-    known = small_path() if arguments.pair == "list_reduction" else out.parent / "tokenizer"
-    tokenizer = pair_tokenizer.load_or_build(known, family, pair.digits)
+    owner = pair.large_of or arguments.pair
+    known = small_path() if owner == "list_reduction" else arguments.out / owner / "tokenizer"
+    tokenizer = pair_tokenizer.load_or_build(known, TRAINING_TEXTS[PAIRS[owner].task], pair.digits)
     problems = task.problems(arguments.problems, "development")
     model = build_model(recipe, tokenizer)
     print(f"{out}: {sum(p.numel() for p in model.parameters())} parameters", flush=True)
@@ -228,7 +229,10 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=50, help="steps between copies")
     parser.add_argument("--problems", type=int, default=200, help="development problems")
     parser.add_argument("--threads", type=int, default=1)
-    train(parser.parse_args())
+    arguments = parser.parse_args()
+    if arguments.model == "large" and (owner := PAIRS[arguments.pair].large_of) is not None:
+        parser.error(f"{arguments.pair} takes the large model of {owner}; train that one")
+    train(arguments)
 
 
 if __name__ == "__main__":

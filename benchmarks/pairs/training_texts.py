@@ -97,7 +97,7 @@ def another_digit(text: str, start: int, generator: random.Random) -> str:
 
 
 def never_wrong(chain: Any, right: str, generator: random.Random) -> str | None:
-    """For chains that never look back."""
+    """For chains with no wrong step of their own."""
     del chain, right, generator
     return None
 
@@ -123,10 +123,12 @@ def wrong_in_repair(chain: Any, right: str, generator: random.Random) -> str | N
     return another_digit(right, right.index("="), generator)
 
 
+# By the name of a task, and further ones for what varies.
 TRAINING_TEXTS: dict[str, TrainingTexts] = {
     "list_reduction": ListReductionTexts(),
     "arithmetic": GeneratedTexts(Arithmetic(), never_wrong),
     "arithmetic_result_first": GeneratedTexts(ArithmeticResultFirst(), never_wrong),
     "search": GeneratedTexts(Search(), wrong_in_search),
     "repair": RepairTexts(Repair(), wrong_in_repair),
+    "repair without slips": RepairTexts(Repair(), never_wrong),
 }

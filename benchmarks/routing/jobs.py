@@ -89,7 +89,7 @@ class Job:
         """Of the evaluation."""
         few = max(problems // 2, 2)
         sizes = {
-            "--problems": problems if self.whole else few,
+            "--problems": few if self.dear else problems,
             "--development-problems": max(problems * 2 // 5, 2),
             "--probe-problems": few if self.whole else 0,
             "--seeds": seeds if self.whole or self.dear else 1,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caught import caught
 from causes import causes, found
 
 from glimprouter.evaluation.arms import ArmResults, arms_of
@@ -68,6 +69,7 @@ def write_summary(jobs: Sequence[Job], records: Path, out: Path) -> tuple[Path, 
         )
     ]
     blocks += causes(jobs, every, arms)
+    blocks += caught(jobs, every, arms)
     for title, group in _groups(jobs).items():
         own = {job.name: arms[job.name] for job in group}
         records_of_group = {name: every[name] for name in own}

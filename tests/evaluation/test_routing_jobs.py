@@ -78,7 +78,7 @@ def test_commands_can_be_followed(jobs: Any, tmp_path: Path) -> None:
         options = dict(itertools.pairwise(command))
         assert options["--task"] in task_names()
         assert options["--seeds"] == ("2" if job.whole or job.dear else "1")
-        assert options["--problems"] == ("100" if job.whole else "50")
+        assert options["--problems"] == ("50" if job.dear else "100")
         named = [
             word for word, before in zip(command[1:], command, strict=False) if before == "--policy"
         ]

@@ -24,12 +24,20 @@ def training_texts() -> dict:  # type: ignore[type-arg]
     return TRAINING_TEXTS
 
 
-NAMES = ("list_reduction", "arithmetic", "arithmetic_result_first", "search", "repair")
+# Of the texts, and what share of their steps is wrong.
+SLIPS = {
+    "list_reduction": (0.03, 0.3),
+    "arithmetic": (0.0, 0.0),
+    "arithmetic_result_first": (0.0, 0.0),
+    "search": (0.03, 0.3),
+    "repair": (0.03, 0.3),
+    "repair without slips": (0.0, 0.0),
+}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SLIPS)
 def test_the_oracle_agrees_with_every_training_text(name: str, training_texts: dict) -> None:  # type: ignore[type-arg]
-    task = task_of(name)
+    task = task_of(name.partition(" ")[0])
     assert isinstance(task, GeneratedTask)
     generator = random.Random(7)
     verdicts: list[bool] = []
@@ -45,7 +53,8 @@ def test_the_oracle_agrees_with_every_training_text(name: str, training_texts: d
         assert task.check_steps(problem, [text for text, _ in steps]) == flags
         verdicts += flags
     wrong = verdicts.count(False) / len(verdicts)
-    assert (wrong == 0) if name.startswith("arithmetic") else (0.03 < wrong < 0.3)
+    least, most = SLIPS[name]
+    assert least <= wrong <= most
 
 
 def test_a_tokenizer_of_pairs_of_digits(training_texts: dict) -> None:  # type: ignore[type-arg]

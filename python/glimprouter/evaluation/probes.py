@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -108,26 +108,45 @@ class _Probing:
         return sorted(generator.choice(self._counts[chain], count, replace=False).tolist())
 
     def run(self) -> None:
-        """All writers; then each chain is written down."""
-        done = {writer: self._continued(writer) for writer in WRITERS}
-        common = set.intersection(*(set(forks.results) for forks in done.values()))
-        for chain in self._chains:
-            own = sorted(fork for fork in common if fork.chain == chain)
-            records = [self._record(fork, done) for fork in own]
-            reached = len({fork.step for fork in own})
-            key, asked = self._chunk[chain].key, len(self._steps[chain])
-            closing = ProbedRecord(self._seed, key, self._counts[chain], asked, reached)
-            self._bench.file.append([*records, closing])
-            self._bench.advance(1)
+        """All writers; each chain is written down when the last one is done with it."""
+        *others, last = WRITERS
+        done = {writer: self._continued(writer) for writer in others}
+        left = set(self._chains)
 
-    def _continued(self, writer: str) -> _Forks:
-        """All forks, whose steps a writer of WRITERS goes on to write."""
+        def write(forks: _Forks, chain: int) -> None:
+            self._write({**done, last: forks}, chain)
+            left.remove(chain)
+
+        forks = self._continued(last, write)
+        for chain in sorted(left):  # nothing was forked of it
+            write(forks, chain)
+
+    def _write(self, done: Mapping[str, _Forks], chain: int) -> None:
+        """Writes down a chain: of its forks those that all writers came to."""
+        common = set.intersection(*(set(forks.results) for forks in done.values()))
+        own = sorted(fork for fork in common if fork.chain == chain)
+        records = [self._record(fork, done) for fork in own]
+        reached = len({fork.step for fork in own})
+        key, asked = self._chunk[chain].key, len(self._steps[chain])
+        closing = ProbedRecord(self._seed, key, self._counts[chain], asked, reached)
+        self._bench.file.append([*records, closing])
+        self._bench.advance(1)
+
+    def _continued(self, writer: str, ended: Callable[[_Forks, int], None] | None = None) -> _Forks:
+        """All forks, whose steps a writer of WRITERS goes on to write.
+
+        Args:
+            writer: Who does.
+            ended: Told of each chain whose last fork has ended.
+        """
         forks = _Forks(self._plan.probe_draws, writer, self._steps)
         others = {p.key for at, p in enumerate(self._chunk) if at not in forks.running}
         with following(self._bench.model, forks.policy):
             run = cast("Run", begun(self._bench.model, self._chunk, self._seed, others, {}))
             for event in run:
-                forks.take(run, event)
+                chain = forks.take(run, event)
+                if chain is not None and ended is not None:
+                    ended(forks, chain)
         return forks
 
     def _record(self, fork: _Fork, done: Mapping[str, _Forks]) -> ProbeRecord:
@@ -178,12 +197,17 @@ class _Forks:
         self._next = dict.fromkeys(steps, 0)
         self._forks: dict[int, _Fork] = {}
 
-    def take(self, run: Run, event: Event) -> None:
-        """Follows an event of the run."""
+    def take(self, run: Run, event: Event) -> int | None:
+        """Follows an event of the run; tells of a chain whose last fork it ends."""
         if event.sequence in self.running:
             self._follow(run, event)
         elif event.sequence in self._forks and event.result is not None:
-            self.results[self._forks.pop(event.sequence)] = event.result
+            fork = self._forks.pop(event.sequence)
+            self.results[fork] = event.result
+            going_on = any(other.chain == fork.chain for other in self._forks.values())
+            if not going_on and fork.chain not in self.running:
+                return fork.chain
+        return None
 
     def _follow(self, run: Run, event: Event) -> None:
         """An event of a chain itself."""

@@ -168,17 +168,27 @@ class DevelopmentChains:
             chunk = self._problems[start : start + self._batch]
             if all(problem.key in known for problem in chunk):
                 continue
-            seeds = list(range(start, start + len(chunk)))
-            results = alone(self.model, chunk, seeds, writer)
-            for problem, result in zip(chunk, results, strict=True):
-                right = self._task.is_correct(problem, result.answer)
-                right = right and result.trace.error is None
-                known[problem.key] = {"right": right, "token_ids": result.token_ids}
-            write_atomically(path, json.dumps(known))
+            keep = self._keeping(chunk, known, path)
+            alone(self.model, chunk, list(range(start, start + len(chunk))), writer, keep)
         return [
             Solved(problem, known[problem.key]["token_ids"], known[problem.key]["right"])
             for problem in self._problems
         ]
+
+    def _keeping(
+        self, chunk: Sequence[Problem], known: dict[str, Any], path: Path
+    ) -> Callable[[int, Result], None]:
+        """Writes down a chain as soon as it has ended, unless it is known."""
+
+        def keep(place: int, result: Result) -> None:
+            problem = chunk[place]
+            if problem.key in known:
+                return
+            right = result.trace.error is None and self._task.is_correct(problem, result.answer)
+            known[problem.key] = {"right": right, "token_ids": result.token_ids}
+            write_atomically(path, json.dumps(known))
+
+        return keep
 
 
 def _known(path: Path) -> dict[str, Any]:
