@@ -1,4 +1,4 @@
-"""Makes all pairs: for each some small models and a large one, then chooses the small one.
+"""Makes all pairs: for each some small models and a large one, of which one small one is chosen.
 
     python benchmarks/pairs/make.py --out DIR [--pairs arithmetic search] [--jobs 2]
 

@@ -83,7 +83,7 @@ _LARGE_ARITHMETIC = Recipe(128, 4, 4, 352, 1200, LARGE_IS_ENOUGH, 3e-3, 2e-3)
 _LARGE_REPAIR = Recipe(128, 4, 4, 352, 1500, LARGE_IS_ENOUGH, 3e-3, 2e-3)
 
 # By name; those of a task's own name are its pair, the others are meant to vary one thing, and are
-# trained anew.
+# trained anew but for a large model that they take from another pair.
 PAIRS: dict[str, PairRecipe] = {
     "list_reduction": PairRecipe(
         "list_reduction",

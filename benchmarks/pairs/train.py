@@ -180,7 +180,8 @@ def train(arguments: argparse.Namespace) -> Path:
     # Models of list_reduction pair up with those that are shipped.
     owner = pair.large_of or arguments.pair
     known = small_path() if owner == "list_reduction" else arguments.out / owner / "tokenizer"
-    tokenizer = pair_tokenizer.load_or_build(known, TRAINING_TEXTS[PAIRS[owner].task], pair.digits)
+    owned = PAIRS[owner]
+    tokenizer = pair_tokenizer.load_or_build(known, TRAINING_TEXTS[owned.task], owned.digits)
     problems = task.problems(arguments.problems, "development")
     model = build_model(recipe, tokenizer)
     print(f"{out}: {sum(p.numel() for p in model.parameters())} parameters", flush=True)

@@ -1,4 +1,4 @@
-"""Training texts of each task: right chains with wrong steps in them and their corrections.
+"""Training texts of each task: right chains, most with wrong steps in them and their corrections.
 
 A wrong step carries no loss and is followed by its correction, so that a model learns to put right
 what it is never taught to write.

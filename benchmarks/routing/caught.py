@@ -24,22 +24,28 @@ from glimprouter.evaluation.arms import ArmResults
 from glimprouter.evaluation.document import Block, Heading, Paragraph, Table
 from glimprouter.evaluation.record_file import Records
 from glimprouter.evaluation.records import StepRecord
-from glimprouter.evaluation.statistics import Interval, aurocs, share_interval
+from glimprouter.evaluation.statistics import (
+    LEAST_PROBLEMS,
+    RESAMPLES,
+    Interval,
+    aurocs,
+    share_interval,
+)
 
 if TYPE_CHECKING:
     from jobs import Job
 
 COLUMNS = (
     "evaluation",
-    "steps where the models differ, %",
+    "steps",
+    "the models differ, %",
     "of these at the first token, %",
-    "AUROC of H_init for these",
-    "H_init sends, of all steps, %",
-    "of those that differ at the first token, %",
-    "of those that differ later only, %",
-    "of all that differ, %",
-    "more than of all, points",
-    "minus Random, points",
+    "AUROC of H_init for differing first tokens",
+    "sent, of all steps, %",
+    "sent, of those that differ at the first token, %",
+    "sent, of those that differ later only, %",
+    "sent, of those that differ, minus of all, points",
+    "right answers of H_init minus Random, points",
 )
 OPENERS = (
     "evaluation",
@@ -52,6 +58,9 @@ OPENERS = (
     "sent, of all, %",
     "sent, of those that differ at the first token, %",
 )
+
+
+LEAST_EVALUATIONS = 5  # for a rank correlation
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +100,25 @@ class Caught:
         return formats.interval(scores.aurocs["H_init"])
 
     @property
-    def advantage(self) -> float:
-        """How much more of the steps that differ is sent than of all."""
-        return self.sent(differs) - self.sent(lambda step: True)
+    def advantage(self) -> Interval:
+        """How much more of the steps that differ is sent than of all; over problems."""
+        estimate = self.sent(differs) - self.sent(lambda step: True)
+        keys = sorted({step.problem for step in self.steps})
+        counts = np.array(
+            [
+                [found[key] for key in keys]
+                for each in (self.hard, self.steps)
+                for of in (differs, lambda step: True)
+                for found in [Counter(step.problem for step in each if of(step))]
+            ]
+        )
+        if np.count_nonzero(counts[2]) < LEAST_PROBLEMS:
+            return Interval(estimate, float("nan"), float("nan"))
+        draws = np.random.default_rng(0).integers(0, len(keys), (RESAMPLES, len(keys)))
+        sent_differing, sent, differing, every = counts[:, draws].sum(axis=-1)
+        with np.errstate(invalid="ignore"):  # a draw without a step that differs tells nothing
+            drawn = sent_differing / differing - sent / every
+        return Interval(estimate, *np.nanquantile(drawn, [0.025, 0.975]).tolist())
 
 
 def differs(step: StepRecord) -> bool:
@@ -112,9 +137,9 @@ def differs_later(step: StepRecord) -> bool:
 
 
 def caught_of(records: Records) -> Caught | None:
-    """By the threshold for :data:`WANTED`; None where that was not run."""
-    hard = hard_steps(records, WANTED)
-    return None if hard is None else Caught(read_steps(records), hard)
+    """By the threshold for :data:`WANTED`; None where that, or the large model, was not run."""
+    steps, hard = read_steps(records), hard_steps(records, WANTED)
+    return Caught(steps, hard) if steps and hard is not None else None
 
 
 def caught(
@@ -126,8 +151,9 @@ def caught(
     yield Heading("What H_init catches")
     yield Paragraph(
         "On the large model's own chains, by both models' likeliest tokens, so without a routed"
-        f" run. Sent: the steps above the threshold for {100 * WANTED:g} % of them. What is sent of"
-        " those that differ, over what is sent of all, is what a coin does not do."
+        f" run; all steps count alike. Sent: above the threshold for {100 * WANTED:g} % of them."
+        " What is sent of those that differ, minus what is sent of all, is what a coin does not do."
+        " The last column is from routed runs: two of each of the pairs, one of each variation."
     )
     own = [job for job in jobs if not job.dear]
     known = {job.name: each for job in own if (each := caught_of(records[job.name])) is not None}
@@ -155,14 +181,14 @@ def _row(name: str, own: Caught, gain: Interval) -> list[str]:
     first = sum(map(differs_first, own.steps))
     return [
         name,
-        formats.percent(differing / count) + f" of {count}",
+        str(count),
+        formats.percent(differing / count),
         formats.percent(first / differing if differing else float("nan")),
         own.auroc,
         formats.percent(own.sent(lambda step: True)),
         own.interval(differs_first),
         own.interval(differs_later),
-        own.interval(differs),
-        f"{100 * own.advantage:+.1f}",
+        formats.points_interval(own.advantage),
         formats.points_interval(gain),
     ]
 
@@ -176,15 +202,15 @@ def _together(
     groups |= {f: [j.name for j in jobs if j.family == f and j.name in known] for f in families}
     parts = []
     for title, names in groups.items():
-        pairs = [(known[name].advantage, gains[name].estimate) for name in names]
-        pairs = [pair for pair in pairs if np.isfinite(pair).all()]
-        if len(pairs) < 4:
+        sure = [(known[name].advantage, gains[name]) for name in names]
+        pairs = [tuple(i.estimate for i in each) for each in sure if np.isfinite(each).all()]
+        if len(pairs) < LEAST_EVALUATIONS:
             continue
         columns = list(zip(*pairs, strict=True))
         if min(len(set(column)) for column in columns) > 1:  # or there are no ranks
             parts.append(f"{title} {stats.spearmanr(*columns).statistic:.2f} ({len(pairs)})")
     if not parts:
-        return "No rank correlation of the last two columns: fewer than four evaluations."
+        return "No rank correlation of the last two columns: too few evaluations, or no ranks."
     return (
         "Rank correlation (Spearman) of the last two columns, and of how many evaluations, which"
         " share problems and models and so are not independent: " + "; ".join(parts) + "."
@@ -214,7 +240,7 @@ def _openers(name: str, own: Caught) -> Iterator[list[str]]:
 
 
 def opener_of(step: StepRecord) -> str:
-    """The word that a step begins with, or "a number"."""
+    """The word that a step begins with, "a number", or "something else"."""
     match = re.match(r"\s*([^\W\d]+|\d)", step.text)
     if match is None:
         return "something else"

@@ -1,4 +1,4 @@
-"""Interrupted in a pass: what had come to its end by then is there, and is not run again."""
+"""Interrupted in a pass: what had come to its end by then is there, and stays as it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from evaluation_runs import evaluated, pair, task
-from glimprouter.evaluation import read_records
+from glimprouter.evaluation import probes, read_records
 from glimprouter.evaluation.chain_systems import DevelopmentChains
 from glimprouter.evaluation.record_file import FILE_NAME
 
@@ -32,20 +32,24 @@ def interrupted(when: Callable[[], bool]) -> Iterator[None]:
             hook.remove()
 
 
-def test_a_probed_chain_is_kept_when_its_last_fork_has_ended(tmp_path: Path) -> None:
-    path, probes = tmp_path / FILE_NAME, 4
-    sizes: dict[str, Any] = {"policies": ["random"], "timing_batches": [], "probe_problems": probes}
+def test_a_probed_chain_is_kept_when_its_last_fork_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a pass of the run itself: chains are not read again here."""
+    monkeypatch.setattr(probes, "why_not_reread", lambda _: "for this test")
+    path, chains = tmp_path / FILE_NAME, 4
+    sizes: dict[str, Any] = {"policies": ["random"], "timing_batches": [], "probe_problems": chains}
 
     def kept() -> int:
         return path.read_bytes().count(b'"kind": "probed"') if path.exists() else 0
 
-    with interrupted(lambda: 0 < kept() < probes):
+    with interrupted(lambda: 0 < kept() < chains):
         evaluated(tmp_path, **sizes)
     before = read_records(tmp_path)
-    assert 0 < len(before.probed) < probes
+    assert 0 < len(before.probed) < chains
     evaluated(tmp_path, **sizes)
     after = read_records(tmp_path)
-    assert len(after.probed) == probes
+    assert len(after.probed) == chains
     assert list(after.probed)[: len(before.probed)] == list(before.probed)
     assert after.probes[: len(before.probes)] == before.probes
     assert len({(p.problem, p.step, p.draw) for p in after.probes}) == len(after.probes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -14,7 +13,8 @@ from sklearn.metrics import roc_auc_score
 from evaluation_records import lines_of
 from evaluation_runs import evaluated
 from glimprouter.evaluation.arms import arms_of
-from glimprouter.evaluation.document import Paragraph, Table
+from glimprouter.evaluation.document import Table
+from glimprouter.evaluation.formats import points_interval
 from glimprouter.evaluation.record_file import read_records
 from glimprouter.evaluation.records import StepRecord
 from glimprouter.evaluation.statistics import Interval
@@ -59,6 +59,14 @@ def steps_of(folder: Path) -> tuple[list[dict[str, Any]], float]:
     return [step for step in steps if step["agrees"] is not None and step["batch"] == 4], threshold
 
 
+def step_of(problem: str, agrees: str) -> StepRecord:
+    return StepRecord(
+        *("report", "large-alone", 0, 1, problem, 0, "large"),
+        *(1.0, None, None, None, "1", 1, 0.0, "delimiter", None, None, None, None),
+        agrees=agrees,
+    )
+
+
 def tables(blocks: Any) -> list[Table]:
     return [block for block in blocks if isinstance(block, Table)]
 
@@ -82,18 +90,22 @@ def test_what_is_caught_is_counted(routing: Any, folder: Path) -> None:
     def sent(some: list[dict[str, Any]]) -> float:
         return sum(step["entropy"] > threshold for step in some) / len(some)
 
-    name, differing, at_first, auroc, every, sent_first, _, caught, more, gain = whole.rows[0]
+    name, count, differing, at_first, auroc, every, *sent_differing, gain = whole.rows[0]
+    sent_first, sent_later, more = sent_differing
     assert name == "a"
-    assert differing == f"{100 * len(differ) / len(steps):.1f} of {len(steps)}"
+    assert count == str(len(steps))
+    assert differing == f"{100 * len(differ) / len(steps):.1f}"
     assert at_first == f"{100 * len(first) / len(differ):.1f}"
     entropies = [step["entropy"] for step in steps]
     area = roc_auc_score([step in first for step in steps], entropies)
     assert auroc.startswith(f"{area:.3f}")
     assert every == f"{100 * sent(steps):.1f}"
     assert sent_first.startswith(f"{100 * sent(first):.1f}")
-    assert caught.startswith(f"{100 * sent(differ):.1f}")
-    assert more == f"{100 * (sent(differ) - sent(steps)):+.1f}"
-    assert gain
+    later = [step for step in differ if step not in first]
+    assert sent_later.startswith(f"{100 * sent(later):.1f}" if later else "-")
+    assert more.startswith(f"{100 * (sent(differ) - sent(steps)):+.1f}")
+    test = routing["causes"].minus(arms["a"], "random")
+    assert gain == points_interval(test.difference)
     openers = {row[1]: row for row in by_opener.rows if row[0] == "a"}
     assert {"a number", "Left"} <= set(openers)
     numbers = [step for step in steps if step["text"].lstrip()[0].isdigit()]
@@ -101,32 +113,34 @@ def test_what_is_caught_is_counted(routing: Any, folder: Path) -> None:
     assert "nan" not in str(blocks)
 
 
-def test_few_evaluations_have_no_rank_correlation(routing: Any, folder: Path) -> None:
-    records = {name: read_records(folder) for name in "abc"}
-    arms = {name: arms_of(each)[0] for name, each in records.items()}
-    blocks = list(routing["caught"].caught([job_of(routing, n) for n in "abc"], records, arms))
-    (told,) = (b for b in blocks if isinstance(b, Paragraph) and "correlation" in b.text)
-    assert told.text.endswith("fewer than four evaluations.")
-
-
 def test_ranks_over_all_and_within_a_family(routing: Any) -> None:
     """By hand: what is caught grows with what is gained in all but one of five."""
     caught, interval = routing["caught"], Interval
-    step = StepRecord(
-        *("report", "large-alone", 0, 1, "p", 0, "large"),
-        *(1.0, None, None, None, "1", 1, 0.0, "delimiter", None, None, None, None),
-        agrees="0",
-    )
-    agreed = dataclasses.replace(step, agrees="1")
-    known = {
-        str(n): caught.Caught([step] * 10 + [agreed] * 10, [step] * n) for n in (1, 2, 3, 4, 5)
-    }
+    steps = [step_of(f"p{n}", agrees) for n in range(10) for agrees in "01"]
+    known = {str(n): caught.Caught(steps, steps[: 2 * n : 2]) for n in (1, 2, 3, 4, 5)}
     gains = {str(n): interval(gain, 0, 0) for n, gain in zip("12345", (1, 2, 4, 3, 5), strict=True)}
     jobs = [job_of(routing, name) for name in known]
     assert caught._together(jobs, known, gains).endswith("all 0.90 (5); list_reduction 0.90 (5).")
-    assert known["3"].advantage == pytest.approx(0.3 - 0.15)
+    advantage = known["3"].advantage
+    assert advantage.estimate == pytest.approx(0.3 - 0.15)
+    assert 0 <= advantage.low < 0.15 < advantage.high < 0.4
     flat = dict.fromkeys(known, interval(1, 0, 0))
-    assert caught._together(jobs, known, flat).startswith("No rank correlation")
+    few = dict(list(known.items())[:4])
+    unsure = known | {"5": caught.Caught(steps[:14], steps[:2])}  # seven problems
+    for evaluations, gained in ((known, flat), (few, gains), (unsure, gains)):
+        text = caught._together(jobs[: len(evaluations)], evaluations, gained)
+        assert text.startswith("No rank correlation")
+
+
+def test_nothing_that_differs_is_a_dash(routing: Any, folder: Path) -> None:
+    caught = routing["caught"]
+    alike = caught.Caught([step_of(f"p{n}", "11") for n in range(9)], [])
+    row = caught._row("a", alike, Interval(0.1, 0.0, 0.2))
+    assert row[:7] == ["a", "9", "0.0", "-", "-", "0.0", "-"]
+    assert row[-2] == "-"
+    records = read_records(folder)
+    records.steps.clear()
+    assert caught.caught_of(records) is None
 
 
 def test_p_values_are_adjusted_over_all_tables(routing: Any, folder: Path) -> None:

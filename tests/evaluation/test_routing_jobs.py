@@ -28,22 +28,26 @@ def jobs() -> Any:
     return jobs
 
 
-def made(task: str, seeds: int, chosen: int, gaps: tuple[str, ...] = ()) -> dict[str, Any]:
-    small = {str(seed): {"path": f"/{task}/small-{seed}"} for seed in range(1, seeds + 1)}
+def made(
+    name: str, task: str, seeds: int, chosen: int, gaps: tuple[str, ...] = (), large: str = ""
+) -> dict[str, Any]:
+    small = {str(seed): {"path": f"/{name}/small-{seed}"} for seed in range(1, seeds + 1)}
     return {
         "task": task,
         "small": small[str(chosen)],
-        "large": {"path": f"/{task}/large-0"},
+        "large": {"path": f"/{large or name}/large-0"},
         "chosen_seed": chosen,
         "small_seeds": small,
-        "gaps": {gap: {"path": f"/{task}/{gap}-{chosen}"} for gap in gaps},
+        "gaps": {gap: {"path": f"/{name}/{gap}-{chosen}"} for gap in gaps},
     }
 
 
 PAIRS = {
-    "list_reduction": made("list_reduction", 3, 1),
-    "arithmetic": made("arithmetic", 3, 2, ("weak", "strong")),
-    "arithmetic-result-first": made("arithmetic_result_first", 2, 1),
+    "list_reduction": made("list_reduction", "list_reduction", 3, 1),
+    "arithmetic": made("arithmetic", "arithmetic", 3, 2, ("weak", "strong")),
+    "arithmetic-result-first": made("result-first", "arithmetic_result_first", 2, 1),
+    "repair": made("repair", "repair", 2, 1),
+    "repair-texts-without-slips": made("slips", "repair", 2, 1, large="repair"),
 }
 
 
@@ -58,8 +62,9 @@ def test_each_pair_and_each_variation_once(jobs: Any, tmp_path: Path) -> None:
     sent = pickle.loads(pickle.dumps(every))  # to the process that writes the summary
     assert [(job.whole, job.dear) for job in sent] == kinds
     assert kinds == sorted(kinds, reverse=True), "the long ones first"
-    assert Counter(kinds) == {(True, False): 2, (False, True): 2, (False, False): 3 + 2 + 4 + 4}
-    assert {job.family for job in every} == {"list_reduction", "arithmetic"}
+    variations = (2 + 3) + (2 + 2 + 2) + 2 + (2 + 1) + 2
+    assert Counter(kinds) == {(True, False): 3, (False, True): 3, (False, False): variations}
+    assert {job.family for job in every} == {"list_reduction", "arithmetic", "repair"}
     whole = [job for job in every if job.whole]
     assert {job.varies for job in whole} == {"nothing"}
     assert whole[1].small == PAIRS["arithmetic"]["small"]["path"]
@@ -67,6 +72,9 @@ def test_each_pair_and_each_variation_once(jobs: Any, tmp_path: Path) -> None:
     for pair in ("arithmetic", "arithmetic-result-first"):
         models = [*PAIRS[pair]["small_seeds"].values(), *PAIRS[pair]["gaps"].values()]
         assert {model["path"] for model in models} <= paths
+    borrowing = [job for job in every if job.name.startswith("repair-texts")]
+    assert [job.varies for job in borrowing] == [f"texts without slips ({n})" for n in (1, 2)]
+    assert {job.large for job in borrowing} == {"/repair/large-0"}
     within = [job for job in every if not job.dear and job.family == "arithmetic"]
     assert len({job.varies for job in within}) == len(within)
 

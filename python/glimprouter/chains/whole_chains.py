@@ -28,8 +28,12 @@ def write_alone(
         finished: Called with each result once it is there, and the index of its prompt.
 
     Raises:
+        TypeError: ``prompts`` is not a list of prompts.
+        ValueError: A prompt that leaves no room for the answer, seeds of another number.
         RuntimeError: The model gave invalid logits.
     """
+    if not prompts:
+        return []  # a run without prompts would plan memory for those to come
     found: dict[int, Result] = {}
     for event in model.stream(prompts, list(seeds), route=writer, answer_model=writer):
         if event.result is not None:

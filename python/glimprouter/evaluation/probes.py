@@ -118,7 +118,7 @@ class _Probing:
             left.remove(chain)
 
         forks = self._continued(last, write)
-        for chain in sorted(left):  # nothing was forked of it
+        for chain in sorted(left):  # nothing was forked of it, or it ended behind its forks
             write(forks, chain)
 
     def _write(self, done: Mapping[str, _Forks], chain: int) -> None:

@@ -131,7 +131,9 @@ class Solver:
             self.solve_batch(batch)
 
     def solve_batch(self, batch: int) -> None:
-        """One batch; what is recorded already is not run again.
+        """One batch; what is recorded already is not run again, or not recorded again.
+
+        Systems and rules that choose among drafts run all of a batch, for the same draws.
 
         Raises:
             RuntimeError: The models gave invalid logits, or an engine stayed away.

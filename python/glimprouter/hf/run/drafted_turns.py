@@ -65,9 +65,7 @@ class DraftedTurns:
         self._costs = costs
         self._patience = patience
         self._passes = 0  # of the small model in this round
-        self._kept_waiting = (
-            0  # passes of the large one in a row, while rows waited for the small one
-        )
+        self._kept_waiting = 0  # passes of the large one, while rows waited for the small one
         self._written = self._cost = 0.0  # by them
 
     def note(self, model: str, tokens: int, written: int, seconds: float) -> None:
