@@ -24,13 +24,7 @@ from glimprouter.evaluation.arms import ArmResults
 from glimprouter.evaluation.document import Block, Heading, Paragraph, Table
 from glimprouter.evaluation.record_file import Records
 from glimprouter.evaluation.records import StepRecord
-from glimprouter.evaluation.statistics import (
-    LEAST_PROBLEMS,
-    RESAMPLES,
-    Interval,
-    aurocs,
-    share_interval,
-)
+from glimprouter.evaluation.statistics import Interval, aurocs, share_difference, share_interval
 
 if TYPE_CHECKING:
     from jobs import Job
@@ -58,8 +52,6 @@ OPENERS = (
     "sent, of all, %",
     "sent, of those that differ at the first token, %",
 )
-
-
 LEAST_EVALUATIONS = 5  # for a rank correlation
 
 
@@ -102,23 +94,13 @@ class Caught:
     @property
     def advantage(self) -> Interval:
         """How much more of the steps that differ is sent than of all; over problems."""
-        estimate = self.sent(differs) - self.sent(lambda step: True)
         keys = sorted({step.problem for step in self.steps})
-        counts = np.array(
-            [
-                [found[key] for key in keys]
-                for each in (self.hard, self.steps)
-                for of in (differs, lambda step: True)
-                for found in [Counter(step.problem for step in each if of(step))]
-            ]
-        )
-        if np.count_nonzero(counts[2]) < LEAST_PROBLEMS:
-            return Interval(estimate, float("nan"), float("nan"))
-        draws = np.random.default_rng(0).integers(0, len(keys), (RESAMPLES, len(keys)))
-        sent_differing, sent, differing, every = counts[:, draws].sum(axis=-1)
-        with np.errstate(invalid="ignore"):  # a draw without a step that differs tells nothing
-            drawn = sent_differing / differing - sent / every
-        return Interval(estimate, *np.nanquantile(drawn, [0.025, 0.975]).tolist())
+
+        def counted(of: Callable[[StepRecord], bool]) -> tuple[list[int], list[int]]:
+            sent, some = (Counter(s.problem for s in x if of(s)) for x in (self.hard, self.steps))
+            return [sent[key] for key in keys], [some[key] for key in keys]
+
+        return share_difference(counted(differs), counted(lambda step: True))
 
 
 def differs(step: StepRecord) -> bool:

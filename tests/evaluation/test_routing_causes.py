@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from benchmark_scripts import script
 from evaluation_records import lines_of
 from evaluation_runs import evaluated
 from glimprouter.evaluation.arms import arms_of
@@ -19,20 +19,11 @@ from glimprouter.evaluation.record_file import read_records
 from glimprouter.evaluation.records import StepRecord
 from glimprouter.evaluation.statistics import Interval
 
-ROUTING = Path(__file__).parents[2] / "benchmarks" / "routing"
-
 
 @pytest.fixture(scope="module")
 def routing() -> Any:
     """The modules of the report."""
-    sys.path.insert(0, str(ROUTING))
-    try:
-        import caught
-        import causes
-        import jobs
-    finally:
-        sys.path.remove(str(ROUTING))
-    return {"caught": caught, "causes": causes, "jobs": jobs}
+    return {name: script("routing", name) for name in ("caught", "causes", "jobs")}
 
 
 @pytest.fixture(scope="module")

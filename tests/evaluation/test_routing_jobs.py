@@ -5,27 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmark_scripts import script
 from glimprouter.evaluation.plan import PolicySpec
 from glimprouter.tasks import task_names
-
-ROUTING = Path(__file__).parents[2] / "benchmarks" / "routing"
 
 
 @pytest.fixture(scope="module")
 def jobs() -> Any:
-    sys.path.insert(0, str(ROUTING))
-    try:
-        import jobs
-    finally:
-        sys.path.remove(str(ROUTING))
-    return jobs
+    return script("routing", "jobs")
 
 
 def made(

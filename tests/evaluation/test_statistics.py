@@ -16,6 +16,7 @@ from glimprouter.evaluation.statistics import (
     mean_interval,
     paired_test,
     peaks_of,
+    share_difference,
 )
 
 PROBLEMS, EACH = 60, 12
@@ -161,3 +162,23 @@ def test_two_peaks_and_one() -> None:
     assert one.separation < 2
     assert peaks_of([0.5] * 50) is None
     assert peaks_of([0.1, 0.2]) is None
+
+
+def test_a_difference_of_shares_is_over_problems() -> None:
+    """2 of 4 and 1 of 4 in each problem: no doubt. Where problems differ, the less the more."""
+    alike = share_difference(([2] * 20, [4] * 20), ([1] * 20, [4] * 20))
+    assert alike == (0.25, 0.25, 0.25)
+    ends = []
+    for count in (20, 80):
+        sent = [n % 2 * 4 for n in range(count)]
+        found = share_difference((sent, [4] * count), ([1] * count, [4] * count))
+        assert found.estimate == 0.25
+        assert found.low < 0.25 < found.high
+        ends.append(found.high - found.low)
+    # The standard error of a mean of 0 and 1 in equal parts is 1 / (2 sqrt n).
+    assert ends == pytest.approx([2 * 1.96 * 0.5 / math.sqrt(n) for n in (20, 80)], rel=0.15)
+    few = share_difference(([1] * 7 + [0] * 9, [4] * 7 + [0] * 9), ([1] * 16, [4] * 16))
+    assert few.estimate == 0.0
+    assert math.isnan(few.low)
+    assert math.isnan(few.high)
+    assert math.isnan(share_difference(([0], [0]), ([1], [2])).estimate)

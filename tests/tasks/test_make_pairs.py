@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-PAIRS = Path(__file__).parents[2] / "benchmarks" / "pairs"
-
-
-@pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(PAIRS))
-    return importlib.import_module("make")
+from benchmark_scripts import script
 
 
 def test_a_large_model_that_is_taken_over_is_trained_once(
-    make: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    make = script("pairs", "make")
     trained: list[tuple[str, str]] = []
 
     def train(out: Path, name: str, model: str, seed: int) -> Path:
@@ -58,8 +51,7 @@ def test_a_large_model_that_is_taken_over_is_trained_once(
 def test_a_large_model_that_is_taken_over_is_not_trained_here(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.syspath_prepend(str(PAIRS))
-    train = importlib.import_module("train")
+    train = script("pairs", "train")
     words = ["--pair", "repair-texts-without-slips", "--model", "large", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
     with pytest.raises(SystemExit):

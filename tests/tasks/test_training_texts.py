@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
 
+from benchmark_scripts import script
 from glimprouter.tasks import GeneratedTask, Problem, task_of
 
-PAIRS = Path(__file__).parents[2] / "benchmarks" / "pairs"
 TEXTS = 300
 
 
 @pytest.fixture(scope="module")
 def training_texts() -> dict:  # type: ignore[type-arg]
-    sys.path.insert(0, str(PAIRS))
-    try:
-        from training_texts import TRAINING_TEXTS
-    finally:
-        sys.path.remove(str(PAIRS))
-    return TRAINING_TEXTS
+    texts: dict = script("pairs", "training_texts").TRAINING_TEXTS  # type: ignore[type-arg]
+    return texts
 
 
 # Of the texts, and what share of their steps is wrong.
@@ -59,14 +53,10 @@ def test_the_oracle_agrees_with_every_training_text(name: str, training_texts: d
 
 def test_a_tokenizer_of_pairs_of_digits(training_texts: dict) -> None:  # type: ignore[type-arg]
     """The same merges otherwise: texts are as they were, and two digits may be one token."""
-    sys.path.insert(0, str(PAIRS))
-    try:
-        from tokenizer import VOCABULARY, build
-    finally:
-        sys.path.remove(str(PAIRS))
+    tokenizer = script("pairs", "tokenizer")
     texts = training_texts["repair"]
-    single, pairs = build(texts), build(texts, digits=2)
-    assert len(pairs) - len(single) == VOCABULARY[2] - VOCABULARY[1]
+    single, pairs = tokenizer.build(texts), tokenizer.build(texts, digits=2)
+    assert len(pairs) - len(single) == tokenizer.VOCABULARY[2] - tokenizer.VOCABULARY[1]
     for number in range(10, 100):
         assert len(single.tokenize(f"{number}")) == 2
         assert len(pairs.tokenize(f"{number}")) == 1

@@ -28,6 +28,7 @@ __all__ = [
     "mean_interval",
     "paired_test",
     "peaks_of",
+    "share_difference",
     "share_interval",
 ]
 
@@ -73,6 +74,33 @@ def share_interval(large: Sequence[int], steps: Sequence[int]) -> ShareInterval 
     if sum(count > 0 for count in steps) < 2:
         return None
     return clustered_share(large, steps, 0)
+
+
+def share_difference(
+    first: tuple[Sequence[int], Sequence[int]], second: tuple[Sequence[int], Sequence[int]]
+) -> Interval:
+    """How much larger one share is than another, each over all problems together.
+
+    Args:
+        first: For each problem, how many and of how many.
+        second: The same of the other share, for the same problems.
+
+    Returns:
+        NaN ends where fewer than LEAST_PROBLEMS problems have anything that either is a share of.
+    """
+    counts = np.array([*first, *second], float)
+
+    def difference(drawn: Array) -> Any:
+        with np.errstate(invalid="ignore"):  # a share of nothing tells nothing
+            one, of_one, other, of_other = counts[:, drawn].sum(axis=-1)
+            return one / of_one - other / of_other
+
+    places = np.arange(counts.shape[1])
+    estimate = float(difference(places))
+    if min(np.count_nonzero(counts[1]), np.count_nonzero(counts[3])) < LEAST_PROBLEMS:
+        return Interval(estimate, math.nan, math.nan)
+    low, high = np.nanquantile(_bootstrap(places, difference), [0.025, 0.975])
+    return Interval(estimate, float(low), float(high))
 
 
 class PairedTest(NamedTuple):
