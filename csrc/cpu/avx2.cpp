@@ -8,6 +8,7 @@
 #include "cpu/attention_task.hpp"
 #include "cpu/cpu_backend.hpp"
 #include "cpu/kernel_tables.hpp"
+#include "cpu/product_task.hpp"
 
 namespace glimprouter {
 namespace {
@@ -76,12 +77,14 @@ inline Vec sums_of_lanes(const Vec (*lanes)[2]) {
 #include "cpu/attention_kernels-inl.hpp"
 // Needs what stands above.
 #include "cpu/attention_blocks-inl.hpp"
+// Needs the lanes of attention.
+#include "cpu/product_kernels-inl.hpp"
 // Needs nothing of them.
 #include "cpu/cast_kernels-inl.hpp"
 
 }  // namespace
 
-extern const CpuKernels kAvx2Kernels{"avx2",  row_statistics, load_tile, top_two,
-                                     collect, exponentials,   attend,    cast};
+extern const CpuKernels kAvx2Kernels{"avx2",       row_statistics, load_tile, top_two, collect,
+                                     exponentials, attend,         cast,      product};
 
 }  // namespace glimprouter

@@ -8,6 +8,7 @@
 
 #include "arithmetic/tile_statistics.hpp"
 #include "cpu/attention_task.hpp"
+#include "cpu/product_task.hpp"
 #include "glimprouter/types/row_types.hpp"
 #include "glimprouter/types/row_view.hpp"
 
@@ -42,6 +43,8 @@ struct CpuKernels {
   // Elements side by side as those of another type (cast.hpp).
   void (*cast)(const std::byte* source, DataType source_type, std::byte* target,
                DataType target_type, std::int64_t count);
+  // A piece of a matrix product (product_task.hpp).
+  void (*product)(const ProductTask& task);
   // Replaces the whole row operation (the emulator); null otherwise.
   RowResult (*evaluate)(const RowView& row, const RowRequest& request, float* logprobs) = nullptr;
 };

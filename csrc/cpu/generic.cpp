@@ -9,6 +9,7 @@
 #include "cpu/attention_task.hpp"
 #include "cpu/cpu_backend.hpp"
 #include "cpu/kernel_tables.hpp"
+#include "cpu/product_task.hpp"
 
 namespace glimprouter {
 namespace {
@@ -63,12 +64,14 @@ inline Vec sums_of_lanes(const Vec (*lanes)[kAttentionLanes]) { return {sum_of_l
 #include "cpu/attention_kernels-inl.hpp"
 // Needs what stands above.
 #include "cpu/attention_blocks-inl.hpp"
+// Needs the lanes of attention.
+#include "cpu/product_kernels-inl.hpp"
 // Needs nothing of them.
 #include "cpu/cast_kernels-inl.hpp"
 
 }  // namespace
 
-extern const CpuKernels kGenericKernels{"generic", row_statistics, load_tile, top_two,
-                                        collect,   exponentials,   attend,    cast};
+extern const CpuKernels kGenericKernels{"generic",    row_statistics, load_tile, top_two, collect,
+                                        exponentials, attend,         cast,      product};
 
 }  // namespace glimprouter

@@ -8,6 +8,7 @@ void bind_graph_tables(py::module_& module);
 void bind_device(py::module_& module);
 void bind_device_layers(py::module_& module);
 void bind_glimpse(py::module_& module);
+void bind_host_decoder(py::module_& module);
 void bind_kv_cache(py::module_& module);
 void bind_kv_ops(py::module_& module);
 void bind_layer_ops(py::module_& module);
@@ -25,6 +26,7 @@ PYBIND11_MODULE(_C, module) {
   glimprouter::bindings::bind_kv_ops(module);
   glimprouter::bindings::bind_graph_tables(module);
   glimprouter::bindings::bind_layer_ops(module);
+  glimprouter::bindings::bind_host_decoder(module);
   glimprouter::bindings::bind_device_layers(module);
   glimprouter::bindings::bind_step_boundary(module);
   glimprouter::bindings::bind_step_router(module);

@@ -467,6 +467,27 @@ def gather_kv_layers(pool: PagePool, model: int, pages: Any, keys: Any, values: 
 def stage_batch(
     pool: PagePool, batch: RaggedBatch, heads: int, window: int, like: Any, /
 ) -> None: ...
+
+class HostDecoder:
+    def __init__(
+        self,
+        layout: KvLayout,
+        embedding: Any,
+        layers: list[tuple[Any, ...]],
+        norm: tuple[Any, float, float],
+        head: tuple[Any, Any],
+    ) -> None: ...
+    def run(
+        self,
+        pool: PagePool,
+        batch: RaggedBatch,
+        cosine: Any,
+        sine: Any,
+        rows: Any,
+        logits: Any,
+        /,
+    ) -> None: ...
+
 def rms_norm(hidden: Any, weight: Any, epsilon: float, offset: float, out: Any, /) -> None: ...
 def rotate_heads(
     queries: Any, keys: Any, cosine: Any, sine: Any, queries_out: Any, keys_out: Any, /

@@ -14,10 +14,13 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def use_threads(count: int) -> None:
-    """Sets the threads of torch's operations."""
+    """Sets the threads of torch's operations and of the library's own."""
     import torch
 
+    import glimprouter
+
     torch.set_num_threads(count)
+    glimprouter.set_num_threads(count)
 
 
 def quiet_transformers() -> None:

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from glimprouter.hf.attention.fused_decoder import find_layer
@@ -23,6 +25,7 @@ from glimprouter.hf.attention.fused_norms import FoundNorm, find_norm
 from glimprouter.hf.attention.fused_operations import NARROW, Operations, operations_on
 from glimprouter.hf.attention.fused_products import FewRowProducts, ProductGroup, products_on
 from glimprouter.hf.attention.fused_rotary import FusedRotary
+from glimprouter.kv import PagePool, RaggedBatch
 
 # Names of linear layers in attention modules and MLPs: those that read the same rows, and others.
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -31,8 +34,24 @@ _ALONE = ("o_proj", "down_proj", "qkv_proj", "gate_up_proj")
 Forward = Callable[..., Any]
 
 
+class WholePass(Protocol):
+    """All layers of a model in one call."""
+
+    def takes(self) -> bool:
+        """Whether it computes what the model's own code would, and is not the slower one."""
+
+    def __call__(
+        self, pool: PagePool, batch: RaggedBatch, rows: npt.NDArray[np.int32] | None = None
+    ) -> torch.Tensor:
+        """The batch's tokens; logits ``[rows, V]`` of some of them."""
+
+
 class FusedLayers:
-    """What of one model has a fused form: norms, rotary embeddings, activations, products."""
+    """What of one model has a fused form: norms, rotary embeddings, activations, products.
+
+    Attributes:
+        whole: All of it in one call; None where there is no such form.
+    """
 
     def __init__(self, model: Any, device: str = "cpu") -> None:
         """Tries every module of a model; takes some milliseconds a layer.
@@ -45,6 +64,7 @@ class FusedLayers:
         self._model = model
         self._forwards: list[tuple[dict[str, Any], Forward]] = []
         self._groups: list[ProductGroup] = []
+        self.whole: WholePass | None = None
         narrow = model.dtype in NARROW and device != "cpu"
         if model.dtype is not torch.float32 and not narrow:
             return

@@ -120,6 +120,8 @@ def paged_forward(
     Raises:
         RuntimeError: A layer did not come by: the model has attention of its own.
     """
+    if fused is not None and fused.whole is not None and fused.whole.takes():
+        return fused.whole(pool, batch, rows)
     layers = pool.layout(batch.model).num_layers
     ids, positions = _indices(batch.ids, model)[None], _indices(batch.positions, model)[None]
     keep = _indices(batch.last_rows if rows is None else rows, model)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from glimprouter.hf.attention.fused_layers import FusedLayers
 from glimprouter.hf.attention.trial import trial_of, why_not_paged
+from glimprouter.hf.decoder.host_pass import find_host_pass
 from glimprouter.hf.engine.gather_runner import why_not_gathered
 from glimprouter.hf.engine.native_runner import CallForm, find_form
 from glimprouter.hf.pair.facts import rope_depends_on_length
@@ -140,6 +141,8 @@ class _Tried:
     def on_pages(self, device: str, fuse: bool) -> FusedLayers | None:
         """Layers that run in their fused form there; None where there are none, or no pages."""
         layers = FusedLayers(self.model, device) if fuse else None
+        if layers and device == "cpu":
+            layers.whole = find_host_pass(self.model)
         if layers and why_not_paged(self.model, device, layers, self._trial) is None:
             return layers
         self._note("on pages", why_not_paged(self.model, device, None, self._trial))

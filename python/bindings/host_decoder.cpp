@@ -1,0 +1,168 @@
+// HostDecoder: all layers of a decoder over pages in host memory, in one call.
+#include "ops/host_decoder.hpp"
+
+#include <pybind11/pybind11.h>
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "heads_access.hpp"
+#include "index_list.hpp"
+#include "tensor_access.hpp"
+
+namespace py = pybind11;
+
+namespace glimprouter::bindings {
+namespace {
+
+// Float32 in host memory, side by side.
+float* floats(const BorrowedTensor& tensor, const std::string& name, int dimensions) {
+  if (tensor.device_type != kCpuDevice) throw py::value_error(name + " must be on the CPU");
+  if (float_type(tensor, name.c_str()) != DataType::kFloat32) {
+    throw py::type_error(name + " must be float32");
+  }
+  bool contiguous = tensor.dimensions == dimensions;
+  std::int64_t size = 1;
+  for (int axis = tensor.dimensions - 1; axis >= 0; --axis) {
+    contiguous = contiguous && (tensor.shape[axis] <= 1 || tensor.strides[axis] == size);
+    size *= tensor.shape[axis];
+  }
+  if (!contiguous || reinterpret_cast<std::uintptr_t>(tensor.data) % alignof(float) != 0) {
+    throw py::value_error(name + " must be contiguous, of " + std::to_string(dimensions) +
+                          " dimension(s)");
+  }
+  return static_cast<float*>(tensor.data);
+}
+
+// Reads the parts of a decoder from tuples, and keeps their tensors alive.
+class Parts {
+ public:
+  const float* vector(const py::handle& object, std::int64_t size, const char* name) {
+    const BorrowedTensor tensor(object.ptr(), name);
+    const float* const data = floats(tensor, name, 1);
+    if (tensor.shape[0] != size) {
+      throw py::value_error(std::string(name) + " must have " + std::to_string(size) +
+                            " elements, got " + std::to_string(tensor.shape[0]));
+    }
+    keep(object);
+    return data;
+  }
+
+  // (weight, bias or None)
+  Matrix matrix(const py::handle& part, const char* name) {
+    const auto pair = py::cast<py::tuple>(part);
+    const BorrowedTensor tensor(py::object(pair[0]).ptr(), name);
+    Matrix result{floats(tensor, name, 2), nullptr, tensor.shape[0], tensor.shape[1]};
+    keep(py::object(pair[0]));
+    const py::object bias = pair[1];
+    if (!bias.is_none()) result.bias = vector(bias, result.outputs, "bias");
+    return result;
+  }
+
+  // (weight, epsilon, offset), or None for no norm.
+  RmsNorm norm(const py::handle& part, std::int64_t size, const char* name) {
+    if (part.is_none()) return {nullptr};
+    const auto [weight, epsilon, offset] = py::cast<std::tuple<py::object, double, float>>(part);
+    if (!(epsilon >= 0.0) || std::isinf(epsilon)) throw py::value_error("epsilon must be >= 0");
+    return {vector(weight, size, name), epsilon, offset};
+  }
+
+  DecoderLayer layer(const py::handle& part, std::int64_t hidden, std::int64_t head_dim) {
+    const auto own = py::cast<py::tuple>(part);
+    if (own.size() != 12) throw py::value_error("a layer has twelve parts");
+    const auto [scale, window, softcap] = py::cast<std::tuple<float, std::int32_t, float>>(own[11]);
+    DecoderLayer layer;
+    layer.attention_norm = norm(own[0], hidden, "attention_norm");
+    layer.query = matrix(own[1], "query");
+    layer.key = matrix(own[2], "key");
+    layer.value = matrix(own[3], "value");
+    layer.query_norm = norm(own[4], head_dim, "query_norm");
+    layer.key_norm = norm(own[5], head_dim, "key_norm");
+    layer.output = matrix(own[6], "output");
+    layer.mlp_norm = norm(own[7], hidden, "mlp_norm");
+    layer.gate = matrix(own[8], "gate");
+    layer.up = matrix(own[9], "up");
+    layer.down = matrix(own[10], "down");
+    layer.attention = attention_options(scale, window, softcap, 0);
+    if (layer.attention_norm.weight == nullptr || layer.mlp_norm.weight == nullptr) {
+      throw py::value_error("a layer needs both of its norms");
+    }
+    return layer;
+  }
+
+  void keep(const py::handle& object) {
+    kept_.push_back(py::reinterpret_borrow<py::object>(object));
+  }
+
+ private:
+  std::vector<py::object> kept_;
+};
+
+class Decoder {
+ public:
+  Decoder(const KvLayout& layout, const py::object& embedding, const py::list& layers,
+          const py::tuple& norm, const py::tuple& head)
+      : decoder_(weights(layout, embedding, layers, norm, head), layout) {}
+
+  void run(PagePool& pool, const RaggedBatch& batch, const py::object& cosine,
+           const py::object& sine, const py::object& rows, const py::object& logits) {
+    const BorrowedTensor c(cosine.ptr(), "cosine");
+    const BorrowedTensor s(sine.ptr(), "sine");
+    const BorrowedTensor o(logits.ptr(), "logits");
+    const IndexList wanted(rows.ptr(), "rows");
+    const RotaryTables angles{floats(c, "cosine", 2), floats(s, "sine", 2), c.shape[0]};
+    if (c.shape[1] != head_dim_ || s.shape[0] != c.shape[0] || s.shape[1] != head_dim_) {
+      throw py::value_error("cosine and sine must have the shape [positions, " +
+                            std::to_string(head_dim_) + "]");
+    }
+    float* const out = floats(o, "logits", 2);
+    const auto count = static_cast<std::int64_t>(wanted.span().size());
+    if (o.read_only || o.shape[0] != count || o.shape[1] != decoder_.vocabulary()) {
+      throw py::value_error("logits must be [" + std::to_string(count) + ", " +
+                            std::to_string(decoder_.vocabulary()) + "], and not read-only");
+    }
+    const py::gil_scoped_release release;
+    decoder_.run(pool, batch, angles, wanted.span(), out);
+  }
+
+ private:
+  DecoderWeights weights(const KvLayout& layout, const py::object& embedding,
+                         const py::list& layers, const py::tuple& norm, const py::tuple& head) {
+    if (layout.num_layers() == 0) throw py::value_error("the layout has no layers");
+    head_dim_ = layout.shape(0).head_dim;
+    DecoderWeights result;
+    const BorrowedTensor table(embedding.ptr(), "embedding");
+    result.embedding = floats(table, "embedding", 2);
+    result.vocabulary = table.shape[0];
+    result.hidden = table.shape[1];
+    parts_.keep(embedding);
+    for (const py::handle& layer : layers) {
+      result.layers.push_back(parts_.layer(layer, result.hidden, head_dim_));
+    }
+    result.norm = parts_.norm(norm, result.hidden, "norm");
+    result.head = parts_.matrix(head, "head");
+    return result;
+  }
+
+  // Before the decoder, which borrows from them.
+  Parts parts_;
+  std::int64_t head_dim_ = 0;
+  HostDecoder decoder_;
+};
+
+}  // namespace
+
+void bind_host_decoder(py::module_& module) {
+  py::class_<Decoder>(module, "HostDecoder")
+      .def(py::init<const KvLayout&, const py::object&, const py::list&, const py::tuple&,
+                    const py::tuple&>(),
+           py::arg("layout"), py::arg("embedding"), py::arg("layers"), py::arg("norm"),
+           py::arg("head"))
+      // Positional only: it is called once a pass.
+      .def("run", &Decoder::run);
+}
+
+}  // namespace glimprouter::bindings
