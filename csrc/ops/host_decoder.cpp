@@ -105,7 +105,7 @@ HostDecoder::HostDecoder(DecoderWeights weights, const KvLayout& layout)
 void HostDecoder::check(const PagePool& pool, const RaggedBatch& batch, const RotaryTables& angles,
                         std::span<const std::int32_t> rows) const {
   require(batch.model >= 0 && batch.model < pool.num_models(), "the pool has no such model");
-  require(pool.layout(batch.model) == layout_, "the pool's pages are of another layout");
+  require(pool.layout(batch.model).same_layers(layout_), "the pool's pages have other layers");
   require(pool.arena().name() == "cpu", "pages must be in host memory");
   require(batch.ids.size() == batch.slot_mapping.size(), "the batch has no ids of its tokens");
   for (const std::int32_t id : batch.ids) {

@@ -50,8 +50,8 @@ struct RotaryTables {
 
 class HostDecoder {
  public:
-  // layout: of the model's pages. Throws std::invalid_argument for weights that do not fit together
-  // or to the layout.
+  // layout: of the model's layers; pages may be of any size and type. Throws std::invalid_argument
+  // for weights that do not fit together or to the layout.
   HostDecoder(DecoderWeights weights, const KvLayout& layout);
 
   std::int64_t vocabulary() const { return weights_.head.outputs; }
@@ -59,7 +59,7 @@ class HostDecoder {
   // The batch's tokens through all layers; logits [rows, vocabulary] of some of them, side by side.
   // The caller completes or abandons the batch. Throws std::invalid_argument, before anything is
   // written, for tokens outside the vocabulary or the tables, rows outside the batch, or pages of
-  // another layout. Not thread-safe.
+  // other layers. Not thread-safe.
   void run(PagePool& pool, const RaggedBatch& batch, const RotaryTables& angles,
            std::span<const std::int32_t> rows, float* logits);
 

@@ -5,10 +5,12 @@
 
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <string>
-#include <utility>
+#include <tuple>
 #include <vector>
 
+#include "cpu/product_task.hpp"
 #include "heads_access.hpp"
 #include "index_list.hpp"
 #include "tensor_access.hpp"
@@ -35,6 +37,34 @@ float* floats(const BorrowedTensor& tensor, const std::string& name, int dimensi
                           " dimension(s)");
   }
   return static_cast<float*>(tensor.data);
+}
+
+// rows [count, size] times weight [outputs, size]; bias may be None.
+void multiply(const py::object& rows, const py::object& weight, const py::object& bias,
+              const py::object& out) {
+  const BorrowedTensor r(rows.ptr(), "rows");
+  const BorrowedTensor w(weight.ptr(), "weight");
+  const BorrowedTensor o(out.ptr(), "out");
+  const float* const source = floats(r, "rows", 2);
+  Matrix matrix{floats(w, "weight", 2), nullptr, w.shape[0], w.shape[1]};
+  float* const target = floats(o, "out", 2);
+  std::optional<BorrowedTensor> b;
+  if (!bias.is_none()) {
+    matrix.bias = floats(b.emplace(bias.ptr(), "bias"), "bias", 1);
+    if (b->shape[0] != matrix.outputs)
+      throw py::value_error("bias must have a value for each row of weight");
+  }
+  if (matrix.size % kProductLanes != 0 || r.shape[1] != matrix.size) {
+    throw py::value_error("rows and weight must have the same number of columns, a multiple of " +
+                          std::to_string(kProductLanes) + "; got " + std::to_string(r.shape[1]) +
+                          " and " + std::to_string(matrix.size));
+  }
+  if (o.read_only || o.shape[0] != r.shape[0] || o.shape[1] != matrix.outputs) {
+    throw py::value_error("out must be [" + std::to_string(r.shape[0]) + ", " +
+                          std::to_string(matrix.outputs) + "], and not read-only");
+  }
+  const py::gil_scoped_release release;
+  multiply_rows(matrix, source, r.shape[0], nullptr, target);
 }
 
 // Reads the parts of a decoder from tuples, and keeps their tensors alive.
@@ -163,6 +193,7 @@ void bind_host_decoder(py::module_& module) {
            py::arg("head"))
       // Positional only: it is called once a pass.
       .def("run", &Decoder::run);
+  module.def("multiply_rows", &multiply);
 }
 
 }  // namespace glimprouter::bindings

@@ -10,21 +10,11 @@
 
 #include "glimprouter/thread_pool.hpp"
 #include "golden_hash.hpp"
+#include "made_values.hpp"
 #include "ops/layer_ops.hpp"
 
 namespace glimprouter {
 namespace {
-
-// Values in [-4, 4) that are the same everywhere.
-std::vector<float> values_of(std::int64_t count, std::uint64_t seed) {
-  std::vector<float> values(static_cast<std::size_t>(count));
-  std::uint64_t state = seed * 0x9E3779B97F4A7C15u + 1;
-  for (float& value : values) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    value = static_cast<float>(static_cast<std::int32_t>(state >> 40) - (1 << 23)) * 0x1.0p-21f;
-  }
-  return values;
-}
 
 FloatTensor contiguous(const std::vector<float>& values, std::int64_t first, std::int64_t second,
                        std::int64_t third, std::int64_t size) {

@@ -95,7 +95,9 @@ def check_partial(trace: gr.Trace, whole: gr.Trace) -> None:
     *finished, last = trace.steps
     for got, want in zip(finished, whole.steps, strict=False):
         assert (got.model, got.text, got.num_tokens) == (want.model, want.text, want.num_tokens)
-        assert (got.entropy, got.end_reason) == (want.entropy, want.end_reason)
+        # A watched model runs its own code, which rounds otherwise than the native pass.
+        assert got.entropy == pytest.approx(want.entropy, abs=1e-4)
+        assert got.end_reason == want.end_reason
     want = whole.steps[len(finished)]
     assert want.text.startswith(last.text)
     assert last.end_reason in ("interrupted", want.end_reason)

@@ -16,6 +16,7 @@ ROOMS = (
     "trial",
     "state",
     "attention",
+    "decoder",
     "graphs",
     "engine",
     "run",

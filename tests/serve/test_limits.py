@@ -13,7 +13,7 @@ import pytest
 
 from glimprouter.serve import endpoints as endpoints_module
 from glimprouter.serve import generation as generation_module
-from serving import PROMPTS, Running, new_pair, running
+from serving import PROMPTS, Running, new_pair, running, slow_pair
 
 LONG = {"max_think_tokens": 800, "route": "large", "repetition_guard": False}
 
@@ -41,7 +41,7 @@ def test_a_full_queue_says_when_to_come_again() -> None:
 
 def test_a_client_that_leaves_frees_its_row_and_its_place() -> None:
     """The one that runs, and the one that waits and has been told nothing yet."""
-    with running(new_pair(max_sequences=1), max_waiting=8) as server:
+    with running(slow_pair(max_sequences=1), max_waiting=8) as server:
         options: dict[str, Any] = {"extra_body": {"glimprouter": LONG}, "stream": True}
         runs = server.chat(PROMPTS[0], **options)
         next(runs)
@@ -261,7 +261,7 @@ def test_an_answer_before_the_body_ends_the_connection(headers: dict[str, str]) 
 
 def test_a_stream_that_waits_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation_module, "_SIGN_SECONDS", 0.05)
-    with running(new_pair(max_sequences=1)) as server:
+    with running(slow_pair(max_sequences=1)) as server:
         first = server.chat(PROMPTS[0], stream=True, extra_body={"glimprouter": LONG})
         next(first)
         body = body_of(PROMPTS[1], stream=True)

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from serving import PROMPTS, Running, running
+from serving import PROMPTS, Running, running, slow_pair
 
 LONG = {"max_think_tokens": 800, "route": "large", "repetition_guard": False}
 
@@ -22,7 +22,7 @@ def connected(server: Running) -> socket.socket:
 
 def test_the_time_to_end_is_over(caplog: pytest.LogCaptureFixture) -> None:
     """Whoever still waits is told so, whole or streamed."""
-    with running(stop_seconds=0) as server:
+    with running(slow_pair(), stop_seconds=0) as server:
         told: list[Any] = []
 
         def ask() -> None:
@@ -46,7 +46,7 @@ def test_the_time_to_end_is_over(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_second_signal_ends_what_runs(caplog: pytest.LogCaptureFixture) -> None:
-    with running() as server:
+    with running(slow_pair()) as server:
         stream = server.chat(PROMPTS[0], stream=True, extra_body={"glimprouter": LONG})
         next(stream)
         threading.Thread(target=server.stop).start()

@@ -48,6 +48,12 @@ def new_pair(max_sequences: int = 8, drafts: Any = 0, **options: Any) -> RoutedM
 
 
 @cache
+def slow_pair(max_sequences: int = 8) -> RoutedModel:
+    """By the models' own code: what may happen to a long request has seconds to do so."""
+    return new_pair(max_sequences, fused_layers=False)
+
+
+@cache
 def lone_pair() -> RoutedModel:
     """For what each request is compared with: the same prompt alone."""
     return new_pair()

@@ -105,9 +105,9 @@ def find_host_pass(model: Any) -> HostDecoderPass | None:
         if options is None:
             return None
         found = HostDecoderPass(model, parts, layout, options)
-    except ValueError:  # parts of other sizes than those of the families
+        return found if found.takes() and _agrees(model, layout, found) else None
+    except Exception:  # of sizes that it does not take, or whose own code fails: others say why
         return None
-    return found if found.takes() and _agrees(model, layout, found) else None
 
 
 class _Recorder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.nn.modules import module as torch_module
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -22,13 +23,15 @@ class Watch:
         self._hooks = [getattr(module, name) for module in modules for name in _HOOKS]
         self._states = [module.__dict__ for module in modules]
         self._forwards = [(own, own.forward) for own in {type(module) for module in modules}]
-        self._places = [  # of children, parameters and buffers: who holds what under which name
+        places = [  # of children, parameters and buffers: who holds what under which name
             (holder, name)
             for module in modules
             for holder in (module._modules, module._parameters, module._buffers)
             for name in holder
         ]
-        self._held = [holder[name] for holder, name in self._places]
+        self._holders = [holder for holder, _ in places]
+        self._names = [name for _, name in places]
+        self._held = [holder[name] for holder, name in places]
         self._tensors = [*model.parameters(), *model.buffers()]
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
 
@@ -39,6 +42,6 @@ class Watch:
             or torch_module._has_any_global_hook()  # type: ignore[no-untyped-call]
             or any("forward" in state for state in self._states)
             or any(own.forward is not forward for own, forward in self._forwards)
-            or [holder.get(name) for holder, name in self._places] != self._held
-            or [tensor.data_ptr() for tensor in self._tensors] != self._addresses
+            or list(map(dict.get, self._holders, self._names)) != self._held
+            or list(map(torch.Tensor.data_ptr, self._tensors)) != self._addresses
         )
