@@ -177,7 +177,7 @@ def test_an_unknown_benchmark(
 ) -> None:
     status, out, err = ended(monkeypatch, capfd, "bench", "nothing")
     assert (status, out) == (2, "")
-    choices = "glimpse, sampling, step, decode, kv, batch, hybrid, latent"
+    choices = "glimpse, sampling, step, decode, kv, batch, hybrid, latent, passes"
     assert err == f"error: unknown benchmark 'nothing': choose from {choices}\n"
 
 

@@ -61,6 +61,12 @@ def _latent(settings: Settings) -> list[Section]:
     return latent.run(settings)
 
 
+def _passes(settings: Settings) -> list[Section]:
+    from glimprouter.bench import passes
+
+    return passes.run(settings)
+
+
 BENCHMARKS: dict[str, Callable[[Settings], list[Section]]] = {
     "glimpse": _glimpse,
     "sampling": _sampling,
@@ -70,6 +76,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Section]]] = {
     "batch": _batch,
     "hybrid": _hybrid,
     "latent": _latent,
+    "passes": _passes,
 }
 
 
@@ -80,7 +87,7 @@ def run_benchmarks(
 
     Args:
         names: Keys of `BENCHMARKS`: "glimpse", "sampling", "step", "decode", "kv", "batch",
-            "hybrid", "latent".
+            "hybrid", "latent", "passes".
         settings: Length and size of the run; the default takes some minutes.
 
     Returns:
