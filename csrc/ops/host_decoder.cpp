@@ -142,9 +142,8 @@ void HostDecoder::begin(const RaggedBatch& batch, const RotaryTables& angles) {
   }
 }
 
-void HostDecoder::norm_rows(const RmsNorm& norm, std::int64_t size, std::vector<float>& rows) {
-  const std::int64_t count = tokens_ * weights_.hidden / size;
-  rms_norm(rows_of(hidden_, count, size), norm, rows.data());
+void HostDecoder::norm_rows(const RmsNorm& norm) {
+  rms_norm(rows_of(hidden_, tokens_, weights_.hidden), norm, normed_.data());
 }
 
 // Queries and keys, normed where the layer does so, turned by their angles: [heads, T, size].
@@ -176,7 +175,7 @@ void HostDecoder::attend(PagePool& pool, const RaggedBatch& batch, std::int32_t 
   reserve(key_, tokens_ * layer.key.outputs);
   reserve(value_, tokens_ * layer.value.outputs);
   reserve(attended_, tokens_ * layer.query.outputs);
-  norm_rows(layer.attention_norm, weights_.hidden, normed_);
+  norm_rows(layer.attention_norm);
   multiply_rows(layer.query, normed_.data(), tokens_, nullptr, query_.data());
   multiply_rows(layer.key, normed_.data(), tokens_, nullptr, key_.data());
   multiply_rows(layer.value, normed_.data(), tokens_, nullptr, value_.data());
@@ -194,7 +193,7 @@ void HostDecoder::apply_mlp(const DecoderLayer& layer) {
   const std::int64_t inner = layer.gate.outputs;
   reserve(gate_, tokens_ * inner);
   reserve(up_, tokens_ * inner);
-  norm_rows(layer.mlp_norm, weights_.hidden, normed_);
+  norm_rows(layer.mlp_norm);
   multiply_rows(layer.gate, normed_.data(), tokens_, nullptr, gate_.data());
   multiply_rows(layer.up, normed_.data(), tokens_, nullptr, up_.data());
   auto body = [&](std::int64_t token, int) noexcept {

@@ -70,7 +70,7 @@ class HostDecoder {
   void attend(PagePool& pool, const RaggedBatch& batch, std::int32_t index);
   void rotate(const DecoderLayer& layer);
   void apply_mlp(const DecoderLayer& layer);
-  void norm_rows(const RmsNorm& norm, std::int64_t size, std::vector<float>& rows);
+  void norm_rows(const RmsNorm& norm);
 
   DecoderWeights weights_;
   KvLayout layout_;

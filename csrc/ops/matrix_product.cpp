@@ -13,6 +13,9 @@ namespace {
 // they are stored.
 constexpr std::int64_t kPieceRows = 32;
 constexpr std::int64_t kPieceOutputs = 64;
+// Multiply-additions that count as one element where work is shared out: with 64 it is shared from
+// some 40 us on.
+constexpr std::int64_t kProductsAnElement = 64;
 
 void multiply_piece(const Matrix& matrix, const float* rows, std::int64_t num_rows,
                     std::int64_t output, const float* added, float* out) {
@@ -46,7 +49,7 @@ void multiply_rows(const Matrix& matrix, const float* rows, std::int64_t count, 
                    piece % across * kPieceOutputs, added == nullptr ? nullptr : added + place,
                    out + place);
   };
-  parallel_tasks(across * down, count * matrix.outputs * (matrix.size / kProductLanes),
+  parallel_tasks(across * down, count * matrix.outputs * matrix.size / kProductsAnElement,
                  TaskBody(body));
 }
 

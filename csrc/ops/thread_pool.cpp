@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -43,8 +44,9 @@ class ThreadPool {
       body_ = &body;
       count_ = count;
       next_.store(0, std::memory_order_relaxed);
-      running_ = static_cast<int>(threads_.size());
-      ++generation_;
+      // No more than there are tasks for: who is woken in vain is waited for all the same.
+      invited_ = static_cast<int>(std::min(count - 1, static_cast<std::int64_t>(threads_.size())));
+      running_ = invited_;
     }
     wake_.notify_all();
     take_tasks(0);
@@ -62,12 +64,11 @@ class ThreadPool {
   }
 
   void work(int thread) {
-    std::uint64_t seen = 0;
     std::unique_lock lock(mutex_);
     for (;;) {
-      wake_.wait(lock, [&] { return stop_ || generation_ != seen; });
+      wake_.wait(lock, [this] { return stop_ || invited_ > 0; });
       if (stop_) return;
-      seen = generation_;
+      --invited_;
       lock.unlock();
       take_tasks(thread);
       lock.lock();
@@ -83,8 +84,8 @@ class ThreadPool {
   const TaskBody* body_ = nullptr;
   std::int64_t count_ = 0;
   std::atomic<std::int64_t> next_{0};
-  std::uint64_t generation_ = 0;
-  int running_ = 0;
+  int invited_ = 0;  // workers that have not begun yet
+  int running_ = 0;  // workers that have not ended yet
   bool stop_ = false;
 };
 

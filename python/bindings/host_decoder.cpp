@@ -103,7 +103,6 @@ class Parts {
   DecoderLayer layer(const py::handle& part, std::int64_t hidden, std::int64_t head_dim) {
     const auto own = py::cast<py::tuple>(part);
     if (own.size() != 12) throw py::value_error("a layer has twelve parts");
-    const auto [scale, window, softcap] = py::cast<std::tuple<float, std::int32_t, float>>(own[11]);
     DecoderLayer layer;
     layer.attention_norm = norm(own[0], hidden, "attention_norm");
     layer.query = matrix(own[1], "query");
@@ -116,7 +115,7 @@ class Parts {
     layer.gate = matrix(own[8], "gate");
     layer.up = matrix(own[9], "up");
     layer.down = matrix(own[10], "down");
-    layer.attention = attention_options(scale, window, softcap, 0);
+    layer.attention = attention_options(py::cast<float>(own[11]), 0, 0.0f, 0);
     if (layer.attention_norm.weight == nullptr || layer.mlp_norm.weight == nullptr) {
       throw py::value_error("a layer needs both of its norms");
     }

@@ -15,6 +15,7 @@ void bind_layer_ops(py::module_& module);
 void bind_step_boundary(py::module_& module);
 void bind_step_router(py::module_& module);
 void bind_token_ledger(py::module_& module);
+void bind_unchanged(py::module_& module);
 }  // namespace glimprouter::bindings
 
 PYBIND11_MODULE(_C, module) {
@@ -27,6 +28,7 @@ PYBIND11_MODULE(_C, module) {
   glimprouter::bindings::bind_graph_tables(module);
   glimprouter::bindings::bind_layer_ops(module);
   glimprouter::bindings::bind_host_decoder(module);
+  glimprouter::bindings::bind_unchanged(module);
   glimprouter::bindings::bind_device_layers(module);
   glimprouter::bindings::bind_step_boundary(module);
   glimprouter::bindings::bind_step_router(module);

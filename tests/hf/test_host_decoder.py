@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,30 +13,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
-    Gemma2Config,
-    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
-    SmolLM3Config,
 )
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaForCausalLM
 
+from decoder_rows import Rows, found, prompts_of, whole
 from glimprouter import RouterConfig
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.attention.layers import kv_layout
-from glimprouter.hf.decoder import host_pass
-from glimprouter.hf.decoder.host_pass import HostDecoderPass, find_host_pass
-from glimprouter.hf.engine.choice import choose_engine
+from glimprouter.hf.attention.paged import paged_forward
 from glimprouter.kv import KvCache, PagePool, RaggedBatch
 from hf_pairs import trained_pair
 from tiny_models import tiny
 
+ON_CPU = {"small": "cpu", "large": "cpu"}
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, {}),
     "llama, tied": (LlamaConfig, {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
-    "mistral, a window": (MistralConfig, {"sliding_window": 7}),
+    "mistral": (MistralConfig, {"sliding_window": None}),
     "qwen2": (Qwen2Config, {}),
     "qwen3": (Qwen3Config, {}),
     "yarn": (
@@ -43,75 +40,6 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
     ),
 }
-OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "norms behind": (Gemma2Config, {}),
-    "multipliers": (GraniteConfig, {"embedding_multiplier": 3.0, "residual_multiplier": 0.5}),
-    "layers without positions": (SmolLM3Config, {}),
-    "another activation": (LlamaConfig, {"hidden_act": "gelu"}),
-    "a bias beside the residual": (LlamaConfig, {"attention_bias": True}),
-    "rows of odd sizes": (LlamaConfig, {"intermediate_size": 100}),
-    "angles by length": (
-        LlamaConfig,
-        {
-            "rope_parameters": {
-                "rope_type": "longrope",
-                "rope_theta": 1e4,
-                "factor": 2.0,
-                "short_factor": [1.0] * 8,
-                "long_factor": [2.0] * 8,
-                "original_max_position_embeddings": 64,
-            }
-        },
-    ),
-}
-
-
-def found(model: Any) -> HostDecoderPass:
-    own = find_host_pass(model)
-    assert own is not None
-    return own
-
-
-class Rows:
-    """Sequences on small pages; a pass brings some of them further, each by as many as are there.
-
-    Attributes:
-        logits: Of every token so far, of each sequence.
-    """
-
-    def __init__(self, model: Any, own: HostDecoderPass, count: int) -> None:
-        layout = kv_layout(model)
-        small = type(layout)(layers=layout.layers, page_size=4, dtype="float32")
-        self._pool = PagePool([small], 40 * count * small.page_bytes, small.page_bytes)
-        self._cache = KvCache(self._pool, count)
-        self._own = own
-        self._opened: dict[int, int] = {}
-        self.logits: dict[int, list[torch.Tensor]] = {row: [] for row in range(count)}
-
-    def go_on(self, pieces: dict[int, Sequence[int]]) -> None:
-        for row, piece in pieces.items():
-            if row in self._opened:
-                self._cache.append(0, self._opened[row], list(piece))
-            else:
-                self._opened[row] = self._cache.open([list(piece)])
-        batch = self._cache.prepare(0, [self._opened[row] for row in pieces])
-        logits = self._own(self._pool, batch, np.arange(len(batch.ids), dtype=np.int32))
-        self._cache.complete(batch)
-        for row, own in zip(pieces, logits.split([len(p) for p in pieces.values()]), strict=True):
-            self.logits[row] += list(own)
-
-
-def whole(model: Any, own: HostDecoderPass, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Logits of every token, each sequence in one pass of its own."""
-    rows = Rows(model, own, len(prompts))
-    for row, prompt in enumerate(prompts):
-        rows.go_on({row: prompt})
-    return [torch.stack(rows.logits[row]) for row in range(len(prompts))]
-
-
-def prompts_of(lengths: Sequence[int], vocabulary: int = 96) -> list[list[int]]:
-    generator = np.random.default_rng(1)
-    return [generator.integers(1, vocabulary, size=length).tolist() for length in lengths]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -129,22 +57,30 @@ def test_against_the_model_in_float64(name: str) -> None:
     assert error <= 4 * (plain - want).abs().max()  # no worse than torch, but for luck
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_what_is_another_decoder_is_left_alone(name: str) -> None:
-    config_class, options = OTHERS[name]
-    assert find_host_pass(tiny(config_class, **options)) is None
+def test_long_sequences() -> None:
+    """Beyond what the tables of angles begin with."""
+    model = tiny(LlamaConfig, max_position_embeddings=1024)
+    (prompt,) = prompts_of([700])
+    rows = Rows(model, found(model), 1)
+    for piece in (prompt[:500], prompt[500:]):
+        rows.go_on({0: piece})
+    with torch.inference_mode():
+        want = model(torch.tensor([prompt])).logits[0]
+    assert (torch.stack(rows.logits[0]) - want).abs().max() <= 1e-4 * want.std()
 
 
-def test_a_model_of_other_code_is_left_alone() -> None:
-    class Own(LlamaForCausalLM):
-        """Somebody's own, under the name of a family."""
-
+def test_pages_of_another_type() -> None:
     model = tiny(LlamaConfig)
-    model.__class__ = Own
-    assert find_host_pass(model) is None
-    assert find_host_pass(tiny(LlamaConfig).bfloat16()) is None
-    assert find_host_pass(tiny(LlamaConfig).train()) is None
-    assert find_host_pass(tiny(LlamaConfig).double()) is None
+    (prompt,) = prompts_of([30])
+    told = []
+    for own in (found(model), functools.partial(paged_forward, model)):
+        rows = Rows(model, lambda p, b, r, own=own: own(p, b, rows=r), 1, "bfloat16")
+        rows.go_on({0: prompt[:20]})
+        rows.go_on({0: prompt[20:]})
+        told.append(torch.stack(rows.logits[0]))
+    native, plain = told
+    assert (native - plain).abs().max() <= 0.03 * plain.std()
+    assert (native - whole(model, found(model), [prompt])[0]).abs().max() > 1e-4 * plain.std()
 
 
 @settings(max_examples=25, deadline=None)
@@ -199,128 +135,6 @@ def test_a_prompt_among_others_has_the_bits_that_it_has_alone() -> None:
     assert together == alone
 
 
-def _hooked(model: Any) -> Callable[[], None]:
-    return model.model.layers[1].mlp.register_forward_hook(lambda *_: None).remove  # type: ignore[no-any-return]
-
-
-def _globally_hooked(model: Any) -> Callable[[], None]:
-    return torch.nn.modules.module.register_module_forward_hook(lambda *_: None).remove
-
-
-def _replaced(model: Any) -> Callable[[], None]:
-    mlp = model.model.layers[0].mlp
-    before, mlp.up_proj = mlp.up_proj, torch.nn.Linear(64, 96, bias=False)
-
-    def undo() -> None:
-        mlp.up_proj = before
-
-    return undo
-
-
-def _other_weights(model: Any) -> Callable[[], None]:
-    weight = model.model.layers[0].self_attn.o_proj.weight
-    before, weight.data = weight.data, weight.data.clone()
-
-    def undo() -> None:
-        weight.data = before
-
-    return undo
-
-
-def _own_forward(model: Any) -> Callable[[], None]:
-    norm = model.model.norm
-    norm.forward = lambda hidden: hidden
-
-    def undo() -> None:
-        del norm.forward
-
-    return undo
-
-
-def _patched_class(model: Any) -> Callable[[], None]:
-    before = LlamaAttention.forward
-    LlamaAttention.forward = lambda *a, **o: before(*a, **o)  # type: ignore[method-assign]
-
-    def undo() -> None:
-        LlamaAttention.forward = before  # type: ignore[method-assign]
-
-    return undo
-
-
-def _training(model: Any) -> Callable[[], None]:
-    model.train()
-    return lambda: model.eval() and None
-
-
-def _autocast(model: Any) -> Callable[[], None]:
-    context = torch.autocast("cpu", torch.bfloat16)
-    context.__enter__()
-    return lambda: context.__exit__(None, None, None)
-
-
-CHANGES = [
-    _hooked,
-    _globally_hooked,
-    _replaced,
-    _other_weights,
-    _own_forward,
-    _patched_class,
-    _training,
-    _autocast,
-]
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_model_that_is_watched_or_changed_runs_its_own_code(
-    change: Callable[[Any], Callable[[], None]],
-) -> None:
-    model = tiny(LlamaConfig)
-    own = found(model)
-    undo = change(model)
-    try:
-        assert not own.takes()
-    finally:
-        undo()
-    assert own.takes()
-
-
-def test_weights_that_change_in_place_are_what_counts() -> None:
-    model = tiny(LlamaConfig)
-    own, prompts = found(model), prompts_of([9])
-    before = whole(model, own, prompts)[0]
-    with torch.no_grad():
-        model.model.layers[0].mlp.down_proj.weight.mul_(0.5)
-    assert own.takes()
-    with torch.inference_mode():
-        want = model(torch.tensor(prompts)).logits[0]
-    got = whole(model, own, prompts)[0]
-    assert (got - want).abs().max() <= 1e-4 * want.std()
-    assert (got - before).abs().max() > 1e-2 * want.std()
-
-
-def test_large_models_wait_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's products run on its threads, those of the native pass on the library's."""
-    own = found(tiny(LlamaConfig))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert own.takes()
-    monkeypatch.setattr(host_pass, "_SMALL_BYTES", 1)
-    assert find_host_pass(tiny(LlamaConfig)) is None
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    large = found(tiny(LlamaConfig))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert not large.takes()
-    monkeypatch.setattr(host_pass._C, "get_num_threads", lambda: 4)
-    assert large.takes()
-
-
-def test_a_pair_has_it_unless_told_otherwise() -> None:
-    pair = trained_pair()
-    models, places = {"small": pair.small, "large": pair.large}, {"small": "cpu", "large": "cpu"}
-    fused = choose_engine("auto", models, places).fused
-    assert [name for name, each in fused.items() if each.whole is not None] == ["small", "large"]
-    assert not choose_engine("auto", models, places, fuse=False).fused
-
-
 def _batch_of(cache: KvCache, ids: list[int]) -> RaggedBatch:
     return cache.prepare(0, [cache.open([ids])])
 
@@ -330,6 +144,7 @@ def test_bad_input_is_refused_before_anything_is_written() -> None:
     own, layout = found(model), kv_layout(model)
     pool = PagePool([layout], 6 * layout.page_bytes, layout.page_bytes)
     cache = KvCache(pool, 4)
+    before = pool.memory.copy()
     with pytest.raises(ValueError, match="token 96 lies outside the embedding of 96 tokens"):
         own(pool, _batch_of(cache, [3, 96]))
     batch = _batch_of(cache, [3, 4, 5])
@@ -350,3 +165,4 @@ def test_bad_input_is_refused_before_anything_is_written() -> None:
     strange = PagePool([layout], 4 * layout.page_bytes, layout.page_bytes)
     with pytest.raises(ValueError, match="the pool's pages have other layers"):
         own(strange, _batch_of(KvCache(strange, 1), [3]))
+    assert np.array_equal(pool.memory, before)

@@ -19,8 +19,8 @@ def use_threads(count: int) -> None:
 
     import glimprouter
 
+    glimprouter.set_num_threads(count)  # first: it refuses more than it can have
     torch.set_num_threads(count)
-    glimprouter.set_num_threads(count)
 
 
 def quiet_transformers() -> None:

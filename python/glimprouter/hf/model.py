@@ -117,7 +117,8 @@ class RoutedModel:
                 eager ones by rounding. ``"auto"``: graphs where both models are on pages of one
                 device, else eager. The attribute of this name says what was chosen.
             fused_layers: Whether norms, rotary embeddings, activations and products of few rows run
-                in our own operations where a trial shows that they give the model's results.
+                in our own operations where a trial shows that they give the model's results; on the
+                CPU all layers of known decoders in one call (docs/tuning.md).
                 ``"auto"``: on the CPU; on a GPU, where they have not been measured yet, with True.
             drafts: How many tokens the small model may draft for a sequence that waits for the
                 large one, which then verifies them in one pass: 0 to 16. They change no token but

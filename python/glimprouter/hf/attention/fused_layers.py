@@ -37,7 +37,7 @@ Forward = Callable[..., Any]
 class WholePass(Protocol):
     """All layers of a model in one call."""
 
-    def takes(self) -> bool:
+    def takes(self, tokens: int) -> bool:
         """Whether it computes what the model's own code would, and is not the slower one."""
 
     def __call__(

@@ -120,7 +120,7 @@ def paged_forward(
     Raises:
         RuntimeError: A layer did not come by: the model has attention of its own.
     """
-    if fused is not None and fused.whole is not None and fused.whole.takes():
+    if fused is not None and fused.whole is not None and fused.whole.takes(len(batch.ids)):
         return fused.whole(pool, batch, rows)
     layers = pool.layout(batch.model).num_layers
     ids, positions = _indices(batch.ids, model)[None], _indices(batch.positions, model)[None]

@@ -15,7 +15,7 @@ import torch
 from glimprouter import _C
 from glimprouter.hf.attention.layers import kv_layout
 from glimprouter.hf.attention.paged import packed_forward, paged_forward
-from glimprouter.hf.decoder.parts import DecoderParts, find_parts
+from glimprouter.hf.decoder.parts import DecoderParts, OtherModel, find_parts
 from glimprouter.hf.decoder.watch import Watch
 from glimprouter.kv import KvCache, KvLayout, PagePool, RaggedBatch
 from glimprouter.torch import AttentionOptions
@@ -23,15 +23,16 @@ from glimprouter.torch import AttentionOptions
 _TOLERANCE = 1e-4  # of the spread of a trial's logits: sums in another order move them by 1e-6
 _LENGTHS = (5, 19)  # of the sequences of a trial
 _FIRST_POSITIONS = 512  # of the tables of angles, which grow
-# Up to so many bytes of weights one thread is as fast as many: they lie in its caches.
-_SMALL_BYTES = 32 << 20
+# Bytes of weights, times tokens, that one thread goes through while the model's own code would only
+# have called torch, however many threads that has.
+_WORK_OF_ONE_THREAD = 1 << 30
 
 
 class HostDecoderPass:
-    """Forward passes of one model."""
+    """Forward passes of one model; its weights stay in memory as long as this lives."""
 
     def __init__(
-        self, model: Any, parts: DecoderParts, layout: KvLayout, options: list[AttentionOptions]
+        self, model: Any, parts: DecoderParts, layout: KvLayout, scales: list[float]
     ) -> None:
         """As the model is now.
 
@@ -39,33 +40,40 @@ class HostDecoderPass:
             model: A model of transformers.
             parts: Of it.
             layout: Of its pages.
-            options: Of the attention of each layer.
+            scales: Of the attention of each layer.
 
         Raises:
             ValueError: The parts do not fit together.
         """
-        layers = [
-            (*layer, (own.scale, own.window, own.softcap))
-            for layer, own in zip(parts.layers, options, strict=True)
-        ]
+        layers = [(*layer, scale) for layer, scale in zip(parts.layers, scales, strict=True)]
+        # Aliases: a module that is given another tensor frees what somebody may be reading.
+        embedding, layers, norm, head = _aliases((parts.embedding, layers, parts.norm, parts.head))
         self._model = model
-        self._native = _C.HostDecoder(layout, parts.embedding, layers, parts.norm, parts.head)
+        self._native = _C.HostDecoder(layout, embedding, layers, norm, head)
         self._watch = Watch(model)
         self._rotary = parts.rotary
+        self._positions = int(model.config.max_position_embeddings)
         self._vocabulary = len(parts.head[0])
         weights = {tensor.data_ptr(): tensor.nbytes for tensor in model.parameters()}
-        self._small = sum(weights.values()) <= _SMALL_BYTES
-        self._cosine = self._sine = torch.empty(0, 0)
+        self._bytes = sum(weights.values())
+        self._cosine = self._sine = torch.empty(0, 0, device="cpu")
 
-    def takes(self) -> bool:
+    def takes(self, tokens: int) -> bool:
         """Whether it computes what the model's own code would, and is not the slower one.
 
         Matrix products run on the library's threads, those of the model's own code on torch's.
+
+        Args:
+            tokens: Of the pass.
         """
         return (
-            (self._small or torch.get_num_threads() <= _C.get_num_threads())
-            and not self._model.training
+            (
+                torch.get_num_threads() <= _C.get_num_threads()
+                or self._bytes * tokens <= _WORK_OF_ONE_THREAD
+            )
             and not torch.is_autocast_enabled("cpu")
+            and not torch._C._len_torch_function_stack()
+            and not torch._C._len_torch_dispatch_stack()
             and self._watch.unchanged()
         )
 
@@ -78,16 +86,28 @@ class HostDecoderPass:
         if longest > len(self._cosine):
             self._grow(longest)
         wanted = batch.last_rows if rows is None else rows
-        logits = torch.empty(len(wanted), self._vocabulary)
+        # Another thread may have set another default type, or device, for a moment.
+        logits = torch.empty(len(wanted), self._vocabulary, dtype=torch.float32, device="cpu")
         self._native.run(pool, batch, self._cosine, self._sine, wanted, logits)
         return logits
 
     def _grow(self, longest: int) -> None:
         """Angles of twice as many positions as there were, or of as many as are needed."""
-        count = max(longest, 2 * len(self._cosine), _FIRST_POSITIONS)
-        like = torch.empty(1, 1, 1)
-        cosine, sine = self._rotary(like, torch.arange(count)[None])
+        wanted = min(max(2 * len(self._cosine), _FIRST_POSITIONS), self._positions)
+        positions = torch.arange(max(longest, wanted), device="cpu")[None]
+        like = torch.empty(1, 1, 1, dtype=torch.float32, device="cpu")
+        cosine, sine = self._rotary(like, positions)
         self._cosine, self._sine = cosine[0].contiguous(), sine[0].contiguous()
+
+
+def _aliases(part: Any) -> Any:
+    """The same with other tensors over the same memory."""
+    if isinstance(part, torch.Tensor):
+        return part.detach()
+    if isinstance(part, tuple | list):
+        own = [_aliases(each) for each in part]
+        return own if isinstance(part, list) else tuple(own)
+    return part
 
 
 def find_host_pass(model: Any) -> HostDecoderPass | None:
@@ -96,16 +116,14 @@ def find_host_pass(model: Any) -> HostDecoderPass | None:
     Args:
         model: A model of transformers that is served on pages of the CPU.
     """
-    parts = find_parts(model)
-    if parts is None or model.training:
-        return None
     try:
+        parts = find_parts(model)
         layout = kv_layout(model)
-        options = _options_of(model, layout)
-        if options is None:
-            return None
-        found = HostDecoderPass(model, parts, layout, options)
-        return found if found.takes() and _agrees(model, layout, found) else None
+        scales = _scales_of(model, layout)
+        found = HostDecoderPass(model, parts, layout, scales)
+        return found if _agrees(model, layout, found) else None
+    except OtherModel:
+        return None
     except Exception:  # of sizes that it does not take, or whose own code fails: others say why
         return None
 
@@ -132,15 +150,21 @@ class _Recorder:
 
 
 @torch.inference_mode()
-def _options_of(model: Any, layout: KvLayout) -> list[AttentionOptions] | None:
+def _scales_of(model: Any, layout: KvLayout) -> list[float]:
+    """Of the attention of each layer.
+
+    Raises:
+        OtherModel: It attends otherwise than to all that is before a token.
+    """
     recorder = _Recorder()
-    token = torch.zeros(1, 1, dtype=torch.long)
+    token = torch.zeros(1, 1, dtype=torch.long, device="cpu")
     packed_forward(model, token, token, recorder, None)
     if sorted(recorder.options) != list(range(layout.num_layers)):
-        return None
+        raise OtherModel
     options = [recorder.options[layer] for layer in range(layout.num_layers)]
-    plain = all(own.sinks is None and own.chunk_size == 0 for own in options)
-    return options if plain else None
+    if any(own != AttentionOptions(own.scale) for own in options):
+        raise OtherModel
+    return [own.scale for own in options]
 
 
 def _agrees(model: Any, layout: KvLayout, found: HostDecoderPass) -> bool:

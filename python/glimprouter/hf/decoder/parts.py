@@ -8,7 +8,6 @@ import torch
 
 from glimprouter.hf.attention.fused_norms import FoundNorm, find_norm
 from glimprouter.hf.attention.fused_operations import HostOperations
-from glimprouter.hf.pair.facts import rope_depends_on_length
 
 # Models whose layers are norm, attention over grouped heads with rotary embeddings, residual, norm,
 # gated MLP with SiLU, residual, and nothing else. A trial compares each of them all the same.
@@ -18,6 +17,7 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _LANES = 16  # rows of matrices are multiples of so many elements
+_ROTATIONS = ("default", "linear", "llama3", "yarn")  # whose angles depend on the position alone
 
 Matrix = tuple[torch.Tensor, torch.Tensor | None]
 NormPart = tuple[torch.Tensor, float, float]
@@ -71,38 +71,42 @@ class DecoderParts(NamedTuple):
     rotary: Any
 
 
-class _OtherModel(Exception):
+class OtherModel(Exception):
     """It is no such decoder."""
 
 
-def find_parts(model: Any) -> DecoderParts | None:
-    """The parts of a model in float32 on the CPU; None where it is another one.
+def find_parts(model: Any) -> DecoderParts:
+    """The parts of a model in float32 on the CPU.
 
     Args:
         model: A model of transformers.
+
+    Raises:
+        OtherModel: It is another one.
     """
     kind = getattr(model.config, "model_type", None)
     home = f"transformers.models.{kind}.modeling_{kind}"
     if kind not in _FAMILIES or type(model).__module__ != home:
-        return None
-    if model.dtype is not torch.float32 or model.device.type != "cpu":
-        return None
-    if rope_depends_on_length(model.config):
-        return None
-    try:
-        return _parts_of(model)
-    except (_OtherModel, AttributeError):
-        return None
-
-
-def _parts_of(model: Any) -> DecoderParts:
+        raise OtherModel
+    if model.dtype is not torch.float32 or model.device.type != "cpu" or model.training:
+        raise OtherModel
+    rotation = getattr(model.config, "rope_parameters", None) or {}
+    if rotation.get("rope_type", "default") not in _ROTATIONS:
+        raise OtherModel
+    for module in model.modules():  # nobody's own attention, and nobody's own forward
+        own: Any = type(module)
+        for part in (own, own.forward):
+            known = part.__module__ in (home, "transformers.activations")
+            if not known and not part.__module__.startswith("torch.nn.modules."):
+                raise OtherModel
     _only(model, {"model", "lm_head"})
     body = model.model
     _only(body, {"embed_tokens", "layers", "norm", "rotary_emb"})
-    if type(body.embed_tokens) is not torch.nn.Embedding or type(model.lm_head) is not _LINEAR:
-        raise _OtherModel
+    embedding = body.embed_tokens
+    if type(embedding) is not torch.nn.Embedding or embedding.max_norm is not None:
+        raise OtherModel
     return DecoderParts(
-        body.embed_tokens.weight,
+        embedding.weight,
         [_layer(layer) for layer in body.layers],
         _norm(body.norm),
         _matrix(model.lm_head),
@@ -118,7 +122,7 @@ def _layer(layer: Any) -> LayerParts:
     query, key, value, output = (_matrix(getattr(attention, name)) for name in _ATTENTION)
     gate, up, down = (_matrix(getattr(mlp, name)) for name in _MLP)
     if down[1] is not None or output[1] is not None:
-        raise _OtherModel  # the sum of bias and residual would be rounded otherwise
+        raise OtherModel  # the sum of bias and residual would be rounded otherwise
     query_norm, key_norm = (
         _norm(attention._modules[name]) if name in attention._modules else None
         for name in ("q_norm", "k_norm")
@@ -138,27 +142,25 @@ def _layer(layer: Any) -> LayerParts:
     )
 
 
-_LINEAR = torch.nn.Linear
-
-
 def _only(module: Any, children: set[str], least: set[str] | None = None) -> None:
     """Refuses a module with other children, or without one of them."""
     own = {name for name, child in module._modules.items() if child is not None}
     if not own <= children or not own >= (children if least is None else least):
-        raise _OtherModel
+        raise OtherModel
 
 
 def _matrix(module: Any) -> Matrix:
-    if type(module) is not _LINEAR or module.weight.shape[1] % _LANES:
-        raise _OtherModel
-    if not module.weight.is_contiguous() or module.weight.dtype is not torch.float32:
-        raise _OtherModel
+    if type(module) is not torch.nn.Linear or module.weight.dim() != 2:
+        raise OtherModel
+    weight = module.weight
+    if weight.shape[1] % _LANES or not weight.is_contiguous() or weight.dtype is not torch.float32:
+        raise OtherModel
     return module.weight, module.bias
 
 
 def _norm(module: Any) -> NormPart:
     found: FoundNorm | None = find_norm(module, HostOperations())
     if found is None:
-        raise _OtherModel
+        raise OtherModel
     weight, epsilon, form = found.present()
     return weight, epsilon, form.offset

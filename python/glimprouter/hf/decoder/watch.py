@@ -2,46 +2,61 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from operator import is_
 from typing import Any
 
 import torch
 from torch.nn.modules import module as torch_module
 
+from glimprouter import _C
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# Of a configuration: what a forward pass reads there.
+_SETTINGS = ("sliding_window", "num_hidden_layers", "rope_parameters", "layer_types")
+_FUNCTIONS = ("apply_rotary_pos_emb", "rotate_half")  # that a family's code calls by name
 
 
 class Watch:
-    """Remembers a model's modules, their classes' code and where its weights are."""
+    """Remembers a model's modules, their code and settings, and where its weights are.
+
+    What is read here is what a call of the model would read; that takes some microseconds a layer.
+    """
 
     def __init__(self, model: Any) -> None:
         """As it is now.
 
         Args:
-            model: Any module.
+            model: A model of transformers.
         """
-        modules = list(model.modules())
-        self._hooks = [getattr(module, name) for module in modules for name in _HOOKS]
-        self._states = [module.__dict__ for module in modules]
-        self._forwards = [(own, own.forward) for own in {type(module) for module in modules}]
-        places = [  # of children, parameters and buffers: who holds what under which name
-            (holder, name)
-            for module in modules
-            for holder in (module._modules, module._parameters, module._buffers)
-            for name in holder
-        ]
-        self._holders = [holder for holder, _ in places]
-        self._names = [name for _, name in places]
-        self._held = [holder[name] for holder, name in places]
-        self._tensors = [*model.parameters(), *model.buffers()]
-        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+        self._modules = list(model.modules())
+        self._types: list[Any] = list(map(type, self._modules))
+        self._forwards = [(own, own.forward) for own in set(self._types)]
+        hooks = [(module.__dict__, name) for module in self._modules for name in _HOOKS]
+        self._references = _C.References(list(self._places(model)), hooks)
+        self._tensors = _C.TensorPlaces([*model.parameters(), *model.buffers()])
+        self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+
+    def _places(self, model: Any) -> Iterator[tuple[dict[str, Any], str]]:
+        """Who holds what under which name: children, tensors, numbers and the like."""
+        for module in self._modules:
+            for holder in (module._modules, module._parameters, module._buffers):
+                yield from ((holder, name) for name in holder)
+            yield module.__dict__, "forward"  # there is none
+            for name, value in module.__dict__.items():
+                if isinstance(value, float) or name in ("training", *_SETTINGS):
+                    yield module.__dict__, name
+        yield from ((vars(model.config), name) for name in _SETTINGS)
+        yield from ((vars(sys.modules[type(model).__module__]), name) for name in _FUNCTIONS)
 
     def unchanged(self) -> bool:
         """Whether calling the model would be what it was; runs before each pass."""
-        return not (
-            any(self._hooks)
-            or torch_module._has_any_global_hook()  # type: ignore[no-untyped-call]
-            or any("forward" in state for state in self._states)
-            or any(own.forward is not forward for own, forward in self._forwards)
-            or list(map(dict.get, self._holders, self._names)) != self._held
-            or list(map(torch.Tensor.data_ptr, self._tensors)) != self._addresses
+        return (
+            self._references.unchanged()
+            and self._tensors.unchanged()
+            and all(map(is_, map(type, self._modules), self._types))
+            and all(own.forward is forward for own, forward in self._forwards)
+            and all(torch.equal(buffer, before) for buffer, before in self._buffers)
+            and not torch_module._has_any_global_hook()  # type: ignore[no-untyped-call]
         )

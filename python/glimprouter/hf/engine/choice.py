@@ -141,9 +141,11 @@ class _Tried:
     def on_pages(self, device: str, fuse: bool) -> FusedLayers | None:
         """Layers that run in their fused form there; None where there are none, or no pages."""
         layers = FusedLayers(self.model, device) if fuse else None
-        if layers and device == "cpu":
-            layers.whole = find_host_pass(self.model)
         if layers and why_not_paged(self.model, device, layers, self._trial) is None:
+            # Behind the trial of the layers, which run where the whole pass may not.
+            layers.whole = find_host_pass(self.model) if device == "cpu" else None
+            if why_not_paged(self.model, device, layers, self._trial) is not None:
+                layers.whole = None
             return layers
         self._note("on pages", why_not_paged(self.model, device, None, self._trial))
         return None
