@@ -23,7 +23,11 @@ void product_tile(const float* rows, const float* weights, std::int64_t size, fl
     }
     for (std::int64_t i = part * Vec::kWidth; i < size; i += kProductLanes) {
       Vec weight[kOutputs];
-      for (int k = 0; k < kOutputs; ++k) weight[k] = Vec::load(weights + k * size + i);
+      for (int k = 0; k < kOutputs; ++k) {
+        const float* const place = weights + k * size + i;
+        __builtin_prefetch(place + kOutputs * size);  // of the next tile, for rows are short
+        weight[k] = Vec::load(place);
+      }
       for (int row = 0; row < kRows; ++row) {
         const Vec x = Vec::load(rows + row * size + i);
         for (int k = 0; k < kOutputs; ++k) own[row][k] = fma(x, weight[k], own[row][k]);
