@@ -23,6 +23,10 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_SERVER_DEV_MODE": "1",  # /reset_prefix_cache
+    # Two engines on two cores: a worker within its engine's process, not beside it where both wait
+    # in loops; and no guards of compiled functions where models run eagerly.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "TORCHDYNAMO_DISABLE": "1",
 }
 OPTIONS = {
     "dtype": "float32",

@@ -117,9 +117,8 @@ class RoutedModel:
                 eager ones by rounding. ``"auto"``: graphs where both models are on pages of one
                 device, else eager. The attribute of this name says what was chosen.
             fused_layers: Whether norms, rotary embeddings, activations and products of few rows, or
-                all layers in one call (docs/tuning.md), run in our own operations where a trial
-                shows that they give the model's results. ``"auto"``: on the CPU; on a GPU, where
-                they have not been measured yet, with True.
+                all layers in one call (docs/tuning.md), are our own operations where a trial shows
+                the model's results. ``"auto"``: on the CPU; on a GPU, not measured yet, with True.
             drafts: How many tokens the small model may draft for a sequence that waits for the
                 large one, which then verifies them in one pass: 0 to 16. They change no token but
                 by the rounding of other passes. ``"auto"`` drafts while it pays by the clock (none
