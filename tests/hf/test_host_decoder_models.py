@@ -87,9 +87,14 @@ def _bounded_embedding(model: Any) -> None:
     model.model.embed_tokens.max_norm = 1.0
 
 
+def _forward_of_its_own(model: Any) -> None:
+    model.model.norm.forward = lambda hidden: hidden
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        _forward_of_its_own,
         _own_class,
         _own_attention,
         _patched_before,

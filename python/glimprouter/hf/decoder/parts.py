@@ -95,6 +95,8 @@ def find_parts(model: Any) -> DecoderParts:
         raise OtherModel
     for module in model.modules():  # nobody's own attention, and nobody's own forward
         own: Any = type(module)
+        if "forward" in module.__dict__:
+            raise OtherModel
         for part in (own, own.forward):
             known = part.__module__ in (home, "transformers.activations")
             if not known and not part.__module__.startswith("torch.nn.modules."):
