@@ -39,18 +39,21 @@ class ThreadPool {
   bool belongs_to_this_process() const { return process_ == getpid(); }
 
   void run(std::int64_t count, const TaskBody& body) {
+    // No more than there are tasks for.
+    const auto wanted =
+        static_cast<int>(std::min(count - 1, static_cast<std::int64_t>(threads_.size())));
     {
       const std::lock_guard lock(mutex_);
       body_ = &body;
       count_ = count;
       next_.store(0, std::memory_order_relaxed);
-      // No more than there are tasks for: who is woken in vain is waited for all the same.
-      invited_ = static_cast<int>(std::min(count - 1, static_cast<std::int64_t>(threads_.size())));
-      running_ = invited_;
+      invited_ = running_ = wanted;
     }
-    wake_.notify_all();
+    for (int i = 0; i < wanted; ++i) wake_.notify_one();
     take_tasks(0);
     std::unique_lock lock(mutex_);
+    running_ -= invited_;  // who has not begun by now has nothing to do
+    invited_ = 0;
     finished_.wait(lock, [this] { return running_ == 0; });
   }
 

@@ -50,6 +50,8 @@ class TensorPlaces {
         return Place(entry.first) == entry.second;
       } catch (const py::builtin_exception&) {  // it is no tensor of memory any more
         return false;
+      } catch (const py::error_already_set&) {
+        return false;
       }
     });
   }
@@ -89,7 +91,9 @@ class References {
                        }) &&
            std::all_of(empty_.begin(), empty_.end(), [](const Entry& entry) {
              PyObject* const value = held_in(entry.holder, entry.name);
-             return value == nullptr || PyObject_Not(value) == 1;
+             const int empty = value == nullptr ? 1 : PyObject_Not(value);
+             if (empty < 0) throw py::error_already_set();
+             return empty == 1;
            });
   }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,10 +36,10 @@ OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "a bias beside the residual": (LlamaConfig, {"attention_bias": True}),
     "rows of odd sizes": (LlamaConfig, {"intermediate_size": 100}),
     "angles by length": (LlamaConfig, {"rope_parameters": ROPE}),
+    "another activation": (LlamaConfig, {"hidden_act": "gelu_pytorch_tanh"}),
 }
 # By what they compute.
 UNLIKE: dict[str, tuple[Any, dict[str, Any]]] = {
-    "another activation": (LlamaConfig, {"hidden_act": "gelu_pytorch_tanh"}),
     "a window": (MistralConfig, {"sliding_window": 32}),
     "a window that no trial fills": (MistralConfig, {"sliding_window": 100}),
 }
@@ -83,6 +84,26 @@ def _patched_before(model: Any) -> None:
     model.model.layers[1].self_attn.__class__ = own
 
 
+def _wrapped_before(model: Any) -> None:
+    """It says of itself that it is of transformers."""
+    own = type("Own", (LlamaAttention,), {"__module__": LlamaAttention.__module__})
+    before = LlamaAttention.forward
+    wrapped: Any = functools.wraps(before)(lambda *a, **o: before(*a, **o))
+    own.forward = wrapped  # type: ignore[attr-defined]
+    model.model.layers[1].self_attn.__class__ = own
+
+
+def _layers_in_another_order(model: Any) -> None:
+    model.model.layers = torch.nn.ModuleList(reversed(model.model.layers))
+
+
+def _zeros(model: Any) -> None:
+    """With these no trial sees the activation."""
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+        layer.mlp.act_fn = torch.nn.ReLU()
+
+
 def _bounded_embedding(model: Any) -> None:
     model.model.embed_tokens.max_norm = 1.0
 
@@ -98,6 +119,9 @@ def _forward_of_its_own(model: Any) -> None:
         _own_class,
         _own_attention,
         _patched_before,
+        _wrapped_before,
+        _layers_in_another_order,
+        _zeros,
         _bounded_embedding,
         lambda model: model.bfloat16(),
         lambda model: model.double(),
@@ -223,6 +247,11 @@ CHANGES: dict[str, Callable[[Any], Callable[[], None]]] = {
     "training": _training,
     "training of a part": lambda model: _set(model.model.layers[0].self_attn, "training", True),
     "an epsilon": lambda model: _set(model.model.norm, "variance_epsilon", 1e-3),
+    "another rotation": lambda model: _set(model.model.rotary_emb, "rope_type", "dynamic"),
+    "a bound": lambda model: _set(model.model.embed_tokens, "max_norm", 1.0),
+    "another number": lambda model: _set(model.model.layers[0].self_attn, "layer_idx", 1),
+    "other children": lambda model: _set(model.model, "_modules", dict(model.model._modules)),
+    "torch's own": lambda model: _set(torch.nn.functional, "silu", torch.nn.functional.relu),
     "a scale": lambda model: _set(model.model.layers[1].self_attn, "scaling", 0.5),
     "fewer layers": lambda model: _set(model.config, "num_hidden_layers", 1),
     "new hooks": lambda model: _set(model.model, "_forward_hooks", {1: print}),

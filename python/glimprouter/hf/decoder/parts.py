@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 import torch
+from transformers.activations import SiLUActivation
 
 from glimprouter.hf.attention.fused_norms import FoundNorm, find_norm
 from glimprouter.hf.attention.fused_operations import HostOperations
@@ -17,6 +19,8 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _LANES = 16  # rows of matrices are multiples of so many elements
+FUNCTIONS = ("apply_rotary_pos_emb", "rotate_half")  # that a family's code calls by name
+_ACTIVATIONS = (torch.nn.SiLU, SiLUActivation)
 _ROTATIONS = ("default", "linear", "llama3", "yarn")  # whose angles depend on the position alone
 
 Matrix = tuple[torch.Tensor, torch.Tensor | None]
@@ -90,35 +94,49 @@ def find_parts(model: Any) -> DecoderParts:
         raise OtherModel
     if model.dtype is not torch.float32 or model.device.type != "cpu" or model.training:
         raise OtherModel
-    rotation = getattr(model.config, "rope_parameters", None) or {}
-    if rotation.get("rope_type", "default") not in _ROTATIONS:
-        raise OtherModel
     for module in model.modules():  # nobody's own attention, and nobody's own forward
         own: Any = type(module)
-        if "forward" in module.__dict__:
+        known = own.__module__ in (home, "transformers.activations")
+        if not known and not own.__module__.startswith("torch.nn.modules."):
             raise OtherModel
-        for part in (own, own.forward):
-            known = part.__module__ in (home, "transformers.activations")
-            if not known and not part.__module__.startswith("torch.nn.modules."):
-                raise OtherModel
+        if "forward" in module.__dict__ or not _is_theirs(own.forward):
+            raise OtherModel
+    if not all(_is_theirs(getattr(sys.modules[home], name, None)) for name in FUNCTIONS):
+        raise OtherModel
     _only(model, {"model", "lm_head"})
     body = model.model
     _only(body, {"embed_tokens", "layers", "norm", "rotary_emb"})
+    if body.rotary_emb.rope_type not in _ROTATIONS:
+        raise OtherModel
     embedding = body.embed_tokens
     if type(embedding) is not torch.nn.Embedding or embedding.max_norm is not None:
         raise OtherModel
     return DecoderParts(
         embedding.weight,
-        [_layer(layer) for layer in body.layers],
+        [_layer(layer, index) for index, layer in enumerate(body.layers)],
         _norm(body.norm),
         _matrix(model.lm_head),
         body.rotary_emb,
     )
 
 
-def _layer(layer: Any) -> LayerParts:
+def _is_theirs(function: Any) -> bool:
+    """Whether a function, and all that it wraps, is code of transformers or torch."""
+    while function is not None:
+        home = getattr(function, "__globals__", {}).get("__name__", "")
+        if not home.startswith(("transformers.", "torch.")):
+            return False
+        function = getattr(function, "__wrapped__", None)
+    return True
+
+
+def _layer(layer: Any, index: int) -> LayerParts:
     _only(layer, _LAYER)
     attention, mlp = layer.self_attn, layer.mlp
+    # Its own code takes the pages of its number, whatever its place. An activation cannot be tried
+    # where a matrix behind it is zero.
+    if attention.layer_idx != index or type(mlp.act_fn) not in _ACTIVATIONS:
+        raise OtherModel
     _only(attention, {*_ATTENTION, *_HEAD_NORMS}, least=set(_ATTENTION))
     _only(mlp, {*_MLP, "act_fn"}, least=set(_MLP))
     query, key, value, output = (_matrix(getattr(attention, name)) for name in _ATTENTION)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from operator import is_
+from types import NoneType
 from typing import Any
 
 import torch
 from torch.nn.modules import module as torch_module
 
 from glimprouter import _C
+from glimprouter.hf.decoder.parts import FUNCTIONS
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # Of a configuration: what a forward pass reads there.
 _SETTINGS = ("sliding_window", "num_hidden_layers", "rope_parameters", "layer_types")
-_FUNCTIONS = ("apply_rotary_pos_emb", "rotate_half")  # that a family's code calls by name
+_CALLED = ("linear", "embedding", "silu")  # of torch, by the modules of such models
+_PLAIN = (bool, int, float, str, NoneType)
 
 
 class Watch:
@@ -32,7 +35,7 @@ class Watch:
         """
         self._modules = list(model.modules())
         self._types: list[Any] = list(map(type, self._modules))
-        self._forwards = [(own, own.forward) for own in set(self._types)]
+        self._code = [(own, own.forward, own.__call__) for own in set(self._types)]
         hooks = [(module.__dict__, name) for module in self._modules for name in _HOOKS]
         self._references = _C.References(list(self._places(model)), hooks)
         self._tensors = _C.TensorPlaces([*model.parameters(), *model.buffers()])
@@ -41,14 +44,16 @@ class Watch:
     def _places(self, model: Any) -> Iterator[tuple[dict[str, Any], str]]:
         """Who holds what under which name: children, tensors, numbers and the like."""
         for module in self._modules:
-            for holder in (module._modules, module._parameters, module._buffers):
-                yield from ((holder, name) for name in holder)
+            for holder in ("_modules", "_parameters", "_buffers"):
+                yield module.__dict__, holder
+                yield from ((module.__dict__[holder], name) for name in module.__dict__[holder])
             yield module.__dict__, "forward"  # there is none
             for name, value in module.__dict__.items():
-                if isinstance(value, float) or name in ("training", *_SETTINGS):
+                if isinstance(value, _PLAIN):
                     yield module.__dict__, name
         yield from ((vars(model.config), name) for name in _SETTINGS)
-        yield from ((vars(sys.modules[type(model).__module__]), name) for name in _FUNCTIONS)
+        yield from ((vars(sys.modules[type(model).__module__]), name) for name in FUNCTIONS)
+        yield from ((vars(torch.nn.functional), name) for name in _CALLED)
 
     def unchanged(self) -> bool:
         """Whether calling the model would be what it was; runs before each pass."""
@@ -56,7 +61,7 @@ class Watch:
             self._references.unchanged()
             and self._tensors.unchanged()
             and all(map(is_, map(type, self._modules), self._types))
-            and all(own.forward is forward for own, forward in self._forwards)
+            and all(own.forward is code and own.__call__ is call for own, code, call in self._code)
             and all(torch.equal(buffer, before) for buffer, before in self._buffers)
             and not torch_module._has_any_global_hook()  # type: ignore[no-untyped-call]
         )

@@ -1,9 +1,9 @@
 """Whose turn it is: which model computes next, while rows wait for both.
 
-A forward pass costs nearly the same for one row as for many, so rows had better wait until several
-want the same model. The order of passes changes no sequence, up to the rounding of matrix products:
-a token depends on its own text, seed, stream and position only, but the products of a pass may
-round otherwise for another number of rows, and so decide a near tie.
+A forward pass that waits for its weights costs nearly the same for one row as for many, so rows had
+better wait until several want the same model. The order of passes changes no sequence, up to the
+rounding of matrix products: a token depends on its own text, seed, stream and position only, but
+the products of a pass may round otherwise for another number of rows, and so decide a near tie.
 """
 
 from __future__ import annotations
