@@ -1,4 +1,4 @@
-"""A decoder's layers in one native call: whose they are, what they compute, and in which bits."""
+"""A decoder's layers in one native call: what they compute, and in which bits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
@@ -20,7 +21,7 @@ from transformers import (
 )
 
 from decoder_rows import Rows, found, prompts_of, whole
-from glimprouter import RouterConfig
+from glimprouter import RouterConfig, demo_pair
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.attention.layers import kv_layout
 from glimprouter.hf.attention.paged import paged_forward
@@ -28,7 +29,6 @@ from glimprouter.kv import KvCache, PagePool, RaggedBatch
 from hf_pairs import trained_pair
 from tiny_models import tiny
 
-ON_CPU = {"small": "cpu", "large": "cpu"}
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, {}),
     "llama, tied": (LlamaConfig, {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
@@ -105,10 +105,20 @@ def test_a_token_has_the_same_bits_however_it_is_computed(seed: int) -> None:
         assert torch.equal(torch.stack(rows.logits[row]), logits)
 
 
+@functools.cache
+def models() -> tuple[Any, Any]:
+    """The embedded pair, as nobody else has it: others' hooks stay on models, and are heard."""
+    small, large = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+        for path in (demo_pair.small_path(), demo_pair.large_path())
+    )
+    return small.eval(), large.eval()
+
+
 def routed(**options: Any) -> RoutedModel:
     pair = trained_pair()
     config = RouterConfig(threshold=pair.threshold, max_think_tokens=120, max_answer_tokens=16)
-    return RoutedModel(pair.small, pair.large, pair.tokenizer, config, **options)
+    return RoutedModel(*models(), pair.tokenizer, config, **options)
 
 
 def said(result: Any) -> tuple[list[int], list[tuple[str, float | None, str]]]:
