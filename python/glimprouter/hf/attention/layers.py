@@ -22,11 +22,18 @@ DEVICE_PAGE_SIZE = 64
 _seen: WeakKeyDictionary[Any, tuple[LayerShape, ...]] = WeakKeyDictionary()
 
 
-class _Observer:
-    """A pass that attends to nothing and remembers which keys and values came by."""
+class ObservingPass:
+    """A pass that attends to nothing and remembers what came by.
+
+    Attributes:
+        shapes: Of keys and values, by layer.
+        options: Of the attention, likewise.
+    """
 
     def __init__(self) -> None:
+        """Nothing has come by."""
         self.shapes: dict[int, LayerShape] = {}
+        self.options: dict[int, AttentionOptions] = {}
         self._keys: dict[int, torch.Tensor] = {}
 
     def attend(
@@ -45,6 +52,7 @@ class _Observer:
         shares = next((index for index, kept in self._keys.items() if kept is key), None)
         if shares is None:
             self._keys[layer] = key
+        self.options[layer] = options
         self.shapes[layer] = LayerShape(
             num_kv_heads=key.shape[1],
             head_dim=key.shape[3],
@@ -71,7 +79,7 @@ def layers_of(
         ValueError: Its layers do not come to the attention over pages.
     """
     if again or model not in _seen:
-        observer = _Observer()
+        observer = ObservingPass()
         token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         if form is None:
             packed_forward(model, token, token, observer, None)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from glimprouter import _C
-from glimprouter.hf.attention.layers import kv_layout
+from glimprouter.hf.attention.layers import ObservingPass, kv_layout
 from glimprouter.hf.attention.paged import packed_forward, paged_forward
 from glimprouter.hf.decoder.parts import DecoderParts, OtherModel, find_parts
 from glimprouter.hf.decoder.watch import Watch
@@ -122,31 +122,10 @@ def find_host_pass(model: Any) -> HostDecoderPass | None:
         scales = _scales_of(model, layout)
         found = HostDecoderPass(model, parts, layout, scales)
         return found if _agrees(model, layout, found) else None
-    except OtherModel:
+    except (
+        Exception
+    ):  # another model, sizes that it does not take, or code that fails: others say why
         return None
-    except Exception:  # of sizes that it does not take, or whose own code fails: others say why
-        return None
-
-
-class _Recorder:
-    """A pass that attends to nothing and remembers how each layer would."""
-
-    def __init__(self) -> None:
-        self.options: dict[int, AttentionOptions] = {}
-
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        options: AttentionOptions,
-        mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """As in :class:`glimprouter.torch.AttendingPass`, but zeros."""
-        self.options[layer] = options
-        batch, heads, tokens, _ = query.shape
-        return query.new_zeros((batch, tokens, heads, value.shape[3]))
 
 
 @torch.inference_mode()
@@ -156,12 +135,12 @@ def _scales_of(model: Any, layout: KvLayout) -> list[float]:
     Raises:
         OtherModel: It attends otherwise than to all that is before a token.
     """
-    recorder = _Recorder()
+    observer = ObservingPass()
     token = torch.zeros(1, 1, dtype=torch.long, device="cpu")
-    packed_forward(model, token, token, recorder, None)
-    if sorted(recorder.options) != list(range(layout.num_layers)):
+    packed_forward(model, token, token, observer, None)
+    if sorted(observer.options) != list(range(layout.num_layers)):
         raise OtherModel
-    options = [recorder.options[layer] for layer in range(layout.num_layers)]
+    options = [observer.options[layer] for layer in range(layout.num_layers)]
     if any(own != AttentionOptions(own.scale) for own in options):
         raise OtherModel
     return [own.scale for own in options]
