@@ -84,7 +84,8 @@ struct RunningRow {
 };
 
 // Turns the scores of one row and page into weights relative to the row's new maximum; returns what
-// the row's earlier sums are multiplied by. `padded` scores, those beyond the page being -inf.
+// the row's earlier sums are multiplied by. `padded` scores, those beyond the page being -inf:
+// their weights are 0, exactly.
 float weigh_scores(float* scores, std::int32_t padded, RunningRow* row) {
   Vec best = Vec::broadcast(kMinusInfinity);
   for (std::int32_t i = 0; i < padded; i += Vec::kWidth) {
@@ -102,9 +103,6 @@ float weigh_scores(float* scores, std::int32_t padded, RunningRow* row) {
   }
   float rescale[Vec::kWidth];
   exponential(max_propagate(floor, Vec::broadcast(row->maximum - maximum))).store(rescale);
-  float sum = 0.0f;
-  for (std::int32_t i = 0; i < padded; ++i) sum += scores[i];
-  row->sum = row->sum * rescale[0] + sum;
   row->maximum = maximum;
   return rescale[0];
 }
@@ -139,25 +137,30 @@ struct PageValues {
 struct SeeingRow {
   const float* weights;  // of the page's tokens
   float* out;            // [value_dim]
+  RunningRow* running;
   float rescale;
   TokenRange seen;
 };
 
 // out = out * rescale + weights * values over the tokens that the rows, all of them the same, see:
-// some vectors of elements.
-template <int kRows, int kVectors>
+// some vectors of elements. Where asked to, the running sums of the weights alike: an addition
+// waits for the one before it, and beside the values nobody notices.
+template <int kRows, int kVectors, bool kWithSums>
 void add_part(const SeeingRow* rows, const PageValues& values, std::int32_t first) {
   Vec sums[kRows][kVectors];
+  Vec weights[kRows];
   for (int row = 0; row < kRows; ++row) {
     const Vec scale = Vec::broadcast(rows[row].rescale);
     for (int k = 0; k < kVectors; ++k) {
       sums[row][k] = Vec::load(rows[row].out + first + k * Vec::kWidth) * scale;
     }
+    weights[row] = Vec::broadcast(0.0f);
   }
   for (std::int32_t token = rows->seen.begin; token < rows->seen.end; ++token) {
     const float* const value = values.data + token * values.stride + first;
     for (int row = 0; row < kRows; ++row) {
       const Vec weight = Vec::broadcast(rows[row].weights[token]);
+      if constexpr (kWithSums) weights[row] = weights[row] + weight;
       for (int k = 0; k < kVectors; ++k) {
         sums[row][k] = fma(weight, Vec::load(value + k * Vec::kWidth), sums[row][k]);
       }
@@ -165,21 +168,36 @@ void add_part(const SeeingRow* rows, const PageValues& values, std::int32_t firs
   }
   for (int row = 0; row < kRows; ++row) {
     for (int k = 0; k < kVectors; ++k) sums[row][k].store(rows[row].out + first + k * Vec::kWidth);
+    if constexpr (kWithSums) {
+      float sum[Vec::kWidth];
+      weights[row].store(sum);
+      RunningRow* const running = rows[row].running;
+      running->sum = running->sum * rows[row].rescale + sum[0];
+    }
+  }
+}
+
+template <int kRows, int kVectors>
+void add_vectors(const SeeingRow* rows, const PageValues& values, std::int32_t first) {
+  if (first == 0) {
+    add_part<kRows, kVectors, true>(rows, values, first);
+  } else {
+    add_part<kRows, kVectors, false>(rows, values, first);
   }
 }
 
 template <int kRows>
 void add_rows(const SeeingRow* rows, const PageValues& values) {
-  constexpr int kTogether = 4;  // vectors
+  constexpr int kTogether = Vec::kWidth == 8 && kRows > 2 ? 2 : 4;  // vectors, as registers allow
   std::int32_t i = 0;
   for (; i + kTogether * Vec::kWidth <= values.size; i += kTogether * Vec::kWidth) {
-    add_part<kRows, kTogether>(rows, values, i);
+    add_vectors<kRows, kTogether>(rows, values, i);
   }
   for (; i + 2 * Vec::kWidth <= values.size; i += 2 * Vec::kWidth) {
-    add_part<kRows, 2>(rows, values, i);
+    add_vectors<kRows, 2>(rows, values, i);
   }
   for (; i < values.size; i += Vec::kWidth) {
-    add_part<kRows, 1>(rows, values, i);
+    add_vectors<kRows, 1>(rows, values, i);
   }
 }
 
@@ -194,8 +212,9 @@ void add_values(const SeeingRow* rows, std::int32_t count, const PageValues& val
     while (alike < 4 && row + alike < count && see_the_same(rows[row], rows[row + alike])) ++alike;
     if (alike == 4) {
       add_rows<4>(rows + row, values);
-    } else if (alike >= 2) {
-      alike = 2;
+    } else if (alike == 3) {
+      add_rows<3>(rows + row, values);
+    } else if (alike == 2) {
       add_rows<2>(rows + row, values);
     } else {
       add_rows<1>(rows + row, values);
@@ -269,11 +288,16 @@ float final_scale(const AttentionTask& task, std::int32_t row, RowSums* sums) {
   return scales.total / sums->total.sum;
 }
 
+// Tokens, rounded up to whole vectors of any instruction set.
+constexpr std::int32_t whole_lanes(std::int32_t tokens) {
+  return (tokens + kAttentionLanes - 1) / kAttentionLanes * kAttentionLanes;
+}
+
 // The pages that a task reads.
 struct PageRange {
   std::int32_t first;   // page
   std::int32_t end;     // token
-  std::int32_t padded;  // tokens of a page, rounded up to whole vectors
+  std::int32_t padded;  // tokens of a whole page, rounded up to whole vectors
 };
 
 PageRange page_range(const AttentionTask& task) {
@@ -284,8 +308,7 @@ PageRange page_range(const AttentionTask& task) {
     end = task.end_keys[row] > end ? task.end_keys[row] : end;
   }
   const std::int32_t page_size = task.layer->page_size;
-  const std::int32_t vectors = (page_size + kAttentionLanes - 1) / kAttentionLanes;
-  return {first / page_size, end, vectors * kAttentionLanes};
+  return {first / page_size, end, whole_lanes(page_size)};
 }
 
 // Keys and values of a page as fp32.
@@ -313,23 +336,25 @@ LoadedPage load(const AttentionTask& task, const PageRange& range, std::int32_t 
   return {base, tokens, keys, {values, layer.value_dim, layer.value_dim}};
 }
 
-// Reads the page into the sums that the rows have of the chunk, chunks: [rows, value_dim].
-void attend_page(const AttentionTask& task, const LoadedPage& page, std::int32_t padded,
+// Reads the page into the sums that the rows have of the chunk, chunks: [rows, value_dim], scores:
+// [rows, stride].
+void attend_page(const AttentionTask& task, const LoadedPage& page, std::int32_t stride,
                  float* scores, float* chunks, RowSums* sums) {
   const std::int32_t head_dim = task.layer->head_dim;
+  const std::int32_t padded = whole_lanes(page.tokens);
   SeeingRow seeing[kMaxAttentionRows];
   std::int32_t count = 0;
   for (std::int32_t row = 0; row < task.rows; ++row) {
     const TokenRange seen =
         seen_tokens(task.first_keys[row], task.end_keys[row], page.base, page.tokens);
     if (seen.begin >= seen.end) continue;
-    float* const own = scores + row * padded;
+    float* const own = scores + row * stride;
     score_row(task.queries + row * head_dim, page.keys, page.tokens, head_dim, own);
     if (task.softcap > 0.0f) cap_scores(own, padded, task.softcap);
     mask_scores(seen, padded, own);
     const float rescale = weigh_scores(own, padded, &sums[row].chunk);
     sums[row].started = true;
-    seeing[count++] = {own, chunks + row * page.values.size, rescale, seen};
+    seeing[count++] = {own, chunks + row * page.values.size, &sums[row].chunk, rescale, seen};
   }
   add_values(seeing, count, page.values);
 }

@@ -43,8 +43,9 @@ struct CpuKernels {
   // Elements side by side as those of another type (cast.hpp).
   void (*cast)(const std::byte* source, DataType source_type, std::byte* target,
                DataType target_type, std::int64_t count);
-  // A piece of a matrix product (product_task.hpp).
+  // Pieces of a matrix product (product_task.hpp).
   void (*product)(const ProductTask& task);
+  void (*product_block)(const ProductBlock& block);
   // Replaces the whole row operation (the emulator); null otherwise.
   RowResult (*evaluate)(const RowView& row, const RowRequest& request, float* logprobs) = nullptr;
 };

@@ -66,12 +66,15 @@ inline Vec sums_of_lanes(const Vec (*lanes)[kAttentionLanes]) { return {sum_of_l
 #include "cpu/attention_blocks-inl.hpp"
 // Needs the lanes of attention.
 #include "cpu/product_kernels-inl.hpp"
+// Needs the lanes of products.
+#include "cpu/product_blocks-inl.hpp"
 // Needs nothing of them.
 #include "cpu/cast_kernels-inl.hpp"
 
 }  // namespace
 
-extern const CpuKernels kGenericKernels{"generic",    row_statistics, load_tile, top_two, collect,
-                                        exponentials, attend,         cast,      product};
+extern const CpuKernels kGenericKernels{"generic", row_statistics, load_tile, top_two,
+                                        collect,   exponentials,   attend,    cast,
+                                        product,   product_block};
 
 }  // namespace glimprouter

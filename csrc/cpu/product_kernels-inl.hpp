@@ -58,15 +58,15 @@ std::int32_t product_rows(const ProductTask& task, std::int32_t first) {
   for (; output + kOutputs <= task.num_outputs; output += kOutputs) {
     for (std::int32_t row = first; row < end; row += kRows) {
       product_tile<kRows, kOutputs>(task.rows + row * task.size, task.weights + output * task.size,
-                                    task.size, task.sums + row * task.sums_stride + output,
-                                    task.sums_stride);
+                                    task.size, task.sums + row * task.num_outputs + output,
+                                    task.num_outputs);
     }
   }
   for (; output < task.num_outputs; ++output) {
     for (std::int32_t row = first; row < end; row += kRows) {
       product_tile<kRows, 1>(task.rows + row * task.size, task.weights + output * task.size,
-                             task.size, task.sums + row * task.sums_stride + output,
-                             task.sums_stride);
+                             task.size, task.sums + row * task.num_outputs + output,
+                             task.num_outputs);
     }
   }
   return end;

@@ -176,9 +176,10 @@ void HostDecoder::attend(PagePool& pool, const RaggedBatch& batch, std::int32_t 
   reserve(value_, tokens_ * layer.value.outputs);
   reserve(attended_, tokens_ * layer.query.outputs);
   norm_rows(layer.attention_norm);
-  multiply_rows(layer.query, normed_.data(), tokens_, nullptr, query_.data());
-  multiply_rows(layer.key, normed_.data(), tokens_, nullptr, key_.data());
-  multiply_rows(layer.value, normed_.data(), tokens_, nullptr, value_.data());
+  rows_.arrange(normed_.data(), tokens_, weights_.hidden);
+  multiply_rows(layer.query, rows_, nullptr, query_.data());
+  multiply_rows(layer.key, rows_, nullptr, key_.data());
+  multiply_rows(layer.value, rows_, nullptr, value_.data());
   rotate(layer);
   append_kv(pool, {index}, batch,
             view_of(turned_key_, tokens_, kv_heads, size, size, tokens_ * size),
@@ -186,7 +187,8 @@ void HostDecoder::attend(PagePool& pool, const RaggedBatch& batch, std::int32_t 
   paged_attention(pool, index, batch, layer.attention,
                   view_of(turned_query_, tokens_, heads, size, size, tokens_ * size),
                   view_of(attended_, tokens_, heads, size, heads * size, size));
-  multiply_rows(layer.output, attended_.data(), tokens_, hidden_.data(), hidden_.data());
+  rows_.arrange(attended_.data(), tokens_, layer.output.size);
+  multiply_rows(layer.output, rows_, hidden_.data(), hidden_.data());
 }
 
 void HostDecoder::apply_mlp(const DecoderLayer& layer) {
@@ -194,14 +196,16 @@ void HostDecoder::apply_mlp(const DecoderLayer& layer) {
   reserve(gate_, tokens_ * inner);
   reserve(up_, tokens_ * inner);
   norm_rows(layer.mlp_norm);
-  multiply_rows(layer.gate, normed_.data(), tokens_, nullptr, gate_.data());
-  multiply_rows(layer.up, normed_.data(), tokens_, nullptr, up_.data());
+  rows_.arrange(normed_.data(), tokens_, weights_.hidden);
+  multiply_rows(layer.gate, rows_, nullptr, gate_.data());
+  multiply_rows(layer.up, rows_, nullptr, up_.data());
   auto body = [&](std::int64_t token, int) noexcept {
     float* const own = gate_.data() + token * inner;
     activate(own, up_.data() + token * inner, inner, own);
   };
   parallel_tasks(tokens_, tokens_ * inner, TaskBody(body));
-  multiply_rows(layer.down, gate_.data(), tokens_, hidden_.data(), hidden_.data());
+  rows_.arrange(gate_.data(), tokens_, inner);
+  multiply_rows(layer.down, rows_, hidden_.data(), hidden_.data());
 }
 
 void HostDecoder::run(PagePool& pool, const RaggedBatch& batch, const RotaryTables& angles,
@@ -221,7 +225,8 @@ void HostDecoder::run(PagePool& pool, const RaggedBatch& batch, const RotaryTabl
   }
   reserve(normed_, count * hidden);
   rms_norm(rows_of(gate_, count, hidden), weights_.norm, normed_.data());
-  multiply_rows(weights_.head, normed_.data(), count, nullptr, logits);
+  rows_.arrange(normed_.data(), count, hidden);
+  multiply_rows(weights_.head, rows_, nullptr, logits);
 }
 
 }  // namespace glimprouter

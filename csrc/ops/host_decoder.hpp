@@ -78,6 +78,7 @@ class HostDecoder {
   // Of the pass at hand; they grow with the longest one and stay.
   std::vector<float> hidden_, normed_, query_, key_, value_, turned_query_, turned_key_, attended_,
       gate_, up_, cosine_, sine_;
+  ProductRows rows_;
 };
 
 }  // namespace glimprouter

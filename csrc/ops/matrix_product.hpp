@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace glimprouter {
 
@@ -17,9 +18,26 @@ struct Matrix {
   std::int64_t size = 0;  // a multiple of kProductLanes
 };
 
-// out[row] = matrix rows[row] (+ bias) (+ added[row]). rows: [count, size], added and out: [count,
-// outputs], side by side; added may be null, or out itself.
-void multiply_rows(const Matrix& matrix, const float* rows, std::int64_t count, const float* added,
-                   float* out);
+// Rows as products read them: most of many rows in blocks of columns, arranged once for all the
+// matrices that they are multiplied with.
+class ProductRows {
+ public:
+  // rows: [count, size], side by side, borrowed until the next call.
+  void arrange(const float* rows, std::int64_t count, std::int64_t size);
+
+ private:
+  friend void multiply_rows(const Matrix& matrix, const ProductRows& rows, const float* added,
+                            float* out);
+
+  const float* rows_ = nullptr;
+  std::int64_t count_ = 0;
+  std::int64_t size_ = 0;
+  std::int64_t blocks_ = 0;     // the first of the rows; what is left are few rows, as they are
+  std::vector<float> columns_;  // [blocks, size, kProductBlockRows]; grows, and stays
+};
+
+// out[row] = matrix rows[row] (+ bias) (+ added[row]). added and out: [count, outputs], side by
+// side; added may be null, or out itself.
+void multiply_rows(const Matrix& matrix, const ProductRows& rows, const float* added, float* out);
 
 }  // namespace glimprouter

@@ -64,7 +64,9 @@ void multiply(const py::object& rows, const py::object& weight, const py::object
                           std::to_string(matrix.outputs) + "], and not read-only");
   }
   const py::gil_scoped_release release;
-  multiply_rows(matrix, source, r.shape[0], nullptr, target);
+  ProductRows arranged;
+  arranged.arrange(source, r.shape[0], matrix.size);
+  multiply_rows(matrix, arranged, nullptr, target);
 }
 
 // Reads the parts of a decoder from tuples, and keeps their tensors alive.

@@ -26,8 +26,9 @@ std::vector<float> product_of(const Case& shape, const std::vector<float>& rows,
                               const std::vector<float>& weights, const float* bias,
                               const float* added) {
   std::vector<float> out(static_cast<std::size_t>(shape.rows * shape.outputs));
-  multiply_rows({weights.data(), bias, shape.outputs, shape.size}, rows.data(), shape.rows, added,
-                out.data());
+  ProductRows arranged;
+  arranged.arrange(rows.data(), shape.rows, shape.size);
+  multiply_rows({weights.data(), bias, shape.outputs, shape.size}, arranged, added, out.data());
   return out;
 }
 
@@ -95,13 +96,15 @@ TEST_F(MatrixProduct, ARowHasTheSameBitsInAnyBatchOnAnyInstructionSetAndNumberOf
 }
 
 TEST_F(MatrixProduct, MayBeAddedToItsOwnPlace) {
-  const Case shape{5, 70, 32};
+  const Case shape{21, 70, 32};
   const std::vector<float> rows = values_of(shape.rows * shape.size, 7);
   const std::vector<float> weights = values_of(shape.outputs * shape.size, 8);
   std::vector<float> place = values_of(shape.rows * shape.outputs, 9);
   const std::vector<float> want = product_of(shape, rows, weights, nullptr, place.data());
-  multiply_rows({weights.data(), nullptr, shape.outputs, shape.size}, rows.data(), shape.rows,
-                place.data(), place.data());
+  ProductRows arranged;
+  arranged.arrange(rows.data(), shape.rows, shape.size);
+  multiply_rows({weights.data(), nullptr, shape.outputs, shape.size}, arranged, place.data(),
+                place.data());
   EXPECT_EQ(place, want);
 }
 
