@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <optional>
@@ -13,6 +14,7 @@
 #include "cpu/product_task.hpp"
 #include "heads_access.hpp"
 #include "index_list.hpp"
+#include "loop/passes_ahead.hpp"
 #include "tensor_access.hpp"
 
 namespace py = pybind11;
@@ -144,11 +146,7 @@ class Decoder {
     const BorrowedTensor s(sine.ptr(), "sine");
     const BorrowedTensor o(logits.ptr(), "logits");
     const IndexList wanted(rows.ptr(), "rows");
-    const RotaryTables angles{floats(c, "cosine", 2), floats(s, "sine", 2), c.shape[0]};
-    if (c.shape[1] != head_dim_ || s.shape[0] != c.shape[0] || s.shape[1] != head_dim_) {
-      throw py::value_error("cosine and sine must have the shape [positions, " +
-                            std::to_string(head_dim_) + "]");
-    }
+    const RotaryTables angles = angles_of(c, s);
     float* const out = floats(o, "logits", 2);
     const auto count = static_cast<std::int64_t>(wanted.span().size());
     if (o.read_only || o.shape[0] != count || o.shape[1] != decoder_.vocabulary()) {
@@ -159,7 +157,36 @@ class Decoder {
     decoder_.run(pool, batch, angles, wanted.span(), out);
   }
 
+  std::int32_t passes_ahead(KvCache& cache, StepRouter& router, std::int32_t model,
+                            const py::object& sequences, const py::object& rows,
+                            const py::object& cosine, const py::object& sine,
+                            const StepOutputs& last, StepOutputs& ahead, double most_seconds) {
+    const BorrowedTensor c(cosine.ptr(), "cosine");
+    const BorrowedTensor s(sine.ptr(), "sine");
+    const IndexList own(sequences.ptr(), "sequences");
+    const IndexList list(rows.ptr(), "rows");
+    if (model != 0 && model != 1) throw py::value_error("model must be 0 (small) or 1 (large)");
+    const Writing writing{
+        decoder_, angles_of(c, s), cache,      router, model == 0 ? Model::kSmall : Model::kLarge,
+        model,    own.span(),      list.span()};
+    const auto most = std::chrono::duration<double>(most_seconds);
+    const py::gil_scoped_release release;
+    return glimprouter::passes_ahead(writing, last, ahead,
+                                     std::chrono::duration_cast<std::chrono::nanoseconds>(most));
+  }
+
  private:
+  RotaryTables angles_of(const BorrowedTensor& cosine, const BorrowedTensor& sine) const {
+    const RotaryTables angles{floats(cosine, "cosine", 2), floats(sine, "sine", 2),
+                              cosine.shape[0]};
+    if (cosine.shape[1] != head_dim_ || sine.shape[0] != angles.positions ||
+        sine.shape[1] != head_dim_) {
+      throw py::value_error("cosine and sine must have the shape [positions, " +
+                            std::to_string(head_dim_) + "]");
+    }
+    return angles;
+  }
+
   DecoderWeights weights(const KvLayout& layout, const py::object& embedding,
                          const py::list& layers, const py::tuple& norm, const py::tuple& head) {
     if (layout.num_layers() == 0) throw py::value_error("the layout has no layers");
@@ -192,8 +219,9 @@ void bind_host_decoder(py::module_& module) {
                     const py::tuple&>(),
            py::arg("layout"), py::arg("embedding"), py::arg("layers"), py::arg("norm"),
            py::arg("head"))
-      // Positional only: it is called once a pass.
-      .def("run", &Decoder::run);
+      // Positional only: they are called once a pass.
+      .def("run", &Decoder::run)
+      .def("passes_ahead", &Decoder::passes_ahead);
   module.def("multiply_rows", &multiply);
 }
 

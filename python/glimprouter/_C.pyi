@@ -487,6 +487,20 @@ class HostDecoder:
         logits: Any,
         /,
     ) -> None: ...
+    def passes_ahead(
+        self,
+        cache: KvCache,
+        router: StepRouter,
+        model: int,
+        sequences: Any,
+        rows: Any,
+        cosine: Any,
+        sine: Any,
+        last: StepOutputs,
+        ahead: StepOutputs,
+        most_seconds: float,
+        /,
+    ) -> int: ...
 
 class References:
     def __init__(

@@ -15,74 +15,14 @@
 #include "glimprouter/arena_on.hpp"
 #include "glimprouter/kv_cache.hpp"
 #include "glimprouter/thread_pool.hpp"
-#include "made_values.hpp"
-#include "ops/host_decoder.hpp"
+#include "made_decoder.hpp"
 
 namespace glimprouter {
 namespace {
 
-constexpr std::int64_t kHidden = 192;
-constexpr std::int64_t kInner = 448;
-constexpr std::int64_t kHeadDim = 32;
-constexpr std::int64_t kVocabulary = 70;
-constexpr std::int64_t kPositions = 200;
-constexpr std::int32_t kLayers = 2;
-
-KvLayout layout_of(std::int32_t page_size) {
-  return KvLayout::make(kLayers, 2, kHeadDim, page_size, DataType::kFloat32);
-}
-
-// Small weights, so that layers do not drown what they add to.
-class Model {
- public:
-  Model() {
-    DecoderWeights weights;
-    weights.embedding = values(kVocabulary * kHidden, 1.0f);
-    weights.vocabulary = kVocabulary;
-    weights.hidden = kHidden;
-    for (std::int32_t layer = 0; layer < kLayers; ++layer) {
-      DecoderLayer own;
-      own.attention_norm = norm(kHidden);
-      own.query = matrix(6 * kHeadDim, kHidden);
-      own.query.bias = values(6 * kHeadDim, 0.1f);
-      own.key = matrix(2 * kHeadDim, kHidden);
-      own.value = matrix(2 * kHeadDim, kHidden);
-      if (layer == 0) own.query_norm = own.key_norm = norm(kHeadDim);
-      own.attention.scale = 0.18f;
-      own.output = matrix(kHidden, 6 * kHeadDim);
-      own.mlp_norm = norm(kHidden);
-      own.gate = matrix(kInner, kHidden);
-      own.up = matrix(kInner, kHidden);
-      own.down = matrix(kHidden, kInner);
-      weights.layers.push_back(own);
-    }
-    weights.norm = norm(kHidden);
-    weights.head = matrix(kVocabulary, kHidden);
-    angles = {values(kPositions * kHeadDim, 0.25f), values(kPositions * kHeadDim, 0.25f),
-              kPositions};
-    parts = weights;
-  }
-
-  DecoderWeights parts;
-  RotaryTables angles;
-
- private:
-  const float* values(std::int64_t count, float scale) {
-    kept_.push_back(values_of(count, 1 + kept_.size()));
-    for (float& value : kept_.back()) value *= scale;
-    return kept_.back().data();
-  }
-  Matrix matrix(std::int64_t outputs, std::int64_t size) {
-    return {values(outputs * size, 0.02f), nullptr, outputs, size};
-  }
-  RmsNorm norm(std::int64_t size) { return {values(size, 0.3f), 1e-6, 1.0f}; }
-
-  std::vector<std::vector<float>> kept_;
-};
-
 // Two sequences; logits of every token, in order, of one sequence behind the other.
 using Lengths = std::vector<std::vector<std::int32_t>>;  // of the pieces of each pass
-std::vector<float> logits_of(const Model& model, const Lengths& passes) {
+std::vector<float> logits_of(const MadeDecoder& model, const Lengths& passes) {
   HostDecoder decoder(model.parts, layout_of(256));
   const KvLayout layout = layout_of(16);  // attention sums page by page: others have other bits
   auto pool =
@@ -125,7 +65,7 @@ std::vector<float> logits_of(const Model& model, const Lengths& passes) {
 }
 
 TEST(HostDecoder, TheSameBitsInAnyPassesOnAnyInstructionSetAndNumberOfThreads) {
-  const Model model;
+  const MadeDecoder model;
   const std::string before(active_backend().name);
   const Lengths whole = {{60, 37}};
   set_active_backend("generic");
@@ -146,7 +86,7 @@ TEST(HostDecoder, TheSameBitsInAnyPassesOnAnyInstructionSetAndNumberOfThreads) {
 }
 
 TEST(HostDecoder, RefusesWhatDoesNotFit) {
-  const Model model;
+  const MadeDecoder model;
   DecoderWeights weights = model.parts;
   weights.layers.pop_back();
   EXPECT_THROW(HostDecoder(weights, layout_of(4)), std::invalid_argument);

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PUBLIC = ROOT / "csrc" / "include" / "glimprouter"
 # Each may include those before it, and the public headers of those.
-CORE = ("base", "arithmetic", "kv", "cpu", "ops", "router", "device", "cuda")
+CORE = ("base", "arithmetic", "kv", "cpu", "ops", "router", "loop", "device", "cuda")
 KERNELS = ("base", "row", "select", "step", "kv", "attention", "layers")
 # Where the concept of a public header lives.
 HEADERS = {

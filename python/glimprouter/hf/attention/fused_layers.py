@@ -11,9 +11,9 @@ code of transformers stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +25,36 @@ from glimprouter.hf.attention.fused_norms import FoundNorm, find_norm
 from glimprouter.hf.attention.fused_operations import NARROW, Operations, operations_on
 from glimprouter.hf.attention.fused_products import FewRowProducts, ProductGroup, products_on
 from glimprouter.hf.attention.fused_rotary import FusedRotary
-from glimprouter.kv import PagePool, RaggedBatch
+from glimprouter.kv import KvCache, PagePool, RaggedBatch
+from glimprouter.router import StepOutputs, StepRouter
 
 # Names of linear layers in attention modules and MLPs: those that read the same rows, and others.
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _ALONE = ("o_proj", "down_proj", "qkv_proj", "gate_up_proj")
 
 Forward = Callable[..., Any]
+
+
+class Writing(NamedTuple):
+    """Sequences that a model goes on writing behind a step of the router.
+
+    Attributes:
+        cache: Of the sequences.
+        router: Of their rows.
+        model: Index of the model.
+        sequences: In the cache.
+        rows: In the router.
+        last: Outputs of the step.
+        ahead: Outputs of the steps to come.
+    """
+
+    cache: KvCache
+    router: StepRouter
+    model: int
+    sequences: Sequence[int]
+    rows: Sequence[int]
+    last: StepOutputs
+    ahead: StepOutputs
 
 
 class WholePass(Protocol):
@@ -44,6 +67,9 @@ class WholePass(Protocol):
         self, pool: PagePool, batch: RaggedBatch, rows: npt.NDArray[np.int32] | None = None
     ) -> torch.Tensor:
         """The batch's tokens; logits ``[rows, V]`` of some of them."""
+
+    def passes_ahead(self, writing: Writing, longest: int, seconds: float) -> None:
+        """Further passes behind a step, as :meth:`HostDecoderPass.passes_ahead` does them."""
 
 
 class FusedLayers:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from glimprouter import _C
+from glimprouter.hf.attention.fused_layers import Writing
 from glimprouter.hf.attention.layers import ObservingPass, kv_layout
 from glimprouter.hf.attention.paged import packed_forward, paged_forward
 from glimprouter.hf.decoder.parts import DecoderParts, OtherModel, find_parts
@@ -77,7 +78,6 @@ class HostDecoderPass:
             and self._watch.unchanged()
         )
 
-    @torch.inference_mode()
     def __call__(
         self, pool: PagePool, batch: RaggedBatch, rows: npt.NDArray[np.int32] | None = None
     ) -> torch.Tensor:
@@ -91,6 +91,37 @@ class HostDecoderPass:
         self._native.run(pool, batch, self._cosine, self._sine, wanted, logits)
         return logits
 
+    def passes_ahead(self, writing: Writing, longest: int, seconds: float) -> None:
+        """Goes on behind a step: appends its tokens, computes a pass, takes a step, and so on.
+
+        Ends when a sequence does not simply go on, when the outputs are full, when the time is
+        over, or when a pass cannot be computed. What the last pass brought is not appended. Pass k
+        has the outputs ``writing.ahead[k * rows : (k + 1) * rows]``; those of passes that there
+        were not have the status ``NOT_REACHED``.
+
+        Args:
+            writing: By this model; each of the sequences has computed all but the step's token.
+            longest: Tokens of the longest sequence, with that one.
+            seconds: After which no further pass begins.
+        """
+        most = longest + len(writing.ahead.token) // len(writing.rows)
+        wanted = max(longest, min(most, self._positions))
+        if wanted > len(self._cosine):
+            self._grow(wanted)
+        self._native.passes_ahead(
+            writing.cache,
+            writing.router,
+            writing.model,
+            writing.sequences,
+            writing.rows,
+            self._cosine,
+            self._sine,
+            writing.last,
+            writing.ahead,
+            seconds,
+        )
+
+    @torch.inference_mode()
     def _grow(self, longest: int) -> None:
         """Angles of twice as many positions as there were, or of as many as are needed."""
         wanted = min(max(2 * len(self._cosine), _FIRST_POSITIONS), self._positions)

@@ -10,67 +10,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
 
 import torch
 
+from glimprouter.hf.engine.sequence_tokens import SequenceTokens
 from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.pair.translation import Translation
 from glimprouter.hf.sequence.events import PageUsage, TokenCounts
 from glimprouter.hf.sequence.record import SequenceRecord
-
-
-class SequenceTokens(Protocol):
-    """The tokens of open sequences as both models have them, and how many each has computed.
-
-    :class:`glimprouter.KvCache` is one, and says what each method does. A model is an index of
-    ``MODELS``.
-    """
-
-    def open(self, prompts: Sequence[Sequence[int]], /) -> int:
-        """A sequence that has its prompts, for both models; its number."""
-
-    def close(self, sequence: int, /) -> None:
-        """Frees a sequence's memory and its number."""
-
-    def fork(self, sequence: int, /) -> int:
-        """A copy that goes its own way."""
-
-    def append(self, model: int, sequence: int, ids: Any, /) -> None:
-        """Tokens that a model wrote."""
-
-    def caught_up(self, model: int, sequence: int, /) -> bool:
-        """Whether all that was written is in the model's vocabulary."""
-
-    def pending_spans(self, model: int, sequence: int, /) -> list[bytes]:
-        """Texts that are not in the model's vocabulary yet."""
-
-    def resolve(self, model: int, sequence: int, spans: Sequence[Sequence[int]], /) -> Any:
-        """The tokens of these texts."""
-
-    def truncate(self, sequence: int, generated: int, /) -> None:
-        """Drops the generated tokens behind so many."""
-
-    def forget(self, model: int, sequence: int, count: int, /) -> None:
-        """Drops what the model has computed of the last tokens."""
-
-    def frontier(self, sequence: int, /) -> int:
-        """Generated tokens, each in its writer's vocabulary."""
-
-    def length(self, model: int, sequence: int, /) -> int:
-        """Tokens in the model's vocabulary, prompt included."""
-
-    def generated(self, model: int, sequence: int, /) -> list[int]:
-        """Generated tokens in the model's vocabulary."""
-
-    def num_computed_tokens(self, model: int, sequence: int, /) -> int:
-        """Tokens whose keys and values there are."""
-
-    def retokenized(self, model: int, sequence: int, /) -> int:
-        """Tokens that a tokenizer had to write, for none of the model's own was the same."""
-
-    def excess(self, model: int, sequence: int, /) -> int:
-        """Tokens that were computed, and then replaced by others."""
+from glimprouter.router import StepOutputs, StepRouter
 
 
 class Engine(ABC):
@@ -180,6 +128,36 @@ class Engine(ABC):
         logits = self._compute(model, records, [self._wanted(model, r) for r in records])
         self._note_pass(model, records, starts)
         return logits
+
+    def write_ahead(
+        self,
+        model: str,
+        records: Sequence[SequenceRecord],
+        router: StepRouter,
+        outputs: tuple[StepOutputs, StepOutputs],
+        seconds: float,
+    ) -> bool:
+        """Further passes of a model behind a step, where they need nothing between them.
+
+        :meth:`note_ahead` must follow for each of the records, also after an interrupt.
+
+        Args:
+            model: That goes on.
+            records: Sequences of the step, each behind a pass over one token.
+            router: Of the step.
+            outputs: Of the step, and of those to come: ``NOT_REACHED`` behind the last one. Their
+                tokens are the records' next ones.
+            seconds: After which no further pass begins.
+
+        Returns:
+            Whether there may have been some.
+        """
+        return False
+
+    def note_ahead(self, model: str, record: SequenceRecord) -> None:
+        """Passes over a token each, since the last one that the record knows of, have succeeded."""
+        for start in range(record.passes[model][-1] + 1, self.computed(model, record)):
+            record.note_pass(model, start)
 
     def _note_pass(
         self, model: str, records: Sequence[SequenceRecord], starts: Sequence[int]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from glimprouter.hf.attention.fused_layers import FusedLayers
+from glimprouter.hf.attention.fused_layers import FusedLayers, Writing
 from glimprouter.hf.attention.layers import kv_layout
 from glimprouter.hf.attention.paged import paged_forward
 from glimprouter.hf.attention.stateful import rows_together, stateful_forward
 from glimprouter.hf.engine.base import Engine
+from glimprouter.hf.engine.begun_pass import BegunPass
 from glimprouter.hf.engine.device_memory import DeviceMemory
 from glimprouter.hf.engine.kept_pool import KeptPool
 from glimprouter.hf.engine.pass_groups import bounded, grouped, wanted_rows
@@ -30,6 +31,7 @@ from glimprouter.hf.sequence.saved import bytes_as_tensor, tensor_as_bytes
 from glimprouter.hf.state.form import StateForm
 from glimprouter.hf.state.sequences import PackedState, SequenceStates
 from glimprouter.kv import KvCache, RaggedBatch
+from glimprouter.router import StepOutputs, StepRouter
 
 # Text may have more tokens in the vocabulary of the model that did not write it.
 _TRANSLATED_GROWTH = 2
@@ -49,28 +51,6 @@ class _Preempted:
     kv: bytes
     computed: list[int]
     states: dict[str, PackedState]
-
-
-@dataclass(frozen=True)
-class BegunPass:
-    """A forward pass whose pages are reserved; :meth:`PagedEngine.end` must follow.
-
-    Attributes:
-        model: Whose.
-        records: Sequences in it.
-        starts: Tokens that the model had computed of each.
-        batch: Their unseen tokens.
-        compute: Gives the logits. Another thread may call it while this one goes on with other
-            sequences of the other model, on another device.
-        alone: Whether nothing else may be computed meanwhile: it becomes a graph.
-    """
-
-    model: str
-    records: Sequence[SequenceRecord]
-    starts: list[int]
-    batch: RaggedBatch
-    compute: Callable[[], torch.Tensor]
-    alone: bool
 
 
 def _most_tokens(record: SequenceRecord) -> list[int]:
@@ -357,6 +337,25 @@ class PagedEngine(Engine):
             return
         self._cache.complete(begun.batch)
         self._note_pass(begun.model, begun.records, begun.starts)
+
+    def write_ahead(
+        self,
+        model: str,
+        records: Sequence[SequenceRecord],
+        router: StepRouter,
+        outputs: tuple[StepOutputs, StepOutputs],
+        seconds: float,
+    ) -> bool:
+        """By the model's native pass, where it has one."""
+        fused = self._fused.get(model)
+        if fused is None or fused.whole is None or not fused.whole.takes(len(records)):
+            return False
+        index, sequences = MODELS.index(model), self._numbers(records)
+        longest = 1 + max(self.computed(model, record) for record in records)
+        rows = [record.row for record in records]
+        writing = Writing(self._cache, router, index, sequences, rows, *outputs)
+        fused.whole.passes_ahead(writing, longest, seconds)
+        return True
 
     def _at_step_start(self, records: Sequence[SequenceRecord]) -> list[int]:
         return [self._sequences[record.index] for record in records if record.at_step_start]

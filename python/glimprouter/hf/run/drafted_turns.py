@@ -68,7 +68,7 @@ class DraftedTurns:
         self._kept_waiting = 0  # passes of the large one, while rows waited for the small one
         self._written = self._cost = 0.0  # by them
 
-    def note(self, model: str, tokens: int, written: int, seconds: float) -> None:
+    def note(self, model: str, tokens: int, written: float, seconds: float) -> None:
         """A pass is over.
 
         Args:

@@ -178,7 +178,16 @@ class Loop:
         name, drafting = self._turn(pending)
         if name is None:
             return
-        self._passes.extend(self._cut(name, pending[name], drafting))
+        passes = list(self._cut(name, pending[name], drafting))
+        if len(passes) == 1 and self._is_alone(name, pending) and not drafting:
+            passes = [passes[0]._replace(alone=True)]
+        self._passes.extend(passes)
+
+    def _is_alone(self, name: str, pending: Mapping[str, Sequence[SequenceRecord]]) -> bool:
+        """Whether nobody waits for the other model, nor could it do anything meanwhile."""
+        waiting = any(records for other, records in pending.items() if other != name)
+        drafts = name == "large" and self._drafted_turns is not None
+        return not (waiting or drafts or self.sequences.pair.translation is not None)
 
     def _cut(
         self,

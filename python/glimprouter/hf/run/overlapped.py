@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
+from glimprouter.hf.engine.begun_pass import BegunPass
 from glimprouter.hf.engine.choice import EngineChoice
-from glimprouter.hf.engine.paged import BegunPass, PagedEngine
+from glimprouter.hf.engine.paged import PagedEngine
 from glimprouter.hf.pair.devices import torch_device
 from glimprouter.hf.pair.locks import lent
 from glimprouter.hf.run.flight import Flight

@@ -11,7 +11,7 @@ from glimprouter.glimpse import Status
 from glimprouter.hf.pair.asides import EncodedAside
 from glimprouter.hf.pair.devices import torch_device
 from glimprouter.hf.run.decisions import Decisions, is_undecided
-from glimprouter.hf.run.said import Said, read_entries
+from glimprouter.hf.run.said import Entry, Said, read_entries
 from glimprouter.hf.run.sequences import RunSequences
 from glimprouter.hf.run.verdicts import Verdicts
 from glimprouter.hf.sequence.record import SequenceRecord
@@ -19,6 +19,10 @@ from glimprouter.kv import OutOfPages
 from glimprouter.policies import Policy
 from glimprouter.policies.base import reads_steps
 from glimprouter.router import OutputField, Phase, Route, StepOutputs
+
+# Passes ahead: tokens that events wait for, and rows of outputs.
+_MOST_SECONDS_AHEAD = 1e-3
+_MOST_AHEAD = 64
 
 
 class PlannedPass(NamedTuple):
@@ -28,11 +32,13 @@ class PlannedPass(NamedTuple):
         model: Whose.
         records: Sequences in it.
         drafting: Those of them that wait for the large model, by index: the small one drafts.
+        alone: Whether nobody waits for anything else: the model may go on as long as they do.
     """
 
     model: str
     records: list[SequenceRecord]
     drafting: frozenset[int] = frozenset()
+    alone: bool = False
 
 
 class _Answer(NamedTuple):
@@ -44,6 +50,7 @@ class _Answer(NamedTuple):
         counts: Drafts that were verified of each.
         started: When the pass began.
         outputs: Where they are.
+        ahead: Whether passes may have followed at once, whose outputs lie elsewhere.
     """
 
     model: str
@@ -51,10 +58,11 @@ class _Answer(NamedTuple):
     counts: list[int]
     started: float
     outputs: StepOutputs
+    ahead: bool = False
 
 
 class PassReport(NamedTuple):
-    """What a pass was.
+    """What a pass was, or each of some that were alike.
 
     Attributes:
         model: Whose.
@@ -65,7 +73,7 @@ class PassReport(NamedTuple):
 
     model: str
     tokens: int
-    written: int
+    written: float
     seconds: float
 
 
@@ -106,6 +114,9 @@ class ModelPasses:
         self._aside_seconds = 0.0  # within the pass that is being computed
         self._outputs = router.outputs(max_sequences * (1 + most_drafts), fields)
         self._drafted = router.outputs(max_sequences, OutputField.NONE)
+        self._ahead = router.outputs(_MOST_AHEAD, OutputField.NONE)
+        self._goes_ahead = policy is None and router.device == "cpu"
+        self._num_ahead = 0  # passes, behind the one that was planned
         self._answer: _Answer | None = None
 
     def run(self, planned: PlannedPass) -> PassReport | None:
@@ -114,7 +125,7 @@ class ModelPasses:
         Raises:
             OutOfPages: One sequence alone has no room, even without drafts.
         """
-        started, self._aside_seconds = time.perf_counter(), 0.0
+        started, self._aside_seconds, self._num_ahead = time.perf_counter(), 0.0, 0
         name, drafting = planned.model, planned.drafting
         records = [r for r in planned.records if self._sequences.is_active(r)]
         if not records:
@@ -124,12 +135,14 @@ class ModelPasses:
             return None
         tokens = self._sequences.engine.pass_tokens
         logits = logits.to(torch_device(self._sequences.router.device)).contiguous()
+        alone = planned.alone and self._goes_ahead and tokens == len(records)
         if name == "large":
-            written = self._verify(records, logits, started)
+            written = self._verify(records, logits, started, alone=alone)
         else:
-            written = self._step(records, drafting, logits, started)
+            written = self._step(records, drafting, logits, started, alone=alone)
         seconds = time.perf_counter() - started - self._aside_seconds
-        return PassReport(name, tokens, written, seconds)
+        passes = 1 + self._num_ahead
+        return PassReport(name, tokens, written / passes, seconds / passes)
 
     def catch_up(self, name: str, record: SequenceRecord) -> None:
         """Has a model compute all that is written of a sequence in memory; nothing comes of it.
@@ -179,6 +192,8 @@ class ModelPasses:
         drafting: frozenset[int],
         logits: Any,
         started: float,
+        *,
+        alone: bool,
     ) -> int:
         """Steps of the small model, and drafts behind those that went to the large one."""
         if self._reads:
@@ -191,6 +206,8 @@ class ModelPasses:
             out = self._outputs if self._decisions is None else self._decisions.glimpsed
             self._sequences.router.step("small", own, [r.row for r in stepping], out)
             self._answer = _Answer("small", stepping, [0] * len(stepping), started, out)
+            if alone:
+                self._go_ahead(self._answer)
             self.hear()
             for at, said in zip(places, self.said, strict=True):
                 if not self._sequences.is_active(said.record):
@@ -222,7 +239,20 @@ class ModelPasses:
             goes_on = status == Status.OK and phase == writing
             record.drafts.ended = not (goes_on and self._sequences.engine.draft(record, token))
 
-    def _verify(self, records: Sequence[SequenceRecord], logits: Any, started: float) -> int:
+    def _go_ahead(self, answer: _Answer) -> None:
+        """Further passes over the same sequences in one call, as long as all of them just go on."""
+        left = _MOST_SECONDS_AHEAD - (time.perf_counter() - answer.started)
+        if left > 0:
+            # Before the call: an interrupt takes its result away, and not what it has written.
+            self._ahead.status[:] = Status.NOT_REACHED
+            self._answer = answer._replace(ahead=True)
+            engine, outputs = self._sequences.engine, (answer.outputs, self._ahead)
+            router = self._sequences.router
+            engine.write_ahead(answer.model, answer.records, router, outputs, left)
+
+    def _verify(
+        self, records: Sequence[SequenceRecord], logits: Any, started: float, *, alone: bool
+    ) -> int:
         """What the large model writes, as long as drafts hold, and what it writes instead."""
         counts = [len(record.drafts) for record in records]
         drafts = [token for record in records for token in record.drafts.ids]
@@ -232,6 +262,8 @@ class ModelPasses:
         else:  # which is faster on a device
             router.step("large", logits, rows, self._outputs)
         self._answer = _Answer("large", list(records), counts, started, self._outputs)
+        if alone:
+            self._go_ahead(self._answer)
         self.hear()
         return self._written()
 
@@ -262,12 +294,24 @@ class ModelPasses:
             if is_undecided(own):
                 own.entries.clear()
 
+    def _read_ahead(self, answer: _Answer) -> list[Entry]:
+        """What the router said of passes that followed at once, pass by pass."""
+        rows = len(answer.records)
+        reached = self._ahead.status[::rows] != Status.NOT_REACHED
+        self._num_ahead = int(reached.sum())
+        if self._num_ahead:
+            for record in answer.records:
+                self._sequences.engine.note_ahead(answer.model, record)
+        return read_entries(self._ahead, rows * self._num_ahead)
+
     def _said(self, answer: _Answer) -> Iterator[Said]:
-        entries = read_entries(answer.outputs, len(answer.records) + sum(answer.counts))
-        seconds = (time.perf_counter() - answer.started) / len(answer.records)
+        num_records = len(answer.records)
+        entries = read_entries(answer.outputs, num_records + sum(answer.counts))
+        ahead = self._read_ahead(answer) if answer.ahead else []
+        seconds = (time.perf_counter() - answer.started) / num_records
         at = 0
-        for record, count in zip(answer.records, answer.counts, strict=True):
-            own = entries[at : at + count + 1]
+        for place, (record, count) in enumerate(zip(answer.records, answer.counts, strict=True)):
+            own = entries[at : at + count + 1] + ahead[place::num_records]
             at += count + 1
             reached = [entry for entry in own if entry[0] != Status.NOT_REACHED]
             tokens = [signals.token for _, signals in reached]
