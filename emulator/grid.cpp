@@ -20,6 +20,7 @@ constexpr unsigned kMaxTsanThreads = 6000;
 struct Launch {
   void (*run_thread)(const void*) = nullptr;
   const void* call = nullptr;
+  bool programmatic = false;
   char ended_tag = 0;  // orders every thread before the end of the launch
 };
 
@@ -39,6 +40,11 @@ void run_threads() noexcept {
   Fiber::arrived();
   for (;;) {
     launch.run_thread(launch.call);
+    // Who never waits may end before the kernel ahead, and whoever waits for it alone runs too
+    // soon.
+    if (launch.programmatic && !current->waited) {
+      fail(current, nullptr, "a thread returned without wait_for_dependencies()");
+    }
     if (under_tsan()) __tsan_release(&launch.ended_tag);
     running_block->leave();
   }
@@ -80,6 +86,7 @@ int run_grid(const Grid& grid, void (*run_thread)(const void*), const void* call
   launching = true;
   launch.run_thread = run_thread;
   launch.call = call;
+  launch.programmatic = grid.programmatic;
   Random random(current_seed + (launches_of_seed++ << 32));
   const std::vector<Dim3> order = block_order(grid.blocks, random);
   if (under_tsan() && order.size() * grid.threads > kMaxTsanThreads) {

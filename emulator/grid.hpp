@@ -17,6 +17,8 @@ struct Dim3 {
 struct Grid {
   Dim3 blocks;
   unsigned threads = 1;  // of a block
+  // It may start before the kernel ahead has ended: every thread must wait for that one.
+  bool programmatic = false;
 };
 
 // Calls run_thread(call) once for each thread of the grid; returns when all have returned. Gives

@@ -190,6 +190,8 @@ void check(bool condition, const char* message, const Site& site) {
   fail(current, nullptr, "%s", message);
 }
 
+void note_wait() { current->waited = true; }
+
 void count_atomic() {
   constexpr unsigned kMost = 1 << 20;
   if (++current->atomics == kMost) {

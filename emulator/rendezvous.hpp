@@ -26,6 +26,9 @@ void check(bool condition, const char* message, const Site& site);
 // running.
 void count_atomic();
 
+// The running thread has waited for the kernels ahead of its own.
+void note_wait();
+
 // Notes a copy of 16 bytes from global into shared memory, and ends the process where either is not
 // what it must be.
 void begin_copy(void* shared, const void* global);

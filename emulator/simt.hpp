@@ -121,6 +121,6 @@ GR_DEVICE void atomic_add_shared(std::uint64_t* target, std::uint64_t value) {
 }
 
 GR_DEVICE void launch_dependents() {}
-GR_DEVICE void wait_for_dependencies() {}
+GR_DEVICE void wait_for_dependencies() { simt::note_wait(); }
 
 }  // namespace glimprouter::device

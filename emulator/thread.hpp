@@ -40,6 +40,7 @@ struct Thread {
   std::uint64_t result = 0;
 
   unsigned atomics = 0;  // since its last rendezvous
+  bool waited = false;   // for the kernels ahead of its own
   char order_tag = 0;    // an address that ThreadSanitizer orders memory by
 
   unsigned lane() const { return number % kLanes; }

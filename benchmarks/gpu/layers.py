@@ -17,7 +17,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_
 
 from glimprouter.hf.attention.fused_operations import DeviceOperations, Norm, NormForm
 
-ROWS = (1, 4, 8)
+ROWS = (1, 4, 8, 16)
 COLD_BYTES = 400 << 20  # that weights are cycled through
 FORM = NormForm(0.0, True)
 EPSILON = 1e-6

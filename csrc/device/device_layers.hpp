@@ -79,7 +79,7 @@ struct ActivationArguments {
 };
 
 // More rows are refused: they are no longer bound by reading the weights alone.
-inline constexpr std::int32_t kMostProductRows = 8;
+inline constexpr std::int32_t kMostProductRows = 16;
 inline constexpr int kMostMatrices = 3;
 
 struct ProductMatrix {

@@ -172,6 +172,7 @@ GR_DEVICE void attend_chunk(const DirectAttention<kRows>& attention, std::int32_
 template <int kRows>
 GR_KERNEL(kRows* static_cast<int>(kWarpSize), 16 / kRows)
 void attention_kernel(const AttentionArguments arguments) {
+  launch_dependents();
   GR_SHARED(DirectShared<kRows>, shared);
   wait_for_dependencies();
   const DirectAttention<kRows> attention(arguments);

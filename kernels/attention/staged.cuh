@@ -279,6 +279,7 @@ class StagedAttention : public ChunkAttention<kRows> {
 template <int kRows>
 GR_KERNEL(kRows* static_cast<int>(kWarpSize), 16 / kRows)
 void staged_attention_kernel(const AttentionArguments arguments) {
+  launch_dependents();
   GR_SHARED(StagedShared<kRows>, shared);
   wait_for_dependencies();
   StagedAttention<kRows> attention(arguments);

@@ -127,7 +127,9 @@ GR_DEVICE void atomic_add_shared(std::uint64_t* target, std::uint64_t value);
 
 // Programmatic dependent launch (sm_90 and newer, nothing elsewhere). A kernel that may be launched
 // so calls wait_for_dependencies() before it touches anything that the kernel before it writes, or
-// writes anything that that one reads; launch_dependents() lets the next one start early.
+// writes anything that that one reads; launch_dependents() lets the next one start early. Every
+// thread waits, also one that has nothing to do: only then has all that is further ahead ended,
+// too, when the kernel itself has.
 GR_DEVICE void launch_dependents();
 GR_DEVICE void wait_for_dependencies();
 

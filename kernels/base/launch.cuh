@@ -77,8 +77,9 @@ LaunchStatus launch(void (*kernel)(Parameters...), const LaunchShape& shape,
     const Call& copied = *static_cast<const Call*>(opaque);
     std::apply(copied.first, copied.second);
   };
-  return simt::run_grid({{shape.grid.x, shape.grid.y, shape.grid.z}, shape.block}, run_thread,
-                        &call);
+  return simt::run_grid(
+      {{shape.grid.x, shape.grid.y, shape.grid.z}, shape.block, shape.programmatic}, run_thread,
+      &call);
 #endif
 }
 

@@ -123,6 +123,7 @@ struct CastCopyJob {
 template <typename Job>
 GR_KERNEL(kCopyThreads)
 void head_copy_kernel(const Job job) {
+  launch_dependents();
   wait_for_dependencies();
   const HeadLine line = line_of(blockIdx.y, job.parts(), job.layer().num_kv_heads);
   const DataType from = job.source_type(line);
@@ -156,6 +157,7 @@ inline constexpr std::int64_t kVectorsTogether = 4;
 template <typename Arguments>
 GR_KERNEL(kCopyThreads)
 void page_copy_kernel(const Arguments arguments) {
+  launch_dependents();
   wait_for_dependencies();
   const std::int64_t vectors = arguments.page_bytes / 16;
   for (std::int64_t index = blockIdx.y; index < arguments.count; index += gridDim.y) {

@@ -110,6 +110,14 @@ inline LaunchStatus launch_activation(const ActivationArguments& arguments,
 // Blocks a processor below which each of them has more loads on their way.
 inline constexpr std::int64_t kProductBlocks = 3;
 
+template <DataType kType, std::int32_t kGroups>
+LaunchStatus launch_product_of(const ProductArguments& arguments, const LaunchShape& shape,
+                               bool few_blocks) {
+  if (arguments.gated) return launch(&product_kernel<kType, 2, kGroups, 1>, shape, arguments);
+  if (few_blocks) return launch(&product_kernel<kType, 1, kGroups, 4>, shape, arguments);
+  return launch(&product_kernel<kType, 1, kGroups, 2>, shape, arguments);
+}
+
 inline LaunchStatus launch_product(const ProductArguments& arguments, const DeviceShape& device,
                                    Stream stream) {
   if (arguments.count > kMostProductRows || arguments.dtype == DataType::kFloat32 ||
@@ -124,17 +132,14 @@ inline LaunchStatus launch_product(const ProductArguments& arguments, const Devi
   LaunchShape shape = shape_on(device, stream);
   shape.grid.x = static_cast<unsigned>(tiles);
   shape.block = kProductThreads;
+  const bool few_blocks = tiles < kProductBlocks * device.processors;
   const bool half = arguments.dtype == DataType::kFloat16;
-  if (arguments.gated) {
-    return half ? launch(&product_kernel<DataType::kFloat16, 2, 1>, shape, arguments)
-                : launch(&product_kernel<DataType::kBFloat16, 2, 1>, shape, arguments);
+  if (arguments.count <= kGroupRows) {
+    return half ? launch_product_of<DataType::kFloat16, 1>(arguments, shape, few_blocks)
+                : launch_product_of<DataType::kBFloat16, 1>(arguments, shape, few_blocks);
   }
-  if (tiles < kProductBlocks * device.processors) {
-    return half ? launch(&product_kernel<DataType::kFloat16, 1, 4>, shape, arguments)
-                : launch(&product_kernel<DataType::kBFloat16, 1, 4>, shape, arguments);
-  }
-  return half ? launch(&product_kernel<DataType::kFloat16, 1, 2>, shape, arguments)
-              : launch(&product_kernel<DataType::kBFloat16, 1, 2>, shape, arguments);
+  return half ? launch_product_of<DataType::kFloat16, kMostGroups>(arguments, shape, few_blocks)
+              : launch_product_of<DataType::kBFloat16, kMostGroups>(arguments, shape, few_blocks);
 }
 
 }  // namespace glimprouter::device

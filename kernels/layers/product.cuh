@@ -6,9 +6,10 @@
 // warps in order. Neither depends on how many rows come in, so a row has the same bits in any
 // batch, and beside any other matrices.
 //
-// A tensor core takes 16 rows of weights by 16 elements, and 16 elements by 8 incoming rows. In
-// which order it meets the elements is free as long as both sides agree: each lane loads eight
-// neighbours, 16 bytes, of two rows of weights and of one incoming row, which serve two products.
+// A tensor core takes 16 rows of weights by 16 elements, and 16 elements by a group of 8 incoming
+// rows; a second group meets the weights that are in registers for the first. In which order the
+// elements are met is free as long as both sides agree: each lane loads eight neighbours, 16 bytes,
+// of two rows of weights and of one incoming row of each group, which serve two products.
 #pragma once
 
 #include <cstddef>
@@ -25,11 +26,14 @@ inline constexpr std::uint32_t kProductWarps = kProductThreads / kWarpSize;
 inline constexpr std::int32_t kTileRows = 16;
 inline constexpr std::int32_t kChunk = 64;  // elements: a line of 128 bytes of every row
 inline constexpr std::int32_t kHalves = 2;  // of a chunk: 32 elements, eight for each of four lanes
-static_assert(kMostProductRows == 8, "the columns of a tensor core");
+inline constexpr std::int32_t kGroupRows = 8;  // the columns of a tensor core
+inline constexpr std::int32_t kMostGroups = kMostProductRows / kGroupRows;
+static_assert(kMostProductRows % kGroupRows == 0, "whole groups");
+static_assert(kMostProductRows * kTileRows <= kProductThreads, "a thread writes one result");
 
-template <std::int32_t kTiles>
+template <std::int32_t kTiles, std::int32_t kGroups>
 struct ProductShared {
-  float sums[kProductWarps][kTiles][kMostProductRows][kTileRows];
+  float sums[kProductWarps][kTiles][kGroups * kGroupRows][kTileRows];
 };
 
 // The tile of a block. Matrices are chosen by comparing: indexed, they would be copied to a stack.
@@ -80,28 +84,71 @@ struct WeightChunk {
   }
 };
 
-template <DataType kType, std::int32_t kTiles>
-GR_DEVICE void multiply_chunk(const WeightChunk<kTiles>& weights, const Vec16 (&x)[kHalves],
-                              float (&sums)[kTiles][4]) {
-  GR_UNROLL
-  for (std::int32_t half = 0; half < kHalves; ++half) {
+// And of the incoming rows: of each group one, eight elements in each half.
+template <std::int32_t kGroups>
+struct IncomingChunk {
+  Vec16 piece[kGroups][kHalves];
+
+  GR_DEVICE void load(const std::byte* const (&rows)[kGroups], std::int32_t first,
+                      std::int32_t size) {
     GR_UNROLL
-    for (std::int32_t pair = 0; pair < 2; ++pair) {
-      const std::uint32_t right[2] = {x[half].word[2 * pair], x[half].word[2 * pair + 1]};
+    for (std::int32_t group = 0; group < kGroups; ++group) {
       GR_UNROLL
-      for (std::int32_t tile = 0; tile < kTiles; ++tile) {
-        const Vec16(&rows)[2] = weights.piece[tile][half];
-        const std::uint32_t left[4] = {rows[0].word[2 * pair], rows[1].word[2 * pair],
-                                       rows[0].word[2 * pair + 1], rows[1].word[2 * pair + 1]};
-        multiply_tile<kType == DataType::kBFloat16>(left, right, sums[tile]);
+      for (std::int32_t half = 0; half < kHalves; ++half) {
+        const std::int32_t at = first + half * (kChunk / kHalves);
+        piece[group][half] = load16_if(rows[group] + std::int64_t{at} * 2, at < size);
       }
     }
   }
-}
+};
+
+// What a lane sums.
+template <std::int32_t kTiles, std::int32_t kGroups>
+struct ProductSums {
+  float of[kTiles][kGroups][4] = {};
+
+  template <DataType kType>
+  GR_DEVICE void add(const WeightChunk<kTiles>& weights, const IncomingChunk<kGroups>& x) {
+    GR_UNROLL
+    for (std::int32_t half = 0; half < kHalves; ++half) {
+      GR_UNROLL
+      for (std::int32_t pair = 0; pair < 2; ++pair) {
+        GR_UNROLL
+        for (std::int32_t group = 0; group < kGroups; ++group) {
+          const Vec16& own = x.piece[group][half];
+          const std::uint32_t right[2] = {own.word[2 * pair], own.word[2 * pair + 1]};
+          GR_UNROLL
+          for (std::int32_t tile = 0; tile < kTiles; ++tile) {
+            const Vec16(&rows)[2] = weights.piece[tile][half];
+            const std::uint32_t left[4] = {rows[0].word[2 * pair], rows[1].word[2 * pair],
+                                           rows[0].word[2 * pair + 1], rows[1].word[2 * pair + 1]};
+            multiply_tile<kType == DataType::kBFloat16>(left, right, of[tile][group]);
+          }
+        }
+      }
+    }
+  }
+
+  GR_DEVICE void leave(ProductShared<kTiles, kGroups>& shared) const {
+    const auto warp = static_cast<std::int32_t>(threadIdx.x / kWarpSize);
+    const auto lane = static_cast<std::int32_t>(threadIdx.x % kWarpSize);
+    GR_UNROLL
+    for (std::int32_t tile = 0; tile < kTiles; ++tile) {
+      GR_UNROLL
+      for (std::int32_t group = 0; group < kGroups; ++group) {
+        GR_UNROLL
+        for (std::int32_t k = 0; k < 4; ++k) {
+          const std::int32_t column = group * kGroupRows + lane % 4 * 2 + k % 2;
+          shared.sums[warp][tile][column][lane / 4 + k / 2 * 8] = of[tile][group][k];
+        }
+      }
+    }
+  }
+};
 
 // A sum of the block, of row `first + row` of a tile's matrix and one incoming row.
-template <std::int32_t kTiles>
-GR_DEVICE float summed(const ProductShared<kTiles>& shared, std::int32_t tile,
+template <std::int32_t kTiles, std::int32_t kGroups>
+GR_DEVICE float summed(const ProductShared<kTiles, kGroups>& shared, std::int32_t tile,
                        const ProductMatrix& matrix, std::int32_t first, std::int32_t row,
                        std::int32_t column, DataType dtype) {
   float total = 0.0f;
@@ -114,9 +161,9 @@ GR_DEVICE float summed(const ProductShared<kTiles>& shared, std::int32_t tile,
 }
 
 // An element of the results a thread.
-template <DataType kType, std::int32_t kTiles>
+template <DataType kType, std::int32_t kTiles, std::int32_t kGroups>
 GR_DEVICE void write_tile(const ProductArguments& arguments, const ProductTile& tile,
-                          const ProductShared<kTiles>& shared) {
+                          const ProductShared<kTiles, kGroups>& shared) {
   const auto row = static_cast<std::int32_t>(threadIdx.x) % kTileRows;
   const auto column = static_cast<std::int32_t>(threadIdx.x) / kTileRows;
   const ProductMatrix matrix = matrix_of(arguments, tile.index);
@@ -134,53 +181,74 @@ GR_DEVICE void write_tile(const ProductArguments& arguments, const ProductTile& 
   write_element(matrix.out + at, kType, value);
 }
 
-// kTiles: 1, or 2 for a gate and what it lets through. kAhead: chunks whose loads a warp has on
-// their way. grid: tiles of all matrices.
-template <DataType kType, std::int32_t kTiles, std::int32_t kAhead>
-GR_KERNEL(kProductThreads)
-void product_kernel(const ProductArguments arguments) {
-  launch_dependents();
-  GR_SHARED(ProductShared<kTiles>, shared);
-  constexpr auto kWarpStride = static_cast<std::int32_t>(kProductWarps) * kChunk;
-  const std::int32_t size = arguments.size;
-  const auto warp = static_cast<std::int32_t>(threadIdx.x / kWarpSize);
-  const auto lane = static_cast<std::int32_t>(threadIdx.x % kWarpSize);
-  const ProductTile tile = tile_of(arguments);
-  // Rows that are not there are read as others that are; what comes of them is not written.
-  const std::byte* rows[kTiles][2];
+// Where a lane reads. Rows that are not there are read as others that are; what comes of them is
+// not written.
+template <std::int32_t kTiles>
+GR_DEVICE void find_weights(const ProductArguments& arguments, const ProductTile& tile,
+                            const std::byte* (&rows)[kTiles][2]) {
   GR_UNROLL
   for (std::int32_t i = 0; i < kTiles; ++i) {
     const ProductMatrix matrix = matrix_of(arguments, tile.index + i);
     GR_UNROLL
     for (std::int32_t k = 0; k < 2; ++k) {
-      const std::int32_t row = tile.first + lane / 4 + 8 * k;
-      rows[i][k] = matrix.weight + std::int64_t{row < matrix.rows ? row : tile.first} * size * 2;
+      const std::int32_t own = static_cast<std::int32_t>(threadIdx.x % kWarpSize) / 4 + 8 * k;
+      const std::int32_t row = tile.first + own < matrix.rows ? tile.first + own : tile.first;
+      rows[i][k] = matrix.weight + std::int64_t{row} * arguments.size * 2;
     }
   }
-  const std::byte* const incoming =
-      arguments.x + std::int64_t{lane / 4 < arguments.count ? lane / 4 : 0} * size * 2;
-  float sums[kTiles][4] = {};
+}
+
+template <std::int32_t kGroups>
+GR_DEVICE void find_incoming(const ProductArguments& arguments, const std::byte* (&rows)[kGroups]) {
+  GR_UNROLL
+  for (std::int32_t group = 0; group < kGroups; ++group) {
+    const std::int32_t own =
+        static_cast<std::int32_t>(threadIdx.x % kWarpSize) / 4 + kGroupRows * group;
+    rows[group] = arguments.x + std::int64_t{own < arguments.count ? own : 0} * arguments.size * 2;
+  }
+}
+
+// kTiles: 1, or 2 for a gate and what it lets through. kGroups: of incoming rows. kAhead: chunks of
+// weights whose loads a warp has on their way. The incoming rows of as many come together, but
+// those of two groups one by one beside four chunks: a thread may have 128 registers, or of the
+// blocks of a matrix with few rows some would wait for others. grid: tiles of all matrices.
+template <DataType kType, std::int32_t kTiles, std::int32_t kGroups, std::int32_t kAhead>
+GR_KERNEL(kProductThreads)
+void product_kernel(const ProductArguments arguments) {
+  launch_dependents();
+  using Shared = ProductShared<kTiles, kGroups>;
+  GR_SHARED(Shared, shared);
+  constexpr auto kWarpStride = static_cast<std::int32_t>(kProductWarps) * kChunk;
+  constexpr std::int32_t kTogether = kGroups == 1 || kAhead < 4 ? kAhead : 1;
+  static_assert(kAhead % kTogether == 0);
+  const std::int32_t size = arguments.size;
+  const std::int32_t piece = static_cast<std::int32_t>(threadIdx.x % 4) * kPieceElements;
+  const ProductTile tile = tile_of(arguments);
+  const std::byte* rows[kTiles][2];
+  find_weights<kTiles>(arguments, tile, rows);
+  const std::byte* incoming[kGroups];
+  find_incoming<kGroups>(arguments, incoming);
+  ProductSums<kTiles, kGroups> sums;
   WeightChunk<kTiles> weights[kAhead];
-  const std::int32_t piece = lane % 4 * kPieceElements;
-  std::int32_t chunk = warp * kChunk;
+  std::int32_t chunk = static_cast<std::int32_t>(threadIdx.x / kWarpSize) * kChunk;
   GR_UNROLL
   for (std::int32_t k = 0; k < kAhead; ++k) {
     weights[k].load(rows, chunk + k * kWarpStride + piece, size);
   }
   wait_for_dependencies();  // nobody writes the weights: their first loads are on their way
   while (chunk < size) {    // the same for a whole warp
-    Vec16 x[kAhead][kHalves];
     GR_UNROLL
-    for (std::int32_t k = 0; k < kAhead; ++k) {
+    for (std::int32_t first = 0; first < kAhead; first += kTogether) {
+      IncomingChunk<kGroups> x[kTogether];
       GR_UNROLL
-      for (std::int32_t half = 0; half < kHalves; ++half) {
-        const std::int32_t at = chunk + k * kWarpStride + half * (kChunk / kHalves) + piece;
-        x[k][half] = load16_if(incoming + std::int64_t{at} * 2, at < size);
+      for (std::int32_t k = 0; k < kTogether; ++k) {
+        x[k].load(incoming, chunk + (first + k) * kWarpStride + piece, size);
       }
-    }
-    GR_UNROLL
-    for (std::int32_t k = 0; k < kAhead; ++k) {
-      if (chunk + k * kWarpStride < size) multiply_chunk<kType, kTiles>(weights[k], x[k], sums);
+      GR_UNROLL
+      for (std::int32_t k = 0; k < kTogether; ++k) {
+        if (chunk + (first + k) * kWarpStride >= size) continue;
+        sums.template add<kType>(weights[first + k], x[k]);
+      }
     }
     chunk += kAhead * kWarpStride;
     if (chunk >= size) break;
@@ -189,13 +257,7 @@ void product_kernel(const ProductArguments arguments) {
       weights[k].load(rows, chunk + k * kWarpStride + piece, size);
     }
   }
-  GR_UNROLL
-  for (std::int32_t i = 0; i < kTiles; ++i) {
-    GR_UNROLL
-    for (std::int32_t k = 0; k < 4; ++k) {
-      shared.sums[warp][i][lane % 4 * 2 + k % 2][lane / 4 + k / 2 * 8] = sums[i][k];
-    }
-  }
+  sums.leave(shared);
   __syncthreads();
   write_tile<kType, kTiles>(arguments, tile, shared);
 }

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.device, pytest.mark.needs_device]
 on_devices = pytest.mark.parametrize("device", DEVICES)
 in_narrow_types = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 ADDS = 10  # beside the count of matrices: something is added to the result
-FEW, MANY = [1, 2, 3], list(range(1, 12))  # tokens
+FEW, MANY = [1, 2, 3], list(range(1, MOST_ROWS + 4))  # tokens
 
 
 def linear(device: str, dtype: torch.dtype, size: int, rows: int, **options: Any) -> Any:
@@ -45,7 +45,7 @@ def test_errors_are_no_larger_than_torchs(
     device: str, size: int, rows: int, bias: bool, dtype: torch.dtype
 ) -> None:
     layer = linear(device, dtype, size, rows, bias=bias)
-    hidden = random(device, dtype, 8, size)
+    hidden = random(device, dtype, MOST_ROWS, size)
     exact = torch.nn.functional.linear(
         hidden.double(), layer.weight.double(), layer.bias.double() if bias else None
     )
@@ -93,16 +93,19 @@ def test_a_product_with_larger_errors_is_left_to_torch(
     def coarse(*arguments: Any, **options: Any) -> Any:
         return [(result * 1.01).to(dtype) for result in own(*arguments, **options)]
 
-    def wavering(self: Any, hidden: Any, *arguments: Any, **options: Any) -> Any:
-        results = own(self, hidden, *arguments, **options)
-        if len(hidden) > 1:
-            results[0][3, 5] = torch.nextafter(results[0][3, 5], results[0][3, 5] + 1)
-        return results
+    def wavering(row: int) -> Any:
+        def multiply(self: Any, hidden: Any, *arguments: Any, **options: Any) -> Any:
+            results = own(self, hidden, *arguments, **options)
+            if len(hidden) > 1:
+                results[0][row, 5] = torch.nextafter(results[0][row, 5], results[0][row, 5] + 1)
+            return results
+
+        return multiply
 
     def failing(*_: Any, **__: Any) -> Any:
         raise TypeError("planted")
 
-    for wrong in (coarse, wavering, failing):
+    for wrong in (coarse, wavering(3), wavering(12), failing):
         monkeypatch.setattr(DeviceOperations, "multiply", wrong)
         assert not FewRowProducts(DeviceOperations(device), dtype).learn(layer)
     monkeypatch.undo()
@@ -114,9 +117,9 @@ def test_what_is_not_taken(device: str) -> None:
     dtype = torch.bfloat16
     layer = linear(device, dtype, 64, 16)
     products = products_of(device, dtype, layer)
-    assert products.takes(random(device, dtype, 2, 4, 64), (layer,))
+    assert products.takes(random(device, dtype, 2, MOST_ROWS // 2, 64), (layer,))
     for hidden in (
-        random(device, dtype, 9, 64),
+        random(device, dtype, MOST_ROWS + 1, 64),
         random(device, dtype, 2, 64).float(),
         random(device, dtype, 64, 2).T,
         random(device, dtype, 0, 64),
@@ -156,7 +159,7 @@ def test_arguments_are_checked(device: str) -> None:
     multiply = _C.DeviceLayers(device).multiply
     x, weight = random(device, dtype, 3, 64), random(device, dtype, 16, 64)
     out = torch.full((3, 16), 7.0, dtype=dtype, device=x.device)
-    many = random(device, dtype, 9, 64)
+    many = random(device, dtype, MOST_ROWS + 1, 64)
     for arguments, error, message in (
         ((x.float(), (weight,), (None,), "", None, (out,)), TypeError, "bfloat16 or float16"),
         (
@@ -164,7 +167,7 @@ def test_arguments_are_checked(device: str) -> None:
             TypeError,
             "a weight must have the type",
         ),
-        ((many, (weight,), (None,), "", None, (out,)), ValueError, "up to 8 rows"),
+        ((many, (weight,), (None,), "", None, (out,)), ValueError, "up to 16 rows"),
         ((x[:, :60], (weight,), (None,), "", None, (out,)), ValueError, "multiple of 8"),
         (
             (x, (weight[:, :56],), (None,), "", None, (out,)),

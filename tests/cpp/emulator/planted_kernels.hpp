@@ -252,4 +252,15 @@ void shared_limit(float* output) {
   output[threadIdx.x] = big.byte[threadIdx.x] == std::byte{0xFF} ? 1.0f : few.value[0];
 }
 
+// Half of the threads leave before they have waited for the kernel ahead.
+template <bool kBroken>
+GR_KERNEL(32)
+void left_early(float* output) {
+  launch_dependents();
+  if constexpr (!kBroken) wait_for_dependencies();
+  output[threadIdx.x] = 1.0f;
+  if (threadIdx.x >= 16) return;
+  if constexpr (kBroken) wait_for_dependencies();
+}
+
 }  // namespace glimprouter::device::planted

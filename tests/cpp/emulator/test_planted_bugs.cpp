@@ -211,6 +211,13 @@ TEST_F(PlantedBug, AssertionNamesTheThread) {
                "assertion failed: !kBroken.*thread 7 of block \\(0, 0, 0\\) at");
 }
 
+TEST_F(PlantedBug, EndOfAThreadThatNeverWaited) {
+  const LaunchShape early{.grid = {1}, .block = 32, .programmatic = true};
+  EXPECT_EQ(run(left_early<false>, early), kOnes);
+  EXPECT_EQ(run(left_early<true>, kOneWarp), kOnes) << "nobody is ahead of it";
+  EXPECT_DEATH(run(left_early<true>, early), "a thread returned without wait_for_dependencies");
+}
+
 TEST_F(PlantedBug, TooMuchSharedMemory) {
   EXPECT_EQ(run(shared_limit<false>, kOneWarp), kOnes);
   EXPECT_DEATH(run(shared_limit<true>, kOneWarp), "49156 bytes of shared memory in 2 objects");

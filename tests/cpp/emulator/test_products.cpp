@@ -118,10 +118,14 @@ TEST(Products, AgreeWithDouble) {
     std::vector<std::int32_t> rows;
   };
   const std::vector<Case> cases =
-      kReduced ? std::vector<Case>{{3, 72, {17}}}
-               : std::vector<Case>{{1, 8, {1}},           {8, 64, {16}},         {3, 72, {15, 33}},
-                                   {5, 520, {17, 1, 40}}, {2, 1032, {40, 16}},   {7, 2560, {24}},
-                                   {1, 1096, {100}},      {4, 512, {16, 32, 48}}};
+      kReduced ? std::vector<Case>{{3, 72, {17}}, {11, 72, {17}}}
+               : std::vector<Case>{{1, 8, {1}},         {8, 64, {16}},
+                                   {3, 72, {15, 33}},   {5, 520, {17, 1, 40}},
+                                   {2, 1032, {40, 16}}, {7, 2560, {24}},
+                                   {1, 1096, {100}},    {4, 512, {16, 32, 48}},
+                                   {9, 8, {17}},        {16, 520, {17, 1, 40}},
+                                   {13, 2560, {24}},    {12, 1096, {100}},
+                                   {10, 72, {15, 33}}};
   std::uint64_t seed = 0;
   for (const Case& own : cases) {
     for (const DataType dtype : {DataType::kBFloat16, DataType::kFloat16}) {
@@ -132,20 +136,22 @@ TEST(Products, AgreeWithDouble) {
   }
 }
 
+// A row comes to stand in another place, and in the other group of eight.
 TEST(Products, ARowHasTheSameBitsInAnyBatchAndBesideAnyMatrix) {
   for (const DataType dtype : {DataType::kBFloat16, DataType::kFloat16}) {
-    Products products(8, kReduced ? 136 : 1160, {40, 7, 16}, dtype, true, 3);
-    const auto want = products.multiply({0, 1, 2}, 0, 8);
+    Products products(kMostProductRows, kReduced ? 136 : 1160, {40, 7, 16}, dtype, true, 3);
+    const auto want = products.multiply({0, 1, 2}, 0, kMostProductRows);
     for (const std::vector<std::size_t>& which :
          {std::vector<std::size_t>{0}, std::vector<std::size_t>{2, 0}}) {
-      for (const std::int32_t taken : {1, 3, 5}) {
-        const std::int32_t first = 8 - taken;
+      for (const std::int32_t taken : {1, 3, 5, 8, 9, 13}) {
+        const std::int32_t first = kMostProductRows - taken;
         const auto got = products.multiply(which, first, taken);
         for (std::size_t i = 0; i < which.size(); ++i) {
           const std::int32_t rows = products.rows[which[i]];
           for (std::int32_t m = 0; m < taken; ++m) {
             for (std::int32_t n = 0; n < rows; ++n) {
-              ASSERT_EQ(got[i][place(m, rows, n)], want[which[i]][place(first + m, rows, n)]);
+              ASSERT_EQ(got[i][place(m, rows, n)], want[which[i]][place(first + m, rows, n)])
+                  << m << " of " << taken;
             }
           }
         }
@@ -157,57 +163,68 @@ TEST(Products, ARowHasTheSameBitsInAnyBatchAndBesideAnyMatrix) {
 TEST(Products, TheSizeOfTheDeviceChangesNoBit) {
   for (const DataType dtype : {DataType::kBFloat16, DataType::kFloat16}) {
     for (const std::int32_t size : {8, kReduced ? 200 : 2568}) {
-      Products products(2, size, {kReduced ? 160 : 200}, dtype, false, 7);
-      EXPECT_EQ(products.multiply({0}, 0, 2),
-                products.multiply({0}, 0, 2, false, Activation::kSilu, kLargeDevice));
+      for (const std::int32_t count : {2, 11}) {
+        Products products(count, size, {kReduced ? 160 : 200}, dtype, false, 7);
+        EXPECT_EQ(products.multiply({0}, 0, count),
+                  products.multiply({0}, 0, count, false, Activation::kSilu, kLargeDevice));
+      }
     }
   }
+}
+
+void expect_gate(std::int32_t count, DataType dtype, Activation activation) {
+  const std::int32_t rows = kReduced ? 17 : 88;
+  Products products(count, kReduced ? 72 : 1160, {rows, rows}, dtype,
+                    activation == Activation::kSilu, 5);
+  const auto parts = products.multiply({0, 1}, 0, count);
+  Elements gate(parts[0].size(), dtype);
+  Elements up(parts[0].size(), dtype);
+  for (std::size_t i = 0; i < parts[0].size(); ++i) {
+    gate.set(i, parts[0][i]);
+    up.set(i, parts[1][i]);
+  }
+  Elements out(parts[0].size(), dtype);
+  ASSERT_EQ(device::launch_activation({gate.data(), up.data(), out.data(),
+                                       static_cast<std::int64_t>(out.count()), activation, dtype},
+                                      kDevice, nullptr),
+            0);
+  EXPECT_EQ(products.multiply({0, 1}, 0, count, true, activation)[0], out.values());
 }
 
 TEST(Products, AGateHasTheBitsOfItsPartsAfterOneAnother) {
   for (const DataType dtype : {DataType::kBFloat16, DataType::kFloat16}) {
     for (const Activation activation : {Activation::kSilu, Activation::kGeluTanh}) {
-      const std::int32_t rows = kReduced ? 17 : 88;
-      Products products(3, kReduced ? 72 : 1160, {rows, rows}, dtype,
-                        activation == Activation::kSilu, 5);
-      const auto parts = products.multiply({0, 1}, 0, 3);
-      Elements gate(parts[0].size(), dtype);
-      Elements up(parts[0].size(), dtype);
-      for (std::size_t i = 0; i < parts[0].size(); ++i) {
-        gate.set(i, parts[0][i]);
-        up.set(i, parts[1][i]);
-      }
-      Elements out(parts[0].size(), dtype);
-      ASSERT_EQ(
-          device::launch_activation({gate.data(), up.data(), out.data(),
-                                     static_cast<std::int64_t>(out.count()), activation, dtype},
-                                    kDevice, nullptr),
-          0);
-      EXPECT_EQ(products.multiply({0, 1}, 0, 3, true, activation)[0], out.values());
+      for (const std::int32_t count : {3, 14}) expect_gate(count, dtype, activation);
     }
   }
 }
 
 TEST(Products, WhatIsAddedComesBehindTheRounding) {
   for (const DataType dtype : {DataType::kBFloat16, DataType::kFloat16}) {
-    Products products(3, 72, {20}, dtype, false, 11);
-    const auto plain = products.multiply({0}, 0, 3)[0];
-    Elements added = Elements(plain.size(), dtype, 1).fill(12);
-    products.added = added.data();
-    const auto got = products.multiply({0}, 0, 3)[0];
-    for (std::size_t i = 0; i < got.size(); ++i) {
-      EXPECT_EQ(got[i], round_to(plain[i] + added.at(i), dtype));
+    for (const std::int32_t count : {3, 12}) {
+      Products products(count, 72, {20}, dtype, false, 11);
+      const auto plain = products.multiply({0}, 0, count)[0];
+      Elements added = Elements(plain.size(), dtype, 1).fill(12);
+      products.added = added.data();
+      const auto got = products.multiply({0}, 0, count)[0];
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        EXPECT_EQ(got[i], round_to(plain[i] + added.at(i), dtype));
+      }
     }
   }
 }
 
 TEST(Products, NotANumberStaysInItsRow) {
-  Products products(4, 72, {20}, DataType::kBFloat16, false, 9);
-  products.x.set(place(2, 72, 71), std::nan(""));
-  const auto got = products.multiply({0}, 0, 4)[0];
-  for (std::int32_t m = 0; m < 4; ++m) {
-    for (std::int32_t n = 0; n < 20; ++n) {
-      EXPECT_EQ(std::isnan(got[place(m, 20, n)]), m == 2);
+  for (const std::int32_t count : {4, 16}) {
+    for (const std::int32_t bad : {2, count - 1}) {
+      Products products(count, 72, {20}, DataType::kBFloat16, false, 9);
+      products.x.set(place(bad, 72, 71), std::nan(""));
+      const auto got = products.multiply({0}, 0, count)[0];
+      for (std::int32_t m = 0; m < count; ++m) {
+        for (std::int32_t n = 0; n < 20; ++n) {
+          EXPECT_EQ(std::isnan(got[place(m, 20, n)]), m == bad);
+        }
+      }
     }
   }
 }

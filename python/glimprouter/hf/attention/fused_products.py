@@ -24,12 +24,13 @@ from glimprouter.hf.attention.fused_operations import (
     random_rows,
 )
 
-MOST_ROWS = 8
+MOST_ROWS = 16
 _ELEMENTS = 8  # rows of weights are read by so many elements
 _ALIGNMENT = 16  # bytes
 # Of a trial: rows of weights that are compared, and how much larger our error may be: both are
 # mostly the rounding of the result, the same for both.
 _TRIAL_WEIGHTS = 256
+_TRIAL_ALONE = 3, 12  # rows that come alone, too: one of each eight that are computed together
 _MOST_ERROR = 1.25
 
 Forward = Callable[..., Any]
@@ -169,7 +170,10 @@ class FewRowProducts:
             return (result[:, chosen].double() - exact).square().mean().sqrt()
 
         least = 1e-3 * torch.finfo(self._dtype).eps * exact.square().mean().sqrt()
-        same = torch.equal(self.multiply(hidden[3:4].clone(), (linear,))[0], ours[3:4])
+        same = all(
+            torch.equal(self.multiply(hidden[i : i + 1].clone(), (linear,))[0], ours[i : i + 1])
+            for i in _TRIAL_ALONE
+        )
         return same and bool(error(ours) <= _MOST_ERROR * error(theirs) + least)
 
     def _same_together(self, *linears: torch.nn.Linear) -> bool:
