@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "device/lost_codes.hpp"
 #include "kernels/attention/operations.cuh"
 #include "kernels/base/operation.cuh"
 #include "kernels/layers/operations.cuh"
@@ -21,8 +22,24 @@ std::size_t allocation_limit = ~std::size_t{0};
 // Two, of one memory: models on several devices are tested with them.
 int device_count(std::string*) { return 2; }
 
+constexpr int kNone = -1;
+int lost_device = kNone;
+int launches_left = kNone, waits_left = kNone;  // until one loses the device
+
+void check_device(int device, const char* what) {
+  if (lost_device != device) return;
+  constexpr int kIllegalAddress = 700;
+  const std::string name = "simt:" + std::to_string(device);
+  device::throw_if_lost(kIllegalAddress, name, std::string(what) + ": an illegal address");
+}
+
+// Counts calls of a kind that can lose the device.
+void count_down(int& left, int device) {
+  if (left >= 0 && left-- == 0) lost_device = device;
+}
+
 // Filled with what no correct code reads.
-void* allocate(int device, std::size_t bytes) {
+void* take_memory(int device, std::size_t bytes) {
   if (bytes > allocation_limit) {
     throw std::runtime_error("allocating " + std::to_string(bytes) +
                              " bytes on simt:" + std::to_string(device) +
@@ -33,27 +50,43 @@ void* allocate(int device, std::size_t bytes) {
   std::memset(memory, 0xFF, bytes);
   return memory;
 }
+void* allocate(int device, std::size_t bytes) {
+  check_device(device, "allocating");
+  return take_memory(device, bytes);
+}
 void release(int, void* memory) { ::operator delete(memory, std::align_val_t(256)); }
-void* allocate_pinned(std::size_t bytes) { return allocate(0, bytes); }
+void* allocate_pinned(std::size_t bytes) { return take_memory(0, bytes); }
 void release_pinned(void* memory) { release(0, memory); }
 int copies_left = -1;  // until one fails; negative: none does
-void copy(int, void* target, const void* source, std::size_t bytes, DeviceStream) {
+void copy(int device, void* target, const void* source, std::size_t bytes, DeviceStream) {
+  check_device(device, "copying");
   if (copies_left >= 0 && copies_left-- == 0) throw std::runtime_error("the copy failed");
   std::memcpy(target, source, bytes);
 }
-void clear(int, void* memory, std::size_t bytes, DeviceStream) { std::memset(memory, 0, bytes); }
-void wait(int, DeviceStream) {}
-void wait_all(int) {}
+void clear(int device, void* memory, std::size_t bytes, DeviceStream) {
+  check_device(device, "clearing memory");
+  std::memset(memory, 0, bytes);
+}
+void wait_all(int device) {
+  count_down(waits_left, device);
+  check_device(device, "waiting for the device");
+}
+void wait(int device, DeviceStream) { wait_all(device); }
 bool capture = false;
-bool capturing(int, DeviceStream) { return capture; }
-void order(int, DeviceStream, DeviceStream) {}
+bool capturing(int device, DeviceStream) {
+  check_device(device, "the capture status");
+  return capture;
+}
+void order(int device, DeviceStream, DeviceStream) { check_device(device, "ordering two streams"); }
 
 // Few processors, so that blocks share rows in several ways.
 constexpr device::DeviceShape kShape{3, true};
 
 struct Machine {
   template <typename Launcher>
-  static void launch(int, const Launcher& launcher) {
+  static void launch(int device, const Launcher& launcher) {
+    count_down(launches_left, device);
+    check_device(device, "launching a kernel");
     const device::LaunchStatus status = launcher(kShape);
     if (status != 0) throw std::runtime_error("launch failed: " + std::to_string(status));
   }
@@ -91,6 +124,12 @@ const DeviceBackend& backend() {
 void pretend_capture(bool on) { capture = on; }
 
 void fail_copy(int number) { copies_left = number; }
+
+void lose_device_at_launch(int number) { launches_left = number; }
+
+void lose_device_at_wait(int number) { waits_left = number; }
+
+void find_devices() { lost_device = launches_left = waits_left = kNone; }
 
 void limit_allocations(std::size_t bytes) { allocation_limit = bytes; }
 

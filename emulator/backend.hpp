@@ -16,5 +16,10 @@ void pretend_capture(bool on);
 void limit_allocations(std::size_t bytes);
 // Of the copies from now on this one fails, from 0; negative: none.
 void fail_copy(int number);
+// With this launch, or wait, from now on, from 0, its device is lost, as by a kernel that wrote
+// where it may not: that call and all that follow fail, until the device is found again.
+void lose_device_at_launch(int number);
+void lose_device_at_wait(int number);
+void find_devices();
 
 }  // namespace glimprouter::simt

@@ -9,13 +9,32 @@
 
 #include "cuda/cuda_device.hpp"
 #include "device/device_backend.hpp"
+#include "device/lost_codes.hpp"
 
 namespace glimprouter {
 namespace cuda {
 
-void check(cudaError_t error, const std::string& what) {
+static_assert(device::losing_error(cudaErrorDevicesUnavailable) != nullptr);
+static_assert(device::losing_error(cudaErrorECCUncorrectable) != nullptr);
+static_assert(device::losing_error(cudaErrorNvlinkUncorrectable) != nullptr);
+static_assert(device::losing_error(cudaErrorIllegalAddress) != nullptr);
+static_assert(device::losing_error(cudaErrorLaunchTimeout) != nullptr);
+static_assert(device::losing_error(cudaErrorAssert) != nullptr);
+static_assert(device::losing_error(cudaErrorHardwareStackError) != nullptr);
+static_assert(device::losing_error(cudaErrorIllegalInstruction) != nullptr);
+static_assert(device::losing_error(cudaErrorMisalignedAddress) != nullptr);
+static_assert(device::losing_error(cudaErrorInvalidAddressSpace) != nullptr);
+static_assert(device::losing_error(cudaErrorInvalidPc) != nullptr);
+static_assert(device::losing_error(cudaErrorLaunchFailure) != nullptr);
+static_assert(device::losing_error(cudaErrorMemoryAllocation) == nullptr);
+
+void check(cudaError_t error, const std::string& what, int device) {
   if (error == cudaSuccess) return;
   std::string message = what + ": " + cudaGetErrorString(error);
+  if (device::losing_error(error) != nullptr) {  // it stays: every later call gives it again
+    if (device == kCurrent && cudaGetDevice(&device) != cudaSuccess) device = 0;
+    device::throw_if_lost(error, "cuda:" + std::to_string(device), message);
+  }
   if (error == cudaErrorMemoryAllocation) {
     message += "; free device memory, or ask for less";
   } else if (error == cudaErrorInsufficientDriver) {

@@ -11,8 +11,10 @@
 
 namespace glimprouter::cuda {
 
-// Throws std::runtime_error with the runtime's own message and what to do.
-void check(cudaError_t error, const std::string& what);
+constexpr int kCurrent = -1;
+// Throws std::runtime_error with the runtime's own message and what to do: DeviceLost where the
+// error leaves nothing to do with the device, which is the current one unless it is named.
+void check(cudaError_t error, const std::string& what, int device = kCurrent);
 
 // Makes the device current for a call and the caller's device current again after it.
 class CurrentDevice {
@@ -20,7 +22,7 @@ class CurrentDevice {
   explicit CurrentDevice(int device) {
     check(cudaGetDevice(&before_), "the current CUDA device");
     if (before_ == device) return;
-    check(cudaSetDevice(device), "CUDA device " + std::to_string(device));
+    check(cudaSetDevice(device), "CUDA device " + std::to_string(device), device);
     changed_ = true;
   }
   ~CurrentDevice() {

@@ -41,7 +41,8 @@ struct LayerOperations {
 };
 
 // Functions throw std::runtime_error with the device's own message and what to do, and
-// std::bad_alloc-like exhaustion as std::runtime_error too, before anything has changed.
+// std::bad_alloc-like exhaustion as std::runtime_error too, before anything has changed. Once a
+// device is lost, all that use it throw DeviceLost, but those that release its memory.
 struct DeviceBackend {
   std::string_view name;  // "cuda": the device type in "cuda:0"
   int dlpack_type;        // of tensors that live there

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "glimprouter/step_router.hpp"
+#include "glimprouter/types/device_lost.hpp"
 #include "router/sequence.hpp"
 #include "router/step_device.hpp"
 
@@ -14,7 +15,22 @@ void StepRouter::start(StepCall call, StepOutputs& outputs, DeviceStream stream)
   on_device_->launch(call, outputs, stream);
   outputs.launched_rows.assign(call.rows.begin(), call.rows.end());
   outputs.launched = call.logits.rows;
-  if (call.kind != RowsOf::kDraft) mark_stale(outputs);
+}
+
+// A step that did not come back from a device that is lost leaves what the host knows readable.
+void StepRouter::finish(RowsOf kind, StepOutputs& outputs) {
+  const auto mark = [&] {
+    if (kind != RowsOf::kDraft) mark_stale(outputs);
+  };
+  try {
+    on_device_->collect(outputs);
+  } catch (const DeviceLost&) {
+    throw;
+  } catch (...) {
+    mark();
+    throw;
+  }
+  mark();
 }
 
 // The device is ahead of the host for the rows of a launch: all rows where it named them itself.
@@ -58,6 +74,7 @@ void StepRouter::launch(Model model, const LogitsView& logits, std::span<const s
   call.rows = rows;
   call.device_rows = device_rows;
   start(call, outputs, stream);
+  mark_stale(outputs);
 }
 
 void StepRouter::wait(StepOutputs& outputs) {

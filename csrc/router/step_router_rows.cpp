@@ -162,7 +162,7 @@ void StepRouter::call(RowsOf kind, Model model, const LogitsView& logits,
       call.drafts = drafts.tokens;
     }
     start(call, outputs, stream);
-    on_device_->collect(outputs);
+    finish(kind, outputs);
     if (kind != RowsOf::kDraft) note_standing(outputs);
     return;
   }

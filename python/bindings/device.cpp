@@ -10,6 +10,7 @@
 
 #include "device/attention_loads.hpp"
 #include "device/device_evaluate.hpp"
+#include "device/lost_codes.hpp"
 #include "sampling_parameters.hpp"
 #include "tensor_access.hpp"
 
@@ -147,6 +148,9 @@ void bind_device(py::module_& module) {
   add_device_backend(simt::backend());
   add_backend(simt::row_backend());
 #endif
+  py::register_exception<DeviceLost>(module, "DeviceLost", PyExc_RuntimeError);
+  module.def("check_device_error", &device::throw_if_lost, py::arg("code"), py::arg("device"),
+             py::arg("what"));
   module.def("set_attention_loads", &change_attention_loads, py::arg("loads"));
   module.attr("ROW_RESULT_WORDS") = kResultWords;
   module.attr("ROW_RESULT_FIELDS") = result_fields();

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glimprouter import _C
+from glimprouter._C import DeviceLost
 from glimprouter.boundary import SequenceStart, StepBoundary
 from glimprouter.config import RouterConfig
 from glimprouter.glimpse import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
+    "DeviceLost",
     "EndReason",
     "Glimpse",
     "KvCache",

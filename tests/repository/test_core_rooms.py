@@ -15,7 +15,14 @@ CORE = ("base", "arithmetic", "kv", "cpu", "ops", "router", "loop", "device", "c
 KERNELS = ("base", "row", "select", "step", "kv", "attention", "layers")
 # Where the concept of a public header lives.
 HEADERS = {
-    "base": {"host_device", "row_view", "row_types", "device_stream", "drafted_rows"},
+    "base": {
+        "device_lost",
+        "device_stream",
+        "drafted_rows",
+        "host_device",
+        "row_types",
+        "row_view",
+    },
     "kv": {
         "arena",
         "kv_cache",

@@ -10,7 +10,10 @@ import httpx
 import openai
 import pytest
 
+import glimprouter as gr
+from glimprouter.hf.run.passes import ModelPasses
 from glimprouter.serve.engine_thread import EngineThread
+from glimprouter.serve.errors import Failure
 from glimprouter.serve.jobs import Job
 from hf_watch import poisoned
 from serving import PROMPTS, Running, alone, new_pair, running
@@ -138,6 +141,26 @@ def test_commands_behind_a_stop_are_answered() -> None:
     engine.join()
     engine.submit(8, Job("y", "Reduce 3,9", 0, 0))
     assert [(ticket, failure.status) for ticket, failure in told] == [(7, 503), (8, 503)]
+
+
+def test_a_device_that_is_lost_ends_the_engine_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not tried again: the process has to be started anew, which 503 and /health say."""
+    passes: list[int] = []
+
+    def fail(*_: Any) -> None:
+        passes.append(1)
+        raise gr.DeviceLost("cuda:0 is lost")
+
+    monkeypatch.setattr(ModelPasses, "run", fail)
+    told: list[Any] = []
+    engine = EngineThread(new_pair(), told.extend)
+    engine.submit(7, Job("x", "Reduce 3,9", 0, 0))
+    engine.start()
+    engine.join(60)
+    assert not engine.alive
+    assert len(passes) == 1
+    failures = [(ticket, one.status) for ticket, one in told if isinstance(one, Failure)]
+    assert failures == [(7, 503)]
 
 
 def test_a_stream_that_cannot_begin_is_an_error_and_no_stream() -> None:

@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "glimprouter/types/arena.hpp"
+#include "glimprouter/types/device_lost.hpp"
 
 namespace glimprouter {
 

@@ -158,6 +158,7 @@ class StepRouter {
   void check_logits(Model model, const LogitsView& logits, std::int64_t rows,
                     const StepOutputs& outputs) const;
   void start(StepCall call, StepOutputs& outputs, DeviceStream stream);
+  void finish(RowsOf kind, StepOutputs& outputs);
   void note_standing(const StepOutputs& outputs);
   void mark_stale(const StepOutputs& outputs);
 

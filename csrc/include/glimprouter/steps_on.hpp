@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "glimprouter/step_router.hpp"
+#include "glimprouter/types/device_lost.hpp"
 
 namespace glimprouter {
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from glimprouter._C import DeviceLost
 from glimprouter.serve.errors import Failure, without_numbers
 from glimprouter.serve.jobs import ACCEPTED, FAILED, STOPPED, STOPS, Delivery, Job
 from glimprouter.serve.saving import save_sequence
@@ -126,6 +127,8 @@ class EngineThread:
             try:
                 self._tell(run, run.step())
                 failures = 0
+            except DeviceLost:
+                raise  # no later pass would succeed: whoever watches starts another process
             except Exception:
                 _log.exception("a pass failed")
                 failures += 1

@@ -25,6 +25,7 @@ from glimprouter.hf.graphs.recorders import Recorder, Recording
 from glimprouter.hf.graphs.sizes import PassSize, SizeRule
 from glimprouter.hf.graphs.stateful_pass import StatefulDecodePass
 from glimprouter.hf.pair.locks import recording
+from glimprouter.hf.pair.lost import raise_if_lost
 from glimprouter.hf.state.sequences import SequenceStates, StateMove
 from glimprouter.hf.state.slots import StateSlots
 from glimprouter.kv import PagePool, RaggedBatch
@@ -135,6 +136,7 @@ class PassGraphs:
             keep: Sequences whose state before the pass becomes a snapshot.
 
         Raises:
+            DeviceLost: An eager pass would find no device either.
             Exception: Whatever the model's code raises, also eagerly.
 
         Warns:
@@ -149,6 +151,7 @@ class PassGraphs:
             with states.moving(sequences, lengths, 1, keep) as move:
                 return self._compute(batch, wanted, move)[:count]
         except Exception as error:  # whatever a model's code does that a graph cannot hold
+            raise_if_lost(error, str(self._model.device))
             self._refuse(error, self._size_of(batch, count))
         # Keys and values of a pass that broke off are written again, to the same slots.
         if states is None:

@@ -102,7 +102,7 @@ class DraftedTurns:
         verified = sum(1 + row.drafts for row in large)
         cost = self._cost + self._costs.of("large", verified)
         rate = (self._written + sum(row.expected for row in large)) / cost
-        drafting = self._worth_drafting(large, rate)
+        drafting = self._worth_drafting(large, rate, self._token("small", "large"))
         brought = small + sum(large[place].next_chance for place in drafting)
         wanted = _WORTH_OF_BUSY_ROWS * rate * self._cost_of_small(small, len(drafting))
         pays = brought >= wanted
@@ -115,17 +115,37 @@ class DraftedTurns:
 
     def worth_drafting(self, large: Sequence[WaitingRow]) -> list[int]:
         """Rows, by place, whose next draft is worth its tokens in passes that run anyway."""
-        verified = sum(1 + row.drafts for row in large)
-        rate = sum(row.expected for row in large) / self._costs.of("large", max(verified, 1))
-        return self._worth_drafting(large, rate)
+        return self._worth_drafting(large, self._rate(large), self._token("small", "large"))
+
+    def worth_handing_over(
+        self, handed: Sequence[WaitingRow], others: Sequence[WaitingRow]
+    ) -> list[int]:
+        """Rows, by place, that come to wait for the large model, whose first draft is worth it.
+
+        The small model has its logits already: it costs a token of the large model's pass only.
+
+        Args:
+            handed: Those rows, without drafts.
+            others: All other rows that wait for the large model.
+        """
+        rate = self._rate([*handed, *others])
+        return self._worth_drafting(handed, rate, self._token("large"))
 
     def _begin_round(self) -> None:
         self._passes = 0
         self._written = self._cost = 0.0
 
-    def _worth_drafting(self, large: Sequence[WaitingRow], rate: float) -> list[int]:
-        """Rows whose next draft brings more than its own token costs in both passes."""
-        token = sum(self._costs.line(model)[1] for model in ("small", "large"))
+    def _rate(self, large: Sequence[WaitingRow]) -> float:
+        """What a pass of the large model would bring now, tokens over time."""
+        verified = sum(1 + row.drafts for row in large)
+        return sum(row.expected for row in large) / self._costs.of("large", max(verified, 1))
+
+    def _token(self, *models: str) -> float:
+        """What one token more costs in a pass of each of these."""
+        return sum(self._costs.line(model)[1] for model in models)
+
+    def _worth_drafting(self, large: Sequence[WaitingRow], rate: float, token: float) -> list[int]:
+        """Rows whose next draft brings more than its own token costs."""
         return [
             place
             for place, row in enumerate(large)

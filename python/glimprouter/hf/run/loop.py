@@ -23,6 +23,8 @@ from glimprouter.hf.sequence.signals import Signals
 from glimprouter.kv import OutOfPages
 from glimprouter.policies import Policy
 
+_STEPS_TO_TRY = 16  # in each so many, a sequence is drafted for, whatever has held before
+
 
 class Loop:
     """Forward passes over the sequences of a run, one model at a time, and their events.
@@ -65,7 +67,7 @@ class Loop:
 
     def _make_passes(self, *arguments: Any) -> ModelPasses:
         """Whoever computes them; the arguments are those of the class."""
-        return ModelPasses(*arguments)
+        return ModelPasses(*arguments, worth_drafts=self._worth_first_drafts)
 
     def compute(self) -> None:
         """Computes until there is an unread event, or nothing left to do.
@@ -217,6 +219,23 @@ class Loop:
         if turn is None:
             return None, []
         return turn.model, [large[place] for place in turn.drafting]
+
+    def _waiting_for_large(self) -> list[SequenceRecord]:
+        """Sequences that its next pass could have."""
+        return self.sequences.pending("large")
+
+    def _worth_first_drafts(self, handed: Sequence[SequenceRecord]) -> list[int]:
+        """Sequences, by place, that come to wait for the large model with a draft behind them.
+
+        What drafts are worth is learned from drafts alone, so now and then one is tried that
+        does not seem to be worth it.
+        """
+        assert self._drafted_turns is not None
+        others = [record for record in self._waiting_for_large() if record not in handed]
+        rows = [[self._row(record) for record in records] for records in (handed, others)]
+        worth = set(self._drafted_turns.worth_handing_over(*rows))
+        tries = {p for p, r in enumerate(handed) if len(r.step_starts) % _STEPS_TO_TRY == 0}
+        return sorted(worth | tries)
 
     def _row(self, record: SequenceRecord) -> WaitingRow:
         drafts = record.drafts

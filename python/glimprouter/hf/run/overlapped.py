@@ -83,15 +83,16 @@ class OverlappedPasses(ModelPasses):
         flying: Sequences of that pass, by index.
     """
 
-    def __init__(self, *arguments: Any, beside: Callable[[Flight], None]) -> None:
+    def __init__(self, *arguments: Any, beside: Callable[[Flight], None], **named: Any) -> None:
         """Nothing is computed yet.
 
         Args:
             *arguments: Of the base.
             beside: A method that is called during a pass of the large model, and may compute passes
                 of the small one over other sequences.
+            **named: Of the base.
         """
-        super().__init__(*arguments)
+        super().__init__(*arguments, **named)
         self.flying: frozenset[int] = frozenset()
         self._reads_only = False
         # The loop has this: one that kept the loop would keep its memory until the next collection.
@@ -197,7 +198,9 @@ class OverlappedLoop(Loop):
     _small_first = False  # it was short of pages, which only a turn of its own can make
 
     def _make_passes(self, *arguments: Any) -> OverlappedPasses:
-        return OverlappedPasses(*arguments, beside=self._go_on_beside)
+        return OverlappedPasses(
+            *arguments, worth_drafts=self._worth_first_drafts, beside=self._go_on_beside
+        )
 
     def _turn(
         self, pending: Mapping[str, Sequence[SequenceRecord]]
@@ -227,14 +230,17 @@ class OverlappedLoop(Loop):
             if flight.over or not passes:
                 return
 
-    def _beside(self) -> list[PlannedPass]:
-        """The small model's next passes, over sequences that no pass of the large one has."""
+    def _waiting_for_large(self) -> list[SequenceRecord]:
+        """As the base, but those of its pass that is computed, and of those that are planned."""
         assert isinstance(self._computed, OverlappedPasses)
         busy = self._computed.flying.union(
             record.index for planned in self._passes for record in planned.records
         )
-        records = self.sequences.pending("small")
-        large = [r for r in self.sequences.pending("large") if r.index not in busy]
+        return [r for r in super()._waiting_for_large() if r.index not in busy]
+
+    def _beside(self) -> list[PlannedPass]:
+        """The small model's next passes, over sequences that no pass of the large one has."""
+        records, large = self.sequences.pending("small"), self._waiting_for_large()
         rule = OverlappedTurns(self._drafted_turns)
         turn = rule.beside(len(records), [self._row(record) for record in large])
         if turn is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from glimprouter.glimpse import Status
@@ -91,6 +92,8 @@ class ModelPasses:
         most_drafts: int,
         policy: Policy | None = None,
         aside: EncodedAside | None = None,
+        *,
+        worth_drafts: Callable[[Sequence[SequenceRecord]], list[int]],
     ) -> None:
         """Nothing is computed yet.
 
@@ -100,7 +103,10 @@ class ModelPasses:
             most_drafts: That may wait of a sequence; 0 for none.
             policy: Who decides about steps; None where the router does.
             aside: What the large model reads for it; None for nothing.
+            worth_drafts: Of sequences that come to wait for the large model, those by place whose
+                first draft pays: a method that is asked after steps of the small model.
         """
+        self._worth_drafts = weakref.WeakMethod(worth_drafts)  # of the loop, which has this
         self.said: deque[Said] = deque()
         self.most_drafts = most_drafts
         self._sequences = sequences
@@ -209,17 +215,26 @@ class ModelPasses:
             if alone:
                 self._go_ahead(self._answer)
             self.hear()
-            for at, said in zip(places, self.said, strict=True):
-                if not self._sequences.is_active(said.record):
-                    continue  # asides of others took its memory
-                if said.entries[-1][1].route == Route.LARGE and not said.rewritten:
-                    said.record.drafts.clear()
-                    if self._sequences.takes_draft(said.record, self.most_drafts):
-                        drafted.append(at)
+            drafted += self._first_drafts(places)
         drafted = [at for at in drafted if self._still_drafts(records[at])]
         if drafted:
             self._draft([records[at] for at in drafted], logits[drafted])
         return self._written() if places else 0
+
+    def _first_drafts(self, places: Sequence[int]) -> list[int]:
+        """Of the places that stepped, those that wait for the large model now and get a draft."""
+        handed = []
+        for at, said in zip(places, self.said, strict=True):
+            if not self._sequences.is_active(said.record):
+                continue  # asides of others took its memory
+            if said.entries[-1][1].route == Route.LARGE and not said.rewritten:
+                said.record.drafts.clear()
+                if self._sequences.takes_draft(said.record, self.most_drafts):
+                    handed.append((at, said.record))
+        worth_drafts = self._worth_drafts()
+        if not handed or worth_drafts is None:
+            return []
+        return [handed[place][0] for place in worth_drafts([record for _, record in handed])]
 
     def _still_drafts(self, record: SequenceRecord) -> bool:
         """Whether asides of others have left it its memory and its drafts."""

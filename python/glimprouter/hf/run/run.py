@@ -12,6 +12,7 @@ from glimprouter.hf.pair.prompts import Prompt
 from glimprouter.hf.pair.text import MODELS
 from glimprouter.hf.run.begin import Beginnings
 from glimprouter.hf.run.loop import Loop
+from glimprouter.hf.run.lost_device import LostDevice
 from glimprouter.hf.run.usage import RunUsage
 from glimprouter.hf.sequence.events import Event, Result, TokenCounts
 from glimprouter.hf.sequence.record import SequenceRecord
@@ -31,7 +32,11 @@ def _alone(
     def call(run: Run, /, *arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
         with run._lock:
             run._sequences.router.attach()
-            return method(run, *arguments, **named)
+            try:
+                return method(run, *arguments, **named)
+            except Exception as error:
+                run._lost.note(error)
+                raise
 
     return call
 
@@ -44,6 +49,10 @@ class Run:
     :meth:`trace` gives the record of any sequence at any time, also after an interrupt.
 
     A run may be handed from thread to thread, and calls of several threads wait for one another.
+
+    When a device is lost, the call that finds out raises :class:`glimprouter.DeviceLost`, and so
+    does every later one that needs the device. Unread events, traces, generated ids and
+    :meth:`cancel` do not: they are as of the last pass that came back.
     """
 
     def __init__(
@@ -58,6 +67,7 @@ class Run:
         self._loop = loop
         self._common = common
         self._sequences = loop.sequences
+        self._lost = LostDevice(loop)
         for record, own in zip(records, options, strict=True):
             self._sequences.add_prompt(record, own)
 
@@ -68,7 +78,7 @@ class Run:
     @_alone
     def __next__(self) -> Event:
         """The next event."""
-        self._loop.compute()
+        self._compute()
         if not self._loop.unread:
             raise StopIteration
         return self._loop.unread.popleft()
@@ -80,7 +90,7 @@ class Run:
         Returns:
             All events that have not been taken; empty when every sequence has ended.
         """
-        self._loop.compute()
+        self._compute()
         events = list(self._loop.unread)
         self._loop.unread.clear()
         return events
@@ -146,6 +156,7 @@ class Run:
             ValueError: As in :meth:`RoutedModel.generate`; or it needs more memory than this run
                 has. Nothing has changed.
         """
+        self._lost.check()
         for name, key in (("seed", seed), ("substream", substream)):
             if key is not None or name == "seed":
                 check_random_key(name, key)
@@ -330,6 +341,7 @@ class Run:
                 this run has.
             RuntimeError: All rows are in use.
         """
+        self._lost.check()
         state = saved if isinstance(saved, SavedSequence) else SavedSequence.from_bytes(saved)
         return self._sequences.load(state).index
 
@@ -344,9 +356,18 @@ class Run:
             IndexError: No such sequence.
             ValueError: It has ended.
         """
-        return self._loop.cancel(self._sequences.record(sequence))
+        record = self._sequences.record(sequence)
+        return self._lost.cancel(record) if self._lost else self._loop.cancel(record)
+
+    def _compute(self) -> None:
+        """Up to the next event, if there is no unread one."""
+        if self._lost and self._loop.unread:
+            return
+        self._lost.check()
+        self._loop.compute()
 
     def _begun(self, sequence: int) -> SequenceRecord:
         """A sequence that has begun and not ended, in memory."""
+        self._lost.check()
         self._loop.settle()
         return self._sequences.begun(sequence)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from glimprouter.hf.pair.lost import raise_if_lost
 from glimprouter.hf.trial.selections import Selections, of_all, recorded, repeated
 from glimprouter.hf.trial.windows import NARROW, narrowed, widest_window
 
@@ -101,6 +102,7 @@ class Trial:
                 if error is not None:
                     return error
         except Exception as failure:  # whatever a model's code does with what it does not know
+            raise_if_lost(failure, str(self._model.device))
             return _first_line(failure)
         return None
 
@@ -119,6 +121,7 @@ class Trial:
                 other = self._alone(begin, [*reversed(texts[0][:NARROW]), *texts[0][NARROW:]], 0)
                 together = self._run(begin([len(text) for text in texts]), texts)
         except Exception as failure:  # as above
+            raise_if_lost(failure, str(self._model.device))
             return _first_line(failure)
         rounding = _ROUNDING.get(together[0][0].dtype, _ROUNDING[torch.float32])
         for own, expected in zip(together, alone, strict=True):
