@@ -15,6 +15,7 @@ from glimprouter.demo_pair.task import held_out_problems
 from glimprouter.hf import Result, RoutedModel
 from glimprouter.hf.engine.paged import PagedEngine
 from glimprouter.hf.run import passes
+from glimprouter.hf.run.run import Run
 from glimprouter.hf.sequence.record import SequenceRecord
 from glimprouter.kv import OutOfPages
 
@@ -112,15 +113,30 @@ def test_results_are_those_of_single_passes(
     assert (gone > 0) != (mode == "the large model alone" and drafts > 0)
 
 
+def quiet_run(pair: RoutedModel, prompts: list[str]) -> Run:
+    """A run whose events are those of steps."""
+    return pair._start(prompts, None, {}, None, stream_tokens=False)
+
+
 def test_events_are_those_of_single_passes(ahead: Ahead) -> None:
     pair = routed(own_models())
     kept = []
     for allowed in (True, False):
         ahead.allowed = allowed
-        events = pair.stream(PROMPTS[:1])
+        events = quiet_run(pair, PROMPTS[:1])
         kept.append([(e.kind, e.token_id, e.text, e.model, e.entropy) for e in events])
     assert ahead.passes > 0
     assert kept[0] == kept[1]
+
+
+def test_whoever_takes_tokens_one_by_one_finds_no_further_one_written(ahead: Ahead) -> None:
+    run = routed(own_models()).stream(PROMPTS[:1])
+    for count in range(1, 30):
+        tokens = [event for event in run.step() if event.kind == "token"]
+        while not tokens:
+            tokens = [event for event in run.step() if event.kind == "token"]
+        assert len(run.generated(0)) == count
+    assert ahead.passes == 0
 
 
 def test_memory_that_runs_out_on_the_way(ahead: Ahead) -> None:
@@ -154,7 +170,7 @@ def test_logits_that_become_invalid_on_the_way(ahead: Ahead) -> None:
     messages = []
     for allowed in (True, False):
         ahead.allowed = allowed
-        run = pair.stream([PROMPTS[0]])
+        run = quiet_run(pair, PROMPTS[:1])
         messages.append([(e.kind, e.message) for e in run if e.kind in ("error", "step")])
         messages[-1].append(("written", run.generated(0)))
     assert messages[0] == messages[1]
@@ -167,7 +183,7 @@ def test_a_run_goes_back_and_forks_within_what_was_written_ahead(
 ) -> None:
     pair = routed(own_models())
     want = pair.generate([PROMPTS[1]])[0].token_ids
-    run = pair.stream([PROMPTS[1]])
+    run = quiet_run(pair, PROMPTS[1:2])
     while len(run.generated(0)) < 40:
         run.step()
     run.rewind(0, 13, exact=exact)
@@ -182,7 +198,7 @@ def test_a_run_goes_back_and_forks_within_what_was_written_ahead(
 
 def test_a_changed_model_goes_no_further_ahead(ahead: Ahead) -> None:
     models = own_models()
-    run = routed(models, route="small", answer_model="small").stream([PROMPTS[2]])
+    run = quiet_run(routed(models, route="small", answer_model="small"), PROMPTS[2:])
     while ahead.passes == 0:
         run.step()
     heard: list[int] = []
@@ -198,7 +214,7 @@ def test_an_interrupt_behind_passes_ahead_loses_nothing(ahead: Ahead) -> None:
     """They have been computed when the interrupt is heard, and their number was not handed on."""
     pair = routed(own_models())
     want = pair.generate(PROMPTS)
-    run = pair.stream(PROMPTS)
+    run = quiet_run(pair, PROMPTS)
     interrupted = 0
     native = PagedEngine.write_ahead
 

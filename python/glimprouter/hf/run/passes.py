@@ -21,7 +21,7 @@ from glimprouter.policies import Policy
 from glimprouter.policies.base import reads_steps
 from glimprouter.router import OutputField, Phase, Route, StepOutputs
 
-# Passes ahead: tokens that events wait for, and rows of outputs.
+# Passes ahead: what an interrupt or another thread waits for, and rows of outputs.
 _MOST_SECONDS_AHEAD = 1e-3
 _MOST_AHEAD = 64
 
@@ -141,7 +141,9 @@ class ModelPasses:
             return None
         tokens = self._sequences.engine.pass_tokens
         logits = logits.to(torch_device(self._sequences.router.device)).contiguous()
-        alone = planned.alone and self._goes_ahead and tokens == len(records)
+        # A token whose event is awaited is the last that is written before it is taken.
+        quiet = not any(record.stream_tokens for record in records)
+        alone = planned.alone and self._goes_ahead and quiet and tokens == len(records)
         if name == "large":
             written = self._verify(records, logits, started, alone=alone)
         else:
