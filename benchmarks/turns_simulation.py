@@ -5,6 +5,10 @@
 Sequences of easy and hard steps go through passes whose costs were measured, in the order of
 `glimprouter.hf.run.drafted_turns`. Printed: how much faster than the large model alone, in batches
 of as many rows; beside it without drafts, and plain speculative decoding of the large model.
+
+A model reads the text of the other for nothing here. That is nearly so where a pass waits for its
+weights; on a CPU each token read costs about half of one written, and of the demo pair in batches
+less than half of the printed gains was measured (docs/kernel-notes.md, sections 16 and 20).
 """
 
 from __future__ import annotations
@@ -42,10 +46,13 @@ class Machine(NamedTuple):
         return fixed + slope * tokens
 
 
-# Decoding as measured, 4B and 32B in bfloat16 on an H200; and on one CPU core the demo pair.
+# Decoding of 4B and 32B in bfloat16 on an H200: 7.0 and 23.7 ms for one row, of the 32B 30.2 for
+# sixteen; what a row adds to the 4B was not measured by itself. And of the demo pair on one CPU
+# core the native passes of 1 and 64 rows (benchmarks/results/cpu-epyc-avx512-4234512.json): there
+# the time of the loop around them, and of the text that a model reads of the other, is left out.
 MACHINES = {
-    "H200, 4B + 32B": Machine((7.0, 0.08), (23.5, 0.1)),
-    "CPU, demo pair": Machine((1.3, 0.02), (4.8, 0.11)),
+    "H200, 4B + 32B": Machine((7.0, 0.08), (23.3, 0.44)),
+    "CPU, demo pair": Machine((0.012, 0.0067), (0.084, 0.083)),
 }
 
 

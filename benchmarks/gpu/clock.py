@@ -35,6 +35,11 @@ class Clock:
         """Whether the device has events and graphs."""
         return self.device.type == "cuda"
 
+    @property
+    def name(self) -> str:
+        """Of the device: goals in microseconds belong to one kind of GPU."""
+        return torch.cuda.get_device_name(self.device) if self.is_cuda else "CPU"
+
     def synchronize(self) -> None:
         """Waits for the device."""
         if self.is_cuda:

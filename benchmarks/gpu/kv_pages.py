@@ -18,6 +18,15 @@ PAGE_SIZE = 16
 # does: more than a second-level cache holds. But not through more layers than this.
 TURN_BYTES, MOST_LAYERS = 200 << 20, 40
 LOADS = ("direct", "staged")
+# Of the bandwidth of reading, that the project wants of attention from so many tokens on.
+GOAL_FRACTION, GOAL_CONTEXT = 0.6, 4096
+
+
+def goal_of(context: int, fraction: float) -> dict[str, Any]:
+    """The goal of a context, and whether a share of the bandwidth meets it; None for short ones."""
+    goal = GOAL_FRACTION if context >= GOAL_CONTEXT else None
+    met = None if goal is None else fraction >= goal
+    return {"goal_fraction_of_read": goal, "met": met}
 
 
 class Layers:
@@ -131,7 +140,7 @@ def _attention(
             )
             share = read / (1e-6 * microseconds) / reading
             own = {"loads": loads, "fraction_of_read": share, "events_us": events}
-            rows.append(line | own | {"torch_us": theirs})
+            rows.append(line | own | {"torch_us": theirs} | goal_of(context, share))
             gr.paged_attention(layer.pool, 0, batch, queries, out, scale=size**-0.5)
             results.append(out.clone())
     finally:

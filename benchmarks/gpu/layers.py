@@ -16,6 +16,7 @@ from models import SHAPES
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_pos_emb
 
 from glimprouter.hf.attention.fused_operations import DeviceOperations, Norm, NormForm
+from glimprouter.hf.attention.fused_products import MOST_ROWS
 
 ROWS = (1, 4, 8, 16)
 COLD_BYTES = 400 << 20  # that weights are cycled through
@@ -40,7 +41,7 @@ class Shapes:
         own = SHAPES[name]
         self.hidden, self.inner = own["hidden_size"], own["intermediate_size"]
         self.heads, self.kv_heads = own["num_attention_heads"], own["num_key_value_heads"]
-        self.size = own["head_dim"]
+        self.size, self.vocabulary = own["head_dim"], own["vocab_size"]
         self.operations = DeviceOperations(str(clock.device)) if clock.is_cuda else None
 
     def random(self, *shape: int) -> torch.Tensor:
@@ -90,10 +91,14 @@ class Shapes:
             "o": (queries, [self.hidden], ""),
             "gate_up": (self.hidden, [self.inner] * 2, "silu"),
             "down": (self.inner, [self.hidden], ""),
+            "lm_head": (self.hidden, [self.vocabulary], ""),
         }
 
     def product(self, size: int, rows: list[int], activation: str) -> tuple[int, Pair]:
-        """Bytes of weights, and the calls; each call takes the next copy of the weights."""
+        """Bytes of weights, and the calls; each call takes the next copy of the weights.
+
+        More rows than our operation takes are torch's alone, as they are in a pass.
+        """
         num_bytes = 2 * size * sum(rows)
         copies = max(2, -(-COLD_BYTES // num_bytes)) if self.clock.is_cuda else 1
         sets = [[self.random(count, size) for count in rows] for _ in range(copies)]
@@ -109,7 +114,8 @@ class Shapes:
             results = [torch.nn.functional.linear(hidden, weight) for weight in next(theirs_next)]
             return torch.nn.functional.silu(results[0]) * results[1] if activation else results
 
-        return num_bytes, ((None if ops is None else ours), theirs)
+        takes = ops is not None and self.rows <= MOST_ROWS
+        return num_bytes, ((ours if takes else None), theirs)
 
 
 def _line(clock: Clock, pair: Pair, **more: Any) -> dict[str, Any]:

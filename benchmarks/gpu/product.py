@@ -2,8 +2,10 @@
 
 Contenders, all through `RoutedModel.generate`: the large model alone, the same with drafts (which
 is speculative decoding), routed, and routed with drafts; for several numbers of sequences at a
-time, shares of large steps and agreements of the models. Weights are random, texts are those of a
-table (`token_chain.py`), agreement is what it was set to (`agreeing_pair.py`).
+time, shares of large steps and agreements of the models. Two of them also at their best, with what
+is off by default until it was measured: fused layers, and attention that copies ahead. Weights are
+random, texts are those of a table (`token_chain.py`), agreement is what it was set to
+(`agreeing_pair.py`).
 """
 
 from __future__ import annotations
@@ -17,25 +19,37 @@ import numpy as np
 import torch
 from agreeing_pair import SAMPLING, AgreeingPair
 from budget import Budget
+from captures import counted, rows_of
 from clock import Clock
 from models import build
 from token_chain import CYCLE, STEPS, TokenChain
 
 import glimprouter as gr
+from glimprouter import kv
 from glimprouter.calibration.shares import threshold_for_share
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.sequence.events import Result
 
 ALONE, ALONE_DRAFTS = "large alone", "large alone, drafts"
 ROUTED, ROUTED_DRAFTS = "routed", "routed, drafts"
-DRAFTS: dict[str, Any] = {ALONE: 0, ALONE_DRAFTS: "auto", ROUTED: 0, ROUTED_DRAFTS: "auto"}
+# With fused layers and staged loads of attention.
+BEST_ALONE, BEST_DRAFTS = "best: large alone", "best: routed, drafts"
+BEST = (BEST_ALONE, BEST_DRAFTS)
+DRAFTS: dict[str, Any] = {
+    ALONE: 0,
+    ALONE_DRAFTS: "auto",
+    ROUTED: 0,
+    ROUTED_DRAFTS: "auto",
+    BEST_ALONE: 0,
+    BEST_DRAFTS: "auto",
+}
 AGREEMENTS = (0.75, 0.6)
 LARGE_SHARES = (0.15, 0.25)
 # Speed over the large model alone by sequences, of the first agreement and share; and over its
 # speculative decoding, everywhere.
 GOALS = {1: 3.5, 16: 2.2, 64: 2.0}
 GOAL_OVER_SPECULATIVE = 1.3
-RATIOS = ("over_large_alone", "over_speculative")
+RATIOS = ("over_large_alone", "over_speculative", "over_best_alone")
 PROMPT = 32  # tokens: what is measured is writing
 TOKENS = CYCLE // 4  # of a sequence: four sequences pass all of the cycle
 SEED = 7
@@ -97,44 +111,50 @@ class Product:
     Attributes:
         clock: Of the device.
         chain: The table that texts follow.
-        routed: A `RoutedModel` by its option `drafts`.
+        routed: A `RoutedModel` by its option `drafts`, and whether it is one at its best.
         pair: Whose agreement is set.
         budget: Of all measurements.
         keep: Told of the report whenever something was added.
         report: What comes of it.
         alone: Runs of the large model alone, by sequences.
         slowest: Seconds of the slowest run so far, by sequences.
+        warm_up_seconds: Of the contenders by default: those at their best take about as long.
     """
 
     clock: Clock
     chain: TokenChain
-    routed: dict[Any, RoutedModel]
+    routed: dict[tuple[Any, bool], RoutedModel]
     pair: AgreeingPair
     budget: Budget
     keep: Keep
     report: dict[str, Any]
     alone: dict[int, Measured] = field(default_factory=dict)
     slowest: dict[int, float] = field(default_factory=dict)
+    warm_up_seconds: float = 0.0
 
     def write(self, contender: str, rows: int, prompts: Sequence[list[int]], **config: Any) -> Any:
         """Some sequences, so many at a time."""
-        if contender in (ALONE, ALONE_DRAFTS):
+        if contender in (ALONE, ALONE_DRAFTS, BEST_ALONE):
             config["route"] = "large"
-        model = self.routed[DRAFTS[contender]]
-        self.clock.synchronize()
-        start = time.perf_counter()
-        results: list[Result] = []
-        for first in range(0, len(prompts), rows):
-            results += model.generate(prompts[first : first + rows], seeds=SEED, **config)
-        self.clock.synchronize()
-        return Measured(time.perf_counter() - start, results)
+        model = self.routed[DRAFTS[contender], contender in BEST]
+        before = kv.set_attention_loads("staged" if contender in BEST else "direct")
+        try:
+            self.clock.synchronize()
+            start = time.perf_counter()
+            results: list[Result] = []
+            for first in range(0, len(prompts), rows):
+                results += model.generate(prompts[first : first + rows], seeds=SEED, **config)
+            self.clock.synchronize()
+            return Measured(time.perf_counter() - start, results)
+        finally:
+            kv.set_attention_loads(before)
 
     def measure(self, contender: str, rows: int, **config: Any) -> Measured | str:
         """A run that is timed; why there is none where it does not fit into the budget."""
         expected = _SLOWER * self.slowest.get(rows, max(self.slowest.values(), default=0.0))
         if refusal := self.budget.refusal(expected):
             return refusal
-        routed = contender in (ROUTED, ROUTED_DRAFTS)
+        routed = contender in (ROUTED, ROUTED_DRAFTS, BEST_DRAFTS)
         prompts = self.chain.prompts(max(rows, _LEAST_ROUTED if routed else 1), PROMPT)
         measured = self.write(contender, rows, prompts, **config)
         self.slowest[rows] = max(measured.seconds, self.slowest.get(rows, 0.0))
@@ -159,7 +179,7 @@ class Product:
             self.alone[rows] = measured
         elif rows in self.alone:
             row["over_large_alone"] = self.alone[rows].milliseconds() / measured.milliseconds()
-        if contender == ALONE_DRAFTS and rows in self.alone:
+        if contender in (ALONE_DRAFTS, BEST_ALONE) and rows in self.alone:
             row["same_tokens"] = measured.texts == self.alone[rows].texts
         self.note(row | measured.counts())
         return measured
@@ -178,6 +198,21 @@ class Product:
             row |= {"over_speculative": ratio, "goal_over_speculative": GOAL_OVER_SPECULATIVE}
         if (settings["agreement"], settings["large_share"]) == (AGREEMENTS[0], LARGE_SHARES[0]):
             row["goal_over_large_alone"] = GOALS.get(rows)
+        self.judge(row)
+
+    def best(self, rows: int, settings: Any) -> None:
+        """Routed with drafts beside the large model alone, both at their best, and the goal."""
+        alone = self.add(BEST_ALONE, rows, {})
+        drafts = self.add(BEST_DRAFTS, rows, settings, threshold=settings["threshold"])
+        if alone is None or drafts is None:
+            return
+        row = self.report["rows"][-1]
+        row["over_best_alone"] = alone.milliseconds() / drafts.milliseconds()
+        row["goal_over_best_alone"] = GOALS.get(rows)
+        self.judge(row)
+
+    def judge(self, row: dict[str, Any]) -> None:
+        """Whether a row meets all goals that it has."""
         aims = [(row.get(name), row.get(f"goal_{name}")) for name in RATIOS]
         known = [own >= goal for own, goal in aims if own is not None and goal is not None]
         row["met"] = all(known) if known else None
@@ -213,18 +248,19 @@ class Product:
         return self.threshold_of(rows)
 
 
-def _warm_up(product: Product, sizes: Sequence[int]) -> None:
+def _warm_up(product: Product, sizes: Sequence[int], contenders: Sequence[str]) -> None:
     """Captures what is captured, and lets libraries make their choices."""
     most = max(sizes)
     prompts = product.chain.prompts(most, PROMPT)
-    for contender in (ROUTED, ROUTED_DRAFTS):
+    for contender in contenders:
+        routes = ("large",) if contender == BEST_ALONE else ("small", "large")
         # The longest first: a run that needs more pages makes those and the graphs anew.
-        product.write(contender, most, prompts, route="small")
+        product.write(contender, most, prompts, route=routes[0])
         for rows in (1 << power for power in range(most.bit_length())):
-            for route in ("small", "large"):
+            for route in routes:
                 few = {"route": route, "max_think_tokens": _WARM_UP_TOKENS}
                 product.write(contender, rows, prompts[:rows], **few)
-        for rows in sizes:
+        for rows in sizes if len(routes) > 1 else ():
             few = {"threshold": _WARM_UP_THRESHOLD, "max_think_tokens": _WARM_UP_ROUTED}
             product.write(contender, rows, prompts[:rows], **few)
 
@@ -238,7 +274,7 @@ def _prepare(
     limits = {"max_think_tokens": TOKENS, "max_answer_tokens": 0, "repetition_guard": False}
     config = gr.RouterConfig(**SAMPLING, **limits)
     routed = {  # before the pair agrees: see there
-        drafts: RoutedModel(
+        (drafts, best): RoutedModel(
             small,
             large,
             tokenizer,
@@ -248,7 +284,9 @@ def _prepare(
             engine="paged",
             max_sequences=most,
             drafts=drafts,
+            fused_layers=True if best else "auto",
         )
+        for best in (False, True)
         for drafts in (0, "auto")
     }
     report = {
@@ -257,7 +295,7 @@ def _prepare(
         "sampling": SAMPLING,
         "prompt_tokens": PROMPT,
         "tokens_of_a_sequence": TOKENS,
-        "execution": routed[0].execution,
+        "execution": routed[0, False].execution,
         "steps": {
             "mean_tokens": CYCLE / len(STEPS),
             "median_tokens": float(np.median([length for length, _ in STEPS])),
@@ -269,6 +307,31 @@ def _prepare(
         "rows": [],
     }
     return Product(clock, chain, routed, AgreeingPair(small, large, chain), budget, keep, report)
+
+
+def _warm_up_by_default(product: Product, names: tuple[str, str], sizes: Sequence[int]) -> None:
+    """And how long the captures take."""
+    model = product.routed[0, False]
+    models = {"small": model.small, "large": model.large}
+    start = time.perf_counter()
+    with counted(models) as found:
+        if product.clock.is_cuda:
+            _warm_up(product, sizes, (ROUTED, ROUTED_DRAFTS))
+    product.warm_up_seconds = time.perf_counter() - start
+    shapes = dict(zip(models, names, strict=True))
+    product.report["captures"] = rows_of(found, shapes, product.clock.name)
+
+
+def _at_their_best(product: Product, sizes: Sequence[int], settings: Any) -> None:
+    """Where there is time left to warm up, too."""
+    expected = product.warm_up_seconds + _SLOWER * max(product.slowest.values(), default=0.0)
+    if refusal := product.budget.refusal(expected):
+        product.note({"contender": BEST_DRAFTS, **settings, "left_out": refusal})
+        return
+    if product.clock.is_cuda:
+        _warm_up(product, sizes, BEST)
+    for rows in sizes:
+        product.best(rows, settings)
 
 
 def run(
@@ -289,8 +352,7 @@ def run(
     """
     most = max(sizes)
     product = _prepare(clock, names, most, budget, keep)
-    if clock.is_cuda:
-        _warm_up(product, sizes)
+    _warm_up_by_default(product, names, sizes)
     for rows in sorted(sizes, reverse=True):
         product.add(ALONE, rows, {})
     for agreement in AGREEMENTS:
@@ -307,6 +369,8 @@ def run(
             settings = {"agreement": agreement, "large_share": share, "threshold": threshold}
             for rows in sizes:
                 product.routed_beside(rows, speculative[rows], settings)
+            if (agreement, share) == (AGREEMENTS[0], LARGE_SHARES[0]):
+                _at_their_best(product, sizes, settings)
     if clock.is_cuda:
         product.report["peak_memory_bytes"] = torch.cuda.max_memory_allocated(clock.device)
     return product.report

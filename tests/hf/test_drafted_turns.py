@@ -137,12 +137,21 @@ def test_costs_are_measured() -> None:
 
 @pytest.mark.parametrize("hard", [0.15, 0.25])
 def test_what_drafts_are_worth(simulation: ModuleType, hard: float) -> None:
-    """By the costs of an H200: above routing alone and speculative decoding, in every batch."""
+    """By the costs of an H200: above routing alone and speculative decoding, in every batch.
+
+    With 15 % hard steps 16 and 64 rows reach what is wanted of a GPU (2.2 and 2.0). One row does
+    not reach its 3.5: at 7.0 ms a small pass and 23.7 a large one it could only where each pass
+    came nearer to the time of reading its weights. Speculative decoding is beaten by the 1.3 that
+    is wanted everywhere. The other bounds are what these costs give, rounded down: a change of the
+    rule that loses more than that is seen.
+    """
     machine = simulation.MACHINES["H200, 4B + 32B"]
-    for count, least in ((1, 3.0), (4, 2.3), (16, 1.9), (64, 1.5)):
+    least = {0.15: (3.1, 2.7, 2.4, 2.0), 0.25: (3.0, 2.5, 2.3, 1.8)}[hard]
+    for count, wanted in zip((1, 4, 16, 64), least, strict=True):
         found = simulation.gains(machine, count, hard)
-        assert found["with drafts"] >= least, (count, found)
-        assert found["with drafts"] >= 1.02 * max(found["routed"], found["speculative"]), found
+        assert found["with drafts"] >= wanted, (count, found)
+        assert found["with drafts"] >= 1.1 * found["routed"], (count, found)
+        assert found["with drafts"] >= 1.3 * found["speculative"], (count, found)
 
 
 def test_nobody_waits_longer_than_the_bound_in_a_batch(simulation: ModuleType) -> None:

@@ -97,6 +97,30 @@ def test_models_that_never_agree(family: str) -> None:
     assert counted(got, "small", "drafted") > 2 * counted(got, "small", "accepted")
 
 
+@pytest.mark.both_engines("paged")
+@pytest.mark.usefixtures("pages_of_16")
+def test_as_many_sequences_as_there_may_be_write_what_each_writes_alone() -> None:
+    pair, most = agreeing_pair(), 256
+    generator = torch.Generator().manual_seed(4)
+    lengths = torch.randint(2, 16, (most,), generator=generator).tolist()
+    prompts = [torch.randint(40, 90, (n,), generator=generator).tolist() for n in lengths]
+    few = {"max_think_tokens": 6, "max_step_tokens": 3, "max_answer_tokens": 2}
+    run = pair.routed(max_sequences=most, drafts="auto", **few).stream(prompts)
+    results: dict[int, Any] = {}
+    running = 0
+    for event in run:
+        running = max(running, run.usage().running)
+        if event.result is not None:
+            results[event.sequence] = event.result
+    assert running == most
+    got = [results[index] for index in range(most)]
+    assert counted(got, "small", "accepted") > 0
+    alone = pair.routed(max_sequences=1, **few)  # one after the other, and without drafts
+    assert outcome(got) == outcome(alone.generate(prompts))
+    written = {tuple(result.token_ids) for result in got}
+    assert len(written) > most // 2  # each has a text of its own
+
+
 def test_the_trained_pair_needs_few_passes_of_the_large_model() -> None:
     pair = hf_pairs.trained_pair()
     options = {"max_think_tokens": 120, "max_step_tokens": 60, "max_answer_tokens": 30}

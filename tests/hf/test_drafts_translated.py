@@ -12,6 +12,12 @@ from hf_translated import KINDS, permuted_pair, routed
 pytestmark = pytest.mark.both_engines
 
 
+def assert_drafted(results: list[Any]) -> None:
+    """Some drafts were made, and compared with what the large model wrote."""
+    assert sum(result.counts["small"].drafted for result in results) > 0
+    assert sum(result.counts["small"].compared for result in results) > 0
+
+
 def without_drafts(results: list[Any]) -> list[Any]:
     """Everything but times, and what drafts count.
 
@@ -51,6 +57,7 @@ def test_vocabularies_that_overlap(small: str, large: str, route: str) -> None:
     prompts = hf_translated.prompts(small, large)
     want = routed(small, large, route=route).generate(prompts)
     got = routed(small, large, route=route, drafts=6).generate(prompts)
+    assert_drafted(got)
     assert without_drafts(got) == without_drafts(want)
 
 
@@ -66,5 +73,6 @@ def test_a_context_takes_as_much_text_as_without_drafts(
         for drafts in (0, 6)
     )
     want, got = without.generate(prompts), with_drafts.generate(prompts)
+    assert_drafted(got)
     assert without_drafts(got) == without_drafts(want)
     assert [result.trace.error for result in got] == [result.trace.error for result in want]

@@ -121,7 +121,7 @@ def router() -> gr.StepRouter:
     return gr.StepRouter(make_boundary(), config, max_sequences=4, device=DEVICE)
 
 
-def test_equal_distributions_draft_what_is_taken(router: gr.StepRouter) -> None:
+def test_equal_distributions_draft_what_is_taken_small_case(router: gr.StepRouter) -> None:
     """The draft is drawn by the key of the model that will verify it."""
     flat = np.zeros((1, logits_of(0).shape[1]), np.float32)
     drafted, written = router.open(seed=4), router.open(seed=4)
@@ -153,7 +153,7 @@ def test_room_counts_down_to_the_forced_end(router: gr.StepRouter) -> None:
     assert router.phase(row) == gr.Phase.ANSWER
 
 
-def test_a_fault_leaves_what_came_before_it(router: gr.StepRouter) -> None:
+def test_a_fault_leaves_what_came_before_it_small_case(router: gr.StepRouter) -> None:
     row = router.open(temperature=0.0)
     out = router.outputs(4)
     logits = logits_of(1, 2, 3, 4)

@@ -59,6 +59,7 @@ class BenchmarkRow:
         times_floor: Time over that of `torch.sum` of the same rows (lower is better).
         speedup: Time of the torch chain over this time (higher is better).
         gathered_bytes: Keys and values of the whole context that a call copies, in all layers.
+        value: What is measured where that is no time: a share, or a count.
         goal: The bound that the project set itself, in words.
         met: Whether the measurement keeps it.
     """
@@ -69,6 +70,7 @@ class BenchmarkRow:
     times_floor: float | None = None
     speedup: float | None = None
     gathered_bytes: int | None = None
+    value: float | None = None
     goal: str | None = None
     met: bool | None = None
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from glimprouter.bench.harness import BenchmarkRow, Report, Section
 
-COLUMNS = ("", "us", "GB/s", "x torch.sum", "speed-up", "MB gathered", "goal")
+COLUMNS = ("", "us", "GB/s", "x torch.sum", "speed-up", "MB gathered", "value", "goal")
 
 LOG_WIDTH = 124  # columns, where the output is a file or a pipe
 
@@ -26,6 +26,7 @@ def _cells(row: BenchmarkRow) -> tuple[str, ...]:
         number(row.times_floor, 2),
         number(row.speedup, 1),
         number(None if row.gathered_bytes is None else row.gathered_bytes / 1e6, 1),
+        number(row.value, 3),
         goal,
     )
 
