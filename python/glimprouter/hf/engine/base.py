@@ -139,7 +139,8 @@ class Engine(ABC):
     ) -> bool:
         """Further passes of a model behind a step, where they need nothing between them.
 
-        :meth:`note_ahead` must follow for each of the records, also after an interrupt.
+        Where there were some, :meth:`note_ahead` must follow for each of the records, also after an
+        interrupt.
 
         Args:
             model: That goes on.

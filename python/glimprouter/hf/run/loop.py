@@ -231,7 +231,9 @@ class Loop:
         does not seem to be worth it.
         """
         assert self._drafted_turns is not None
-        others = [record for record in self._waiting_for_large() if record not in handed]
+        # Those of this pass have not been told of their tokens: their text is not whole yet.
+        told = {said.record.index for said in self._computed.said}
+        others = [r for r in self._waiting_for_large() if r.index not in told]
         rows = [[self._row(record) for record in records] for records in (handed, others)]
         worth = set(self._drafted_turns.worth_handing_over(*rows))
         tries = {p for p, r in enumerate(handed) if len(r.step_starts) % _STEPS_TO_TRY == 0}

@@ -141,9 +141,8 @@ class ModelPasses:
             return None
         tokens = self._sequences.engine.pass_tokens
         logits = logits.to(torch_device(self._sequences.router.device)).contiguous()
-        # A token whose event is awaited is the last that is written before it is taken.
-        quiet = not any(record.stream_tokens for record in records)
-        alone = planned.alone and self._goes_ahead and quiet and tokens == len(records)
+        alone = planned.alone and self._goes_ahead and tokens == len(records)
+        alone = alone and all(map(self._sequences.goes_on_unseen, records))
         if name == "large":
             written = self._verify(records, logits, started, alone=alone)
         else:

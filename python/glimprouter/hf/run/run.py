@@ -52,7 +52,7 @@ class Run:
 
     When a device is lost, the call that finds out raises :class:`glimprouter.DeviceLost`, and so
     does every later one that needs the device. Unread events, traces, generated ids and
-    :meth:`cancel` do not: they are as of the last pass that came back.
+    :meth:`cancel` do not: they are as of the last pass whose tokens were told.
     """
 
     def __init__(

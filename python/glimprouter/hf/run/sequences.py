@@ -120,6 +120,14 @@ class RunSequences:
             self._one_step.discard(record.index)
             self.hold(record)
 
+    def goes_on_unseen(self, record: SequenceRecord) -> bool:
+        """Whether nobody waits for single tokens of a sequence, or for the end of its step.
+
+        The first one may begin an answer, which ends a step, too.
+        """
+        awaited = record.stream_tokens or record.index in self._one_step
+        return bool(record.generated) and not awaited
+
     def record(self, sequence: int) -> SequenceRecord:
         """The record of a sequence.
 
