@@ -144,7 +144,7 @@ def test_commands_behind_a_stop_are_answered() -> None:
 
 
 def test_a_device_that_is_lost_ends_the_engine_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not tried again: the process has to be started anew, which 503 and /health say."""
+    """It is not tried again: the process has to be started anew, which /health says, too."""
     passes: list[int] = []
 
     def fail(*_: Any) -> None:
@@ -160,7 +160,7 @@ def test_a_device_that_is_lost_ends_the_engine_at_once(monkeypatch: pytest.Monke
     assert not engine.alive
     assert len(passes) == 1
     failures = [(ticket, one.status) for ticket, one in told if isinstance(one, Failure)]
-    assert failures == [(7, 503)]
+    assert failures == [(7, 500)]
 
 
 def test_a_stream_that_cannot_begin_is_an_error_and_no_stream() -> None:
