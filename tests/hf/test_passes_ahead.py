@@ -67,8 +67,9 @@ class Ahead:
         self.allowed = True
         native, note = PagedEngine.write_ahead, PagedEngine.note_ahead
 
-        def write_ahead(engine: PagedEngine, *arguments: Any) -> bool:
-            return self.allowed and native(engine, *arguments)
+        def write_ahead(engine: PagedEngine, *arguments: Any) -> None:
+            if self.allowed:
+                native(engine, *arguments)
 
         def note_ahead(engine: PagedEngine, model: str, record: SequenceRecord) -> None:
             before = record.num_passes[model]
@@ -218,7 +219,7 @@ def test_an_interrupt_behind_passes_ahead_loses_nothing(ahead: Ahead) -> None:
     interrupted = 0
     native = PagedEngine.write_ahead
 
-    def write_ahead(engine: PagedEngine, *arguments: Any) -> bool:
+    def write_ahead(engine: PagedEngine, *arguments: Any) -> None:
         nonlocal interrupted
         native(engine, *arguments)
         interrupted += 1

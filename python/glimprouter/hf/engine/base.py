@@ -136,7 +136,7 @@ class Engine(ABC):
         router: StepRouter,
         outputs: tuple[StepOutputs, StepOutputs],
         seconds: float,
-    ) -> bool:
+    ) -> None:
         """Further passes of a model behind a step, where they need nothing between them.
 
         Where there were some, :meth:`note_ahead` must follow for each of the records, also after an
@@ -149,11 +149,8 @@ class Engine(ABC):
             outputs: Of the step, and of those to come: ``NOT_REACHED`` behind the last one. Their
                 tokens are the records' next ones.
             seconds: After which no further pass begins.
-
-        Returns:
-            Whether there may have been some.
         """
-        return False
+        return
 
     def note_ahead(self, model: str, record: SequenceRecord) -> None:
         """Passes over a token each, since the last one that the record knows of, have succeeded."""

@@ -345,17 +345,16 @@ class PagedEngine(Engine):
         router: StepRouter,
         outputs: tuple[StepOutputs, StepOutputs],
         seconds: float,
-    ) -> bool:
+    ) -> None:
         """By the model's native pass, where it has one."""
         fused = self._fused.get(model)
         if fused is None or fused.whole is None or not fused.whole.takes(len(records)):
-            return False
+            return
         index, sequences = MODELS.index(model), self._numbers(records)
         longest = 1 + max(self.computed(model, record) for record in records)
         rows = [record.row for record in records]
         writing = Writing(self._cache, router, index, sequences, rows, *outputs)
         fused.whole.passes_ahead(writing, longest, seconds)
-        return True
 
     def _at_step_start(self, records: Sequence[SequenceRecord]) -> list[int]:
         return [self._sequences[record.index] for record in records if record.at_step_start]
