@@ -11,7 +11,7 @@ from glimprouter.hf import RoutedModel
 def main() -> None:
     """Finds a threshold on half of some prompts, and verifies it on the other half."""
     config = gr.RouterConfig(temperature=0.0, max_step_tokens=64, max_think_tokens=320)
-    model = RoutedModel.from_pretrained(small_path(), large_path(), config=config)
+    model = RoutedModel.from_pretrained(small_path(), large_path(), dtype="float32", config=config)
     prompts = [problem.prompt for problem in held_out_problems(24, seed=1)]
     found = gr.calibrate(model, prompts, large_share=0.25)
     print(

@@ -24,7 +24,7 @@ def main() -> None:
     """Runs some problems by each rule and prints what came of it."""
     config = gr.RouterConfig(temperature=0.0)
     model = RoutedModel.from_pretrained(
-        small_path(), large_path(), config=config, max_sequences=20, drafts=0
+        small_path(), large_path(), dtype="float32", config=config, max_sequences=20, drafts=0
     )
     problems = held_out_problems(20, seed=4)
     for policy in (EntropyThreshold(RECOMMENDED_THRESHOLD), RandomShare(0.2), LargeBegins()):

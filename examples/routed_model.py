@@ -11,7 +11,7 @@ def main() -> None:
     """Streams two prompts at once and prints who wrote which step."""
     config = gr.RouterConfig(threshold=RECOMMENDED_THRESHOLD, temperature=0.0)
     # On a GPU: device="cuda:0", dtype="bfloat16"; for each model {"small": ..., "large": ...}.
-    model = RoutedModel.from_pretrained(small_path(), large_path(), config=config)
+    model = RoutedModel.from_pretrained(small_path(), large_path(), dtype="float32", config=config)
     for event in model.stream(["Reduce 18,39,12", "Reduce 47,12,90"]):
         if event.kind == "route":
             print(f"prompt {event.sequence}: H = {event.entropy:.3f} -> {event.model}")

@@ -12,7 +12,9 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import glimprouter as gr
+import shared_trials
 from glimprouter.hf.attention import layers
+from glimprouter.hf.engine import choice
 from hf_pairs import ENGINE
 
 # The emulator takes some milliseconds a row.
@@ -62,3 +64,11 @@ def engine_under_test(request: pytest.FixtureRequest) -> Iterator[str]:
     token = ENGINE.set(getattr(request, "param", ENGINE.get()))
     yield ENGINE.get()
     ENGINE.reset(token)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def trials_of_shared_models() -> Iterator[None]:
+    """Models that tests share compute what they are compared with once, not for every pair."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "trial_of", shared_trials.trial_of)
+        yield

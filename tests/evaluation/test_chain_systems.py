@@ -71,14 +71,18 @@ def steps_of(records: Records, record: ProblemRecord) -> list[StepRecord]:
 def alone(
     writer: gr.ModelName, split: str = "report", places: tuple[int, ...] | None = None
 ) -> list[Result]:
-    """Problems by one model; draws depend on the place among them."""
+    """Problems by one model; draws depend on the place in a batch."""
     count = PROBLEMS if split == "report" else DEVELOPMENT
     problems = task().problems(count, split)  # type: ignore[arg-type]
     seeds = [problem_seed(0, p) if split == "report" else n for n, p in enumerate(problems)]
     if places is not None:
         problems, seeds = [problems[n] for n in places], [seeds[n] for n in places]
-    prompts = [problem.prompt for problem in problems]
-    return pair().generate(prompts, seeds, route=writer, answer_model=writer)
+    results: list[Result] = []
+    for start in range(0, len(problems), SIZES["batch"]):  # as the systems read them
+        chunk = slice(start, start + SIZES["batch"])
+        prompts = [problem.prompt for problem in problems[chunk]]
+        results += pair().generate(prompts, seeds[chunk], route=writer, answer_model=writer)
+    return results
 
 
 def prompts_of(split: str = "report") -> list[list[int]]:
@@ -297,29 +301,38 @@ def test_a_problem_is_recorded_when_it_is_solved(
     """Each system is interrupted in a pass within its batch: what it had solved is there."""
     batched = [arm for arm in ARMS if arm.split(":")[0] not in ("fractured", "ari", "ftp")]
     append, told, stopped = RecordFile.append, Counter[str](), set[str]()
+    hooks: list[Any] = []  # while one is to be stopped: a watched model is a slow one
 
     def count(self: RecordFile, group: Iterable[Record]) -> None:
         kept = list(group)
         append(self, kept)
         told.update(r.arm for r in kept if isinstance(r, ProblemRecord) and r.split == "report")
+        if to_stop() and not hooks:
+            models = pair().small, pair().large
+            hooks.extend(model.register_forward_hook(stop) for model in models)
+
+    def to_stop() -> set[str]:
+        begun = {arm for arm in told if 0 < told[arm] < PROBLEMS}
+        return {arm for arm in begun - stopped if arm.split()[0] in SYSTEMS}
 
     def stop(*_: Any) -> None:
-        for arm in told.keys() - stopped:
-            if arm.split()[0] in SYSTEMS and 0 < told[arm] < PROBLEMS:
-                stopped.add(arm)
-                raise KeyboardInterrupt
+        if arms := to_stop():
+            stopped.update(arms)
+            raise KeyboardInterrupt
 
-    hooks = [each.register_forward_hook(stop) for each in (pair().small, pair().large)]
+    def forget_hooks() -> None:
+        while hooks:
+            hooks.pop().remove()
+
     with monkeypatch.context() as patch:
         patch.setattr(RecordFile, "append", count)
         for number in range(1, 1 + len(batched)):
             with pytest.raises(KeyboardInterrupt):
                 evaluated(tmp_path, policies=batched, **SIZES)
+            forget_hooks()
             assert len(stopped) == number
             found = Counter(u.arm for u in read_records(tmp_path).problems if u.arm in stopped)
             assert found == Counter({arm: told[arm] for arm in stopped})
-    for hook in hooks:
-        hook.remove()
     again = read_records(evaluated(tmp_path, policies=batched, **SIZES)).problems
     assert {unit.arm for unit in again} > stopped
     for unit, record in again.items():

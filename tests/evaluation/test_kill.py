@@ -17,6 +17,7 @@ WORDS = (
     *("evaluate", "run", *PAIR, "--task", "list_reduction", "--policy", "entropy:threshold=0.5"),
     *("--problems", "9", "--development-problems", "2", "--seeds", "1", "--batch", str(BATCH)),
     *("--probe-problems", "2", "--probe-steps", "1", "--threads", "1", "--plain"),
+    *("--dtype", "float32"),
     *("--max-step-tokens", "64", "--max-think-tokens", "320", "--max-answer-tokens", "16"),
 )
 

@@ -20,6 +20,7 @@ from glimprouter.demo_pair import task
 from glimprouter.hf.attention import layers
 from hf_pairs import ENGINE, Pair
 from hf_watch import TRIAL, Rows
+from shared_trials import changed
 
 MARGIN = 1e-4  # nats, or between the two largest logits
 ENTROPY_ERROR = 1e-4
@@ -176,7 +177,7 @@ def test_other_softcaps_are_noticed() -> None:
     with margins(pair, prompt) as close:
         oracle = generate(pair, [prompt], "gather", CAP)[0]
     blocks = [*pair.small.model.layers, *pair.large.model.layers]
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, changed(pair.small, pair.large):
         for layer in blocks:
             patch.setattr(layer.self_attn, "attn_logit_softcapping", 2.2)
         other = generate(pair, [prompt], "paged", CAP)[0]

@@ -7,6 +7,7 @@ rules from their description alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pytest
@@ -52,6 +53,13 @@ def choose(slow: Slow, logits: torch.Tensor) -> int:
     first, second = logits.topk(2).values.tolist()
     slow.note(first - second)
     return int(logits.argmax())
+
+
+@cache
+def slow_runs(family: str, attention: str) -> list[Slow]:
+    """Of all prompts: the engines are compared with the same."""
+    pair = hf_pairs.random_pair(family, attention=attention)
+    return [slow_run(pair, prompt, pair.threshold) for prompt in pair.prompts]
 
 
 def slow_run(pair: Pair, prompt: list[int], threshold: float) -> Slow:
@@ -109,8 +117,9 @@ def test_ragged_batch_and_single_runs_against_the_loop(family: str, attention: s
     routed = pair.routed(max_think_tokens=THINK, max_answer_tokens=ANSWER, max_step_tokens=CAP)
     batch = routed.generate(pair.prompts)
     uncertain, models = 0, []
-    for prompt, together in zip(pair.prompts, batch, strict=True):
-        slow = slow_run(pair, prompt, pair.threshold)
+    for prompt, together, slow in zip(
+        pair.prompts, batch, slow_runs(family, attention), strict=True
+    ):
         check(together, slow)
         check(routed.generate([prompt])[0], slow)
         uncertain += slow.uncertain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -82,18 +83,24 @@ def slow_run(pair: Pair, prompt: list[int], policy: SpecReason) -> SlowRun:
     return run
 
 
-@pytest.mark.parametrize(("family", "expected"), [("qwen3", False), ("gemma3", True)])
-def test_against_a_loop_without_cache(family: str, expected: bool) -> None:
-    """Texts, writers and grades; in a batch and alone, with drafts and without."""
+@cache
+def slow_runs(family: str, expected: bool) -> tuple[SpecReason, list[SlowRun]]:
+    """A rule that rejects about half of the steps, and what it leads to; for both engines."""
     pair = hf_pairs.pair_of(family)
     digits: Any = DIGITS if expected else ALIKE
     model = pair.routed(**LIMITS)
     model.policy = seen = Graded(forced="keep", expected=expected, digits=digits)
     model.generate(pair.prompts)
     grades = sorted(seen.grades().values())
-    threshold = grades[len(grades) // 2] - 1e-3
-    policy = SpecReason(threshold, expected=expected, digits=digits)
-    slow = [slow_run(pair, prompt, policy) for prompt in pair.prompts]
+    policy = SpecReason(grades[len(grades) // 2] - 1e-3, expected=expected, digits=digits)
+    return policy, [slow_run(pair, prompt, policy) for prompt in pair.prompts]
+
+
+@pytest.mark.parametrize(("family", "expected"), [("qwen3", False), ("gemma3", True)])
+def test_against_a_loop_without_cache(family: str, expected: bool) -> None:
+    """Texts, writers and grades; in a batch and alone, with drafts and without."""
+    pair = hf_pairs.pair_of(family)
+    policy, slow = slow_runs(family, expected)
     certain = [index for index, run in enumerate(slow) if run.closest > MARGIN]
     assert len(certain) > 2, "too little would be compared"
     for drafts in (0, 3):

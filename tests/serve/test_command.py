@@ -22,6 +22,7 @@ ROUTING = (
     *("--threshold", str(CONFIG.threshold), "--temperature", str(CONFIG.temperature)),
     *("--top-p", str(CONFIG.top_p), "--max-answer-tokens", str(CONFIG.max_answer_tokens)),
     *("--max-think-tokens", str(CONFIG.max_think_tokens), "--drafts", "0", "--threads", "1"),
+    *("--dtype", "float32"),
 )
 
 

@@ -99,7 +99,7 @@ def test_memory_that_is_too_small_is_said_at_the_start() -> None:
 
 
 def test_a_sequence_that_memory_cannot_hold_is_refused() -> None:
-    with running(new_pair(kv_memory_bytes=1_600_000)) as server:
+    with running(new_pair(kv_memory_bytes=3_200_000)) as server:
         with pytest.raises(openai.BadRequestError, match="cannot hold the longest sequence"):
             server.chat(PROMPTS[0], extra_body={"glimprouter": {"max_think_tokens": 900}})
         assert _soon_idle(server)
@@ -164,7 +164,7 @@ def test_a_device_that_is_lost_ends_the_engine_at_once(monkeypatch: pytest.Monke
 
 
 def test_a_stream_that_cannot_begin_is_an_error_and_no_stream() -> None:
-    with running(new_pair(kv_memory_bytes=1_600_000)) as server:
+    with running(new_pair(kv_memory_bytes=3_200_000)) as server:
         routing = {"glimprouter": {"max_think_tokens": 900}}
         with pytest.raises(openai.BadRequestError, match="cannot hold the longest sequence"):
             server.chat(PROMPTS[0], stream=True, extra_body=routing)

@@ -33,7 +33,7 @@ def pair() -> RoutedModel:
     """The pair, without drafts, so that passes do not follow the clock."""
     config = gr.RouterConfig(**LIMITS)
     return RoutedModel.from_pretrained(
-        small_path(), large_path(), config=config, drafts=0, max_sequences=32
+        small_path(), large_path(), dtype="float32", config=config, drafts=0, max_sequences=32
     )
 
 

@@ -36,6 +36,7 @@ from glimprouter.demo_pair import task
 from glimprouter.hf import RoutedModel
 from glimprouter.hf.state.form import keeps_states
 from hf_watch import TRIAL
+from shared_trials import share
 
 torch.set_num_threads(1)  # the models are so small that a second thread only waits
 
@@ -143,7 +144,7 @@ def random_model(family: str, layers: int, seed: int, attention: str = "sdpa") -
         bias[:VOCABULARY] = output_bias(seed)
         model.lm_head.bias = torch.nn.Parameter(bias)
     model.generation_config.eos_token_id = None
-    return model.eval()
+    return share(model.eval())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +243,7 @@ def trained_pair() -> Pair:
         )
         for problem in task.held_out_problems(5, seed=1)
     ]
-    small, large = (model.eval() for model in loaded)
+    small, large = (share(model.eval()) for model in loaded)
     return Pair(small, large, tokenizer, prompts, demo_pair.RECOMMENDED_THRESHOLD)
 
 

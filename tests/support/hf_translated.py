@@ -18,6 +18,7 @@ from families import build
 from glimprouter.boundary import token_bytes
 from glimprouter.hf import EncodedPrompt, RoutedModel
 from hf_pairs import ENGINE, Pair
+from shared_trials import share
 
 TEXTS = (
     "First, we add two and two.",
@@ -81,7 +82,7 @@ def _speaking(model: Any, known: list[bytes | None]) -> Any:
         model.lm_head.weight *= 2.2
         model.lm_head.bias = torch.nn.Parameter(bias)
     model.generation_config.eos_token_id = None
-    return model.eval()
+    return share(model.eval())
 
 
 def prompts(small: str, large: str) -> list[EncodedPrompt]:

@@ -39,6 +39,7 @@ def new_pair(max_sequences: int = 8, drafts: Any = 0, **options: Any) -> RoutedM
     return RoutedModel.from_pretrained(
         small_path(),
         large_path(),
+        dtype="float32",
         config=CONFIG,
         max_sequences=max_sequences,
         drafts=drafts,
