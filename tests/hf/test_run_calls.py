@@ -73,6 +73,8 @@ def check_any_order(name: str, data: st.DataObject) -> None:
     if ENGINE.get() == "paged":
         model.kv_memory_bytes = small_arena(model, prompts)
     want = undisturbed(name, ENGINE.get())
+    # Text that is read in another vocabulary has other tokens where it is read in other pieces.
+    calls = [call for call in CALLS if call != "catch up" or model.translation is None]
     run = model.stream(prompts)
     origin = {index: index for index in range(len(prompts))}
     results: dict[int, Result] = {}
@@ -85,7 +87,7 @@ def check_any_order(name: str, data: st.DataObject) -> None:
         if not flying:
             continue
         sequence = data.draw(st.sampled_from(flying), label="sequence")
-        call = data.draw(st.sampled_from(CALLS), label="call")
+        call = data.draw(st.sampled_from(calls), label="call")
         play(run, call, sequence, data, origin)
     results.update(finish(run))
     assert set(results) == set(origin)

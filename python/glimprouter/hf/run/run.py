@@ -263,6 +263,10 @@ class Run:
         Else it reads what the other wrote when it is asked. Forks share what was read before them,
         so this comes before several; each computes the last token again when it is asked.
 
+        Where vocabularies differ, a model reads the other's text in its own tokens, a piece at a
+        time. What is written so far is a piece of its own then: with what follows it, it may have
+        had other tokens, and the model may go on otherwise than without this call.
+
         Raises:
             IndexError: No such sequence.
             ValueError: It has ended, or not begun, or no such model.
