@@ -234,9 +234,9 @@ def test_an_interrupt_leaves_the_trace_so_far(
     assert process.returncode == 130
     assert err.splitlines() == [f"trace: {path}", "interrupted"]
     trace = gr.Trace.from_jsonl(path)
-    if trace.end_reason != "interrupted":  # it came in the very moment in which text was read
+    if trace.end_reason != "interrupted":  # it came within a call, or while text was read
         assert trace.end_reason == "error"
-        assert "interrupted while text was read" in str(trace.error)
+        assert "interrupted" in str(trace.error)
     assert len(trace.steps) >= 4
     assert all(step.end_reason == "cap" for step in trace.steps[:-1])
     assert trace.total_tokens == sum(step.num_tokens for step in trace.steps)
